@@ -1,0 +1,113 @@
+"""The command line: one sub-command, one call."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from mail_torchrec.collectives import rank_in_environment
+
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="YAML file; launch/configs/ holds examples.")
+
+
+class _Cli(click.Group):
+    """Prints a user's error as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            if ctx.params["traceback"]:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--traceback", is_flag=True, help="Show where an error was raised.")
+def main(traceback: bool) -> None:
+    """Train click models with sharded tables and a zero-shot tower for new users (MAIL, CIKM 2021).
+
+    \b
+    mail-torchrec synthesize --out worlds/demo
+    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo data.root=worlds/demo
+    mail-torchrec compare runs/demo
+    """
+
+
+@main.command()
+@_CONFIG
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet.")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
+@_OVERRIDES
+def train(config_path: Path, run_dir: Path | None, print_config: bool, overrides: tuple[str, ...]) -> None:
+    """Train, evaluate and save one run.
+
+    Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
+    model.zero_shot=null. Alone it trains in one process; over more ranks:
+
+    \b
+    torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
+    """
+    from mail_torchrec.config import dump_config, load_config
+
+    config = load_config(config_path, list(overrides))
+    if print_config:
+        click.echo(dump_config(config), nl=False)
+        return
+    if run_dir is None:
+        raise click.UsageError("Missing option '--run-dir'.")
+    from mail_torchrec.train.run_dir import RunDir
+    from mail_torchrec.train.trainer import train as run
+
+    figures = run(config, RunDir(run_dir))
+    if rank_in_environment() == 0:
+        click.echo(json.dumps({config.name: figures}))
+
+
+@main.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--data", help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.")
+@_OVERRIDES
+def evaluate(run_dir: Path, data: str | None, overrides: tuple[str, ...]) -> None:
+    """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
+
+    Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0 scores every user with
+    the history there is.
+    """
+    from mail_torchrec.train.run_dir import RunDir
+    from mail_torchrec.train.trainer import evaluate_run
+
+    figures = evaluate_run(RunDir(run_dir), data, list(overrides))
+    if rank_in_environment() == 0:
+        click.echo(json.dumps(figures, indent=2))
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; its train/ and test/ must not exist yet.")
+@_OVERRIDES
+def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
+    """Write a synthetic world whose truth is known: attributes decide interests through a non-linear map."""
+    from mail_torchrec.config import parse_settings
+    from mail_torchrec.data.synthetic import WorldSettings, write_world
+
+    write_world(parse_settings(WorldSettings, list(overrides)), out)
+
+
+@main.command()
+@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
+def compare(run_dirs: tuple[Path, ...]) -> None:
+    """Print finished runs as one table, method by new / old / all, and name their files.
+
+    Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
+    """
+    raise NotImplementedError(run_dirs)
+
+
+@main.command()
+def doctor() -> None:
+    """Check the installation: versions, devices, and for a mismatch the cause and the fix."""
+    from mail_torchrec.doctor import main as diagnose
+
+    sys.exit(diagnose())

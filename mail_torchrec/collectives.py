@@ -1,0 +1,43 @@
+"""Sums and gathers over ranks; the identity in one process."""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Ranks of the process group, 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 where there is no process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def rank_in_environment() -> int:
+    """The rank that torchrun gave this process, 0 where it was started alone; also outside a process group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+    return value if world_size() == 1 else dist_nn.all_reduce(value)
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor) -> Tensor:
+    """All ranks' rows on every rank, in rank order and without gradient; the number of rows may differ and be zero."""
+    if world_size() == 1:
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = rows.shape[0]
+    dist.all_reduce(counts)
+    padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])  # all_gather wants equal shapes
+    padded[: rows.shape[0]] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])

@@ -1,0 +1,116 @@
+"""The root of the configuration: YAML file, then dotted overrides, then validation. Safe YAML only."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+
+from mail_torchrec.data.reader import DataSettings
+from mail_torchrec.data.schema import Schema
+from mail_torchrec.embeddings.sharding import ShardingSettings
+from mail_torchrec.model import ModelSettings
+from mail_torchrec.settings import Settings
+from mail_torchrec.train.settings import TrainSettings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class Config(Settings):
+    """Everything that a run depends on, beside the data itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, protected_namespaces=())
+
+    name: str = "run"
+    """What reports call this run; runs of one name are seeds of one method."""
+    data: DataSettings
+    schema_: Schema = Field(alias="schema")
+    model: ModelSettings = ModelSettings()
+    sharding: ShardingSettings = ShardingSettings()
+    train: TrainSettings = TrainSettings()
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Reads a configuration and applies ``section.key=value`` overrides, the value in YAML (``null``, ``[1, 2]``, ``0.5``).
+
+    Raises:
+        ValueError: no such file, no mapping, unknown keys, wrong types; every fault is listed with its place.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"no configuration at '{path}'; launch/configs/ holds examples") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} should hold sections (data, schema, model, ...), received {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return _validated(Config, tree, f"{path} (with overrides)")
+
+
+def parse_settings(kind: type[AnySettings], overrides: list[str]) -> AnySettings:
+    """One section made of its defaults and ``key=value`` overrides.
+
+    Raises:
+        ValueError: as :func:`load_config`.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _apply(tree, override)
+    return _validated(kind, tree, "the command line")
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML, defaults filled in; :func:`load_config` reads it back equal."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=140)
+    return text
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ValueError(f"an override should read section.key=value, received '{override}'")
+    *sections, key = dotted.split(".")
+    for section in sections:
+        child = tree.get(section)
+        if child is None:
+            child = tree[section] = {}
+        if not isinstance(child, dict):
+            raise ValueError(f"override '{override}': '{section}' holds the value {child!r} and no keys")
+        tree = child
+    try:
+        tree[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override '{override}': the value is not valid YAML: {error}") from error
+
+
+def _validated(kind: type[AnySettings], tree: dict[str, Any], where: str) -> AnySettings:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{where} does not fit:\n{_readable(error, kind)}") from error
+
+
+def _readable(error: ValidationError, kind: type[Settings]) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"]) or "(root)"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key{_hint(fault['loc'], kind)}"
+        elif fault["type"] not in ("value_error", "missing"):
+            message += f", received {fault['input']!r}"
+        lines.append(f"  {place}: {message}")
+    return "\n".join(lines)
+
+
+def _hint(place: tuple[int | str, ...], kind: type[Settings]) -> str:
+    """The keys that a section knows, where the section can be found by its path."""
+    section: Any = kind
+    for part in place[:-1]:
+        fields = {(field.alias or name): field.annotation for name, field in section.model_fields.items()}
+        section = fields.get(str(part))
+        if not (isinstance(section, type) and issubclass(section, Settings)):
+            return ""
+    return "; known here: " + ", ".join(field.alias or name for name, field in section.model_fields.items())

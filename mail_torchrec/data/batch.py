@@ -1,0 +1,76 @@
+"""What the rows of a batch became: ids by key, numbers, labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class MatchIds:
+    """Sampled negatives of one sequence; ``K`` ids shared by the batch, 0 outside training."""
+
+    last_B: Tensor
+    """Row of the newest behaviour in the item table (0 where there is none)."""
+    negatives_K: Tensor
+    last_log_q_B: Tensor
+    negatives_log_q_K: Tensor
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's rows of one step.
+
+    ``pooled`` and ``unpooled`` are jagged by key and row. Two rows, keys ``age`` (one id) and ``tags`` (a list)::
+
+                 row 0      row 1
+        age      [3]        [5]
+        tags     [7, 8]     []           lengths = [1, 1, 2, 0]   values = [3, 5, 7, 8]
+
+    The sampled negatives stand under a key of ``unpooled`` as well, dealt evenly to the rows: they belong to the batch, not
+    to a row, and only their order counts.
+    """
+
+    pooled: KeyedJaggedTensor
+    unpooled: KeyedJaggedTensor
+    numeric_BN: Tensor
+    labels_B: Tensor
+    users_B: Tensor
+    """The group key as an int64 (a hash), for GAUC."""
+    is_new_B: Tensor
+    """Rows whose behaviours the model must do without (Eq. 9)."""
+    is_cold_B: Tensor
+    """Rows reported as new users': hidden by the simulated cold start or without history; the oracle reports them too."""
+    match: dict[str, MatchIds]
+    counts: Tensor
+    """What was met on the way (unknown ids a table, rows cut a list), in the order of ``Reader.count_names``."""
+
+    def __len__(self) -> int:
+        return int(self.labels_B.shape[0])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # type: ignore[override]
+        """The batch on another device."""
+        return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory."""
+        return self._map(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that ``stream`` uses the batch."""
+        self._map(lambda part: (part.record_stream(stream), part)[1])
+
+    def _map(self, function: Callable[[Any], Any]) -> Self:
+        return _map_parts(self, function)
+
+
+def _map_parts(part: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(part, dict):
+        return {key: _map_parts(value, function) for key, value in part.items()}
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: _map_parts(getattr(part, field.name), function) for field in fields(part)})
+    return function(part)

@@ -1,0 +1,43 @@
+"""Which keys are looked up in which tables: what the reader writes and the table collections read."""
+
+from dataclasses import dataclass
+
+from mail_torchrec.data.schema import Schema
+
+
+@dataclass(frozen=True)
+class MatchKeys:
+    """The keys of one sequence's lookups in the output-side item table V' (DMR's match loss and relevance)."""
+
+    target: str
+    last: str
+    negatives: str
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Key -> table, of the pooled and of the unpooled collection; keys in the order of the batch."""
+
+    pooled: dict[str, str]
+    unpooled: dict[str, str]
+    match: dict[str, MatchKeys]
+    """Sequence -> its keys in the output-side table; empty where the tower has no match loss."""
+
+
+def output_table(table: str) -> str:
+    """The name of the output-side twin of an item table."""
+    return f"{table}_output"
+
+
+def plan_lookups(schema: Schema, *, needs_match: bool) -> Lookups:
+    """The lookups of a schema; with ``needs_match`` every item table that behaviours use gets an output-side twin."""
+    unpooled = {name: schema.table_of(name) for name in schema.unpooled}
+    match: dict[str, MatchKeys] = {}
+    for sequence in schema.sequences if needs_match else []:
+        keys = MatchKeys(f"{schema.target_of(sequence)}_output", f"{sequence}_last", f"{sequence}_negatives")
+        match[sequence] = keys
+        twin = output_table(schema.table_of(sequence))
+        if clash := {twin} & set(schema.table_names) or {keys.target, keys.last, keys.negatives} & set(schema.columns):
+            raise ValueError(f"schema: the match loss adds tables and keys of its own, and {sorted(clash)} is taken by the schema; rename it there")
+        unpooled |= {keys.target: twin, keys.last: twin, keys.negatives: twin}
+    return Lookups({name: schema.table_of(name) for name in schema.pooled}, unpooled, match)

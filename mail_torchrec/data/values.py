@@ -1,0 +1,131 @@
+"""One Arrow column of one row group -> NumPy, checked and without a loop over rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mail_torchrec.data.schema import Transform
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Ragged:
+    """Rows of different lengths, end to end.
+
+    ``[[7, 8], [], [9]]`` is ``values = [7, 8, 9]``, ``lengths = [2, 0, 1]``.
+    """
+
+    values: Ints
+    lengths: Ints
+
+    @property
+    def starts(self) -> Ints:
+        """Where each row begins in ``values``."""
+        starts: Ints = np.cumsum(self.lengths) - self.lengths
+        return starts
+
+    def take(self, rows: Ints) -> "Ragged":
+        """These rows, in this order."""
+        lengths = self.lengths[rows]
+        return Ragged(self.values[_positions(self.starts[rows], lengths)], lengths)
+
+    def newest(self, limit: int) -> tuple["Ragged", int]:
+        """Every row cut to its last ``limit`` values, and the number of rows that were cut."""
+        excess = np.maximum(self.lengths - limit, 0)
+        if not (num_cut := int(np.count_nonzero(excess))):
+            return self, 0
+        lengths = self.lengths - excess
+        return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths), num_cut
+
+    def without(self, rows: Bools) -> "Ragged":
+        """The marked rows emptied."""
+        return Ragged(self.values[np.repeat(~rows, self.lengths)], np.where(rows, 0, self.lengths))
+
+    @staticmethod
+    def concatenate(parts: "list[Ragged]") -> "Ragged":
+        """Rows of several parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]))
+
+
+def _positions(starts: Ints, lengths: Ints) -> Ints:
+    """``[start, start + 1, ...]`` of each row, end to end."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def plain_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Ids in one of two forms whatever the file's: int64 or large_string, in one chunk.
+
+    Raises:
+        ValueError: an unsigned id above the range of int64.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # no chunk at all
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    target = pa.int64() if pa.types.is_integer(array.type) else pa.large_string()
+    try:
+        return array.cast(target)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"ids should fit into a signed 64-bit integer: {error}; store them as strings") from error
+
+
+def list_parts(column: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
+    """A list column as its values in one chunk and the length of each row; a null list is an empty one."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    return plain_ids(pc.list_flatten(column)), lengths
+
+
+def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:
+    """A column of 0 and 1.
+
+    Raises:
+        ValueError: a null, or another value; with file, column, row and value.
+    """
+    remedy = "drop such rows or repair them before training"
+    if column.null_count:
+        row = int(np.argmax(pc.is_null(column).to_numpy()))
+        raise ValueError(f"{file}: column '{name}' should be 0 or 1, received null in row {row} of its row group ({column.null_count} nulls); {remedy}")
+    values = column.cast(pa.float64()).to_numpy()
+    wrong = np.flatnonzero((values != 0) & (values != 1))
+    if len(wrong):
+        raise ValueError(f"{file}: column '{name}' should be 0 or 1, received {values[wrong[0]]:g} in row {wrong[0]} of its row group; {remedy}")
+    ones: Bools = values == 1
+    return ones
+
+
+def numbers(column: pa.ChunkedArray, transform: Transform, *, file: str, name: str) -> npt.NDArray[np.float64]:
+    """A numeric column, transformed; a null comes back as NaN.
+
+    Raises:
+        ValueError: NaN or infinity in the file, or a negative number under ``log``; with file, column, row and value.
+    """
+    values = column.cast(pa.float64()).to_numpy()
+    missing = pc.is_null(column).to_numpy()
+    wrong = np.flatnonzero(~missing & ~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(
+            f"{file}: column '{name}' should be finite, received {values[wrong[0]]} in row {wrong[0]} of its row group; "
+            "write null where a value is unknown (nulls become the training mean)"
+        )
+    if transform is Transform.NONE:
+        return np.where(missing, np.nan, values)
+    negative = np.flatnonzero(~missing & (values < 0))
+    if len(negative):
+        raise ValueError(
+            f"{file}: column '{name}' should be >= 0 for transform 'log', received {values[negative[0]]:g} in row {negative[0]} of its row group; "
+            "use transform 'none' or null"
+        )
+    return np.log1p(np.where(missing, np.nan, values))

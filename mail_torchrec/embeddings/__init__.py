@@ -1,0 +1,1 @@
+"""Schema -> embedding tables, planned and sharded over ranks."""

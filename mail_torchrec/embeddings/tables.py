@@ -1,0 +1,51 @@
+"""Schema -> table collections on the meta device."""
+
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from mail_torchrec.data.lookups import Lookups, output_table
+from mail_torchrec.data.schema import Schema
+
+
+def table_sizes(schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Rows and dimension of every table, output-side twins included."""
+    sizes = {schema.table_of(name): (num_rows[schema.table_of(name)], schema.table_dim(name)) for name in schema.id_columns}
+    for sequence in lookups.match:
+        item_table = schema.table_of(sequence)
+        sizes[output_table(item_table)] = sizes[item_table]
+    return sizes
+
+
+def build_tables(
+    schema: Schema, lookups: Lookups, num_rows: dict[str, int], device: torch.device
+) -> tuple[EmbeddingBagCollection, EmbeddingCollection]:
+    """The pooled tables (attributes, context, item fields) and the unpooled ones (behaviours, target items, V').
+
+    Lists are pooled by their mean, so that a long list does not outweigh a short one.
+    """
+    sizes = table_sizes(schema, lookups, num_rows)
+    pooled = [
+        EmbeddingBagConfig(num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.MEAN)
+        for table, (rows, dim) in sizes.items()
+        if table in lookups.pooled.values()
+    ]
+    unpooled = [
+        EmbeddingConfig(num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.unpooled, table))
+        for table, (rows, dim) in sizes.items()
+        if table in lookups.unpooled.values()
+    ]
+    return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(tables=unpooled, device=device)
+
+
+def initial_range(schema: Schema, table: str) -> tuple[float, float]:
+    """Lowest and highest initial weight of a table; a twin is initialised as its item table is."""
+    twins = {output_table(name): name for name in schema.sequence_tables}
+    settings = schema.table(table if table in schema.table_names else twins[table])
+    return settings.init_mean - settings.init_range, settings.init_mean + settings.init_range
+
+
+def _keys(lookups: dict[str, str], table: str) -> list[str]:
+    return [key for key, looked_up in lookups.items() if looked_up == table]
+
+

@@ -1,0 +1,119 @@
+"""Looked-up vectors -> the towers' inputs: fields stacked by name, sequences padded, actions joined to items."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.lookups import Lookups
+from mail_torchrec.data.schema import Actions, Group, Schema
+from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, Match, RankingInputs, SequenceShape, position_mask
+
+
+def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -> InputShapes:
+    """The static shapes of the towers' inputs."""
+    fields = {group: schema.fields(group) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)}
+    dims = {group: schema.table_dim(names[0]) if names else 0 for group, names in fields.items()}
+    sequences = {}
+    for name in schema.sequences:
+        action = schema.action_of(name)
+        num_actions = num_rows[schema.table_of(action)] if action else 0
+        sequences[name] = SequenceShape(schema.columns[name].max_length, schema.behaviour_dim(name), num_actions, schema.table_dim(name))
+    return InputShapes(
+        num_attributes=len(fields[Group.ATTRIBUTE]),
+        attribute_dim=dims[Group.ATTRIBUTE],
+        num_context=len(fields[Group.CONTEXT]),
+        context_dim=dims[Group.CONTEXT],
+        num_items=len(fields[Group.ITEM]),
+        item_dim=dims[Group.ITEM],
+        num_numeric=len(schema.numeric()),
+        sequences=sequences,
+        has_match=has_match,
+    )
+
+
+@dataclass(frozen=True)
+class InputAssembler:
+    """Makes :class:`RankingInputs` of what the two collections returned.
+
+    Fields are found by name: the column order of a ``KeyedTensor`` depends on the sharding plan.
+    """
+
+    schema: Schema
+    lookups: Lookups
+
+    def __call__(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
+        """The ranking tower's inputs, with the real behaviours."""
+        fields = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
+        groups = [_stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)]
+        sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
+        return RankingInputs(*groups, numeric_BN=batch.numeric_BN, sequences=sequences)
+
+    def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
+        """The columns of ``numeric_BN`` that are user attributes."""
+        names = self.schema.numeric()
+        return inputs.numeric_BN[:, [names.index(name) for name in self.schema.numeric(Group.ATTRIBUTE)]]
+
+    def _sequence(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> BehaviourSequence:
+        length = self.schema.columns[name].max_length
+        lengths_B = batch.unpooled[name].lengths()
+        values_BTD = unpooled[name].to_padded_dense(length)
+        target_BD = unpooled[self.schema.target_of(name)].values()
+        actions_BT = torch.zeros(values_BTD.shape[:2], dtype=torch.int64, device=values_BTD.device)
+        if (action := self.schema.action_of(name)) is not None:
+            actions_BT = actions_BT.masked_scatter(position_mask(lengths_B, length), batch.unpooled[action].values())
+            values_BTD, target_BD = _with_actions(values_BTD, target_BD, unpooled[action].to_padded_dense(length), self.schema.actions)
+        match = self._match(name, batch, unpooled) if name in self.lookups.match else None
+        return BehaviourSequence(values_BTD, lengths_B, actions_BT, target_BD, torch.zeros_like(batch.is_new_B), match)
+
+    def _match(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> Match:
+        keys, ids = self.lookups.match[name], batch.match[name]
+        target, last, negatives = (unpooled[key].values() for key in (keys.target, keys.last, keys.negatives))
+        return Match(target, last, negatives, ids.last_B, ids.negatives_K, ids.last_log_q_B, ids.negatives_log_q_K)
+
+
+def detached(inputs: RankingInputs) -> RankingInputs:
+    """The same inputs, cut off from the tables."""
+    sequences = {name: replace(sequence, values_BTD=sequence.values_BTD.detach(), target_BD=sequence.target_BD.detach(), match=None)
+                 for name, sequence in inputs.sequences.items()}  # fmt: skip
+    return RankingInputs(inputs.attributes_BAD.detach(), inputs.context_BCD.detach(), inputs.items_BID.detach(), inputs.numeric_BN, sequences)
+
+
+def emptied(sequence: BehaviourSequence, is_new_B: Tensor) -> BehaviourSequence:
+    """A sequence without the behaviours of new rows."""
+    keep_B11 = (~is_new_B)[:, None, None]
+    return replace(
+        sequence,
+        values_BTD=sequence.values_BTD * keep_B11,
+        lengths_B=sequence.lengths_B * ~is_new_B,
+        actions_BT=sequence.actions_BT * keep_B11[..., 0],
+    )
+
+
+def filled(sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengths_W: Tensor) -> BehaviourSequence:
+    """A sequence with virtual behaviours in the rows ``new_W``."""
+    return replace(
+        sequence,
+        values_BTD=sequence.values_BTD.index_copy(0, new_W, values_WTD.to(sequence.values_BTD.dtype)),
+        lengths_B=sequence.lengths_B.index_copy(0, new_W, lengths_W.to(sequence.lengths_B.dtype)),
+        actions_BT=sequence.actions_BT.index_fill(0, new_W, 0),
+        is_virtual_B=sequence.is_virtual_B.index_fill(0, new_W, True),
+    )
+
+
+def _stack(fields: dict[str, Tensor], names: list[str], num_rows: int) -> Tensor:
+    """[B, len(names), d], or [B, 0, 0] where a group has no field."""
+    if not names:
+        return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
+    return torch.stack([fields[name] for name in names], dim=1)
+
+
+def _with_actions(values_BTD: Tensor, target_BD: Tensor, actions_BTD: Tensor, how: Actions) -> tuple[Tensor, Tensor]:
+    """Behaviour vectors and a target of the same width; a target has no action, which is zeros where actions stand behind items."""
+    if how is Actions.PRODUCT:
+        return values_BTD * actions_BTD, target_BD
+    if how is Actions.CONCAT:
+        return torch.cat([values_BTD, actions_BTD], dim=2), nn.functional.pad(target_BD, (0, actions_BTD.shape[2]))
+    return values_BTD, target_BD

@@ -1,0 +1,29 @@
+"""Squared error of reconstructed vectors (Feng et al. 2021, Eqs. 3 and 4)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""Over the elements of a row: their mean, or the paper's raw sum."""
+
+
+def reconstruction_loss(predicted_NFD: Tensor, target_NFD: Tensor, mask_NF: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+    """Squared error of each row [N] over its ``F`` vectors of dimension ``D``.
+
+    Args:
+        predicted_NFD: what a decoder made; ``N`` may be 0.
+        target_NFD: what it should have made.
+        mask_NF: vectors that count (bool). The mean is over those alone; a row without any has loss 0.
+        reduction: over the elements of a row.
+    """
+    squared_NF = (predicted_NFD - target_NFD).square().sum(2)
+    if mask_NF is not None:
+        squared_NF = squared_NF * mask_NF
+    total_N = squared_NF.sum(1)
+    if reduction == "sum":
+        return total_N
+    num_dims = predicted_NFD.shape[2]
+    if mask_NF is None:
+        return total_N / (predicted_NFD.shape[1] * num_dims)
+    return total_N / (mask_NF.sum(1).clamp(min=1) * num_dims)

@@ -1,0 +1,51 @@
+"""Row losses -> the loss of the global batch, as this rank's share of it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mail_torchrec.collectives import gather_rows, world_size
+from mail_torchrec.losses.mmd import mmd
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss: ``weight * mean over rows``, the mean weighted by row, or the raw sum over rows."""
+
+    rows: Tensor
+    """Loss of each row, [n]."""
+    row_weights: Tensor
+    """Weight of each row in the mean, [n]."""
+    weight: float = 1.0
+    raw_sum: bool = False
+
+
+def shares(terms: dict[str, Term]) -> dict[str, Tensor]:
+    """Each term's share on this rank.
+
+    DistributedDataParallel and the sharded tables average gradients over ranks. So that the average is the gradient of the
+    loss over all ranks' rows, however unevenly they lie, a share is ``ranks * own sum / weight of all rows``. A term without
+    any row anywhere is 0.
+    """
+    own = torch.stack([term.row_weights.sum() for term in terms.values()])
+    totals = own.clone()
+    if world_size() > 1:
+        dist.all_reduce(totals)
+    return {name: _share(term, totals[i]) for i, (name, term) in enumerate(terms.items())}
+
+
+def _share(term: Term, total: Tensor) -> Tensor:
+    summed = world_size() * (term.rows * term.row_weights).sum()
+    return summed if term.raw_sum else summed / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def mmd_share(P_OH: Tensor, Q_OH: Tensor, sigma: float, *, all_ranks: bool) -> Tensor:
+    """This rank's share of the MMD between the codes of all ranks' old rows, or of its own rows alone.
+
+    Over all ranks each rank needs every code: ``O(rank rows * all rows)`` time and ``O(all rows)`` memory.
+    """
+    if world_size() == 1 or not all_ranks:
+        return mmd(P_OH, Q_OH, sigma)
+    return world_size() * mmd(P_OH, Q_OH, sigma, gather_rows(P_OH), gather_rows(Q_OH))

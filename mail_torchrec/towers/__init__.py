@@ -1,0 +1,1 @@
+"""Plain dense modules on plain tensors: the zero-shot tower and the ranking towers."""

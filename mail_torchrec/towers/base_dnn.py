@@ -1,0 +1,52 @@
+"""The paper's basic deep model (Feng et al. 2021, Eqs. 11 to 13)."""
+
+from itertools import pairwise
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
+
+
+class BaseDNNSettings(Settings):
+    """Defaults are the paper's."""
+
+    hidden_dims: tuple[PositiveInt, ...] = (512, 256)
+    """Hidden layers."""
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Before each hidden layer."""
+
+
+class BaseDNN(nn.Module):
+    """Sum pooling of each group, then Dropout-Dense-BatchNorm-LeakyReLU layers and one logit.
+
+    The input of the layers is ``z = [z^v of each sequence, z^a, z^c, z^t, numeric features]``; groups without fields are left out.
+
+    Args:
+        settings: widths and dropout.
+        shapes: of the inputs.
+    """
+
+    Settings = BaseDNNSettings
+
+    def __init__(self, settings: BaseDNNSettings, shapes: InputShapes) -> None:
+        super().__init__()
+        groups = [
+            (shapes.num_attributes, shapes.attribute_dim),
+            (shapes.num_context, shapes.context_dim),
+            (shapes.num_items, shapes.item_dim),
+        ]
+        in_dim = sum(shape.dim for shape in shapes.sequences.values()) + sum(dim for num, dim in groups if num) + shapes.num_numeric
+        layers: list[nn.Module] = []
+        for width, dim in pairwise([in_dim, *settings.hidden_dims]):
+            layers += [nn.Dropout(settings.dropout), nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.LeakyReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear([in_dim, *settings.hidden_dims][-1], 1))
+
+    def forward(self, inputs: RankingInputs) -> RankingOutput:
+        """The logits [B]."""
+        groups = [sequence.real_BTD for sequence in inputs.sequences.values()]
+        groups += [group for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID) if group.shape[1]]
+        z_BZ = torch.cat([*(group.sum(1) for group in groups), inputs.numeric_BN], dim=1)
+        return RankingOutput(self.layers(z_BZ).squeeze(1))

@@ -1,0 +1,194 @@
+"""Deep match to rank (Lyu et al., AAAI 2020)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mail_torchrec.losses.match import sampled_softmax
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.attention import masked_softmax, weighted_sum
+from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, RankingInputs, RankingOutput, SequenceShape, position_mask
+
+MIN_BEHAVIOURS = 3
+"""Rows with fewer behaviours are left out of the match loss."""
+
+
+class DMRSettings(Settings):
+    """Defaults are the paper's."""
+
+    hidden_dims: tuple[PositiveInt, ...] = (512, 256, 128)
+    """Hidden layers of the MLP."""
+    attention_dims: tuple[PositiveInt, ...] = (80, 40)
+    """Hidden layers of the attention function g."""
+    embedding_dim: PositiveInt = 8
+    """Of a position and of an action, in each of the two networks."""
+    match_weight: float = Field(default=0.1, ge=0.0)
+    """Of the auxiliary match loss; 0 does without it and without the output-side item table V'."""
+    num_negatives: PositiveInt = 2000
+    """Sampled negatives a batch."""
+    negatives: Literal["log_uniform", "unigram", "uniform"] = "log_uniform"
+    """How they are drawn, see ``data/negatives.py``; hashed item tables have no frequencies and need uniform."""
+
+    @property
+    def needs_match(self) -> bool:
+        """Whether the data layer has to fill :attr:`BehaviourSequence.match`."""
+        return self.match_weight > 0
+
+
+class _LastDimPReLU(nn.PReLU):
+    """PReLU with one slope for each element of the last axis (PyTorch's own has it for axis 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.prelu(x.flatten(0, -2), self.weight).view_as(x)
+
+
+class BehaviourScores(nn.Module):
+    """The raw score of each behaviour, ``a_t = g([q_t, e_t, q_t - e_t, q_t * e_t])``, [B, T].
+
+    The query ``q_t`` is made of the behaviour's position and action, and of the target item in the item-to-item network.
+    Position 0 is the newest, so that an embedding means the same whatever the length and the padding.
+
+    Args:
+        settings: widths.
+        shape: of the sequence.
+        target_dim: width of the target item; 0 leaves it out.
+    """
+
+    def __init__(self, settings: DMRSettings, shape: SequenceShape, target_dim: int) -> None:
+        super().__init__()
+        self.position = nn.Embedding(shape.max_length, settings.embedding_dim)
+        self.action = nn.Embedding(shape.num_actions, settings.embedding_dim) if shape.num_actions else None
+        query_dim = settings.embedding_dim * (2 if shape.num_actions else 1) + target_dim
+        self.query = nn.Sequential(nn.Linear(query_dim, shape.dim), _LastDimPReLU(shape.dim))
+        layers: list[nn.Module] = []
+        for width, dim in pairwise([4 * shape.dim, *settings.attention_dims]):
+            layers += [nn.Linear(width, dim), nn.Sigmoid()]
+        self.g = nn.Sequential(*layers, nn.Linear([4 * shape.dim, *settings.attention_dims][-1], 1))
+
+    def forward(self, sequence: BehaviourSequence, target_BD: Tensor | None = None) -> Tensor:
+        """Scores of all positions; those behind a row's length mean nothing, but are finite."""
+        behaviours_BTD = sequence.real_BTD
+        num_positions = behaviours_BTD.shape[1]
+        order_T = torch.arange(num_positions, device=behaviours_BTD.device)
+        parts = [self.position((sequence.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0))]
+        if self.action is not None:
+            parts.append(self.action(sequence.actions_BT))
+        if target_BD is not None:
+            parts.append(target_BD.unsqueeze(1).expand(-1, num_positions, -1))
+        query_BTD = self.query(torch.cat(parts, dim=2))
+        pairs = [query_BTD, behaviours_BTD, query_BTD - behaviours_BTD, query_BTD * behaviours_BTD]
+        scores_BT: Tensor = self.g(torch.cat(pairs, dim=2)).squeeze(2)
+        return scores_BT
+
+
+class UserToItem(nn.Module):
+    """User vectors ``u_t = PReLU(Dense(s_t))`` in the space of V', ``s_t`` the attended sum of the first ``t`` behaviours.
+
+    The paper's softmax over each prefix gives a vector for every ``t``; only ``t = L`` and ``t = L - 1`` are ever used
+    (``L`` behaviours in the row), so only they are computed: two softmaxes over T instead of one over T x T.
+    """
+
+    def __init__(self, settings: DMRSettings, shape: SequenceShape) -> None:
+        super().__init__()
+        match_dim = shape.match_dim or shape.dim
+        self.scores = BehaviourScores(settings, shape, target_dim=0)
+        self.user = nn.Sequential(nn.Linear(shape.dim, match_dim), nn.PReLU(match_dim))
+
+    def forward(self, sequence: BehaviourSequence) -> tuple[Tensor, Tensor]:
+        """``u_T`` of all behaviours and ``u_{T-1}`` of all but the newest, each [B, match_dim]."""
+        scores_BT, values_BTD = self.scores(sequence), sequence.real_BTD
+        masks = [position_mask(sequence.lengths_B - left_out, scores_BT.shape[1]) for left_out in (0, 1)]
+        now_BD, before_BD = (self.user(weighted_sum(masked_softmax(scores_BT, mask_BT), values_BTD)) for mask_BT in masks)
+        return now_BD, before_BD
+
+
+class ItemToItem(nn.Module):
+    """Behaviours attended from the target item."""
+
+    def __init__(self, settings: DMRSettings, shape: SequenceShape) -> None:
+        super().__init__()
+        self.scores = BehaviourScores(settings, shape, target_dim=shape.dim)
+
+    def forward(self, sequence: BehaviourSequence) -> tuple[Tensor, Tensor]:
+        """The relevance [B] (sum of the raw scores of real positions) and the attended sum of behaviours [B, d]."""
+        scores_BT, mask_BT = self.scores(sequence, sequence.target_BD), sequence.mask_BT
+        return (scores_BT * mask_BT).sum(1), weighted_sum(masked_softmax(scores_BT, mask_BT), sequence.real_BTD)
+
+
+class DMR(nn.Module):
+    """Both networks for each sequence, and an MLP over fields, numeric features and what the networks found.
+
+    A sequence gives ``[sum v, target * sum v, r, item-to-item relevance, attended sum]`` with ``r = u_T . v'_target``; without V'
+    the ordinary target vector stands in for ``v'_target``. The auxiliary loss ``match`` is the mean over (row, sequence) pairs
+    with at least 3 real behaviours of the sampled softmax in which ``u_{T-1}`` predicts the newest.
+
+    Args:
+        settings: widths and the match loss.
+        shapes: of the inputs.
+    """
+
+    Settings = DMRSettings
+
+    def __init__(self, settings: DMRSettings, shapes: InputShapes) -> None:
+        super().__init__()
+        self.settings, self.has_match = settings, shapes.has_match
+        # Lists, not dicts by name: a sequence may bear the name of a method of nn.ModuleDict.
+        self.user_to_item = nn.ModuleList(UserToItem(settings, shape) for shape in shapes.sequences.values())
+        self.item_to_item = nn.ModuleList(ItemToItem(settings, shape) for shape in shapes.sequences.values())
+        self.sequences = list(shapes.sequences)
+        fields = shapes.num_attributes * shapes.attribute_dim + shapes.num_context * shapes.context_dim + shapes.num_items * shapes.item_dim
+        in_dim = fields + shapes.num_numeric + sum(3 * shape.dim + 2 for shape in shapes.sequences.values())
+        layers: list[nn.Module] = [nn.BatchNorm1d(in_dim)]
+        for width, dim in pairwise([in_dim, *settings.hidden_dims]):
+            layers += [nn.Linear(width, dim), nn.PReLU(dim)]
+        self.mlp = nn.Sequential(*layers, nn.Linear([in_dim, *settings.hidden_dims][-1], 1))
+
+    def forward(self, inputs: RankingInputs) -> RankingOutput:
+        """The logits [B] and, if wanted, the match loss."""
+        features = [inputs.attributes_BAD.flatten(1), inputs.items_BID.flatten(1), inputs.context_BCD.flatten(1), inputs.numeric_BN]
+        match_losses = []
+        for name, user_to_item, item_to_item in zip(self.sequences, self.user_to_item, self.item_to_item, strict=True):
+            sequence = inputs.sequences[name]
+            now_BD, before_BD = user_to_item(sequence)
+            features += self._features(sequence, now_BD, *item_to_item(sequence))
+            if self.has_match and self.settings.needs_match:
+                match_losses.append(_match_loss(sequence, before_BD))
+        logits_B = self.mlp(torch.cat(features, dim=1)).squeeze(1)
+        return RankingOutput(logits_B, self._auxiliary(match_losses))
+
+    def _features(self, sequence: BehaviourSequence, now_BD: Tensor, relevance_B: Tensor, attended_BD: Tensor) -> list[Tensor]:
+        match = sequence.match if self.has_match else None
+        wanted_BD = sequence.target_BD if match is None else match.target_BD
+        r_B1 = (now_BD * wanted_BD).sum(1, keepdim=True)
+        sum_BD = sequence.real_BTD.sum(1)
+        return [sum_BD, sequence.target_BD * sum_BD, r_B1, relevance_B.unsqueeze(1), attended_BD]
+
+    def _auxiliary(self, match_losses: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """A row's loss is the mean over its sequences that count, its weight their number: the mean over all pairs."""
+        if not match_losses:
+            return {}
+        losses_SB, weights_SB = (torch.stack(part) for part in zip(*match_losses, strict=True))
+        weights_B = weights_SB.sum(0)
+        losses_B = (losses_SB * weights_SB).sum(0) / weights_B.clamp(min=1)
+        return {"match": (losses_B, weights_B, self.settings.match_weight)}
+
+
+def _match_loss(sequence: BehaviourSequence, before_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Row losses and weights; rows with too few behaviours, or virtual ones, weigh 0."""
+    match = sequence.match
+    assert match is not None, "shapes.has_match promises match vectors for every sequence"
+    losses_B = sampled_softmax(
+        before_BD,
+        match.last_BD,
+        match.negatives_KD,
+        match.last_ids_B,
+        match.negative_ids_K,
+        match.last_log_q_B,
+        match.negative_log_q_K,
+    )
+    counts_B = (sequence.lengths_B >= MIN_BEHAVIOURS) & ~sequence.is_virtual_B
+    return losses_B, counts_B.to(losses_B.dtype)

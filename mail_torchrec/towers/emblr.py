@@ -1,0 +1,54 @@
+"""Embedding logistic regression: one weight an id."""
+
+import torch
+from torch import Tensor, nn
+
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
+
+
+class EmbLRSettings(Settings):
+    """EmbLR has no options: its weights are tables of dimension 1."""
+
+
+class EmbLR(nn.Module):
+    """``logit = bias + sum of the ids' weights + w . numeric``; each real behaviour counts as an id.
+
+    Args:
+        settings: none.
+        shapes: of the inputs; every dimension must be 1.
+
+    Raises:
+        ValueError: a dimension is not 1.
+    """
+
+    Settings = EmbLRSettings
+
+    def __init__(self, settings: EmbLRSettings, shapes: InputShapes) -> None:
+        super().__init__()
+        _check_dims(shapes)
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.numeric = nn.Linear(shapes.num_numeric, 1, bias=False) if shapes.num_numeric else None
+
+    def forward(self, inputs: RankingInputs) -> RankingOutput:
+        """The logits [B]."""
+        groups = [inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID]
+        groups += [sequence.real_BTD for sequence in inputs.sequences.values()]
+        logits_B: Tensor = self.bias + torch.stack([group.sum((1, 2)) for group in groups]).sum(0)
+        if self.numeric is not None:
+            logits_B = logits_B + self.numeric(inputs.numeric_BN).squeeze(1)
+        return RankingOutput(logits_B)
+
+
+def _check_dims(shapes: InputShapes) -> None:
+    groups = {
+        "attributes": (shapes.num_attributes, shapes.attribute_dim),
+        "context": (shapes.num_context, shapes.context_dim),
+        "items": (shapes.num_items, shapes.item_dim),
+    }
+    dims = {name: dim for name, (num, dim) in groups.items() if num}
+    dims |= {name: shape.dim for name, shape in shapes.sequences.items()}
+    if set(dims.values()) - {1}:
+        raise ValueError(
+            f"tower 'emblr' needs tables of dimension 1, received {dims}; set schema.dim=1 (and no other dim in schema.tables)"
+        )

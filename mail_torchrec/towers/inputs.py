@@ -1,0 +1,121 @@
+"""The contract between the tables and the towers: plain tensors in, logits out.
+
+Shape letters: ``B`` rows, ``A`` / ``C`` / ``I`` attribute, context and item fields, ``N`` numeric features, ``T`` positions of a
+behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension (it may differ between groups).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def position_mask(lengths_B: Tensor, num_positions: int) -> Tensor:
+    """[B, num_positions], True on the first ``lengths_B[b]`` positions of row ``b``."""
+    return torch.arange(num_positions, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class SequenceShape:
+    """Static facts of one behaviour sequence."""
+
+    max_length: int
+    """T: every sequence is padded to it."""
+    dim: int
+    """d of the behaviour vectors and of the target item."""
+    num_actions: int
+    """Rows of the action table; 0 where the sequence has no actions."""
+    match_dim: int | None = None
+    """Width of the vectors of the output-side item table V'; by default ``dim``."""
+
+
+@dataclass(frozen=True)
+class InputShapes:
+    """Static facts of :class:`RankingInputs`, from which a tower sizes its layers."""
+
+    num_attributes: int
+    attribute_dim: int
+    num_context: int
+    context_dim: int
+    num_items: int
+    item_dim: int
+    num_numeric: int
+    sequences: dict[str, SequenceShape]
+    has_match: bool = False
+    """Whether :attr:`BehaviourSequence.match` is filled (a tower asks for it by ``needs_match`` of its settings)."""
+
+
+@dataclass
+class Match:
+    """What an auxiliary match loss needs: vectors of the output-side item table V', and the sampling correction.
+
+    ``K`` is 0 outside training.
+    """
+
+    target_BD: Tensor
+    """V' of the target item."""
+    last_BD: Tensor
+    """V' of the newest behaviour (row 0's vector where there is none)."""
+    negatives_KD: Tensor
+    """V' of the sampled negatives, shared by the batch."""
+    last_ids_B: Tensor
+    negative_ids_K: Tensor
+    last_log_q_B: Tensor
+    """Log of the expected count of that id among the K samples."""
+    negative_log_q_K: Tensor
+
+
+@dataclass
+class BehaviourSequence:
+    """One behaviour sequence a row, oldest first, padded behind.
+
+    A row of length 2 with T = 4::
+
+        values_BTD[b] = [v_1, v_2, 0, 0]     lengths_B[b] = 2     newest = v_2
+    """
+
+    values_BTD: Tensor
+    lengths_B: Tensor
+    actions_BT: Tensor
+    """Rows of the action table, 0 on padding, on virtual behaviours and where there are no actions (int64)."""
+    target_BD: Tensor
+    """The target item's vector from the table that the behaviours share."""
+    is_virtual_B: Tensor
+    """Rows whose behaviours came from the zero-shot tower (bool)."""
+    match: Match | None = None
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """True on real positions."""
+        return position_mask(self.lengths_B, self.values_BTD.shape[1])
+
+    @property
+    def real_BTD(self) -> Tensor:
+        """The vectors with zeros behind each row's length, whatever stood there."""
+        return self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
+
+
+@dataclass
+class RankingInputs:
+    """Everything that a ranking tower sees."""
+
+    attributes_BAD: Tensor
+    context_BCD: Tensor
+    items_BID: Tensor
+    """Item fields; the target items of the sequences come first."""
+    numeric_BN: Tensor
+    sequences: dict[str, BehaviourSequence]
+
+
+@dataclass
+class RankingOutput:
+    """What a ranking tower returns; a tower without auxiliary losses may return the bare logits instead."""
+
+    logits_B: Tensor
+    auxiliary: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    """Loss name -> (loss of each row [B], weight of each row in the mean [B], weight of the loss in the sum)."""
+
+    @staticmethod
+    def of(returned: "Tensor | RankingOutput") -> "RankingOutput":
+        """What a tower returned, bare logits [B] wrapped."""
+        return returned if isinstance(returned, RankingOutput) else RankingOutput(returned)

@@ -1,0 +1,92 @@
+"""Ranking towers by name, and a user's own by import path.
+
+A tower of your own is named ``package.module:ClassName`` in the configuration. The class is an ``nn.Module``:
+
+- ``__init__(self, options, shapes: InputShapes)``, where ``options`` is the configuration's dict of options. A class with an
+  attribute ``Settings`` (a pydantic model, best a :class:`mail_torchrec.settings.Settings`) gets an instance of that instead,
+  already validated;
+- ``forward(self, inputs: RankingInputs)`` returns logits [B] or a :class:`RankingOutput`;
+- where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``, as :class:`DMRSettings` has, and
+  every sequence brings its :class:`Match`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from mail_torchrec.towers.base_dnn import BaseDNN
+from mail_torchrec.towers.dmr import DMR
+from mail_torchrec.towers.emblr import EmbLR
+from mail_torchrec.towers.inputs import InputShapes
+
+TOWERS: dict[str, type[nn.Module]] = {"emblr": EmbLR, "base_dnn": BaseDNN, "dmr": DMR}
+"""The towers that come with the project."""
+
+
+def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> nn.Module:
+    """A ranking tower.
+
+    Args:
+        name: a key of :data:`TOWERS`, or ``package.module:ClassName``.
+        options: its options; what is left out has its default.
+        shapes: of the inputs.
+
+    Raises:
+        ValueError: the tower is unknown or cannot be imported, an option does not fit, or the tower refuses the shapes.
+    """
+    return _tower_class(name)(tower_settings(name, options), shapes)
+
+
+def tower_settings(name: str, options: Mapping[str, Any]) -> Any:
+    """A tower's validated settings; the options themselves where the class declares no ``Settings``.
+
+    Raises:
+        ValueError: as :func:`build_tower`.
+    """
+    settings_class: type[BaseModel] | None = getattr(_tower_class(name), "Settings", None)
+    if settings_class is None:
+        return dict(options)
+    try:
+        return settings_class.model_validate(dict(options))
+    except ValidationError as error:
+        known = ", ".join(settings_class.model_fields) or "none"
+        raise ValueError(f"tower '{name}': {_readable(error)}; its options are: {known}") from None
+
+
+def needs_match(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a tower with these options wants :class:`Match` filled, that is, an output-side item table and negatives."""
+    return bool(getattr(tower_settings(name, options), "needs_match", False))
+
+
+def _readable(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown option '{option}'")
+        else:
+            problems.append(f"option '{option}': {problem['msg']}, received {problem['input']!r}")
+    return "; ".join(problems)
+
+
+def _tower_class(name: str) -> type[nn.Module]:
+    if name in TOWERS:
+        return TOWERS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon or not module_name or not class_name:
+        raise ValueError(f"unknown tower '{name}'; known are {', '.join(TOWERS)}, or name your own as package.module:ClassName")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # importing runs a user's code, which may raise anything
+        raise ValueError(
+            f"tower '{name}': cannot import '{module_name}' ({type(error).__name__}: {error}); install it or add its folder to PYTHONPATH"
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"tower '{name}': '{module_name}' has no attribute '{class_name}'; correct the name behind the colon")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"tower '{name}': '{class_name}' should be a class derived from torch.nn.Module, received {found!r}")
+    return found

@@ -1,0 +1,226 @@
+"""The zero-shot tower: virtual behaviours of new rows from their attributes (Feng et al. 2021, Section 3.2.2).
+
+Shape letters: ``N`` rows, ``F`` fields of dimension ``D``, ``M`` numeric attributes, ``T`` positions of one sequence, ``R`` positions
+of all sequences together, ``S`` sequences, ``H`` the code.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.attention import AttentionPooling
+from mail_torchrec.towers.inputs import SequenceShape, position_mask
+from mail_torchrec.towers.residual import ResidualDecoder, ResidualEncoder
+
+
+class ZeroShotSettings(Settings):
+    """The zero-shot tower. Defaults are the paper's; where its released code differs, the other choice is named."""
+
+    variant: Literal["none", "single", "dual", "full"] = "full"
+    """Ablation: full (L_a + L_v + L_d), dual (L_a + L_v), single (L_a), none (an untrained linear map)."""
+    alignment: Literal["mmd", "paired_mse"] = "mmd"
+    """L_d: mmd (paper) or paired_mse (released code)."""
+    sigma: float = Field(default=1.0, gt=0.0)
+    """Bandwidth of the MMD kernel."""
+    fill: Literal["train_and_infer", "infer_only"] = "train_and_infer"
+    """When new rows get virtual behaviours: always (paper), or not in training (released code)."""
+    learning_rate_scale: float = Field(default=1.0, gt=0.0)
+    """Learning rate of this tower over that of the ranking tower; the released code has 0.5."""
+    sees: Literal["user_attributes", "all_fields"] = "user_attributes"
+    """The fields it reads and rebuilds: user attributes (paper), or context and item fields too (released code)."""
+    decoders: Literal["pair", "per_group"] = "pair"
+    """One decoder for all fields and one for behaviours (paper), or one for each field group (released code)."""
+    padding: Literal["counted", "masked"] = "counted"
+    """Padded positions in the reconstruction of behaviours: targets of zero, or left out."""
+    virtual_length: Literal["full", "predicted"] = "full"
+    """Virtual behaviours fill all positions (paper), or as many as a head on the code predicts (released code)."""
+    reduction: Reduction = "mean"
+    """L_a and L_v: mean over elements, then over old rows; or the paper's raw sum."""
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Before all layers of encoders and decoders but the last."""
+    attention_dim: PositiveInt = 128
+    """Width of the attention pooling."""
+    encoder_dims: tuple[PositiveInt, ...] = Field(default=(1024, 512, 512), min_length=1)
+    """Hidden layers of an encoder, then its code."""
+    decoder_dims: tuple[PositiveInt, ...] = (512, 1024)
+    """Hidden layers of a decoder."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.variant == "none" and self.virtual_length == "predicted":
+            raise ValueError("variant 'none' trains nothing, so it cannot predict lengths; set virtual_length 'full'")
+        return self
+
+
+@dataclass
+class ZeroShotLosses:
+    """Reconstruction losses of old rows, and the codes that L_d aligns. What a variant does not have is None."""
+
+    a_N: Tensor | None = None
+    """L_a: everything rebuilt from the attributes' code (Eq. 3)."""
+    v_N: Tensor | None = None
+    """L_v: everything rebuilt from the behaviours' code (Eq. 4)."""
+    P_NH: Tensor | None = None
+    """Codes of the attributes."""
+    Q_NH: Tensor | None = None
+    """Codes of the behaviours."""
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The row losses that there are: ``a``, ``v``."""
+        return {name: loss for name, loss in (("a", self.a_N), ("v", self.v_N)) if loss is not None}
+
+
+class ZeroShotTower(nn.Module):
+    """Two encoders onto one code, and decoders from it.
+
+    ::
+
+        fields     -> attention, numeric -> E1 -> p --+-> D1 -> fields
+                                                      |
+        behaviours -> attention          -> E2 -> q --+-> D2 -> behaviours (all sequences)
+
+    Callers pass only the rows meant and detach what they pass in and what they take out: the wall stands in the model.
+    Several sequences are one longer one to attention, E2, D2 and the losses. Numeric attributes join the pooled fields
+    before E1 and are not rebuilt. A variant has only the modules that it trains, so each parameter gets a gradient at each
+    step, a zero one without rows.
+
+    Variant ``none`` is one linear map from the fields (and numeric attributes) to the behaviours. No loss trains it and the
+    ranking loss stops at the wall, so nothing can: its parameters are frozen as they were initialised.
+
+    Args:
+        settings: the switches.
+        group_fields: fields of each group, in the order of the field axis, ``{"attributes": 9}`` for example.
+        field_dim: D.
+        num_numeric: M.
+        sequences: the behaviour sequences.
+
+    Raises:
+        ValueError: there is no field or no sequence, or sequences differ in dimension.
+    """
+
+    def __init__(
+        self,
+        settings: ZeroShotSettings,
+        *,
+        group_fields: dict[str, int],
+        field_dim: int,
+        num_numeric: int,
+        sequences: dict[str, SequenceShape],
+    ) -> None:
+        super().__init__()
+        num_fields = sum(group_fields.values())
+        _check(num_fields, sequences)
+        self.settings, self.sequences = settings, dict(sequences)
+        self.behaviour_dim = next(iter(sequences.values())).dim
+        self.num_positions = sum(shape.max_length for shape in sequences.values())
+        behaviour_width = self.num_positions * self.behaviour_dim
+        if settings.variant == "none":
+            self.linear = nn.Linear(num_fields * field_dim + num_numeric, behaviour_width).requires_grad_(False)
+            return
+        self.decoded_fields = list(group_fields.values()) if settings.decoders == "per_group" else [num_fields]
+        self.attribute_attention = AttentionPooling(field_dim, settings.attention_dim)
+        self.attribute_encoder = self._encoder(field_dim + num_numeric)
+        if settings.variant != "single":
+            self.behaviour_attention = AttentionPooling(self.behaviour_dim, settings.attention_dim)
+            self.behaviour_encoder = self._encoder(self.behaviour_dim)
+        self.field_decoders = nn.ModuleList(self._decoder(num * field_dim) for num in self.decoded_fields)
+        self.behaviour_decoder = self._decoder(behaviour_width)
+        if settings.virtual_length == "predicted":
+            self.length_head = nn.Linear(settings.encoder_dims[-1], len(sequences))
+
+    def losses(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, tuple[Tensor, Tensor]]) -> ZeroShotLosses:
+        """Row losses and codes of old rows, of which there may be 0 or 1.
+
+        Args:
+            fields_NFD: their fields.
+            numeric_NM: their numeric attributes.
+            sequences: of each sequence the behaviours [N, T, d] and their number [N].
+        """
+        if self.settings.variant == "none":
+            return ZeroShotLosses()
+        values_NRD, mask_NR = self._join(sequences)
+        targets = self._targets(fields_NFD, values_NRD, mask_NR, sequences)
+        P_NH = self._encode_attributes(fields_NFD, numeric_NM)
+        a_N = self._reconstruction(P_NH, targets)
+        if self.settings.variant == "single":
+            return ZeroShotLosses(a_N, None, P_NH, None)
+        Q_NH = self.behaviour_encoder(self.behaviour_attention(values_NRD, mask_NR))
+        return ZeroShotLosses(a_N, self._reconstruction(Q_NH, targets), P_NH, Q_NH)
+
+    def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Virtual behaviours ``D2(E1(h_a))`` [N, T, d] of each sequence and their number [N] (int64), Eq. 8."""
+        if self.settings.variant == "none":
+            return self._split(self.linear(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)), None)
+        code_NH = self._encode_attributes(fields_NFD, numeric_NM)
+        relative_NS = self.length_head(code_NH) if self.settings.virtual_length == "predicted" else None
+        return self._split(self.behaviour_decoder(code_NH), relative_NS)
+
+    def _encoder(self, in_dim: int) -> ResidualEncoder:
+        return ResidualEncoder(in_dim, self.settings.encoder_dims, self.settings.dropout)
+
+    def _decoder(self, out_dim: int) -> ResidualDecoder:
+        return ResidualDecoder(self.settings.encoder_dims[-1], self.settings.decoder_dims, out_dim, self.settings.dropout)
+
+    def _encode_attributes(self, fields_NFD: Tensor, numeric_NM: Tensor) -> Tensor:
+        pooled_ND = self.attribute_attention(fields_NFD)
+        code_NH: Tensor = self.attribute_encoder(torch.cat([pooled_ND, numeric_NM], dim=1))
+        return code_NH
+
+    def _join(self, sequences: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The sequences one behind the other, zeros on padding, and the mask of real positions."""
+        parts = [sequences[name] for name in self.sequences]
+        mask_NR = torch.cat([position_mask(lengths_N, values_NTD.shape[1]) for values_NTD, lengths_N in parts], dim=1)
+        values_NRD = torch.cat([values_NTD for values_NTD, _ in parts], dim=1)
+        return values_NRD.masked_fill(~mask_NR.unsqueeze(2), 0.0), mask_NR
+
+    def _targets(
+        self, fields_NFD: Tensor, values_NRD: Tensor, mask_NR: Tensor, sequences: dict[str, tuple[Tensor, Tensor]]
+    ) -> list[tuple[nn.Module, Tensor, Tensor | None]]:
+        """What each decoder has to make of a code, and the mask of what counts in it."""
+        mask = mask_NR if self.settings.padding == "masked" else None
+        targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [(self.behaviour_decoder, values_NRD, mask)]
+        for decoder, field_NFD in zip(self.field_decoders, torch.split(fields_NFD, self.decoded_fields, dim=1), strict=True):
+            targets.append((decoder, field_NFD, None))
+        if self.settings.virtual_length == "predicted":
+            relative = [sequences[name][1].to(values_NRD.dtype) / shape.max_length for name, shape in self.sequences.items()]
+            targets.append((self.length_head, torch.stack(relative, dim=1).unsqueeze(2), None))
+        return targets
+
+    def _reconstruction(self, code_NH: Tensor, targets: list[tuple[nn.Module, Tensor, Tensor | None]]) -> Tensor:
+        """Eq. 3 or 4, row by row."""
+        losses = [
+            reconstruction_loss(decoder(code_NH).view_as(target), target, mask, self.settings.reduction)
+            for decoder, target, mask in targets
+        ]
+        return torch.stack(losses).sum(0)
+
+    def _split(self, decoded_NRd: Tensor, relative_NS: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """What D2 made -> sequences, cut to the predicted lengths if there are any."""
+        values_NRD = decoded_NRd.view(-1, self.num_positions, self.behaviour_dim)
+        parts = torch.split(values_NRD, [shape.max_length for shape in self.sequences.values()], dim=1)
+        virtual = {}
+        for index, (name, values_NTD) in enumerate(zip(self.sequences, parts, strict=True)):
+            num = values_NTD.shape[1]
+            if relative_NS is None:
+                lengths_N = torch.full(values_NTD.shape[:1], num, dtype=torch.int64, device=values_NTD.device)
+            else:
+                lengths_N = (relative_NS[:, index] * num).round().clamp(1, num).long()
+                values_NTD = values_NTD.masked_fill(~position_mask(lengths_N, num).unsqueeze(2), 0.0)
+            virtual[name] = (values_NTD, lengths_N)
+        return virtual
+
+
+def _check(num_fields: int, sequences: dict[str, SequenceShape]) -> None:
+    if num_fields == 0:
+        raise ValueError("the zero-shot tower should see a categorical field, received none; add a column with group 'attribute'")
+    if not sequences:
+        raise ValueError("the zero-shot tower should have behaviours to rebuild, received none; add a column with group 'behaviour'")
+    dims = {name: shape.dim for name, shape in sequences.items()}
+    if len(set(dims.values())) > 1:
+        raise ValueError(f"the zero-shot tower needs sequences of one dimension, received {dims}; give their tables the same dim")

@@ -1,0 +1,115 @@
+"""From a configuration to a model that can train: the one place where the parts are put together."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.types import ShardingPlan
+
+from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.config import Config
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.lookups import Lookups, plan_lookups
+from mail_torchrec.embeddings.initial import initialise_tables
+from mail_torchrec.embeddings.sharding import plan_sharding, shard, sharders
+from mail_torchrec.embeddings.tables import build_tables, table_sizes
+from mail_torchrec.model import Mail, Towers
+from mail_torchrec.towers.registry import needs_match
+from mail_torchrec.train.batch_norm import synchronise_batch_norms
+from mail_torchrec.train.optimizers import build_optimizer
+from mail_torchrec.train.runtime import local_world_size
+
+Pipeline = TrainPipelineBase[Any, Any]
+
+
+@dataclass
+class Assembled:
+    """A model on its ranks, with what drives it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pipeline: Pipeline
+    lookups: Lookups
+    plan: ShardingPlan | None
+    """None where the tables are not sharded."""
+
+
+def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assembled:
+    """Meta tables -> towers -> plan -> shard -> initial weights -> optimizers -> pipeline.
+
+    Raises:
+        ValueError: a tower, an optimizer or a sharding constraint that cannot be had; see there.
+    """
+    lookups = plan_lookups(config.schema_, needs_match=needs_match(config.model.tower, config.model.tower_options))
+    torch.manual_seed(config.train.seed)
+    towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
+    if config.sharding.enabled:
+        assembled = _sharded(config, encoders, lookups, towers, device)
+    else:
+        assembled = _whole(config, encoders, lookups, towers, device)
+    # Parameters are equal on all ranks, dropout is not.
+    torch.manual_seed(config.train.seed * 1_000_003 + rank())
+    return assembled
+
+
+def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
+    if world_size() > 1:
+        synchronise_batch_norms(towers)
+    model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers)
+    all_sharders = sharders(config.train.tables, device)
+    plan = plan_sharding(
+        model,
+        config.sharding,
+        all_sharders,
+        table_names=list(table_sizes(config.schema_, lookups, encoders.num_rows)),
+        batch_size=config.train.batch_size,
+        device=device,
+        local_world_size=local_world_size(),
+    )
+    sharded = shard(model, plan, all_sharders, device)
+    initialise_tables(sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
+    optimizer = build_optimizer(sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer)
+    return Assembled(sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, plan)
+
+
+def _whole(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
+    if world_size() > 1:
+        raise ValueError(f"sharding.enabled=false keeps whole tables in one process, and this job has {world_size()}; start one, or shard")
+    model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, device), towers.to(device))
+    initialise_tables(model, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
+    optimizer = build_optimizer(model, config.train, zero_shot_scale=_scale(config), fused=None)
+    return Assembled(model, optimizer, TrainPipelineBase(model, optimizer, device), lookups, None)
+
+
+def table_keys(config: Config, lookups: Lookups, encoders: Encoders) -> dict[str, str]:
+    """State-dict key -> table name, for every table."""
+    pooled = set(lookups.pooled.values())
+    return {
+        (f"pooled_tables.embedding_bags.{name}.weight" if name in pooled else f"unpooled_tables.embeddings.{name}.weight"): name
+        for name in table_sizes(config.schema_, lookups, encoders.num_rows)
+    }
+
+
+def describe_plan(plan: ShardingPlan) -> str:
+    """The plan as JSON: table -> sharding type, kernel, ranks, and each shard's offsets, sizes and place."""
+    tables: dict[str, Any] = {}
+    for module_plan in plan.plan.values():
+        for name, parameter in module_plan.items():
+            spec = parameter.sharding_spec
+            shards = [
+                {"offsets": shard.shard_offsets, "sizes": shard.shard_sizes, "placement": str(shard.placement)} for shard in getattr(spec, "shards", [])
+            ]
+            tables[name] = {
+                "sharding_type": parameter.sharding_type,
+                "compute_kernel": parameter.compute_kernel,
+                "ranks": parameter.ranks,
+                "shards": shards,
+            }
+    return json.dumps(tables, indent=1) + "\n"
+
+
+def _scale(config: Config) -> float:
+    return config.model.zero_shot.learning_rate_scale if config.model.zero_shot else 1.0

@@ -1,0 +1,44 @@
+"""Batch normalisation over the rows of all ranks, on CPU and CUDA alike.
+
+``torch.nn.SyncBatchNorm`` runs on GPUs only; this one makes a job on N ranks equal to one rank with an N times larger batch
+on any device.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mail_torchrec.collectives import sum_over_ranks
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` whose training statistics are those of all ranks' rows, [B, C] -> [B, C]."""
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Normalises; in evaluation it is the ordinary layer."""
+        if not self.training:
+            return super().forward(x_BC)
+        num_columns = x_BC.shape[1]
+        ones = x_BC.new_full((1,), x_BC.shape[0])
+        # Two rounds, mean then variance: the sum of squares in one round would cancel badly in float32.
+        first = sum_over_ranks(torch.cat([x_BC.sum(0), ones]))
+        count, mean_C = first[num_columns].detach(), first[:num_columns] / first[num_columns].detach()
+        centred_BC = x_BC - mean_C
+        variance_C = sum_over_ranks((centred_BC**2).sum(0)) / count
+        self._update_running(mean_C.detach(), variance_C.detach(), count)
+        return centred_BC * torch.rsqrt(variance_C + self.eps) * self.weight + self.bias
+
+    @torch.no_grad()
+    def _update_running(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        unbiased_C = variance_C * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(unbiased_C, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def synchronise_batch_norms(module: nn.Module) -> None:
+    """Turns every ``nn.BatchNorm1d`` below ``module`` into a :class:`GlobalBatchNorm1d`, weights and all."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm1d:
+            child.__class__ = GlobalBatchNorm1d

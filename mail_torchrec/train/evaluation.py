@@ -1,0 +1,52 @@
+"""Scores of a whole data set -> AUC and GAUC for new, old and all rows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mail_torchrec.collectives import rank
+from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.reader import Reader
+from mail_torchrec.model import Outputs
+from mail_torchrec.train.assembly import Assembled
+from mail_torchrec.train.metrics import Figures, gather, report
+
+
+def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outputs]:
+    """Runs the pipeline over a loader, in training or evaluation as the model stands."""
+    batches = iter(loader)
+    while True:
+        try:
+            yield assembled.pipeline.progress(batches)
+        except StopIteration:
+            return
+
+
+def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") -> tuple[dict[str, Figures], dict[str, int]]:
+    """Scores the rows of all ranks.
+
+    Returns:
+        The figures, and what the reader met on the way (unknown ids, cut lists); the same on every rank.
+    """
+    assembled.model.eval()
+    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    counts = torch.zeros(len(reader.count_names), dtype=torch.int64)
+    with torch.no_grad(), tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False) as bar:
+        for output in outputs(assembled, loader):
+            batch = output.batch
+            for column, values in zip(columns, (output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B), strict=True):
+                column.append(values.cpu())
+            counts += batch.counts.cpu()
+            bar.update()
+    assembled.model.train()
+    scores, labels, users, is_cold = (gather(torch.cat(column)).numpy() for column in columns)
+    return report(scores, labels, users, is_cold), total_counts(reader, counts)
+
+
+def total_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:
+    """Counts of all ranks by name, zeros left out."""
+    summed: Any = gather(counts.unsqueeze(0)).sum(0).tolist()
+    return {name: int(count) for name, count in zip(reader.count_names, summed, strict=True) if count}

@@ -1,0 +1,66 @@
+"""G_A and G_B: whose optimizer trains which parameters (method: two optimizers, one wall)."""
+
+import torch
+from torch import nn
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+
+from mail_torchrec.embeddings.sharding import TableOptimizerSettings
+from mail_torchrec.train.settings import TrainSettings
+
+_ZERO_SHOT = "towers.zero_shot."
+_RANKING = "towers.ranking."
+
+
+def dense_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Optimizer name -> the trainable parameters that it owns: ``zero_shot`` (G_A), ``ranking`` (G_B) and, unsharded, ``tables`` (G_B).
+
+    Sharded tables are not among them: their optimizer is fused into the backward pass.
+    """
+    groups: dict[str, dict[str, nn.Parameter]] = {"zero_shot": {}, "ranking": {}, "tables": {}}
+    for name, parameter in model.named_parameters():
+        plain = name.replace("_dmp_wrapped_module.", "").removeprefix("module.")
+        if parameter.requires_grad:
+            group = "zero_shot" if plain.startswith(_ZERO_SHOT) else "ranking" if plain.startswith(_RANKING) else "tables"
+            groups[group][name] = parameter
+    return groups
+
+
+def build_optimizer(model: nn.Module, settings: TrainSettings, *, zero_shot_scale: float, fused: KeyedOptimizer | None) -> CombinedOptimizer:
+    """All optimizers of a run, stepped together.
+
+    Args:
+        model: sharded (with ``fused``, the optimizer of its tables) or whole.
+        settings: learning rates.
+        zero_shot_scale: the zero-shot tower's learning rate over the ranking tower's.
+        fused: the sharded tables' optimizer.
+    """
+    groups = dense_parameters(model)
+    optimizers: list[tuple[str, KeyedOptimizer]] = [] if fused is None else [("fused", fused)]
+    if groups["ranking"]:
+        optimizers.append(("ranking", _adam(groups["ranking"], settings, 1.0)))
+    if groups["zero_shot"]:
+        optimizers.append(("zero_shot", _adam(groups["zero_shot"], settings, zero_shot_scale)))
+    if fused is None and groups["tables"]:
+        optimizers.append(("tables", KeyedOptimizerWrapper(groups["tables"], lambda params: _table_optimizer(params, settings))))
+    return CombinedOptimizer(optimizers)
+
+
+def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:
+    learning_rate = settings.learning_rate * scale
+    return KeyedOptimizerWrapper(parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, foreach=True))
+
+
+def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    """The dense counterpart of a fused table optimizer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tables: TableOptimizerSettings = settings.tables
+    if tables.name == "adam":
+        return torch.optim.Adam(parameters, lr=tables.learning_rate, betas=settings.betas, eps=tables.eps, foreach=True)
+    if tables.name == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=tables.learning_rate, eps=tables.eps, foreach=True)
+    if tables.name == "sgd":
+        return torch.optim.SGD(parameters, lr=tables.learning_rate, foreach=True)
+    raise ValueError(f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; choose one, or sharding.enabled=true")

@@ -1,0 +1,107 @@
+"""What a run tells while it trains: a progress bar, TensorBoard, metrics.jsonl, and a stop on a loss that is not finite."""
+
+import json
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.train.run_dir import RunDir
+
+
+class NonFiniteLossError(ValueError):
+    """A loss became infinite or not a number."""
+
+
+class Progress:
+    """Averages the losses over ``every`` steps and all ranks, checks them, and writes them down on rank 0.
+
+    A context manager: it closes what it opened.
+
+    Args:
+        run_dir: where the files go.
+        num_steps: of the whole run.
+        every: steps between two reports.
+    """
+
+    def __init__(self, run_dir: RunDir, num_steps: int, every: int) -> None:
+        self._run_dir, self._num_steps, self._every = run_dir, num_steps, every
+        self._step, self._rows, self._rows_reported = 0, 0, 0
+        self._sums: dict[str, Tensor] = {}
+        self._since, self._steps_since = time.perf_counter(), 0
+        self._file: IO[str] | None = None
+        self._writer: Any = None
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if rank() == 0:
+            self._file = self._run_dir.log.open("a")
+            self._writer = SummaryWriter(str(self._run_dir.tensorboard))  # type: ignore[no-untyped-call]
+            self._bar = tqdm(total=self._num_steps, unit="step", desc="train", dynamic_ncols=True)
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for opened in (self._file, self._writer, self._bar):
+            if opened is not None:
+                opened.close()
+
+    def step(self, losses: dict[str, Tensor], num_rows: int) -> None:
+        """Takes one step's shares of the losses.
+
+        Raises:
+            NonFiniteLossError: on every rank, when a loss was not finite in the steps since the last report.
+        """
+        self._step += 1
+        self._steps_since += 1
+        self._rows += num_rows
+        for name, loss in losses.items():
+            self._sums[name] = self._sums[name] + loss if name in self._sums else loss.clone()
+        if self._bar is not None:
+            self._bar.update()
+        if self._step % self._every == 0 or self._step == self._num_steps:
+            self._report(next(iter(losses.values())).device)
+
+    def event(self, record: dict[str, Any]) -> None:
+        """Writes one more kind of line to metrics.jsonl (rank 0)."""
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def _report(self, device: torch.device) -> None:
+        names = list(self._sums)
+        sums = torch.stack([*self._sums.values(), torch.tensor(float(self._rows - self._rows_reported), device=device)]).double()
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        means = {name: value / self._steps_since / world_size() for name, value in zip(names, sums.tolist(), strict=False)}
+        _check_finite(means, self._step - self._steps_since + 1, self._step)
+        now = time.perf_counter()
+        record = {"step": self._step, "rows_per_second": round(float(sums[-1]) / (now - self._since), 1)} | {f"loss/{k}": v for k, v in means.items()}
+        self.event(record)
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, self._step)
+            self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
+        self._since, self._steps_since, self._rows_reported = now, 0, self._rows
+        self._sums.clear()
+
+
+def _short(losses: Iterable[tuple[str, float]]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in losses)
+
+
+def _check_finite(means: dict[str, float], first: int, last: int) -> None:
+    bad = {name: value for name, value in means.items() if not -float("inf") < value < float("inf")}
+    if bad:
+        raise NonFiniteLossError(
+            f"loss {', '.join(f'{name} is {value}' for name, value in bad.items())} between steps {first} and {last} (the others: "
+            f"{_short((name, value) for name, value in means.items() if name not in bad) or 'none'}); the run stops and saves no weights. "
+            "Lower train.learning_rate or train.tables.learning_rate, and look for outliers in numeric columns (transform: log)"
+        )

@@ -1,0 +1,77 @@
+"""What a run directory holds, by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory::
+
+        config.yaml          the resolved configuration
+        vocabularies/        raw values -> table rows, scales of numeric columns
+        plan.json            which rank holds which part of which table
+        metrics.jsonl        losses and rows/s on the way
+        loss_curves.png      the same as a picture
+        tensorboard/         the same for TensorBoard
+        weights/             final weights (torch.distributed.checkpoint)
+        metrics.json         final AUC and GAUC for new, old and all rows; written last
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def vocabularies(self) -> Path:
+        """Vocabularies and scales."""
+        return self.path / "vocabularies"
+
+    @property
+    def plan(self) -> Path:
+        """The sharding plan."""
+        return self.path / "plan.json"
+
+    @property
+    def log(self) -> Path:
+        """Losses on the way, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """Loss curves."""
+        return self.path / "loss_curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def weights(self) -> Path:
+        """Final weights."""
+        return self.path / "weights"
+
+    @property
+    def metrics(self) -> Path:
+        """Final metrics."""
+        return self.path / "metrics.json"
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+            ValueError: it already holds a run.
+        """
+        if self.config.exists():
+            raise ValueError(f"run directory '{self.path}' already holds a run; choose another --run-dir, or move or delete that one")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Raises ValueError where this is no finished run."""
+        for needed in (self.config, self.vocabularies, self.weights):
+            if not needed.exists():
+                raise ValueError(f"'{self.path}' should be the directory of a finished run, but '{needed.name}' is missing; was the training stopped?")

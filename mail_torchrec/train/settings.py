@@ -1,0 +1,27 @@
+"""How a run trains."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mail_torchrec.embeddings.sharding import TableOptimizerSettings
+from mail_torchrec.settings import Settings
+
+
+class TrainSettings(Settings):
+    """Length, sizes and optimizers of a run."""
+
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1024, ge=2)
+    """Most rows a batch and rank; the reader makes all batches of an epoch equally long."""
+    eval_batch_size: int = Field(default=4096, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of both dense Adams: G_B's for the ranking tower, and G_A for the zero-shot tower (times its learning_rate_scale)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    tables: TableOptimizerSettings = TableOptimizerSettings()
+    """The tables' part of G_B, fused into the backward pass."""
+    seed: int = Field(default=1, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    log_every: int = Field(default=20, ge=1)
+    """Steps between two lines of metrics.jsonl, TensorBoard points and checks of the losses."""

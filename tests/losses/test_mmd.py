@@ -1,0 +1,83 @@
+"""MMD: the formula, its properties as a distance, its gradient, and shares over ranks."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mail_torchrec.losses.mmd import mmd
+from tests import reference
+
+
+def codes(num_rows: int, seed: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(num_rows, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(num_rows=st.integers(1, 8), seed=st.integers(0, 1000), sigma=st.floats(0.3, 5.0), scale=st.floats(0.01, 3.0))
+@settings(max_examples=40, deadline=None)
+def test_equals_the_formula_and_is_a_distance(num_rows: int, seed: int, sigma: float, scale: float) -> None:
+    P, Q = codes(num_rows, seed, scale), codes(num_rows, seed + 1, scale)
+    value = mmd(P, Q, sigma)
+    assert value.item() == pytest.approx(reference.mmd(P.numpy(), Q.numpy(), sigma), abs=1e-12)
+    assert value.item() == pytest.approx(mmd(Q, P, sigma).item(), abs=1e-14)
+    assert value.item() >= -1e-12
+    assert mmd(P, P, sigma).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2])
+def test_few_rows_give_finite_values_and_gradients(num_rows: int) -> None:
+    P, Q = codes(num_rows, 0).requires_grad_(), codes(num_rows, 1).requires_grad_()
+    value = mmd(P, Q, 1.0)
+    value.backward()
+    assert value.isfinite() and P.grad is not None and Q.grad is not None
+    assert P.grad.isfinite().all() and Q.grad.isfinite().all()
+    assert num_rows or value.item() == 0.0
+
+
+def test_gradient_equals_finite_differences_of_the_formula() -> None:
+    P, Q = codes(4, 0).requires_grad_(), codes(4, 1).requires_grad_()
+    gradients = torch.autograd.grad(mmd(P, Q, 1.3), [P, Q])
+    arrays, step = [P.detach().numpy(), Q.detach().numpy()], 1e-6
+    for side, gradient in enumerate(gradients):
+        for row, column in np.ndindex(4, 5):
+            values = []
+            for sign in (1, -1):
+                moved = [array.copy() for array in arrays]
+                moved[side][row, column] += sign * step
+                values.append(reference.mmd(*moved, sigma=1.3))
+            assert gradient[row, column].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-8)
+
+
+@pytest.mark.parametrize("parts", [[3, 4], [0, 7], [1, 0, 6], [2, 2, 2, 1]])
+def test_shares_of_ranks_add_up_in_value_and_gradient(parts: list[int]) -> None:
+    P, Q = codes(7, 0).requires_grad_(), codes(7, 1).requires_grad_()
+    whole = mmd(P, Q, 1.0)
+    whole_gradients = torch.autograd.grad(whole, [P, Q])
+    own = zip(P.split(parts), Q.split(parts), strict=True)
+    share = torch.stack([mmd(own_P, own_Q, 1.0, all_P=P.detach(), all_Q=Q.detach()) for own_P, own_Q in own]).sum()
+    torch.testing.assert_close(share, whole)
+    torch.testing.assert_close(torch.autograd.grad(share, [P, Q]), whole_gradients)
+
+
+def test_equal_codes_in_float32_have_no_gradient_and_no_negative_distance() -> None:
+    P = codes(50, 0, scale=100.0).float().requires_grad_()
+    value = mmd(P, P.detach().clone(), 1.0)
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-5) and P.grad is not None
+    assert P.grad.abs().max() < 1e-4
+
+
+def test_codes_far_from_zero_keep_their_distances_in_float32() -> None:
+    P, Q = codes(20, 0), codes(20, 1)
+    near, far = mmd(P, Q, 1.0), mmd((P + 300).float(), (Q + 300).float(), 1.0)
+    assert far.item() == pytest.approx(near.item(), abs=2e-4)
+
+
+def test_autocast_does_not_coarsen_it() -> None:
+    P, Q = codes(20, 0).float(), codes(20, 1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert mmd(P, Q, 1.0) == mmd(P.clone(), Q.clone(), 1.0)
+        inside = mmd(P, Q, 1.0)
+    assert inside.item() == pytest.approx(mmd(P, Q, 1.0).item(), abs=1e-7)

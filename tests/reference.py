@@ -1,0 +1,226 @@
+"""The method's formulas in float64 NumPy, row by row and position by position, written from the papers and not from the code.
+
+Parameters are read from a ``state_dict`` by name; everything is as in evaluation (no dropout, running batch statistics).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+Array = npt.NDArray[Any]
+Parameters = dict[str, Array]
+
+
+def parameters(module: nn.Module) -> Parameters:
+    return {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def leaky_relu(x: Array) -> Array:
+    return np.where(x > 0, x, 0.01 * x)
+
+
+def prelu(x: Array, slope: Array) -> Array:
+    return np.where(x > 0, x, slope * x)
+
+
+def dense(p: Parameters, name: str, x: Array) -> Array:
+    return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0.0)
+
+
+def batch_norm(p: Parameters, name: str, x: Array) -> Array:
+    scaled = (x - p[f"{name}.running_mean"]) / np.sqrt(p[f"{name}.running_var"] + 1e-5)
+    return scaled * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def softmax(scores: Array) -> Array:
+    exponentials = np.exp(scores - scores.max())
+    return exponentials / exponentials.sum()
+
+
+# Losses
+
+
+def squared_error(predicted: Array, target: Array, real: Array | None, reduction: str) -> float:
+    """One row, [F, D]; ``real`` says which of the F vectors count."""
+    kept = [f for f in range(len(target)) if real is None or real[f]]
+    elements = [(predicted[f, d] - target[f, d]) ** 2 for f in kept for d in range(target.shape[1])]
+    return sum(elements) if reduction == "sum" else sum(elements) / max(len(elements), 1)
+
+
+def mmd(P: Array, Q: Array, sigma: float) -> float:
+    """Eq. 5 with 1 / n^2 on all three terms."""
+    n = len(P)
+
+    def kernel(x: Array, y: Array) -> float:
+        return math.exp(-((x - y) ** 2).sum() / (2 * sigma**2))
+
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            total += kernel(P[i], P[j]) + kernel(Q[i], Q[j]) - 2 * kernel(P[i], Q[j])
+    return total / n**2
+
+
+def sampled_softmax(
+    user: Array, last: Array, negatives: Array, last_id: int, negative_ids: Array, last_log_q: float, negative_log_q: Array
+) -> float:
+    """One row."""
+    true = user @ last - last_log_q
+    others = [user @ negatives[k] - negative_log_q[k] for k in range(len(negatives)) if negative_ids[k] != last_id]
+    return -true + math.log(sum(math.exp(logit) for logit in [true, *others]))
+
+
+def bce(logit: float, label: float) -> float:
+    probability = 1 / (1 + math.exp(-logit))
+    return -(label * math.log(probability) + (1 - label) * math.log(1 - probability))
+
+
+# Zero-shot tower
+
+
+def attention_pooling(p: Parameters, name: str, vectors: list[Array]) -> Array:
+    """Eqs. 1 and 2 over one row's real vectors."""
+    dim = p[f"{name}.hidden.weight"].shape[1]
+    if not vectors:
+        return np.zeros(dim)
+    z = p[f"{name}.score.weight"][0]
+    alpha = softmax(np.array([z @ np.tanh(dense(p, f"{name}.hidden", x)) for x in vectors]))
+    return sum((weight * x for weight, x in zip(alpha, vectors, strict=True)), np.zeros(dim))
+
+
+def encoder(p: Parameters, name: str, h: Array) -> Array:
+    """Eq. 15."""
+    z1 = leaky_relu(dense(p, f"{name}.layers.0", h))
+    z2 = leaky_relu(dense(p, f"{name}.layers.1", np.concatenate([z1, h])))
+    return leaky_relu(dense(p, f"{name}.layers.2", np.concatenate([z2, h])))
+
+
+def decoder(p: Parameters, name: str, code: Array) -> Array:
+    """Eq. 16."""
+    z3 = leaky_relu(dense(p, f"{name}.layers.0", code))
+    z4 = leaky_relu(dense(p, f"{name}.layers.1", np.concatenate([z3, code])))
+    return dense(p, f"{name}.layers.2", np.concatenate([z4, code]))
+
+
+def attribute_code(p: Parameters, fields: Array, numeric: Array) -> Array:
+    return encoder(p, "attribute_encoder", np.concatenate([attention_pooling(p, "attribute_attention", list(fields)), numeric]))
+
+
+def behaviour_code(p: Parameters, behaviours: list[tuple[Array, int]]) -> Array:
+    real = [values[t] for values, length in behaviours for t in range(length)]
+    return encoder(p, "behaviour_encoder", attention_pooling(p, "behaviour_attention", real))
+
+
+def reconstruction(
+    p: Parameters, code: Array, groups: list[int], fields: Array, behaviours: list[tuple[Array, int]], settings: Any
+) -> float:
+    """Eq. 3 from ``p`` or Eq. 4 from ``q``, one row. ``groups`` are the fields of each decoder."""
+    start, total = 0, 0.0
+    for index, num in enumerate(groups):
+        target = fields[start : start + num]
+        total += squared_error(decoder(p, f"field_decoders.{index}", code).reshape(target.shape), target, None, settings.reduction)
+        start += num
+    target = np.concatenate([[v if t < length else 0 * v for t, v in enumerate(values)] for values, length in behaviours])
+    real = np.array([t < length for values, length in behaviours for t in range(len(values))])
+    rebuilt = decoder(p, "behaviour_decoder", code).reshape(target.shape)
+    total += squared_error(rebuilt, target, real if settings.padding == "masked" else None, settings.reduction)
+    if settings.virtual_length == "predicted":
+        relative = np.array([[length / len(values)] for values, length in behaviours])
+        total += squared_error(dense(p, "length_head", code)[:, None], relative, None, settings.reduction)
+    return total
+
+
+def virtual(p: Parameters, fields: Array, numeric: Array, lengths: list[int], dim: int, settings: Any) -> list[tuple[Array, int]]:
+    """Eq. 8 of one row; ``lengths`` are the T of the sequences."""
+    if settings.variant == "none":
+        decoded, relative = dense(p, "linear", np.concatenate([fields.ravel(), numeric])), None
+    else:
+        code = attribute_code(p, fields, numeric)
+        decoded = decoder(p, "behaviour_decoder", code)
+        relative = dense(p, "length_head", code) if settings.virtual_length == "predicted" else None
+    decoded, start, found = decoded.reshape(-1, dim), 0, []
+    for index, num in enumerate(lengths):
+        values = decoded[start : start + num].copy()
+        length = num if relative is None else min(max(round(float(relative[index]) * num), 1), num)
+        values[length:] = 0
+        found.append((values, length))
+        start += num
+    return found
+
+
+# Ranking towers, one row each: fields [A, d], [C, d], [I, d], numbers [N], sequences as dicts
+
+
+def emblr(p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]]) -> float:
+    logit = float(p["bias"][0]) + sum(float(group.sum()) for group in groups)
+    logit += sum(float(s["values"][t, 0]) for s in sequences for t in range(s["length"]))
+    return logit + (float(p["numeric.weight"][0] @ numeric) if len(numeric) else 0.0)
+
+
+def base_dnn(p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]]) -> float:
+    """Eqs. 11 and 12, two hidden layers."""
+    pooled = [s["values"][: s["length"]].sum(0) for s in sequences] + [group.sum(0) for group in groups if len(group)]
+    z = np.concatenate([*pooled, numeric])
+    for layer in (0, 4):  # Dropout, Dense, BatchNorm, LeakyReLU
+        z = leaky_relu(batch_norm(p, f"layers.{layer + 2}", dense(p, f"layers.{layer + 1}", z)))
+    return float(dense(p, "layers.8", z)[0])
+
+
+def dmr_scores(p: Parameters, name: str, s: dict[str, Any], target: Array | None) -> Array:
+    """Raw scores of the real positions."""
+    scores = []
+    for t in range(s["length"]):
+        query = [p[f"{name}.position.weight"][s["length"] - 1 - t]]
+        if f"{name}.action.weight" in p:
+            query.append(p[f"{name}.action.weight"][s["actions"][t]])
+        if target is not None:
+            query.append(target)
+        q = prelu(dense(p, f"{name}.query.0", np.concatenate(query)), p[f"{name}.query.1.weight"])
+        e = s["values"][t]
+        hidden = sigmoid(dense(p, f"{name}.g.0", np.concatenate([q, e, q - e, q * e])))
+        hidden = sigmoid(dense(p, f"{name}.g.2", hidden))
+        scores.append(dense(p, f"{name}.g.4", hidden)[0])
+    return np.array(scores)
+
+
+def dmr_users(p: Parameters, name: str, s: dict[str, Any]) -> list[Array]:
+    """``u_0 .. u_L`` by the full prefix definition: ``u_t`` attends to the first t behaviours; ``u_0`` to none."""
+    scores = dmr_scores(p, f"{name}.scores", s, None)
+    users = []
+    for t in range(s["length"] + 1):
+        attended = softmax(scores[:t]) @ s["values"][:t] if t else np.zeros(s["values"].shape[1])
+        users.append(prelu(dense(p, f"{name}.user.0", attended), p[f"{name}.user.1.weight"]))
+    return users
+
+
+def dmr(
+    p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]], has_match: bool
+) -> tuple[float, list[float | None]]:
+    """The logit, and of each sequence the match loss or None where it does not count. ``groups``: attributes, context, items."""
+    attributes, context, items = groups
+    parts, losses = [attributes.ravel(), items.ravel(), context.ravel(), numeric], []
+    for index, s in enumerate(sequences):
+        users = dmr_users(p, f"user_to_item.{index}", s)
+        scores = dmr_scores(p, f"item_to_item.{index}.scores", s, s["target"])
+        values = s["values"][: s["length"]]
+        attended = softmax(scores) @ values if s["length"] else np.zeros(values.shape[1])
+        wanted = s["match"]["target"] if has_match else s["target"]
+        parts += [values.sum(0), s["target"] * values.sum(0), [users[-1] @ wanted], [scores.sum()], attended]
+        counts = has_match and s["length"] >= 3 and not s["virtual"]
+        m = s["match"]
+        losses.append(
+            sampled_softmax(users[-2], m["last"], m["negatives"], m["last_id"], m["negative_ids"], m["last_log_q"], m["negative_log_q"])
+            if counts
+            else None
+        )
+    z = batch_norm(p, "mlp.0", np.concatenate(parts))
+    for layer in (1, 3, 5):
+        z = prelu(dense(p, f"mlp.{layer}", z), p[f"mlp.{layer + 1}.weight"])
+    return float(dense(p, "mlp.7", z)[0]), losses

@@ -1,0 +1,203 @@
+"""Each variant and switch of the zero-shot tower equals its formula; every variant trains all that it has."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mail_torchrec.losses.mmd import mmd
+from mail_torchrec.towers.inputs import SequenceShape
+from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
+from tests import reference
+from tests.towers.random_inputs import ready
+
+GROUPS = {"attributes": 3, "context": 1, "items": 2}
+SHAPES = {"history": SequenceShape(5, 4, 3), "items": SequenceShape(3, 4, 0)}
+LENGTHS = [5, 3]
+NUM_FIELDS, FIELD_DIM, NUM_NUMERIC = 6, 3, 2
+SMALL: dict[str, Any] = {"attention_dim": 5, "encoder_dims": (8, 7, 6), "decoder_dims": (7, 8)}
+TRAINED = ["single", "dual", "full"]
+Sequences = dict[str, tuple[Tensor, Tensor]]
+
+
+def tower_of(**switches: Any) -> ZeroShotTower:
+    settings = ZeroShotSettings(**SMALL, **switches)
+    return ZeroShotTower(settings, group_fields=GROUPS, field_dim=FIELD_DIM, num_numeric=NUM_NUMERIC, sequences=SHAPES)
+
+
+def rows(num_rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Sequences]:
+    """Fields, numbers, behaviours; row 0 has none."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    sequences = {}
+    for name, shape in SHAPES.items():
+        lengths_N = torch.randint(shape.max_length + 1, (num_rows,), generator=generator)
+        lengths_N[:1] = 0
+        mask_NT = torch.arange(shape.max_length) < lengths_N.unsqueeze(1)
+        sequences[name] = (normal(num_rows, shape.max_length, shape.dim) * mask_NT.unsqueeze(2), lengths_N)
+    return normal(num_rows, NUM_FIELDS, FIELD_DIM), normal(num_rows, NUM_NUMERIC), sequences
+
+
+def total(losses: ZeroShotLosses) -> Tensor:
+    parts = [row_losses.sum() for row_losses in losses.rows.values()]
+    if losses.P_NH is not None and losses.Q_NH is not None:
+        parts.append(mmd(losses.P_NH, losses.Q_NH, 1.0))
+    return torch.stack(parts).sum()
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize(
+    ("decoders", "padding", "virtual_length", "reduction"),
+    product(["pair", "per_group"], ["counted", "masked"], ["full", "predicted"], ["mean", "sum"]),
+)
+def test_losses_equal_the_formula(variant: str, decoders: str, padding: str, virtual_length: str, reduction: str) -> None:
+    tower = tower_of(variant=variant, decoders=decoders, padding=padding, virtual_length=virtual_length, reduction=reduction)
+    p, settings = reference.parameters(ready(tower)), tower.settings
+    fields, numeric, sequences = rows(4)
+    losses = tower.losses(fields, numeric, sequences)
+    groups = list(GROUPS.values()) if decoders == "per_group" else [NUM_FIELDS]
+    assert losses.a_N is not None and losses.P_NH is not None
+    for row in range(4):
+        behaviours = [(values[row].numpy(), int(lengths[row])) for values, lengths in sequences.values()]
+        code = reference.attribute_code(p, fields[row].numpy(), numeric[row].numpy())
+        np.testing.assert_allclose(losses.P_NH[row].detach().numpy(), code, rtol=1e-10)
+        expected = reference.reconstruction(p, code, groups, fields[row].numpy(), behaviours, settings)
+        assert losses.a_N[row].item() == pytest.approx(expected, rel=1e-10)
+        if losses.v_N is not None and losses.Q_NH is not None:
+            code = reference.behaviour_code(p, behaviours)
+            np.testing.assert_allclose(losses.Q_NH[row].detach().numpy(), code, rtol=1e-10)
+            expected = reference.reconstruction(p, code, groups, fields[row].numpy(), behaviours, settings)
+            assert losses.v_N[row].item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("variant", "virtual_length"), [("none", "full"), ("single", "full"), ("full", "full"), ("full", "predicted"), ("single", "predicted")]
+)
+def test_virtual_behaviours_equal_the_formula(variant: str, virtual_length: str) -> None:
+    tower = tower_of(variant=variant, virtual_length=virtual_length)
+    p = reference.parameters(ready(tower))
+    fields, numeric, _ = rows(8)
+    found = tower.virtual(fields, numeric)
+    for row in range(8):
+        expected = reference.virtual(p, fields[row].numpy(), numeric[row].numpy(), LENGTHS, 4, tower.settings)
+        for (values, lengths), (expected_values, expected_length) in zip(found.values(), expected, strict=True):
+            np.testing.assert_allclose(values[row].detach().numpy(), expected_values, rtol=1e-10)
+            assert lengths[row] == expected_length and lengths.dtype == torch.int64
+
+
+def test_predicted_lengths_are_clamped_to_1_and_T() -> None:
+    tower = tower_of(virtual_length="predicted")
+    for bias, expected in ((-9.0, [1, 1]), (9.0, LENGTHS)):
+        torch.nn.init.constant_(tower.length_head.bias, bias)
+        torch.nn.init.zeros_(tower.length_head.weight)
+        fields, numeric, _ = rows(2)
+        found = tower.float().virtual(fields.float(), numeric.float())
+        assert [int(lengths[0]) for _, lengths in found.values()] == expected
+        assert all(values[:, int(lengths[0]) :].eq(0).all() for values, lengths in found.values())
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("switches", [{}, {"decoders": "per_group", "virtual_length": "predicted", "padding": "masked"}], ids=str)
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_every_parameter_gets_a_finite_gradient_with_any_number_of_rows(variant: str, switches: dict[str, Any], num_rows: int) -> None:
+    tower = tower_of(variant=variant, **switches).double().train()
+    loss = total(tower.losses(*rows(num_rows)))
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert num_rows or parameter.grad.eq(0).all(), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "present"), [("none", set()), ("single", {"a_N", "P_NH"}), ("dual", {"a_N", "v_N", "P_NH", "Q_NH"})]
+)
+def test_a_variant_has_only_its_losses_and_modules(variant: str, present: set[str]) -> None:
+    tower = tower_of(variant=variant).double()
+    losses = tower.losses(*rows(2))
+    assert {name for name, value in vars(losses).items() if value is not None} == present
+    assert set(losses.rows) == {name[0] for name in present if name in ("a_N", "v_N")}
+    names = {name.split(".")[0] for name in tower.state_dict()}
+    assert ("behaviour_encoder" in names) == (variant == "dual")
+    assert (names == {"linear"}) == (variant == "none")
+
+
+def test_nothing_can_train_variant_none() -> None:
+    tower = tower_of(variant="none")
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+@pytest.mark.parametrize("garbage", [7.0, float("nan")])
+def test_padding_never_changes_a_loss(garbage: float) -> None:
+    tower = ready(tower_of())
+    fields, numeric, sequences = rows(4)
+    spoiled = {
+        name: (values.masked_fill(torch.arange(values.shape[1]).unsqueeze(1) >= lengths[:, None, None], garbage), lengths)
+        for name, (values, lengths) in sequences.items()
+    }
+    expected, found = tower.losses(fields, numeric, sequences), tower.losses(fields, numeric, spoiled)
+    torch.testing.assert_close([found.a_N, found.v_N, found.Q_NH], [expected.a_N, expected.v_N, expected.Q_NH])
+
+
+def test_rows_do_not_depend_on_their_order_nor_on_that_of_the_sequences() -> None:
+    tower = ready(tower_of(virtual_length="predicted"))
+    fields, numeric, sequences = rows(5)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    moved = {name: (values[order], lengths[order]) for name, (values, lengths) in reversed(sequences.items())}
+    expected, found = tower.losses(fields, numeric, sequences), tower.losses(fields[order], numeric[order], moved)
+    assert expected.a_N is not None and expected.v_N is not None
+    torch.testing.assert_close([found.a_N, found.v_N], [expected.a_N[order], expected.v_N[order]])
+    for name, (values, lengths) in tower.virtual(fields[order], numeric[order]).items():
+        torch.testing.assert_close((values, lengths), tuple(part[order] for part in tower.virtual(fields, numeric)[name]))
+
+
+def test_training_brings_virtual_behaviours_near_the_real_ones() -> None:
+    torch.manual_seed(0)
+    fields, numeric, sequences = rows(16)
+    settings = ZeroShotSettings(dropout=0.0, attention_dim=16, encoder_dims=(64, 32, 32), decoder_dims=(32, 64))
+    tower = ZeroShotTower(settings, group_fields=GROUPS, field_dim=FIELD_DIM, num_numeric=NUM_NUMERIC, sequences=SHAPES).double()
+    optimizer = torch.optim.Adam(tower.parameters(), 3e-3)
+
+    def distance() -> float:
+        found = tower.virtual(fields, numeric)
+        return sum((found[name][0] - values).square().mean().item() for name, (values, _) in sequences.items())
+
+    before = distance()
+    for _ in range(150):
+        optimizer.zero_grad()
+        total(tower.losses(fields, numeric, sequences)).backward()
+        optimizer.step()
+    assert distance() < 0.3 * before
+
+
+def test_defaults_are_the_papers() -> None:
+    settings = ZeroShotSettings()
+    assert (settings.variant, settings.alignment, settings.sigma, settings.fill) == ("full", "mmd", 1.0, "train_and_infer")
+    assert (settings.learning_rate_scale, settings.sees, settings.decoders) == (1.0, "user_attributes", "pair")
+    assert (settings.padding, settings.virtual_length, settings.reduction) == ("counted", "full", "mean")
+    assert (settings.dropout, settings.attention_dim) == (0.5, 128)
+    assert (settings.encoder_dims, settings.decoder_dims) == ((1024, 512, 512), (512, 1024))
+
+
+def test_sequences_of_different_dimension_are_refused() -> None:
+    shapes = {"long": SequenceShape(5, 4, 0), "short": SequenceShape(5, 8, 0)}
+    with pytest.raises(ValueError, match=r"needs sequences of one dimension, received {'long': 4, 'short': 8}; give their tables the same dim"):
+        ZeroShotTower(ZeroShotSettings(), group_fields={"attributes": 1}, field_dim=4, num_numeric=0, sequences=shapes)
+
+
+def test_no_fields_or_no_behaviours_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"should see a categorical field, received none; add a column with group 'attribute'"):
+        ZeroShotTower(ZeroShotSettings(), group_fields={}, field_dim=4, num_numeric=1, sequences=SHAPES)
+    with pytest.raises(ValueError, match=r"should have behaviours to rebuild, received none; add a column with group 'behaviour'"):
+        ZeroShotTower(ZeroShotSettings(), group_fields={"attributes": 1}, field_dim=4, num_numeric=0, sequences={})
+
+
+def test_variant_none_cannot_predict_lengths() -> None:
+    with pytest.raises(ValueError, match=r"variant 'none' trains nothing, so it cannot predict lengths; set virtual_length 'full'"):
+        ZeroShotSettings(variant="none", virtual_length="predicted")
