@@ -1,12 +1,13 @@
 """The command line: one sub-command, one call."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
 
-from mail_torchrec.collectives import rank_in_environment
+from mail_torchrec.quiet import quiet_third_parties
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="YAML file; launch/configs/ holds examples.")
@@ -34,6 +35,7 @@ def main(traceback: bool) -> None:
     mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo data.root=worlds/demo
     mail-torchrec compare runs/demo
     """
+    quiet_third_parties()
 
 
 @main.command()
@@ -62,7 +64,7 @@ def train(config_path: Path, run_dir: Path | None, print_config: bool, overrides
     from mail_torchrec.train.trainer import train as run
 
     figures = run(config, RunDir(run_dir))
-    if rank_in_environment() == 0:
+    if _is_first_rank():
         click.echo(json.dumps({config.name: figures}))
 
 
@@ -80,7 +82,7 @@ def evaluate(run_dir: Path, data: str | None, overrides: tuple[str, ...]) -> Non
     from mail_torchrec.train.trainer import evaluate_run
 
     figures = evaluate_run(RunDir(run_dir), data, list(overrides))
-    if rank_in_environment() == 0:
+    if _is_first_rank():
         click.echo(json.dumps(figures, indent=2))
 
 
@@ -111,3 +113,7 @@ def doctor() -> None:
     from mail_torchrec.doctor import main as diagnose
 
     sys.exit(diagnose())
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

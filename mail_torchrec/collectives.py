@@ -1,7 +1,5 @@
 """Sums and gathers over ranks; the identity in one process."""
 
-import os
-
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
@@ -16,11 +14,6 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank, 0 where there is no process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def rank_in_environment() -> int:
-    """The rank that torchrun gave this process, 0 where it was started alone; also outside a process group."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

@@ -76,8 +76,13 @@ class InputAssembler:
 
 def detached(inputs: RankingInputs) -> RankingInputs:
     """The same inputs, cut off from the tables."""
-    sequences = {name: replace(sequence, values_BTD=sequence.values_BTD.detach(), target_BD=sequence.target_BD.detach(), match=None)
-                 for name, sequence in inputs.sequences.items()}  # fmt: skip
+    sequences = {}
+    for name, sequence in inputs.sequences.items():
+        match = sequence.match
+        if match is not None:
+            vectors = (match.target_BD.detach(), match.last_BD.detach(), match.negatives_KD.detach())
+            match = replace(match, target_BD=vectors[0], last_BD=vectors[1], negatives_KD=vectors[2])
+        sequences[name] = replace(sequence, values_BTD=sequence.values_BTD.detach(), target_BD=sequence.target_BD.detach(), match=match)
     return RankingInputs(inputs.attributes_BAD.detach(), inputs.context_BCD.detach(), inputs.items_BID.detach(), inputs.numeric_BN, sequences)
 
 

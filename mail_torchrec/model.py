@@ -106,7 +106,7 @@ class Towers(nn.Module):
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            losses, loss = self._losses(ranked, batch.labels_B, self._zero_shot_losses(real, seen_BFD, batch.is_new_B))
+            losses, loss = self._losses(ranked, batch, self._zero_shot_losses(real, seen_BFD, batch))
         return loss, Outputs(ranked.logits_B.detach(), {name: value.detach() for name, value in losses.items()}, batch)
 
     def _rank(self, inputs: RankingInputs) -> RankingOutput:
@@ -129,24 +129,24 @@ class Towers(nn.Module):
             virtual = self.zero_shot.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
         return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})
 
-    def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, is_new_B: Tensor) -> ZeroShotLosses | None:
+    def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> ZeroShotLosses | None:
         """The zero-shot tower's losses on this rank's old rows."""
         if self.zero_shot is None or self.zero_shot.settings.variant == "none":
             return None
-        old_O = torch.nonzero(~is_new_B).squeeze(1)
+        old_O = torch.nonzero(~batch.is_new_B & (batch.weights_B > 0)).squeeze(1)
         behaviours = {
             name: (sequence.values_BTD.detach()[old_O], sequence.lengths_B[old_O])  # WALL: as above
             for name, sequence in real.sequences.items()
         }
         return self.zero_shot.losses(seen_BFD[old_O], self._assemble.numeric_attributes(real)[old_O], behaviours)
 
-    def _losses(self, ranked: RankingOutput, labels_B: Tensor, zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(self, ranked: RankingOutput, batch: Batch, zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's shares by name, and the sum to minimise."""
-        terms = _ranking_terms(ranked, labels_B) if self.settings.train_ranking else {}
+        terms = _ranking_terms(ranked, batch) if self.settings.train_ranking else {}
         if zero_shot is not None:
             terms |= self._zero_shot_terms(zero_shot)
         losses = shares(terms) if terms else {}
-        loss = labels_B.new_zeros(())
+        loss = ranked.logits_B.new_zeros(())
         for name, term in terms.items():
             loss = loss + term.weight * losses[name]
         if zero_shot is not None and self._aligned_by("mmd"):
@@ -168,10 +168,9 @@ class Towers(nn.Module):
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
 
 
-def _ranking_terms(ranked: RankingOutput, labels_B: Tensor) -> dict[str, Term]:
-    losses_B = ranking_loss(ranked.logits_B, labels_B)
-    terms = {"L_rt": Term(losses_B, torch.ones_like(losses_B))}
-    return terms | {f"L_{name}": Term(rows_B, weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()}
+def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
+    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
+    return terms | {f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()}
 
 
 def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:

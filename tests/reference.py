@@ -41,7 +41,8 @@ def batch_norm(p: Parameters, name: str, x: Array) -> Array:
 
 def softmax(scores: Array) -> Array:
     exponentials = np.exp(scores - scores.max())
-    return exponentials / exponentials.sum()
+    weights: Array = exponentials / exponentials.sum()
+    return weights
 
 
 # Losses
@@ -51,7 +52,7 @@ def squared_error(predicted: Array, target: Array, real: Array | None, reduction
     """One row, [F, D]; ``real`` says which of the F vectors count."""
     kept = [f for f in range(len(target)) if real is None or real[f]]
     elements = [(predicted[f, d] - target[f, d]) ** 2 for f in kept for d in range(target.shape[1])]
-    return sum(elements) if reduction == "sum" else sum(elements) / max(len(elements), 1)
+    return float(sum(elements)) if reduction == "sum" else float(sum(elements)) / max(len(elements), 1)
 
 
 def mmd(P: Array, Q: Array, sigma: float) -> float:
@@ -74,7 +75,7 @@ def sampled_softmax(
     """One row."""
     true = user @ last - last_log_q
     others = [user @ negatives[k] - negative_log_q[k] for k in range(len(negatives)) if negative_ids[k] != last_id]
-    return -true + math.log(sum(math.exp(logit) for logit in [true, *others]))
+    return float(-true) + math.log(sum(math.exp(logit) for logit in [true, *others]))
 
 
 def bce(logit: float, label: float) -> float:
@@ -212,7 +213,7 @@ def dmr(
         values = s["values"][: s["length"]]
         attended = softmax(scores) @ values if s["length"] else np.zeros(values.shape[1])
         wanted = s["match"]["target"] if has_match else s["target"]
-        parts += [values.sum(0), s["target"] * values.sum(0), [users[-1] @ wanted], [scores.sum()], attended]
+        parts += [values.sum(0), s["target"] * values.sum(0), np.array([users[-1] @ wanted]), np.array([scores.sum()]), attended]
         counts = has_match and s["length"] >= 3 and not s["virtual"]
         m = s["match"]
         losses.append(

@@ -39,6 +39,8 @@ class Batch(Pipelineable):
     unpooled: KeyedJaggedTensor
     numeric_BN: Tensor
     labels_B: Tensor
+    weights_B: Tensor
+    """Weight of each row in losses and figures: 1, or 0 on a row that only fills a batch up (float)."""
     users_B: Tensor
     """The group key as an int64 (a hash), for GAUC."""
     is_new_B: Tensor

@@ -1,9 +1,11 @@
 """Parquet -> batches: row groups dealt to ranks and workers, shuffled by epoch, every rank the same number of steps.
 
 How an epoch is dealt. The row groups, in an order shuffled by (seed, epoch), form one sequence of N rows. It is cut into equal
-runs, one a rank (they differ by one row at most; a row group on a border is read by both sides), each run into the same number
-of steps ``ceil(N / (ranks * batch_size))``, again of equal size. So no rank runs out before another, no row is dropped or
-repeated, and there is no small last batch: the tail is spread over all batches, which hold ``batch_size`` rows or a few less.
+runs, one a rank (a row group on a border is read by both sides), each run into the same number of steps
+``ceil(N / (ranks * batch_size))``, again of equal size. So no rank runs out before another, every row is read once, and there
+is no small last batch: the tail is spread over all batches, which hold ``batch_size`` rows or a few less. Where N is no
+multiple of the ranks, the runs that are one row short repeat their last row with weight 0: row-wise sharded tables need
+batches of one size on all ranks. Weight 0 keeps it out of losses and figures.
 
 With workers, each reads a contiguous part of its rank's steps.
 """
@@ -25,7 +27,7 @@ from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.schema import Kind, Schema
 from mail_torchrec.data.source import RowGroup, Source
-from mail_torchrec.data.values import Ints, Ragged
+from mail_torchrec.data.values import Bools, Ints, Ragged
 from mail_torchrec.data.window import Window, WindowEncoder
 from mail_torchrec.settings import Settings
 
@@ -129,16 +131,23 @@ class Reader(IterableDataset[Batch]):
             first_step = 0
         order = self._group_order()
         decoded: dict[RowGroup, Window] = {}
+        run = self._run()
         for steps in _windows(bounds, self._settings.shuffle_rows):
-            window = self._read(_slices(order, bounds[steps.start], bounds[steps.stop]), decoded)
-            permutation = self._permutation(first_step + steps.start, len(window))
+            start, stop = bounds[steps.start], bounds[steps.stop]
+            window = self._read(_slices(order, min(start, run.stop - 1), min(stop, run.stop)), decoded)
+            permutation = self._permutation(first_step + steps.start, stop - start)
             for step in steps:
-                rows = permutation[bounds[step] - bounds[steps.start] : bounds[step + 1] - bounds[steps.start]]
-                yield self._batch(window.take(rows), first_step + step)
+                rows = permutation[bounds[step] - start : bounds[step + 1] - start]
+                yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, first_step + step)
+
+    def _run(self) -> range:
+        """The rows of this rank, in the order of the epoch."""
+        return _cut(self._source.num_rows, self._share.world_size, self._share.rank)
 
     def _step_bounds(self) -> list[int]:
-        rows = _cut(self._source.num_rows, self._share.world_size, self._share.rank)
-        return [rows.start + len(rows) * step // self._num_steps for step in range(self._num_steps + 1)]
+        """Where each step begins, and where the last one ends: at most one row behind the run."""
+        longest = -(-self._source.num_rows // self._share.world_size)
+        return [self._run().start + longest * step // self._num_steps for step in range(self._num_steps + 1)]
 
     def _group_order(self) -> list[RowGroup]:
         groups = self._source.row_groups
@@ -165,7 +174,7 @@ class Reader(IterableDataset[Batch]):
             parts.append(decoded[part.group].take(np.arange(part.start, part.stop)))
         return Window.concatenate(parts)
 
-    def _batch(self, window: Window, step: int) -> Batch:
+    def _batch(self, window: Window, is_real_R: Bools, step: int) -> Batch:
         ids = {name: (ragged.values, ragged.lengths) for name, ragged in window.ids.items()}
         match = {}
         for stream, sequence in enumerate(self._lookups.match, start=1):
@@ -177,6 +186,7 @@ class Reader(IterableDataset[Batch]):
             _jagged(list(self._lookups.unpooled), ids),
             torch.from_numpy(window.numeric_RN),
             torch.from_numpy(window.labels_R).float(),
+            torch.from_numpy(is_real_R).float(),
             torch.from_numpy(window.users_R),
             torch.from_numpy(window.is_new_R),
             torch.from_numpy(window.is_cold_R),

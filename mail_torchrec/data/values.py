@@ -1,6 +1,7 @@
 """One Arrow column of one row group -> NumPy, checked and without a loop over rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +25,24 @@ class Ragged:
     values: Ints
     lengths: Ints
 
-    @property
+    @cached_property
     def starts(self) -> Ints:
         """Where each row begins in ``values``."""
         starts: Ints = np.cumsum(self.lengths) - self.lengths
         return starts
 
-    def take(self, rows: Ints) -> "Ragged":
+    def take(self, rows: Ints | slice) -> "Ragged":
         """These rows, in this order."""
-        lengths = self.lengths[rows]
-        return Ragged(self.values[_positions(self.starts[rows], lengths)], lengths)
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        return Ragged(self.values[_positions(starts, lengths)], lengths)
 
-    def newest(self, limit: int) -> tuple["Ragged", int]:
-        """Every row cut to its last ``limit`` values, and the number of rows that were cut."""
+    def newest(self, limit: int) -> "Ragged":
+        """Every row cut to its last ``limit`` values."""
         excess = np.maximum(self.lengths - limit, 0)
-        if not (num_cut := int(np.count_nonzero(excess))):
-            return self, 0
+        if not excess.any():
+            return self
         lengths = self.lengths - excess
-        return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths), num_cut
+        return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths)
 
     def without(self, rows: Bools) -> "Ragged":
         """The marked rows emptied."""
@@ -50,42 +51,52 @@ class Ragged:
     @staticmethod
     def concatenate(parts: "list[Ragged]") -> "Ragged":
         """Rows of several parts, one after another."""
-        if len(parts) == 1:
-            return parts[0]
         return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]))
 
 
 def _positions(starts: Ints, lengths: Ints) -> Ints:
     """``[start, start + 1, ...]`` of each row, end to end."""
     ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def plain_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
     """Ids in one of two forms whatever the file's: int64 or large_string, in one chunk.
 
     Raises:
-        ValueError: an unsigned id above the range of int64.
+        ValueError: an unsigned id above the range of int64; with file and column.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # no chunk at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.int8())
-    target = pa.int64() if pa.types.is_integer(array.type) else pa.large_string()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     try:
-        return array.cast(target)
+        return one_chunk(column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string()))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"ids should fit into a signed 64-bit integer: {error}; store them as strings") from error
+        raise ValueError(f"{file}: column '{name}' should hold ids that fit into a signed 64-bit integer: {error}; store them as strings") from error
 
 
-def list_parts(column: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
-    """A list column as its values in one chunk and the length of each row; a null list is an empty one."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    return plain_ids(pc.list_flatten(column)), lengths
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one chunk, also where it has none."""
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def list_lengths(column: pa.ChunkedArray) -> Ints:
+    """The length of each list of a column; a null list is an empty one."""
+    lengths: Ints = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    return lengths
+
+
+def newest_ids(column: pa.ChunkedArray, limit: int, hidden: Bools | None, *, file: str, name: str) -> tuple[pa.Array, Ints]:
+    """The newest ``limit`` ids of each list (none of the ``hidden`` ones), end to end, and how many there are a row.
+
+    Raises:
+        ValueError: as :func:`plain_ids`.
+    """
+    ids = plain_ids(pc.list_flatten(column), file=file, name=name)
+    positions = Ragged(np.arange(len(ids)), list_lengths(column))
+    kept = (positions if hidden is None else positions.without(hidden)).newest(limit)
+    return ids if len(kept.values) == len(ids) else ids.take(pa.array(kept.values)), kept.lengths
 
 
 def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:
@@ -98,7 +109,7 @@ def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:
     if column.null_count:
         row = int(np.argmax(pc.is_null(column).to_numpy()))
         raise ValueError(f"{file}: column '{name}' should be 0 or 1, received null in row {row} of its row group ({column.null_count} nulls); {remedy}")
-    values = column.cast(pa.float64()).to_numpy()
+    values = column.cast(pa.float64(), safe=False).to_numpy()
     wrong = np.flatnonzero((values != 0) & (values != 1))
     if len(wrong):
         raise ValueError(f"{file}: column '{name}' should be 0 or 1, received {values[wrong[0]]:g} in row {wrong[0]} of its row group; {remedy}")
@@ -112,7 +123,7 @@ def numbers(column: pa.ChunkedArray, transform: Transform, *, file: str, name: s
     Raises:
         ValueError: NaN or infinity in the file, or a negative number under ``log``; with file, column, row and value.
     """
-    values = column.cast(pa.float64()).to_numpy()
+    values = column.cast(pa.float64(), safe=False).to_numpy()
     missing = pc.is_null(column).to_numpy()
     wrong = np.flatnonzero(~missing & ~np.isfinite(values))
     if len(wrong):

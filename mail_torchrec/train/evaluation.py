@@ -13,6 +13,7 @@ from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.metrics import Figures, gather, report
+from mail_torchrec.train.progress import bar_interval
 
 
 def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outputs]:
@@ -32,13 +33,13 @@ def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") 
         The figures, and what the reader met on the way (unknown ids, cut lists); the same on every rank.
     """
     assembled.model.eval()
-    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    columns: list[list[torch.Tensor]] = [[], [], [], []]  # scores, labels, users, who is reported as new
     counts = torch.zeros(len(reader.count_names), dtype=torch.int64)
-    with torch.no_grad(), tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False) as bar:
+    with torch.no_grad(), tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar:
         for output in outputs(assembled, loader):
             batch = output.batch
             for column, values in zip(columns, (output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B), strict=True):
-                column.append(values.cpu())
+                column.append(values[batch.weights_B > 0].cpu())
             counts += batch.counts.cpu()
             bar.update()
     assembled.model.train()

@@ -11,16 +11,16 @@ _ZERO_SHOT = "towers.zero_shot."
 _RANKING = "towers.ranking."
 
 
-def dense_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+def dense_parameters(model: nn.Module, fused: KeyedOptimizer | None) -> dict[str, dict[str, nn.Parameter]]:
     """Optimizer name -> the trainable parameters that it owns: ``zero_shot`` (G_A), ``ranking`` (G_B) and, unsharded, ``tables`` (G_B).
 
-    Sharded tables are not among them: their optimizer is fused into the backward pass.
+    Sharded tables are not among them: ``fused``, their optimizer, works in the backward pass.
     """
     groups: dict[str, dict[str, nn.Parameter]] = {"zero_shot": {}, "ranking": {}, "tables": {}}
+    sharded = set(fused.params) if fused is not None else set()
     for name, parameter in model.named_parameters():
-        plain = name.replace("_dmp_wrapped_module.", "").removeprefix("module.")
-        if parameter.requires_grad:
-            group = "zero_shot" if plain.startswith(_ZERO_SHOT) else "ranking" if plain.startswith(_RANKING) else "tables"
+        if parameter.requires_grad and name not in sharded:
+            group = "zero_shot" if name.startswith(_ZERO_SHOT) else "ranking" if name.startswith(_RANKING) else "tables"
             groups[group][name] = parameter
     return groups
 
@@ -34,20 +34,20 @@ def build_optimizer(model: nn.Module, settings: TrainSettings, *, zero_shot_scal
         zero_shot_scale: the zero-shot tower's learning rate over the ranking tower's.
         fused: the sharded tables' optimizer.
     """
-    groups = dense_parameters(model)
+    groups = dense_parameters(model, fused)
     optimizers: list[tuple[str, KeyedOptimizer]] = [] if fused is None else [("fused", fused)]
     if groups["ranking"]:
         optimizers.append(("ranking", _adam(groups["ranking"], settings, 1.0)))
     if groups["zero_shot"]:
         optimizers.append(("zero_shot", _adam(groups["zero_shot"], settings, zero_shot_scale)))
-    if fused is None and groups["tables"]:
+    if groups["tables"]:
         optimizers.append(("tables", KeyedOptimizerWrapper(groups["tables"], lambda params: _table_optimizer(params, settings))))
     return CombinedOptimizer(optimizers)
 
 
 def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:
     learning_rate = settings.learning_rate * scale
-    return KeyedOptimizerWrapper(parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, foreach=True))
+    return KeyedOptimizerWrapper(parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, foreach=True))
 
 
 def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """What a run tells while it trains: a progress bar, TensorBoard, metrics.jsonl, and a stop on a loss that is not finite."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -44,7 +45,7 @@ class Progress:
         if rank() == 0:
             self._file = self._run_dir.log.open("a")
             self._writer = SummaryWriter(str(self._run_dir.tensorboard))  # type: ignore[no-untyped-call]
-            self._bar = tqdm(total=self._num_steps, unit="step", desc="train", dynamic_ncols=True)
+            self._bar = tqdm(total=self._num_steps, unit="step", desc="train", dynamic_ncols=True, mininterval=bar_interval())
         self._since = time.perf_counter()
         return self
 
@@ -91,6 +92,11 @@ class Progress:
             self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
         self._since, self._steps_since, self._rows_reported = now, 0, self._rows
         self._sums.clear()
+
+
+def bar_interval() -> float:
+    """Seconds between two pictures of a progress bar: few where they end up in a log file."""
+    return 0.2 if sys.stderr.isatty() else 10.0
 
 
 def _short(losses: Iterable[tuple[str, float]]) -> str:

@@ -18,6 +18,8 @@ class TrainSettings(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of both dense Adams: G_B's for the ranking tower, and G_A for the zero-shot tower (times its learning_rate_scale)."""
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    """Of the dense Adams."""
     tables: TableOptimizerSettings = TableOptimizerSettings()
     """The tables' part of G_B, fused into the backward pass."""
     seed: int = Field(default=1, ge=0)

@@ -12,6 +12,7 @@ from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.config import Config, dump_config, load_config
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
+from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
 from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
@@ -97,7 +98,7 @@ def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
 
 
 def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Source, *, training: bool) -> Loaded:
-    samplers = _samplers(config, encoders, assembled) if training else {}
+    negatives = samplers(config, encoders, assembled.lookups) if training else {}
     reader = Reader(
         source,
         config.schema_,
@@ -108,7 +109,7 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
         batch_size=config.train.batch_size if training else config.train.eval_batch_size,
         shuffle=training,
         seed=config.train.seed,
-        samplers=samplers,
+        samplers=negatives,
     )
     workers = config.data.num_workers
     loader: DataLoader[Batch] = DataLoader(
@@ -117,13 +118,13 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
     return Loaded(reader, loader)
 
 
-def _samplers(config: Config, encoders: Encoders, assembled: Assembled) -> dict[str, NegativeSampler]:
+def samplers(config: Config, encoders: Encoders, lookups: Lookups) -> dict[str, NegativeSampler]:
     """A sampler for each sequence whose match loss the tower trains."""
-    samplers = {}
-    for sequence in assembled.lookups.match:
+    made = {}
+    for sequence in lookups.match:
         options, table = tower_settings(config.model.tower, config.model.tower_options), config.schema_.table_of(sequence)
-        samplers[sequence] = NegativeSampler(Negatives(options.negatives), options.num_negatives, encoders.tables[table], table)
-    return samplers
+        made[sequence] = NegativeSampler(Negatives(options.negatives), options.num_negatives, encoders.tables[table], table)
+    return made
 
 
 def _train_epoch(assembled: Assembled, data: Loaded, epoch: int, progress: Progress) -> None:

@@ -27,7 +27,8 @@ def test_reconstruction_equals_the_formula(reduction: Reduction, masked: bool) -
     predicted, target = normal(5, 4, 3), normal(5, 4, 3, seed=1)
     mask = torch.arange(4) < torch.tensor([0, 1, 2, 3, 4]).unsqueeze(1) if masked else None
     expected = [
-        reference.squared_error(predicted[n].numpy(), target[n].numpy(), None if mask is None else mask[n].numpy(), reduction) for n in range(5)
+        reference.squared_error(predicted[n].numpy(), target[n].numpy(), None if mask is None else mask[n].numpy(), reduction)
+        for n in range(5)
     ]
     np.testing.assert_allclose(reconstruction_loss(predicted, target, mask, reduction).numpy(), expected, rtol=1e-12)
 

@@ -26,7 +26,7 @@ def test_attention_pooling_equals_the_formula() -> None:
     p = reference.parameters(holder)
     for masks, reals in ((mask, lengths), (None, [6] * 4)):
         expected = [reference.attention_pooling(p, "module", list(values[n, : reals[n]].numpy())) for n in range(4)]
-        np.testing.assert_allclose(holder.module(values, masks).detach().numpy(), expected, rtol=1e-10)  # type: ignore[operator]
+        np.testing.assert_allclose(holder.module(values, masks).detach().numpy(), expected, rtol=1e-10)
 
 
 def test_a_row_without_positions_is_zero_with_finite_gradients() -> None:
@@ -48,10 +48,10 @@ def test_encoder_and_decoder_equal_the_formulas() -> None:
     holder = ready(Holder(ResidualEncoder(3, (7, 6, 5), dropout=0.5)))
     h = torch.randn(4, 3, dtype=torch.float64)
     expected = [reference.encoder(reference.parameters(holder), "module", row) for row in h.numpy()]
-    np.testing.assert_allclose(holder.module(h).detach().numpy(), expected, rtol=1e-10)  # type: ignore[operator]
+    np.testing.assert_allclose(holder.module(h).detach().numpy(), expected, rtol=1e-10)
     holder = ready(Holder(ResidualDecoder(3, (6, 7), 8, dropout=0.5)))
     expected = [reference.decoder(reference.parameters(holder), "module", row) for row in h.numpy()]
-    np.testing.assert_allclose(holder.module(h).detach().numpy(), expected, rtol=1e-10)  # type: ignore[operator]
+    np.testing.assert_allclose(holder.module(h).detach().numpy(), expected, rtol=1e-10)
 
 
 def test_default_widths_are_those_of_the_paper() -> None:

@@ -63,13 +63,15 @@ def test_a_users_tower_gets_its_options(own: str) -> None:
 
 def test_a_users_tower_with_settings_gets_them_validated(own: str) -> None:
     tower = build_tower(f"{own}:Configured", {"start": 2}, shapes())
-    assert isinstance(tower, nn.Module) and tower.options.start == 2.0  # type: ignore[union-attr]
+    assert isinstance(tower, nn.Module) and tower.options.start == 2.0
     with pytest.raises(ValueError, match=r"tower 'own_tower:Configured': unknown option 'stop'; its options are: start"):
         build_tower(f"{own}:Configured", {"stop": 2}, shapes())
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown tower 'dnr'; known are emblr, base_dnn, dmr, or name your own as package.module:ClassName"):
+    with pytest.raises(
+        ValueError, match=r"unknown tower 'dnr'; known are emblr, base_dnn, dmr, or name your own as package.module:ClassName"
+    ):
         build_tower("dnr", {}, shapes())
 
 

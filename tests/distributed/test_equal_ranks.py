@@ -1,0 +1,129 @@
+"""N ranks under any plan train as one rank does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from mail_torchrec.config import Config
+from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.encoders import Encoders, fit_encoders
+from mail_torchrec.data.reader import Reader, Share
+from mail_torchrec.data.source import Source
+from mail_torchrec.data.window import Window
+from mail_torchrec.train.assembly import assemble, table_keys
+from mail_torchrec.train.trainer import samplers
+from mail_torchrec.train.weights import save_weights
+from tests.distributed.ranks import run_ranks
+from tests.small_rows import config_tree, write_rows
+
+pytestmark = pytest.mark.distributed
+
+PLANS = {
+    "table_wise": {"types": ["table_wise"]},
+    "row_wise": {"types": ["row_wise"]},
+    "column_wise": {"types": ["column_wise"], "min_partition": 4},
+}
+NUM_STEPS, NUM_ROWS = 4, 42
+
+
+def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str) -> dict[str, Any]:
+    """Trains on the same global batches whatever the number of ranks, each taking an uneven part; saves the weights."""
+    # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to whole steps.
+    train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
+    config = Config.model_validate(config_tree(Path(root), sharding=sharding, model=model, train=train))
+    source = Source(config.data.path("train"), config.schema_)
+    encoders = fit_encoders(source, config.schema_, config.data.cold_start)
+    assembled = assemble(config, encoders, torch.device("cpu"))
+    batches = own_batches(config, source, encoders, assembled)
+    losses, scores = [], []
+    for _ in range(NUM_STEPS):
+        output = assembled.pipeline.progress(batches)
+        losses.append({name: float(value) for name, value in output.losses.items()})
+    assembled.model.eval()
+    with torch.no_grad():
+        for _ in range(NUM_STEPS):
+            scores.append(assembled.pipeline.progress(batches).logits_B)
+    save_weights(assembled.model, Path(weights))
+    kinds = {p.sharding_type for module in assembled.plan.plan.values() for p in module.values()}
+    return {"losses": losses, "scores": scores, "kinds": kinds, "tables": table_keys(config, assembled.lookups, encoders)}
+
+
+def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:
+    """This rank's part of the global batches. In step 0 the last rank has new rows alone; a part may end in rows of weight 0."""
+    reader = Reader(
+        source, config.schema_, encoders, assembled.lookups, config.data,
+        share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.lookups),
+    )  # fmt: skip
+    window = Window.concatenate([reader._encode(source.read(group), source.file(group)) for group in source.row_groups])
+    order = np.argsort(window.is_new_R[:NUM_ROWS], kind="stable")
+    result: list[Batch] = []
+    for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
+        rows = step * NUM_ROWS + (order if step == 0 else np.arange(NUM_ROWS))
+        mine = np.array_split(rows, dist.get_world_size())[dist.get_rank()]
+        result.append(reader._batch(window.take(mine), np.ones(len(mine), dtype=bool), step))
+    return iter(result)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "train" / "a.parquet", 200, seed=1)
+    return folder
+
+
+def load(weights: Path) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    sizes = FileSystemReader(weights).read_metadata().state_dict_metadata
+    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)}
+    load(state, checkpoint_id=weights, no_dist=True)
+    return state
+
+
+@pytest.fixture(scope="module")
+def one_rank(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("one")
+    cache: dict[str, Any] = {}
+
+    def run(name: str, model: dict[str, Any]) -> Any:
+        if name not in cache:
+            weights = folder / name / "weights"
+            [result] = run_ranks(1, train_on_ranks, folder / name, str(root), PLANS["table_wise"], model, str(weights))
+            cache[name] = result, load(weights)
+        return cache[name]
+
+    return run
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mail_dmr": config_tree(Path())["model"],
+    "mail_base_dnn": config_tree(Path())["model"] | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+}
+
+
+@pytest.mark.parametrize(("model", "plan", "world_size"), [
+    ("mail_dmr", "table_wise", 2), ("mail_dmr", "row_wise", 2), ("mail_dmr", "column_wise", 2), ("mail_base_dnn", "row_wise", 3),
+])  # fmt: skip
+def test_losses_weights_and_scores_equal_one_rank(
+    root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int
+) -> None:
+    expected, expected_weights = one_rank(model, MODELS[model])
+    results = run_ranks(world_size, train_on_ranks, tmp_path, str(root), PLANS[plan], MODELS[model], str(tmp_path / "weights"))
+    assert results[0]["kinds"] == {plan}
+    for step, losses in enumerate(expected["losses"]):
+        assert losses.keys() == results[0]["losses"][step].keys()
+        for name, value in losses.items():
+            mean = np.mean([result["losses"][step][name] for result in results])
+            assert mean == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    for step, scores in enumerate(expected["scores"]):
+        torch.testing.assert_close(torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=1e-5)
+    weights = load(tmp_path / "weights")
+    assert weights.keys() == expected_weights.keys()
+    assert set(expected["tables"]) <= weights.keys()
+    for key, value in expected_weights.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")

@@ -1,0 +1,163 @@
+"""The wall between the two optimizers, stated as properties of whole training steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mail_torchrec.config import Config
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.reader import Reader, Share
+from mail_torchrec.data.source import Source
+from mail_torchrec.train.assembly import Assembled, assemble
+from mail_torchrec.train.optimizers import dense_parameters
+from mail_torchrec.train.runtime import process_group
+from mail_torchrec.train.trainer import samplers
+from tests.small_rows import config_tree, write_rows
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "train" / "a.parquet", 300, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with process_group("cpu"):
+        yield
+
+
+def build(root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
+    """A model and an endless supply of its batches."""
+    config = Config.model_validate(config_tree(root, **sections))
+    source = Source(config.data.path("train"), config.schema_)
+    encoders = fit_encoders(source, config.schema_, config.data.cold_start)
+    assembled = assemble(config, encoders, CPU)
+    reader = Reader(
+        source, config.schema_, encoders, assembled.lookups, config.data, share=Share(), batch_size=32, shuffle=True, seed=1,
+        samplers=samplers(config, encoders, assembled.lookups),
+    )  # fmt: skip
+
+    def endless() -> Iterator[Any]:
+        for epoch in range(1_000):
+            reader.set_epoch(epoch)
+            yield from reader
+
+    return assembled, endless()
+
+
+def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
+    """Every table and the fused optimizer's state, copied."""
+    weights = {key: value for key, value in assembled.model.state_dict().items() if "tables." in key}
+    state = assembled.model.fused_optimizer.state_dict()["state"]  # type: ignore[union-attr,operator]
+    flat = weights | {f"{key}/{name}": value for key, part in state.items() for name, value in part.items()}
+    return {key: (value.local_tensor() if hasattr(value, "local_tensor") else value).clone() for key, value in flat.items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
+def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(root: Path, optimizer: str) -> None:
+    train = {"tables": {"name": optimizer}}
+    first, batches = build(root, train=train)
+    for _ in range(5):
+        first.pipeline.progress(batches)
+    second, batches = build(root, train=train, model=config_tree(root)["model"] | {"train_ranking": False})
+    second.model.load_state_dict(first.model.state_dict())
+    second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
+    before, dense = tables_and_state(second), {name: value.clone() for name, value in second.model.named_parameters() if "zero_shot" in name}
+    for _ in range(20):
+        output = second.pipeline.progress(batches)
+    assert set(output.losses) == {"L_a", "L_v", "L_d"}
+    after = tables_and_state(second)
+    assert before.keys() == after.keys()
+    assert any("momentum" in key for key in after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    moved = [name for name, value in second.model.named_parameters() if name in dense and not torch.equal(value, dense[name])]
+    assert len(moved) == len(dense)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def whole(root: Path, **model: Any) -> tuple[Any, Any]:
+    """An unsharded model, whose tables have gradients to look at, after some steps, and one more batch."""
+    assembled, batches = build(root, sharding={"enabled": False}, model=config_tree(root)["model"] | model)
+    for _ in range(3):
+        assembled.pipeline.progress(batches)
+    assembled.model.zero_grad()
+    return assembled.model, next(batches)
+
+
+def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = whole(root)
+    model(batch)[0].backward()
+    joint = gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)  # the fill stays
+    model(batch)[0].backward()
+    alone = gradients(model)
+    assert {name for name in joint if "zero_shot" not in name} == set(alone)
+    assert all(torch.equal(joint[name], alone[name]) for name in alone)
+    assert any("tables." in name for name in alone)
+    assert all(joint[name].abs().sum() > 0 for name in joint if "zero_shot" in name and "weight" in name)
+
+
+def test_one_backward_of_the_sum_equals_two_separate_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = whole(root)
+    model(batch)[0].backward()
+    joint = gradients(model)
+    model.zero_grad()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)
+        model(batch)[0].backward()
+    with monkeypatch.context() as patch:
+        patch.setattr("mail_torchrec.model._ranking_terms", lambda *_: {})
+        model(batch)[0].backward()
+    separate = gradients(model)
+    assert joint.keys() == separate.keys()
+    assert all(torch.equal(joint[name], separate[name]) for name in joint)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded: bool) -> None:
+    assembled, _ = build(root, sharding={"enabled": sharded})
+    fused = assembled.model.fused_optimizer if sharded else None
+    groups = dense_parameters(assembled.model, fused)  # type: ignore[arg-type]
+    names = [name for group in groups.values() for name in group]
+    tables = list(fused.params) if fused else []  # type: ignore[union-attr,arg-type]
+    assert sorted(names + tables) == sorted(name for name, _ in assembled.model.named_parameters())
+    assert all("zero_shot" in name for name in groups["zero_shot"]) and groups["zero_shot"] and groups["ranking"]
+    assert all("tables." in name for name in [*tables, *groups["tables"]])
+    assert bool(groups["tables"]) is not sharded
+    owned = [id(parameter) for _, optimizer in assembled.optimizer._optims for parameter in optimizer.params.values()]  # type: ignore[attr-defined]
+    assert len(owned) == len(set(owned)) == len(names) + len(tables)
+
+
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradient(root: Path, kind: str) -> None:
+    model, batch = whole(root)
+    batch.is_new_B[:] = kind == "new"
+    loss, output = model(batch)
+    loss.backward()
+    assert all(torch.isfinite(value) for value in output.losses.values())
+    grads = gradients(model)
+    assert grads.keys() == {name for name, _ in model.named_parameters()}
+    assert all(torch.isfinite(value).all() for value in grads.values())
+    assert (output.losses["L_a"] == 0) == (kind == "new")
+
+
+def test_rows_of_weight_0_count_in_no_loss(root: Path) -> None:
+    model, batch = whole(root, tower="tests.towers_of_users:MeanTower", tower_options={})
+    half = len(batch) // 2
+    batch.weights_B[half:] = 0
+    expected = model(batch)[1].losses
+    batch.labels_B[half:] = 1 - batch.labels_B[half:]
+    batch.numeric_BN[half:] += 3
+    for name, value in model(batch)[1].losses.items():
+        assert torch.equal(value, expected[name]), name
