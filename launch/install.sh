@@ -58,7 +58,7 @@ step() { printf '[%d/6] %s\n' "$((++steps))" "$*"; }
 # Runs pip quietly, and shows what it said where it failed.
 quiet_pip() {
   if ! "$python" -m pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1; then
-    grep -v '^WARNING: Location' "$log" >&2
+    grep -Ev '^(WARNING: Location|Requirement already satisfied)' "$log" | tail -n 60 >&2 || true
     die "pip failed (its output is above); nothing is marked as installed: calling $0 again goes on from here"
   fi
 }
@@ -71,7 +71,7 @@ case "${1:-}" in
   *) die "should be called with --dev or nothing, received '$1'; --help explains" ;;
 esac
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
 python=$venv/bin/python
 log=$venv/install.log

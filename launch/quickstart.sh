@@ -16,9 +16,11 @@ HELP
   exit 2
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
 export PATH=$PWD/.venv/bin:$PATH  # TorchX starts the torchrun that it finds
+# TorchX prints each refresh of a progress bar on a line of its own: refresh seldom. Of TorchX itself, warnings are enough.
+export TQDM_MININTERVAL=${TQDM_MININTERVAL:-10} LOGLEVEL=${LOGLEVEL:-WARNING}
 
 # Two ranks share the machine's cores; a GPU each, or none.
 cores=$(nproc)
@@ -51,6 +53,3 @@ done
 
 printf '\n'
 mail-torchrec compare "$runs/DMR" "$runs/MAIL-DMR"
-printf '\nWritten for each run, in %s/DMR and %s/MAIL-DMR:\n' "$runs" "$runs"
-printf '  %-18s %s\n' metrics.json "AUC and GAUC" metrics.jsonl "losses by step" loss_curves.png "the same as a picture" \
-  tensorboard/ "the same for tensorboard --logdir $runs" config.yaml "the resolved configuration" weights/ "what evaluate read"

@@ -10,7 +10,9 @@ import click
 from mail_torchrec.quiet import quiet_third_parties
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-_CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="YAML file; launch/configs/ holds examples.")
+_CONFIG = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), required=True, help="YAML file; launch/configs/ holds examples."
+)
 
 
 class _Cli(click.Group):
@@ -99,12 +101,28 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
-def compare(run_dirs: tuple[Path, ...]) -> None:
+@click.option("--base", help="A method; the others' differences from it are shown too, paired by seed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as comparison.md, .json and .png.")
+def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> None:
     """Print finished runs as one table, method by new / old / all, and name their files.
 
     Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
     """
-    raise NotImplementedError(run_dirs)
+    from mail_torchrec.train.pictures import draw_comparison
+    from mail_torchrec.train.report import as_json, as_markdown, compare as rows_of
+    from mail_torchrec.train.run_dir import RunDir
+
+    rows = rows_of(run_dirs, base)
+    click.echo(as_markdown(rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "comparison.md").write_text(as_markdown(rows))
+        (out / "comparison.json").write_text(as_json(rows))
+        draw_comparison(rows, out / "comparison.png")
+        click.echo("\n".join(str(out / f"comparison.{kind}") for kind in ("md", "json", "png")))
+    for path in run_dirs:
+        run = RunDir(path)
+        click.echo(f"{run.metrics}  {run.log}  {run.curves}  {run.tensorboard}/")
 
 
 @main.command()

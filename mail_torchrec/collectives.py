@@ -23,9 +23,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_rows(rows: Tensor) -> Tensor:
-    """All ranks' rows on every rank, in rank order and without gradient; the number of rows may differ and be zero."""
+    """All ranks' rows on every rank, in rank order and without gradient.
+
+    Every rank must call it, with tensors of one type and trailing shape on the backend's device; the number of rows may differ
+    and be zero.
+    """
     if world_size() == 1:
         return rows
+    if rows.dtype is torch.bool:  # not every backend moves booleans
+        return gather_rows(rows.to(torch.uint8)).bool()
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
     counts[rank()] = rows.shape[0]
     dist.all_reduce(counts)

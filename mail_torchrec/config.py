@@ -1,7 +1,8 @@
 """The root of the configuration: YAML file, then dotted overrides, then validation. Safe YAML only."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
@@ -38,8 +39,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     """
     try:
         tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"no configuration at '{path}'; launch/configs/ holds examples") from error
+    except OSError as error:
+        raise ValueError(f"no configuration at '{path}' ({error.strerror}); launch/configs/ holds examples") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -74,10 +75,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
         child = tree.get(section)
-        if child is None:
-            child = tree[section] = {}
-        if not isinstance(child, dict):
+        if not isinstance(child, dict | None):
             raise ValueError(f"override '{override}': '{section}' holds the value {child!r} and no keys")
+        child = tree[section] = dict(child or {})  # a copy: a YAML alias may stand in two places
         tree = child
     try:
         tree[key] = yaml.safe_load(text)
@@ -109,8 +109,18 @@ def _hint(place: tuple[int | str, ...], kind: type[Settings]) -> str:
     """The keys that a section knows, where the section can be found by its path."""
     section: Any = kind
     for part in place[:-1]:
-        fields = {(field.alias or name): field.annotation for name, field in section.model_fields.items()}
-        section = fields.get(str(part))
-        if not (isinstance(section, type) and issubclass(section, Settings)):
-            return ""
-    return "; known here: " + ", ".join(field.alias or name for name, field in section.model_fields.items())
+        if _is_settings(section):
+            section = _fields(section).get(str(part))
+        else:  # dict[str, Section]: any key leads to a Section
+            section = get_args(section)[-1] if get_args(section) else None
+        # Section | None
+        section = next(filter(_is_settings, get_args(section)), section) if get_origin(section) is UnionType else section
+    return "; known here: " + ", ".join(_fields(section)) if _is_settings(section) else ""
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _fields(section: type[Settings]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}

@@ -47,9 +47,14 @@ class InputAssembler:
     def __call__(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
         """The ranking tower's inputs, with the real behaviours."""
         fields = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
+        fields = {name: self._narrow(name, values) for name, values in fields.items()}
         groups = [_stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)]
         sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
         return RankingInputs(*groups, numeric_BN=batch.numeric_BN, sequences=sequences)
+
+    def _narrow(self, name: str, values: Tensor) -> Tensor:
+        """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
+        return values[..., : self.schema.table_dim(name)]
 
     def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
         """The columns of ``numeric_BN`` that are user attributes."""
@@ -59,18 +64,20 @@ class InputAssembler:
     def _sequence(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> BehaviourSequence:
         length = self.schema.columns[name].max_length
         lengths_B = batch.unpooled[name].lengths()
-        values_BTD = unpooled[name].to_padded_dense(length)
-        target_BD = unpooled[self.schema.target_of(name)].values()
+        values_BTD = self._narrow(name, unpooled[name].to_padded_dense(length))
+        target = self.schema.target_of(name)
+        target_BD = self._narrow(target, unpooled[target].values())
         actions_BT = torch.zeros(values_BTD.shape[:2], dtype=torch.int64, device=values_BTD.device)
         if (action := self.schema.action_of(name)) is not None:
             actions_BT = actions_BT.masked_scatter(position_mask(lengths_B, length), batch.unpooled[action].values())
-            values_BTD, target_BD = _with_actions(values_BTD, target_BD, unpooled[action].to_padded_dense(length), self.schema.actions)
+            action_BTD = self._narrow(action, unpooled[action].to_padded_dense(length))
+            values_BTD, target_BD = _with_actions(values_BTD, target_BD, action_BTD, self.schema.actions)
         match = self._match(name, batch, unpooled) if name in self.lookups.match else None
         return BehaviourSequence(values_BTD, lengths_B, actions_BT, target_BD, torch.zeros_like(batch.is_new_B), match)
 
     def _match(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> Match:
         keys, ids = self.lookups.match[name], batch.match[name]
-        target, last, negatives = (unpooled[key].values() for key in (keys.target, keys.last, keys.negatives))
+        target, last, negatives = (self._narrow(name, unpooled[key].values()) for key in (keys.target, keys.last, keys.negatives))
         return Match(target, last, negatives, ids.last_B, ids.negatives_K, ids.last_log_q_B, ids.negatives_log_q_K)
 
 
@@ -83,7 +90,9 @@ def detached(inputs: RankingInputs) -> RankingInputs:
             vectors = (match.target_BD.detach(), match.last_BD.detach(), match.negatives_KD.detach())
             match = replace(match, target_BD=vectors[0], last_BD=vectors[1], negatives_KD=vectors[2])
         sequences[name] = replace(sequence, values_BTD=sequence.values_BTD.detach(), target_BD=sequence.target_BD.detach(), match=match)
-    return RankingInputs(inputs.attributes_BAD.detach(), inputs.context_BCD.detach(), inputs.items_BID.detach(), inputs.numeric_BN, sequences)
+    return RankingInputs(
+        inputs.attributes_BAD.detach(), inputs.context_BCD.detach(), inputs.items_BID.detach(), inputs.numeric_BN, sequences
+    )
 
 
 def emptied(sequence: BehaviourSequence, is_new_B: Tensor) -> BehaviourSequence:

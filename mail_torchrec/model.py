@@ -102,16 +102,12 @@ class Towers(nn.Module):
         if not self.settings.train_ranking:
             real = detached(real)
         seen_BFD = self._seen(real)
-        ranked = self._rank(self._fill(real, seen_BFD, batch.is_new_B))
+        ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B)))
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
             losses, loss = self._losses(ranked, batch, self._zero_shot_losses(real, seen_BFD, batch))
         return loss, Outputs(ranked.logits_B.detach(), {name: value.detach() for name, value in losses.items()}, batch)
-
-    def _rank(self, inputs: RankingInputs) -> RankingOutput:
-        output = self.ranking(inputs)
-        return output if isinstance(output, RankingOutput) else RankingOutput(output)
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
@@ -151,7 +147,9 @@ class Towers(nn.Module):
             loss = loss + term.weight * losses[name]
         if zero_shot is not None and self._aligned_by("mmd"):
             assert zero_shot.P_NH is not None and zero_shot.Q_NH is not None and self.zero_shot is not None
-            losses["L_d"] = mmd_share(zero_shot.P_NH, zero_shot.Q_NH, self.zero_shot.settings.sigma, all_ranks=self.settings.mmd_over_all_ranks)
+            losses["L_d"] = mmd_share(
+                zero_shot.P_NH, zero_shot.Q_NH, self.zero_shot.settings.sigma, all_ranks=self.settings.mmd_over_all_ranks
+            )
             loss = loss + losses["L_d"]
         return losses, loss
 
@@ -170,7 +168,9 @@ class Towers(nn.Module):
 
 def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
     terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
-    return terms | {f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()}
+    return terms | {
+        f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
+    }
 
 
 def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:
@@ -179,7 +179,9 @@ def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputSh
         groups |= {"context": (shapes.num_context, shapes.context_dim), "items": (shapes.num_items, shapes.item_dim)}
     groups = {name: group for name, group in groups.items() if group[0]}
     if len(dims := {dim for _, dim in groups.values()}) != 1:
-        raise ValueError(f"model.zero_shot.sees=all_fields needs one dimension in all groups, received {groups} (fields, dimension); set schema.dim")
+        raise ValueError(
+            f"model.zero_shot.sees=all_fields needs one dimension in all groups, received {groups} (fields, dimension); set schema.dim"
+        )
     return ZeroShotTower(
         settings,
         group_fields={name: num for name, (num, _) in groups.items()},

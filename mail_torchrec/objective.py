@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mail_torchrec.collectives import gather_rows, world_size
 from mail_torchrec.losses.mmd import mmd
+from mail_torchrec.losses.reduction import weighted_mean
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ def shares(terms: dict[str, Term]) -> dict[str, Tensor]:
 
 
 def _share(term: Term, total: Tensor) -> Tensor:
-    summed = world_size() * (term.rows * term.row_weights).sum()
-    return summed if term.raw_sum else summed / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return world_size() * weighted_mean(term.rows, term.row_weights, torch.ones_like(total) if term.raw_sum else total)
 
 
 def mmd_share(P_OH: Tensor, Q_OH: Tensor, sigma: float, *, all_ranks: bool) -> Tensor:

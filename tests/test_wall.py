@@ -69,7 +69,10 @@ def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(root: Path,
     second, batches = build(root, train=train, model=config_tree(root)["model"] | {"train_ranking": False})
     second.model.load_state_dict(first.model.state_dict())
     second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
-    before, dense = tables_and_state(second), {name: value.clone() for name, value in second.model.named_parameters() if "zero_shot" in name}
+    before, dense = (
+        tables_and_state(second),
+        {name: value.clone() for name, value in second.model.named_parameters() if "zero_shot" in name},
+    )
     for _ in range(20):
         output = second.pipeline.progress(batches)
     assert set(output.losses) == {"L_a", "L_v", "L_d"}

@@ -13,7 +13,9 @@ class MeanTower(nn.Module):
 
     def __init__(self, options: dict[str, Any], shapes: InputShapes) -> None:
         super().__init__()
-        self.linear = nn.Linear(shapes.attribute_dim + shapes.item_dim + shapes.num_numeric + sum(s.dim for s in shapes.sequences.values()), 1)
+        self.linear = nn.Linear(
+            shapes.attribute_dim + shapes.item_dim + shapes.num_numeric + sum(s.dim for s in shapes.sequences.values()), 1
+        )
 
     def forward(self, inputs: RankingInputs) -> Tensor:
         parts = [inputs.attributes_BAD.mean(1), inputs.items_BID.mean(1), inputs.numeric_BN]

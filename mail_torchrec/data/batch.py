@@ -49,12 +49,12 @@ class Batch(Pipelineable):
     """Rows reported as new users': hidden by the simulated cold start or without history; the oracle reports them too."""
     match: dict[str, MatchIds]
     counts: Tensor
-    """What was met on the way (unknown ids a table, rows cut a list), in the order of ``Reader.count_names``."""
+    """What was met on the way (unknown ids a column, rows cut a list), in the order of ``Reader.count_names``."""
 
     def __len__(self) -> int:
         return int(self.labels_B.shape[0])
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:  # type: ignore[override]
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The batch on another device."""
         return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
 
@@ -67,7 +67,8 @@ class Batch(Pipelineable):
         self._map(lambda part: (part.record_stream(stream), part)[1])
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
-        return _map_parts(self, function)
+        mapped: Self = _map_parts(self, function)
+        return mapped
 
 
 def _map_parts(part: Any, function: Callable[[Any], Any]) -> Any:

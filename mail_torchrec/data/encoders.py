@@ -17,8 +17,8 @@ from tqdm import tqdm
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
 from mail_torchrec.data.schema import Group, Ids, Kind, Schema
 from mail_torchrec.data.source import Source
-from mail_torchrec.data.values import Floats, list_parts, numbers, plain_ids
-from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, plain_chunk, vocabulary_from_counts
+from mail_torchrec.data.values import Bools, Floats, Ints, newest_ids, numbers, one_chunk, plain_ids
+from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, vocabulary_from_counts
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _load_table(folder: Path, name: str, schema: Schema) -> IdEncoder:
     if schema.table(name).ids is Ids.HASH:
         return _hashed(name, schema)
     table = pq.read_table(folder / f"{name}.parquet")
-    return Vocabulary(plain_chunk(table["value"]), table["count"].to_numpy().astype(np.int64))
+    return Vocabulary(one_chunk(table["value"]), table["count"].to_numpy().astype(np.int64))
 
 
 def _hashed(name: str, schema: Schema) -> HashedIds:
@@ -90,35 +90,50 @@ def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, 
         ValueError: a bad value in a numeric column; columns of different types on one table.
     """
     counts: dict[str, pa.Table] = {}
-    sums = {name: np.zeros(3) for name in schema.numeric()}
+    moments = {name: _Moments() for name in schema.numeric()}
     for group in tqdm(source.row_groups, desc="vocabularies", unit="row group", disable=not progress, leave=False):
-        table = source.read(group)
-        hidden = _hidden(table, schema, cold_start)
+        table, file = source.read(group), source.file(group)
+        hidden = _hidden(table, schema, cold_start, file)
         for name in schema.id_columns:
             if schema.table(schema.table_of(name)).ids is Ids.VOCABULARY:
-                _count(counts, schema, name, table if schema.columns[name].group is not Group.BEHAVIOUR else table.filter(~hidden))
-        for name, total in sums.items():
+                _count(counts, schema, name, file, file_ids(table, schema, name, file, hidden)[0])
+        for name in moments:
             column = schema.file_column(name)
-            values = numbers(table[column], schema.columns[name].transform, file=source.file(group), name=column)
-            total += [np.count_nonzero(~np.isnan(values)), np.nansum(values), np.nansum(values**2)]
+            moments[name].add(numbers(table[column], schema.columns[name].transform, file=file, name=column))
     tables: dict[str, IdEncoder] = {name: _encoder(name, schema, counts) for name in schema.table_names}
-    return Encoders(tables, {name: _scale(*total) for name, total in sums.items()})
+    return Encoders(tables, {name: moment.scale() for name, moment in moments.items()})
 
 
-def _hidden(table: pa.Table, schema: Schema, cold_start: ColdStartSettings) -> npt.NDArray[np.bool_]:
+def file_ids(table: pa.Table, schema: Schema, name: str, file: str, hidden: Bools | None) -> tuple[pa.Array, Ints]:
+    """The ids of a column as training sees them: lists cut to their newest, behaviours of ``hidden`` rows left out.
+
+    Returns:
+        The ids end to end, and how many there are a row.
+
+    Raises:
+        ValueError: an unsigned id above the range of int64.
+    """
+    column, file_column = schema.columns[name], schema.file_column(name)
+    if column.kind is not Kind.LIST:
+        return plain_ids(table[file_column], file=file, name=file_column), np.ones(len(table), dtype=np.int64)
+    hidden = hidden if column.group is Group.BEHAVIOUR else None
+    return newest_ids(table[file_column], column.max_length, hidden, file=file, name=file_column)
+
+
+def _hidden(table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str) -> Bools | None:
     if cold_start.oracle:
-        return np.zeros(len(table), dtype=np.bool_)
-    return hidden_users(plain_ids(table[schema.file_column(schema.group_key)]), cold_start)
+        return None
+    name = schema.file_column(schema.group_key)
+    return hidden_users(plain_ids(table[name], file=file, name=name), cold_start)
 
 
-def _count(counts: dict[str, pa.Table], schema: Schema, name: str, table: pa.Table) -> None:
-    column = table[schema.file_column(name)]
-    ids = list_parts(column)[0] if schema.columns[name].kind is Kind.LIST else plain_ids(column)
+def _count(counts: dict[str, pa.Table], schema: Schema, name: str, file: str, ids: pa.Array) -> None:
     target = schema.table_of(name)
     previous = counts.get(target)
     if previous is not None and previous["value"].type != ids.type:
         raise ValueError(
-            f"column '{name}' looks up table '{target}' with {ids.type} ids, other columns or files with {previous['value'].type}; cast one, or give it its own table"
+            f"{file}: column '{schema.file_column(name)}' looks up table '{target}' with {ids.type} ids, other columns or files with "
+            f"{previous['value'].type}; cast one, or give the column a table of its own"
         )
     counts[target] = count_values(previous, ids)
 
@@ -130,7 +145,23 @@ def _encoder(name: str, schema: Schema, counts: dict[str, pa.Table]) -> IdEncode
     return vocabulary_from_counts(counts[name], min_count=settings.min_count, max_rows=settings.rows)
 
 
-def _scale(count: float, total: float, squares: float) -> Scale:
-    mean = total / max(count, 1)
-    variance = max(squares / max(count, 1) - mean**2, 0.0)
-    return Scale(float(mean), math.sqrt(variance) or 1.0)
+@dataclass
+class _Moments:
+    """Count, mean and sum of squared deviations of the numbers so far."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: npt.NDArray[np.float64]) -> None:
+        """Joins in numbers, NaN left out (Chan, Golub and LeVeque 1979: no large sums are subtracted)."""
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return
+        count, mean = self.count + len(values), float(values.mean())
+        self.squares += float(((values - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(values) / count
+        self.mean += (mean - self.mean) * len(values) / count
+        self.count = count
+
+    def scale(self) -> Scale:
+        return Scale(self.mean, math.sqrt(self.squares / max(self.count, 1)) or 1.0)

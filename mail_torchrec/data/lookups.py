@@ -38,6 +38,6 @@ def plan_lookups(schema: Schema, *, needs_match: bool) -> Lookups:
         match[sequence] = keys
         twin = output_table(schema.table_of(sequence))
         if clash := {twin} & set(schema.table_names) or {keys.target, keys.last, keys.negatives} & set(schema.columns):
-            raise ValueError(f"schema: the match loss adds tables and keys of its own, and {sorted(clash)} is taken by the schema; rename it there")
+            raise ValueError(f"schema: the match loss adds tables and keys of its own, and the schema has {sorted(clash)}; rename it there")
         unpooled |= {keys.target: twin, keys.last: twin, keys.negatives: twin}
     return Lookups({name: schema.table_of(name) for name in schema.pooled}, unpooled, match)

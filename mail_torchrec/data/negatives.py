@@ -31,16 +31,20 @@ class NegativeSampler:
         table: its name, for messages.
 
     Raises:
-        ValueError: log_uniform or unigram for a hashed table, which has neither ranks nor counts.
+        ValueError: log_uniform or unigram for a hashed table, which has neither ranks nor counts; an empty vocabulary.
     """
 
     def __init__(self, distribution: Negatives, num_samples: int, encoder: IdEncoder, table: str) -> None:
         self.num_samples = num_samples
-        num_values = max(encoder.num_rows - FIRST_ROW, 1)
+        num_values = encoder.num_rows - FIRST_ROW
+        if not num_values:
+            raise ValueError(f"table '{table}' should hold values to draw negatives from, its vocabulary is empty; lower its min_count")
         if distribution is Negatives.UNIFORM:
             probabilities = np.full(num_values, 1.0 / num_values)
         elif not isinstance(encoder, Vocabulary):
-            raise ValueError(f"negatives '{distribution}' need item frequencies, and table '{table}' is hashed; choose 'uniform' or a vocabulary")
+            raise ValueError(
+                f"negatives '{distribution}' need frequencies, which the hashed table '{table}' lacks; use 'uniform' or a vocabulary"
+            )
         elif distribution is Negatives.LOG_UNIFORM:
             ranks = np.arange(num_values)
             probabilities = np.log((ranks + 2) / (ranks + 1)) / np.log(num_values + 1)

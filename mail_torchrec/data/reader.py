@@ -10,13 +10,15 @@ batches of one size on all ranks. Weight 0 keeps it out of losses and figures.
 With workers, each reads a contiguous part of its rank's steps.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -25,9 +27,10 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
-from mail_torchrec.data.schema import Kind, Schema
+from mail_torchrec.data.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
 from mail_torchrec.data.values import Bools, Ints, Ragged
+from mail_torchrec.data.vocabulary import UNKNOWN_ROW
 from mail_torchrec.data.window import Window, WindowEncoder
 from mail_torchrec.settings import Settings
 
@@ -60,15 +63,6 @@ class Share:
 
     rank: int = 0
     world_size: int = 1
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Rows ``start .. stop`` of one row group."""
-
-    group: RowGroup
-    start: int
-    stop: int
 
 
 class Reader(IterableDataset[Batch]):
@@ -107,12 +101,13 @@ class Reader(IterableDataset[Batch]):
         if source.num_rows < share.world_size:
             raise ValueError(f"'{source.path}' holds {source.num_rows} rows for {share.world_size} ranks; use fewer ranks or more rows")
         self._source, self._schema, self._lookups, self._settings = source, schema, lookups, settings
-        self._encode = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
+        self._encoder = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
         self._share, self._shuffle, self._seed, self._samplers = share, shuffle, seed, samplers or {}
         self._num_steps = -(-source.num_rows // (share.world_size * batch_size))
         self._epoch = 0
-        self._list_columns = [name for name in schema.id_columns if schema.columns[name].kind is Kind.LIST]
-        self.count_names = [f"unknown/{name}" for name in schema.id_columns] + [f"cut/{name}" for name in self._list_columns]
+        self._scalars, self._lists = schema.scalars, schema.lists
+        self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
+        self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
 
     def __len__(self) -> int:
         return self._num_steps
@@ -122,23 +117,23 @@ class Reader(IterableDataset[Batch]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        bounds = self._step_bounds()
         worker = get_worker_info()
-        if worker is not None:
-            part = _cut(len(bounds) - 1, worker.num_workers, worker.id)
-            first_step, bounds = part.start, bounds[part.start : part.stop + 1]
-        else:
-            first_step = 0
+        all_steps = range(self._num_steps) if worker is None else _cut(self._num_steps, worker.num_workers, worker.id)
+        bounds, run = self._step_bounds(), self._run()
         order = self._group_order()
-        decoded: dict[RowGroup, Window] = {}
-        run = self._run()
-        for steps in _windows(bounds, self._settings.shuffle_rows):
+        ends = list(accumulate(group.num_rows for group in order))
+        decode = lru_cache(maxsize=1)(self._decode)  # a row group on the border of two windows is decoded once
+        for steps in _windows(all_steps, bounds, self._settings.shuffle_rows):
             start, stop = bounds[steps.start], bounds[steps.stop]
-            window = self._read(_slices(order, min(start, run.stop - 1), min(stop, run.stop)), decoded)
-            permutation = self._permutation(first_step + steps.start, stop - start)
+            slices = _slices(ends, min(start, run.stop - 1), min(stop, run.stop))
+            window = Window.concatenate([decode(order[i]).take(rows) for i, rows in slices])
+            permutation = self._permutation(steps.start, stop - start)
             for step in steps:
                 rows = permutation[bounds[step] - start : bounds[step + 1] - start]
-                yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, first_step + step)
+                yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, step)
+
+    def _decode(self, group: RowGroup) -> Window:
+        return self._encoder(self._source.read(group), self._source.file(group))
 
     def _run(self) -> range:
         """The rows of this rank, in the order of the epoch."""
@@ -146,8 +141,8 @@ class Reader(IterableDataset[Batch]):
 
     def _step_bounds(self) -> list[int]:
         """Where each step begins, and where the last one ends: at most one row behind the run."""
-        longest = -(-self._source.num_rows // self._share.world_size)
-        return [self._run().start + longest * step // self._num_steps for step in range(self._num_steps + 1)]
+        start, longest = self._run().start, -(-self._source.num_rows // self._share.world_size)
+        return [start + longest * step // self._num_steps for step in range(self._num_steps + 1)]
 
     def _group_order(self) -> list[RowGroup]:
         groups = self._source.row_groups
@@ -163,27 +158,15 @@ class Reader(IterableDataset[Batch]):
     def _random(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._epoch, self._share.rank, step, stream])
 
-    def _read(self, slices: Sequence[_Slice], decoded: dict[RowGroup, Window]) -> Window:
-        """Rows of several row groups; ``decoded`` keeps the last row group, on whose rows the next window goes on."""
-        parts = []
-        for part in slices:
-            if part.group not in decoded:
-                window = self._encode(self._source.read(part.group), self._source.file(part.group))
-                decoded.clear()
-                decoded[part.group] = window
-            parts.append(decoded[part.group].take(np.arange(part.start, part.stop)))
-        return Window.concatenate(parts)
-
     def _batch(self, window: Window, is_real_R: Bools, step: int) -> Batch:
-        ids = {name: (ragged.values, ragged.lengths) for name, ragged in window.ids.items()}
+        one_a_row = np.ones(len(window), dtype=np.int64)
+        ids = {name: Ragged(column, one_a_row) for name, column in zip(self._scalars, window.scalars_RC.T, strict=True)} | window.lists
         match = {}
         for stream, sequence in enumerate(self._lookups.match, start=1):
-            match[sequence] = self._match(window, sequence, self._random(step, stream), ids)
-        unknown = [window.num_unknown(name) for name in self._schema.id_columns]
-        cut = [int(window.num_cut[name].sum()) for name in self._list_columns]
+            match[sequence] = self._match(len(window), sequence, self._random(step, stream), ids)
         return Batch(
-            _jagged(list(self._lookups.pooled), ids),
-            _jagged(list(self._lookups.unpooled), ids),
+            _jagged(self._pooled, ids),
+            _jagged(self._unpooled, ids),
             torch.from_numpy(window.numeric_RN),
             torch.from_numpy(window.labels_R).float(),
             torch.from_numpy(is_real_R).float(),
@@ -191,23 +174,26 @@ class Reader(IterableDataset[Batch]):
             torch.from_numpy(window.is_new_R),
             torch.from_numpy(window.is_cold_R),
             match,
-            torch.tensor(unknown + cut),
+            torch.from_numpy(self._counts(window if is_real_R.all() else window.take(np.flatnonzero(is_real_R)))),
         )
 
-    def _match(self, window: Window, sequence: str, random: np.random.Generator, ids: dict[str, tuple[Ints, Ints]]) -> MatchIds:
+    def _counts(self, window: Window) -> Ints:
+        """In the order of ``count_names``."""
+        unknown = np.count_nonzero(window.scalars_RC == UNKNOWN_ROW, axis=0)
+        unknown_in_lists = [np.count_nonzero(window.lists[name].values == UNKNOWN_ROW) for name in self._lists]
+        return np.concatenate([unknown, unknown_in_lists, np.count_nonzero(window.is_cut_RL, axis=0)]).astype(np.int64)
+
+    def _match(self, num_rows: int, sequence: str, random: np.random.Generator, ids: dict[str, Ragged]) -> MatchIds:
         """Adds the keys of a sequence's match loss to ``ids``."""
-        keys, num_rows = self._lookups.match[sequence], len(window)
-        last = _last(window.ids[sequence])
+        keys = self._lookups.match[sequence]
+        last = _last(ids[sequence])
+        sampler = self._samplers.get(sequence)
+        negatives = sampler.sample(random) if sampler else np.zeros(0, dtype=np.int64)
         ids[keys.target] = ids[self._schema.target_of(sequence)]
-        ids[keys.last] = last, np.ones(num_rows, dtype=np.int64)
-        if (sampler := self._samplers.get(sequence)) is None:
-            ids[keys.negatives] = np.zeros(0, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
-            none = torch.zeros(0)
-            return MatchIds(torch.from_numpy(last), none.long(), torch.zeros(num_rows), none)
-        negatives = sampler.sample(random)
-        ids[keys.negatives] = negatives, len(negatives) * np.arange(1, num_rows + 1) // num_rows - len(negatives) * np.arange(num_rows) // num_rows
-        log_q = [torch.from_numpy(sampler.log_expected(rows)) for rows in (last, negatives)]
-        return MatchIds(torch.from_numpy(last), torch.from_numpy(negatives), *log_q)
+        ids[keys.last] = Ragged(last, np.ones(num_rows, dtype=np.int64))
+        ids[keys.negatives] = Ragged(negatives, np.diff(len(negatives) * np.arange(num_rows + 1) // num_rows))
+        log_q = [sampler.log_expected(rows) if sampler else np.zeros(len(rows), dtype=np.float32) for rows in (last, negatives)]
+        return MatchIds(*(torch.from_numpy(part) for part in (last, negatives, *log_q)))
 
 
 def _cut(num: int, parts: int, part: int) -> range:
@@ -215,24 +201,20 @@ def _cut(num: int, parts: int, part: int) -> range:
     return range(num * part // parts, num * (part + 1) // parts)
 
 
-def _windows(bounds: list[int], shuffle_rows: int) -> Iterator[range]:
+def _windows(steps: range, bounds: list[int], shuffle_rows: int) -> Iterator[range]:
     """Runs of steps that hold ``shuffle_rows`` rows together, the last one less."""
-    start = 0
-    for step in range(1, len(bounds)):
-        if bounds[step] - bounds[start] >= shuffle_rows or step == len(bounds) - 1:
-            yield range(start, step)
-            start = step
+    start = steps.start
+    for stop in range(steps.start + 1, steps.stop + 1):
+        if bounds[stop] - bounds[start] >= shuffle_rows or stop == steps.stop:
+            yield range(start, stop)
+            start = stop
 
 
-def _slices(order: list[RowGroup], start: int, stop: int) -> list[_Slice]:
-    """Rows ``start .. stop`` of the row groups laid end to end."""
-    slices, before = [], 0
-    for group in order:
-        first, last = max(start - before, 0), min(stop - before, group.num_rows)
-        if first < last:
-            slices.append(_Slice(group, first, last))
-        before += group.num_rows
-    return slices
+def _slices(ends: list[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+    """Rows ``start .. stop`` of things laid end to end: which thing, and which of its rows."""
+    for i in range(bisect_right(ends, start), bisect_left(ends, stop) + 1):
+        before = ends[i - 1] if i else 0
+        yield i, slice(max(start - before, 0), min(stop, ends[i]) - before)
 
 
 def _last(ragged: Ragged) -> Ints:
@@ -243,8 +225,6 @@ def _last(ragged: Ragged) -> Ints:
     return last
 
 
-def _jagged(keys: list[str], ids: dict[str, tuple[Ints, Ints]]) -> KeyedJaggedTensor:
-    def joined(part: int) -> Tensor:
-        return torch.from_numpy(np.concatenate([ids[key][part] for key in keys]))
-
-    return KeyedJaggedTensor(keys=keys, values=joined(0), lengths=joined(1))
+def _jagged(keys: list[str], ids: dict[str, Ragged]) -> KeyedJaggedTensor:
+    joined = Ragged.concatenate([ids[key] for key in keys])
+    return KeyedJaggedTensor(keys, torch.from_numpy(joined.values), lengths=torch.from_numpy(joined.lengths))

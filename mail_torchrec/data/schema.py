@@ -3,7 +3,6 @@
 A *column* is an input column (a feature), a *table* is parameters, and tables are shared by name.
 """
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
 
@@ -78,8 +77,8 @@ class Table(Settings):
 
     ids: Ids = Ids.VOCABULARY
     """vocabulary (built from the training data, saved with the model) or hash."""
-    rows: int | None = Field(default=None, ge=2)
-    """Hash tables: the number of rows. Vocabulary tables: at most so many, the most frequent values first."""
+    rows: int | None = Field(default=None, ge=3)
+    """Hash tables: the number of rows. Vocabulary tables: at most so many, most frequent values first. Unknown and null ids take two."""
     min_count: int = Field(default=1, ge=1)
     """Vocabulary tables: values seen less often than this in training share row 0, as do values never seen."""
     dim: int | None = Field(default=None, ge=1)
@@ -140,13 +139,18 @@ class Schema(Settings):
             self._check_dims(group, names)
         for group, names in ((Group.ATTRIBUTE, self.fields(Group.ATTRIBUTE)), (Group.BEHAVIOUR, self.sequences)):
             if not names:
-                raise ValueError(f"schema.columns: at least one column of ids must have group '{group}', found none; MAIL learns behaviours from attributes")
+                raise ValueError(f"schema.columns: at least one column of ids must have group '{group}', found none")
         return self
 
     def _check_column(self, name: str, column: Column) -> None:
         where = f"schema.columns.{name}"
-        if "." in name or "/" in name:
-            raise ValueError(f"{where}: a column name must not contain '.' or '/'; rename it and set 'column' to its name in the files")
+        for what, text in (("column", name), ("table", self.table_of(name))):
+            if not text or "." in text or "/" in text:
+                raise ValueError(
+                    f"{where}: a {what} name must not be empty or hold '.' or '/', received '{text}'; 'column' names it in the files"
+                )
+        if column.transform is not Transform.NONE and column.kind is not Kind.NUMERIC:
+            raise ValueError(f"{where}: transform '{column.transform}' is for kind 'numeric', received kind '{column.kind}'")
         if column.group is Group.BEHAVIOUR and column.kind is not Kind.LIST:
             raise ValueError(f"{where}: a behaviour column must have kind 'list', received kind '{column.kind}'")
         if column.action_of is not None:
@@ -154,20 +158,22 @@ class Schema(Settings):
             if column.group is not Group.BEHAVIOUR or other is None or other.group is not Group.BEHAVIOUR or other.action_of:
                 raise ValueError(f"{where}: action_of should name a behaviour column of items, received '{column.action_of}'")
             if column.max_length != other.max_length:
-                raise ValueError(f"{where}: max_length should equal that of '{column.action_of}' ({other.max_length}), received {column.max_length}")
+                raise ValueError(
+                    f"{where}: max_length should be that of '{column.action_of}', {other.max_length}, received {column.max_length}"
+                )
         if column.kind is Kind.NUMERIC and column.table is not None:
             raise ValueError(f"{where}: a numeric column looks up no table; drop 'table' or choose kind 'categorical'")
         if column.group is Group.BEHAVIOUR and column.action_of is None:
             self._check_sequence(name)
         elif column.group is not Group.BEHAVIOUR and column.kind is Kind.LIST and self.table_of(name) in self.sequence_tables:
-            raise ValueError(f"{where}: table '{self.table_of(name)}' holds behaviours, and a pooled list cannot share it; give the list a table of its own")
+            raise ValueError(f"{where}: table '{self.table_of(name)}' holds behaviours, which a pooled list cannot share; give it its own")
 
     def _check_sequence(self, name: str) -> None:
-        targets = [item for item in self.names(Group.ITEM) if item in self.id_columns and self.table_of(item) == self.table_of(name)]
+        targets = [item for item in self.names(Group.ITEM) if item in self.scalars and self.table_of(item) == self.table_of(name)]
         if len(targets) != 1:
             raise ValueError(
-                f"schema.columns.{name}: exactly one item column must share table '{self.table_of(name)}' with this behaviour (the target item), "
-                f"found {targets or 'none'}; set its 'table'"
+                f"schema.columns.{name}: exactly one item column must share table '{self.table_of(name)}' with this behaviour "
+                f"(the target item), found {targets or 'none'}; set its 'table'"
             )
         if len(actions := self._actions(name)) > 1:
             raise ValueError(f"schema.columns.{name}: at most one column may be action_of it, found {actions}")
@@ -186,6 +192,16 @@ class Schema(Settings):
     def names(self, *groups: Group) -> list[str]:
         """The columns of these groups, in schema order."""
         return [name for name, column in self.columns.items() if column.group in groups]
+
+    @property
+    def lists(self) -> list[str]:
+        """The columns that hold a list of ids a row."""
+        return [name for name in self.id_columns if self.columns[name].kind is Kind.LIST]
+
+    @property
+    def scalars(self) -> list[str]:
+        """The columns that hold one id a row."""
+        return [name for name in self.id_columns if self.columns[name].kind is Kind.CATEGORICAL]
 
     @property
     def id_columns(self) -> list[str]:
@@ -227,7 +243,7 @@ class Schema(Settings):
 
     def target_of(self, sequence: str) -> str:
         """The item column on the same table as a sequence: the target item."""
-        return next(item for item in self.names(Group.ITEM) if item in self.id_columns and self.table_of(item) == self.table_of(sequence))
+        return next(item for item in self.names(Group.ITEM) if item in self.scalars and self.table_of(item) == self.table_of(sequence))
 
     def table_dim(self, name: str) -> int:
         """The dimension of the table that a column looks up."""
@@ -251,7 +267,7 @@ class Schema(Settings):
     @property
     def unpooled_scalars(self) -> list[str]:
         """The unpooled columns that hold one id a row: target items, and attributes or context on their tables."""
-        return [name for name in self.unpooled if self.columns[name].kind is Kind.CATEGORICAL]
+        return [name for name in self.scalars if self.table_of(name) in self.sequence_tables]
 
     @property
     def pooled(self) -> list[str]:
@@ -281,9 +297,3 @@ class Schema(Settings):
 
     def _actions(self, sequence: str) -> list[str]:
         return [name for name, column in self.columns.items() if column.action_of == sequence]
-
-
-def joined(names: Iterable[str], limit: int = 12) -> str:
-    """Names for an error message, cut after ``limit``."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from mail_torchrec.data.schema import Column, Group, Kind, Schema, joined
+from mail_torchrec.data.schema import Column, Group, Kind, Schema
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,12 @@ class Source:
 def _open(path: str) -> list[pads.ParquetFileFragment]:
     try:
         filesystem, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"'{path}' should be a path, or a URI that pyarrow.fs opens (file, s3, gs, hdfs, fsspec+...): {error}") from error
+    try:
         dataset = pads.dataset(inner, format="parquet", filesystem=filesystem, exclude_invalid_files=False)
     except FileNotFoundError as error:
-        raise ValueError(f"no data at '{path}': set data.root, data.train and data.test to a folder or file of Parquet ({error})") from error
+        raise ValueError(f"no data at '{path}': set data.root, data.train and data.test to Parquet files or folders ({error})") from error
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: str(fragment.path))
@@ -87,12 +90,13 @@ def _row_groups(fragment: pads.ParquetFileFragment, schema: Schema) -> list[pads
 def _check_type(file: str, physical: pa.Schema, name: str, column: Column) -> None:
     if name not in physical.names:
         raise ValueError(
-            f"{file}: column '{name}' is missing (the file has {joined(physical.names)}); add it, or correct schema.columns, whose 'column' names it in the files"
+            f"{file}: column '{name}' is missing (the file has {_some(physical.names)}); "
+            "add it, or correct schema.columns, whose 'column' names it in the files"
         )
     found = physical.field(name).type
     expected, fits = _expectation(column, found)
     if not fits:
-        raise ValueError(f"{file}: column '{name}' should be {expected}, found {found}; cast it in the file or change its kind in the schema")
+        raise ValueError(f"{file}: column '{name}' should be {expected}, found {found}; cast it there or change its kind in the schema")
 
 
 def _expectation(column: Column, found: pa.DataType) -> tuple[str, bool]:
@@ -120,4 +124,8 @@ def _is_id(found: pa.DataType) -> bool:
 
 
 def _unreadable(file: str, error: Exception) -> ValueError:
-    return ValueError(f"{file} cannot be read as Parquet (truncated, damaged or of another format?): {error}; write it anew or take it out of the folder")
+    return ValueError(f"{file} cannot be read as Parquet (truncated, damaged, another format?): {error}; write it anew or take it out")
+
+
+def _some(names: list[str], limit: int = 12) -> str:
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

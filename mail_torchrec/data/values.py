@@ -57,7 +57,8 @@ class Ragged:
 def _positions(starts: Ints, lengths: Ints) -> Ints:
     """``[start, start + 1, ...]`` of each row, end to end."""
     ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+    positions: Ints = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
 
 
 def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
@@ -73,7 +74,7 @@ def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
     try:
         return one_chunk(column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string()))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: column '{name}' should hold ids that fit into a signed 64-bit integer: {error}; store them as strings") from error
+        raise ValueError(f"{file}: column '{name}' should fit into signed 64-bit integers: {error}; store its ids as strings") from error
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -105,14 +106,14 @@ def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:
     Raises:
         ValueError: a null, or another value; with file, column, row and value.
     """
-    remedy = "drop such rows or repair them before training"
+    expected, remedy = f"{file}: column '{name}' should be 0 or 1", "drop such rows or repair them before training"
     if column.null_count:
         row = int(np.argmax(pc.is_null(column).to_numpy()))
-        raise ValueError(f"{file}: column '{name}' should be 0 or 1, received null in row {row} of its row group ({column.null_count} nulls); {remedy}")
+        raise ValueError(f"{expected}, received null in row {row} of its row group ({column.null_count} nulls); {remedy}")
     values = column.cast(pa.float64(), safe=False).to_numpy()
     wrong = np.flatnonzero((values != 0) & (values != 1))
     if len(wrong):
-        raise ValueError(f"{file}: column '{name}' should be 0 or 1, received {values[wrong[0]]:g} in row {wrong[0]} of its row group; {remedy}")
+        raise ValueError(f"{expected}, received {values[wrong[0]]:g} in row {wrong[0]} of its row group; {remedy}")
     ones: Bools = values == 1
     return ones
 
@@ -136,7 +137,7 @@ def numbers(column: pa.ChunkedArray, transform: Transform, *, file: str, name: s
     negative = np.flatnonzero(~missing & (values < 0))
     if len(negative):
         raise ValueError(
-            f"{file}: column '{name}' should be >= 0 for transform 'log', received {values[negative[0]]:g} in row {negative[0]} of its row group; "
-            "use transform 'none' or null"
+            f"{file}: column '{name}' should be >= 0 for transform 'log', received {values[negative[0]]:g} in row {negative[0]} "
+            "of its row group; use transform 'none' or null"
         )
     return np.log1p(np.where(missing, np.nan, values))

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.hashing import hash64
-from mail_torchrec.data.values import Ints
+from mail_torchrec.data.values import Ints, one_chunk
 
 UNKNOWN_ROW = 0
 MISSING_ROW = 1
 FIRST_ROW = 2
-# An integer vocabulary whose values span fewer numbers than this is looked up in a plain array instead of by bisection.
-_MAX_SPAN = 1 << 24
+# An integer vocabulary is looked up in a plain array where that takes at most so many entries a value, otherwise by bisection.
+_MAX_SPREAD = 16
 
 
 class IdEncoder(Protocol):
@@ -41,7 +41,7 @@ class Vocabulary:
     def __init__(self, values: pa.Array, counts: Ints) -> None:
         assert len(values) == len(counts)
         self.values, self.counts = values, counts
-        self._lookup = _IntegerLookup(values.to_numpy()) if pa.types.is_integer(values.type) else None
+        self._rows_of_integers = _IntegerRows(values.to_numpy()) if pa.types.is_integer(values.type) else None
 
     @property
     def num_rows(self) -> int:
@@ -54,16 +54,13 @@ class Vocabulary:
         Raises:
             ValueError: strings where the vocabulary holds integers, or the other way round.
         """
-        if ids.type != self.values.type and len(self.values) and not pa.types.is_null(ids.type):
+        if ids.type != self.values.type:
             raise ValueError(f"ids should be {self.values.type}, as in the training data, received {ids.type}; cast the column in the file")
-        if self._lookup is not None:
-            rows = self._lookup(pc.fill_null(ids, 0).to_numpy())
+        if self._rows_of_integers is not None:
+            rows = self._rows_of_integers(pc.fill_null(ids, 0).to_numpy())
         else:
-            rows = pc.fill_null(pc.index_in(ids, value_set=self.values), -1).to_numpy().astype(np.int64)
-        rows = np.where(rows < 0, UNKNOWN_ROW, rows + FIRST_ROW)
-        if ids.null_count:
-            rows[pc.is_null(ids).to_numpy(zero_copy_only=False)] = MISSING_ROW
-        return rows
+            rows = pc.fill_null(pc.index_in(ids, value_set=self.values), UNKNOWN_ROW - FIRST_ROW).to_numpy().astype(np.int64) + FIRST_ROW
+        return _with_missing(rows, ids)
 
 
 class HashedIds:
@@ -79,34 +76,34 @@ class HashedIds:
 
     def encode(self, ids: pa.Array) -> Ints:
         """Rows of ``ids``: row 1 for nulls, else ``2 + hash mod (rows - 2)``."""
-        buckets = max(self.num_rows - FIRST_ROW, 1)
-        rows = (hash64(ids, self._table) % np.uint64(buckets)).astype(np.int64) + min(FIRST_ROW, self.num_rows - 1)
-        if ids.null_count:
-            rows[pc.is_null(ids).to_numpy(zero_copy_only=False)] = MISSING_ROW
-        return rows
+        rows = (hash64(ids, self._table) % np.uint64(self.num_rows - FIRST_ROW)).astype(np.int64) + FIRST_ROW
+        return _with_missing(rows, ids)
 
 
-class _IntegerLookup:
-    """Position of an integer in a list of distinct ones, or -1."""
+def _with_missing(rows: Ints, ids: pa.Array) -> Ints:
+    if ids.null_count:
+        rows[pc.is_null(ids).to_numpy(zero_copy_only=False)] = MISSING_ROW
+    return rows
+
+
+class _IntegerRows:
+    """Table row of an integer, row 0 for one that is not among the values."""
 
     def __init__(self, values: Ints) -> None:
-        self._order = np.argsort(values, kind="stable")
-        self._sorted = values[self._order]
+        order = np.argsort(values)
+        self._sorted, self._rows = values[order], order + FIRST_ROW
+        self._low, high = (int(self._sorted[0]), int(self._sorted[-1])) if len(values) else (0, -1)
         self._table: Ints | None = None
-        if len(values) and (span := int(self._sorted[-1]) - int(self._sorted[0]) + 1) <= _MAX_SPAN:
-            # One entry more at either end answers everything outside the span.
-            self._table = np.full(span + 2, -1, dtype=np.int64)
-            self._table[values - self._sorted[0] + 1] = np.arange(len(values))
+        if (span := high - self._low + 1) <= _MAX_SPREAD * len(values):
+            self._table = np.full(span + 1, UNKNOWN_ROW)  # the last entry answers everything outside the span
+            self._table[self._sorted - self._low] = self._rows
 
     def __call__(self, ids: Ints) -> Ints:
-        if not len(self._sorted):
-            return np.full(len(ids), -1, dtype=np.int64)
         if self._table is not None:
-            low, high = self._sorted[0], self._sorted[-1]
-            inside = (ids >= low) & (ids <= high)
-            return self._table[np.where(inside, ids - low + 1, 0)]
+            offsets = (ids - self._low).view(np.uint64)  # what lies below the span wraps round to far above it
+            return self._table[np.minimum(offsets, len(self._table) - 1).view(np.int64)]
         found = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
-        return np.where(self._sorted[found] == ids, self._order[found], -1)
+        return np.where(self._sorted[found] == ids, self._rows[found], UNKNOWN_ROW)
 
 
 def count_values(previous: pa.Table | None, ids: pa.Array) -> pa.Table:
@@ -124,9 +121,4 @@ def vocabulary_from_counts(counts: pa.Table, *, min_count: int, max_rows: int | 
     kept = counts.filter(pc.field("count") >= min_count).sort_by([("count", "descending"), ("value", "ascending")])
     if max_rows is not None:
         kept = kept.slice(0, max(max_rows - FIRST_ROW, 0))
-    return Vocabulary(plain_chunk(kept["value"]), kept["count"].to_numpy().astype(np.int64))
-
-
-def plain_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one chunk, also where it has none."""
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return Vocabulary(one_chunk(kept["value"]), kept["count"].to_numpy().astype(np.int64))

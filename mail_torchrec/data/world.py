@@ -5,7 +5,7 @@ Everything is drawn from numbered streams of one seed, so that a chunk of users 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NUM_DEVICES = 3
-_STREAMS = ("items", "map", "attributes", "histories", "impressions")
+_STREAMS = ("items", "item_columns", "map", "users", "histories", "train", "test")
 
 
 class WorldSettings(Settings):
@@ -26,21 +26,21 @@ class WorldSettings(Settings):
     seed: int = Field(default=0, ge=0)
     """Another seed is another world; the same seed gives the same bits."""
     users: int = Field(default=15_000, ge=1)
-    items: int = Field(default=800, ge=2)
-    categories: int = Field(default=12, ge=1)
+    items: int = Field(default=400, ge=2)
+    categories: int = Field(default=10, ge=1)
     """Item clusters; an item's vector is its category's plus its own part."""
-    interest_dim: int = Field(default=8, ge=1)
-    """Dimensions of interests and of item vectors."""
+    interest_dim: int = Field(default=6, ge=1)
+    """Dimensions of interests and of item vectors; as many pairs of attributes decide them."""
     personal_share: float = Field(default=0.15, ge=0.0, le=1.0)
     """The share of the variance of interests that the attributes do not decide."""
-    own_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    own_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """The share of the variance of item vectors that the category does not decide."""
     popularity_exponent: float = Field(default=0.6, ge=0.0)
     """Zipf: the k-th item is shown (and was seen) in proportion to ``k ** -exponent``."""
     max_history: int = Field(default=50, ge=1)
     min_history: int = Field(default=20, ge=0)
     """History lengths are uniform from ``min_history`` to ``max_history``."""
-    history_sharpness: float = Field(default=1.5, ge=0.0)
+    history_sharpness: float = Field(default=3.0, ge=0.0)
     """How strictly a history follows interests: the factor of the affinity in the softmax that draws it."""
     train_rows_per_user: float = Field(default=4.0, ge=1.0)
     """Mean impressions a user in training: one plus a Poisson number."""
@@ -49,7 +49,7 @@ class WorldSettings(Settings):
     test_rows_per_user: float = Field(default=4.0, ge=1.0)
     click_bias: float = -0.45
     """The logit of a click at no affinity and neutral context."""
-    click_scale: float = Field(default=1.3, ge=0.0)
+    click_scale: float = Field(default=1.25, ge=0.0)
     """The factor of the affinity (mean 0, variance 1) in the logit of a click."""
     context_scale: float = Field(default=0.3, ge=0.0)
     """The factor of the effect of hour and device (mean 0, variance 1)."""
@@ -93,7 +93,8 @@ class InterestMap:
 
     def __call__(self, attributes_UA: Ints) -> Floats:
         """Interests ``[U, K]``, each of mean 0 and variance 1 over users, uncorrelated."""
-        units = [left[attributes_UA[:, a]] * right[attributes_UA[:, b]] for (a, b), (left, right) in zip(self.pairs_K2, self.traits_K2, strict=True)]
+        paired = zip(self.pairs_K2, self.traits_K2, strict=True)
+        units = [left[attributes_UA[:, a]] * right[attributes_UA[:, b]] for (a, b), (left, right) in paired]
         return np.stack(units, axis=1) @ self.rotation_KK
 
 
@@ -114,8 +115,8 @@ def draw_items(settings: WorldSettings) -> Items:
 def draw_map(settings: WorldSettings, shares: list[Floats]) -> InterestMap:
     """A random interest map for attributes whose levels have these shares of the users."""
     rng = stream(settings, "map")
-    ring = rng.permutation(len(shares))
-    pairs = np.stack([ring[np.arange(settings.interest_dim) % len(ring)], ring[(np.arange(settings.interest_dim) + 1) % len(ring)]], axis=1)
+    pairs = rng.permutation(list(combinations(range(len(shares)), 2)))
+    pairs = pairs[np.arange(settings.interest_dim) % len(pairs)]
     traits = [(_trait(rng, shares[a]), _trait(rng, shares[b])) for a, b in pairs]
     rotation, _ = np.linalg.qr(rng.standard_normal((settings.interest_dim, settings.interest_dim)))
     return InterestMap(pairs, traits, rotation)
@@ -128,7 +129,7 @@ def _trait(rng: np.random.Generator, share: Floats) -> Floats:
     return np.asarray(trait / np.sqrt(share @ trait**2))
 
 
-def draw_attributes(settings: WorldSettings, shares: list[Floats], rng: np.random.Generator, num_users: int) -> Ints:
+def draw_attributes(shares: list[Floats], rng: np.random.Generator, num_users: int) -> Ints:
     """Independent attributes, as level numbers ``[U, A]``."""
     return np.stack([rng.choice(len(share), size=num_users, p=share) for share in shares], axis=1)
 
@@ -136,12 +137,14 @@ def draw_attributes(settings: WorldSettings, shares: list[Floats], rng: np.rando
 def draw_interests(settings: WorldSettings, interest_map: InterestMap, attributes_UA: Ints, rng: np.random.Generator) -> Floats:
     """Interests: what the attributes say, and a personal part, ``[U, K]``."""
     said = interest_map(attributes_UA)
-    return np.sqrt(1 - settings.personal_share) * said + np.sqrt(settings.personal_share) * rng.standard_normal(said.shape)
+    interests: Floats = np.sqrt(1 - settings.personal_share) * said + np.sqrt(settings.personal_share) * rng.standard_normal(said.shape)
+    return interests
 
 
 def affinity(interests_UK: Floats, vectors_NK: Floats) -> Floats:
     """How well items suit users, of variance about 1: ``[U, N]``."""
-    return interests_UK @ vectors_NK.T / np.sqrt(vectors_NK.shape[1])
+    suits: Floats = interests_UK @ vectors_NK.T / np.sqrt(vectors_NK.shape[1])
+    return suits
 
 
 def draw_from_rows(weights_UN: Floats, counts_U: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -186,8 +189,3 @@ def click_probability(settings: WorldSettings, affinity_R: Floats, context_R: Fl
 def row_counts(rng: np.random.Generator, num_users: int, mean: float) -> Ints:
     """Impressions a user: one plus a Poisson number."""
     return 1 + rng.poisson(mean - 1, size=num_users)
-
-
-def options(settings: WorldSettings) -> dict[str, Any]:
-    """The settings, for JSON."""
-    return settings.model_dump()

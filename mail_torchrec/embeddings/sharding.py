@@ -104,7 +104,9 @@ def plan_sharding(
         try:
             return planner.plan(model, all_sharders)
         except PlannerError as error:
-            raise ValueError(f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}: {error}") from error
+            raise ValueError(
+                f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}: {error}"
+            ) from error
 
     return from_rank_0(plan)
 
@@ -128,11 +130,15 @@ def from_rank_0(make: Any) -> Any:
     return result[0]
 
 
-def shard(model: nn.Module, plan: ShardingPlan, all_sharders: list[ModuleSharder[nn.Module]], device: torch.device) -> DistributedModelParallel:
+def shard(
+    model: nn.Module, plan: ShardingPlan, all_sharders: list[ModuleSharder[nn.Module]], device: torch.device
+) -> DistributedModelParallel:
     """Puts the tables where the plan says, and wraps the dense rest in DistributedDataParallel."""
     group = dist.group.WORLD
     assert group is not None
-    return DistributedModelParallel(module=model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=all_sharders)
+    return DistributedModelParallel(
+        module=model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=all_sharders
+    )
 
 
 def _constraints(settings: ShardingSettings, table_names: list[str]) -> dict[str, ParameterConstraints]:

@@ -8,9 +8,18 @@ from mail_torchrec.data.lookups import Lookups, output_table
 from mail_torchrec.data.schema import Schema
 
 
+# FBGEMM's kernels move vectors of 4 columns.
+_COLUMN_MULTIPLE = 4
+
+
+def stored_dim(dim: int) -> int:
+    """Columns of the table behind vectors of ``dim``: the next multiple of 4. The columns behind ``dim`` are never read nor trained."""
+    return -(-dim // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+
+
 def table_sizes(schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Rows and dimension of every table, output-side twins included."""
-    sizes = {schema.table_of(name): (num_rows[schema.table_of(name)], schema.table_dim(name)) for name in schema.id_columns}
+    """Rows and columns of every table, output-side twins included."""
+    sizes = {schema.table_of(name): (num_rows[schema.table_of(name)], stored_dim(schema.table_dim(name))) for name in schema.id_columns}
     for sequence in lookups.match:
         item_table = schema.table_of(sequence)
         sizes[output_table(item_table)] = sizes[item_table]
@@ -26,7 +35,9 @@ def build_tables(
     """
     sizes = table_sizes(schema, lookups, num_rows)
     pooled = [
-        EmbeddingBagConfig(num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.MEAN)
+        EmbeddingBagConfig(
+            num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.MEAN
+        )
         for table, (rows, dim) in sizes.items()
         if table in lookups.pooled.values()
     ]
@@ -47,5 +58,3 @@ def initial_range(schema: Schema, table: str) -> tuple[float, float]:
 
 def _keys(lookups: dict[str, str], table: str) -> list[str]:
     return [key for key, looked_up in lookups.items() if looked_up == table]
-
-

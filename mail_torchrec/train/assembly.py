@@ -1,12 +1,13 @@
 """From a configuration to a model that can train: the one place where the parts are put together."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 
 from mail_torchrec.collectives import rank, world_size
@@ -22,7 +23,30 @@ from mail_torchrec.train.batch_norm import synchronise_batch_norms
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.runtime import local_world_size
 
-Pipeline = TrainPipelineBase[Any, Any]
+
+class Pipeline(Protocol):
+    """What drives a model over batches: TorchRec's, or ours for whole tables."""
+
+    def progress(self, batches: Iterator[Any]) -> Any:
+        """One step; its outputs. Raises StopIteration when there is no batch left."""
+
+
+class WholePipeline:
+    """One step after another: whole tables have no communication to hide."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._model, self._optimizer, self._device = model, optimizer, device
+
+    def progress(self, batches: Iterator[Any]) -> Any:
+        """One step; its outputs. Raises StopIteration when there is no batch left."""
+        batch = next(batches).to(self._device, non_blocking=True)
+        if not self._model.training:
+            return self._model(batch)[1]
+        self._optimizer.zero_grad()
+        loss, outputs = self._model(batch)
+        loss.backward()
+        self._optimizer.step()
+        return outputs
 
 
 @dataclass
@@ -33,6 +57,7 @@ class Assembled:
     optimizer: torch.optim.Optimizer
     pipeline: Pipeline
     lookups: Lookups
+    device: torch.device
     plan: ShardingPlan | None
     """None where the tables are not sharded."""
 
@@ -72,7 +97,7 @@ def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Tower
     sharded = shard(model, plan, all_sharders, device)
     initialise_tables(sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
     optimizer = build_optimizer(sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer)
-    return Assembled(sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, plan)
+    return Assembled(sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, device, plan)
 
 
 def _whole(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
@@ -81,7 +106,7 @@ def _whole(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers,
     model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, device), towers.to(device))
     initialise_tables(model, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
     optimizer = build_optimizer(model, config.train, zero_shot_scale=_scale(config), fused=None)
-    return Assembled(model, optimizer, TrainPipelineBase(model, optimizer, device), lookups, None)
+    return Assembled(model, optimizer, WholePipeline(model, optimizer, device), lookups, device, None)
 
 
 def table_keys(config: Config, lookups: Lookups, encoders: Encoders) -> dict[str, str]:
@@ -100,7 +125,8 @@ def describe_plan(plan: ShardingPlan) -> str:
         for name, parameter in module_plan.items():
             spec = parameter.sharding_spec
             shards = [
-                {"offsets": shard.shard_offsets, "sizes": shard.shard_sizes, "placement": str(shard.placement)} for shard in getattr(spec, "shards", [])
+                {"offsets": shard.shard_offsets, "sizes": shard.shard_sizes, "placement": str(shard.placement)}
+                for shard in getattr(spec, "shards", [])
             ]
             tables[name] = {
                 "sharding_type": parameter.sharding_type,

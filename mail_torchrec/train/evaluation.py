@@ -7,12 +7,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mail_torchrec.collectives import rank
+from mail_torchrec.collectives import gather_rows, rank
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
 from mail_torchrec.train.assembly import Assembled
-from mail_torchrec.train.metrics import Figures, gather, report
+from mail_torchrec.train.metrics import Figures, report
 from mail_torchrec.train.progress import bar_interval
 
 
@@ -34,20 +34,23 @@ def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") 
     """
     assembled.model.eval()
     columns: list[list[torch.Tensor]] = [[], [], [], []]  # scores, labels, users, who is reported as new
-    counts = torch.zeros(len(reader.count_names), dtype=torch.int64)
-    with torch.no_grad(), tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar:
+    counts = torch.zeros(len(reader.count_names), dtype=torch.int64, device=assembled.device)
+    with (
+        torch.no_grad(),
+        tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar,
+    ):
         for output in outputs(assembled, loader):
             batch = output.batch
             for column, values in zip(columns, (output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B), strict=True):
-                column.append(values[batch.weights_B > 0].cpu())
-            counts += batch.counts.cpu()
+                column.append(values[batch.weights_B > 0])
+            counts += batch.counts
             bar.update()
     assembled.model.train()
-    scores, labels, users, is_cold = (gather(torch.cat(column)).numpy() for column in columns)
+    scores, labels, users, is_cold = (gather_rows(torch.cat(column)).cpu().numpy() for column in columns)
     return report(scores, labels, users, is_cold), total_counts(reader, counts)
 
 
 def total_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:
     """Counts of all ranks by name, zeros left out."""
-    summed: Any = gather(counts.unsqueeze(0)).sum(0).tolist()
+    summed: Any = gather_rows(counts.unsqueeze(0)).sum(0).tolist()
     return {name: int(count) for name, count in zip(reader.count_names, summed, strict=True) if count}

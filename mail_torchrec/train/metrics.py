@@ -4,14 +4,11 @@ import math
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mail_torchrec.auc import auc, gauc
 
-__all__ = ["Figures", "auc", "gather", "gauc", "report"]
+__all__ = ["Figures", "auc", "gauc", "report"]
 
 
 class Figures(TypedDict):
@@ -58,38 +55,3 @@ def _figures(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) ->
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """All ranks' rows, in the order of the ranks, on every rank; the tensor itself where there is one process.
-
-    Every rank must call it, with tensors of one type and one trailing shape; the number of rows may differ and be zero.
-
-    Args:
-        tensor: this rank's rows, ``[rows of this rank, ...]``.
-
-    Returns:
-        ``[rows of all ranks, ...]``, on the device of ``tensor``.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
-    if tensor.dtype is torch.bool:  # not every backend moves booleans
-        return gather(tensor.to(torch.uint8)).bool()
-    local = tensor.detach().to(_wire_device(tensor)).contiguous()
-    size = torch.tensor([len(local)], dtype=torch.int64, device=local.device)
-    sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    counts = [int(count) for count in sizes]
-    padded = local.new_zeros(max(counts), *local.shape[1:])  # all_gather wants equal shapes
-    padded[: len(local)] = local
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(tensor.device)
-
-
-def _wire_device(tensor: Tensor) -> torch.device:
-    """Where the backend wants its tensors: NCCL only moves CUDA tensors, gloo is told to move those of the CPU."""
-    backend = dist.get_backend()
-    if backend == "nccl" and not tensor.is_cuda:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu") if backend == "gloo" else tensor.device

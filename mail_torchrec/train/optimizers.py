@@ -25,7 +25,9 @@ def dense_parameters(model: nn.Module, fused: KeyedOptimizer | None) -> dict[str
     return groups
 
 
-def build_optimizer(model: nn.Module, settings: TrainSettings, *, zero_shot_scale: float, fused: KeyedOptimizer | None) -> CombinedOptimizer:
+def build_optimizer(
+    model: nn.Module, settings: TrainSettings, *, zero_shot_scale: float, fused: KeyedOptimizer | None
+) -> CombinedOptimizer:
     """All optimizers of a run, stepped together.
 
     Args:
@@ -47,7 +49,9 @@ def build_optimizer(model: nn.Module, settings: TrainSettings, *, zero_shot_scal
 
 def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:
     learning_rate = settings.learning_rate * scale
-    return KeyedOptimizerWrapper(parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, foreach=True))
+    return KeyedOptimizerWrapper(
+        parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, foreach=True)
+    )
 
 
 def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
@@ -63,4 +67,6 @@ def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) ->
         return torch.optim.Adagrad(parameters, lr=tables.learning_rate, eps=tables.eps, foreach=True)
     if tables.name == "sgd":
         return torch.optim.SGD(parameters, lr=tables.learning_rate, foreach=True)
-    raise ValueError(f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; choose one, or sharding.enabled=true")
+    raise ValueError(
+        f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; choose one, or sharding.enabled=true"
+    )

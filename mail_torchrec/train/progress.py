@@ -71,9 +71,9 @@ class Progress:
             self._report(next(iter(losses.values())).device)
 
     def event(self, record: dict[str, Any]) -> None:
-        """Writes one more kind of line to metrics.jsonl (rank 0)."""
+        """Writes a line to metrics.jsonl (rank 0), the step before it."""
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps({"step": self._step} | record) + "\n")
             self._file.flush()
 
     def _report(self, device: torch.device) -> None:
@@ -84,7 +84,7 @@ class Progress:
         means = {name: value / self._steps_since / world_size() for name, value in zip(names, sums.tolist(), strict=False)}
         _check_finite(means, self._step - self._steps_since + 1, self._step)
         now = time.perf_counter()
-        record = {"step": self._step, "rows_per_second": round(float(sums[-1]) / (now - self._since), 1)} | {f"loss/{k}": v for k, v in means.items()}
+        record = {"rows_per_second": round(float(sums[-1]) / (now - self._since), 1)} | {f"loss/{k}": v for k, v in means.items()}
         self.event(record)
         if self._writer is not None:
             for name, value in record.items():

@@ -8,14 +8,14 @@ from pathlib import Path
 class RunDir:
     """A run directory::
 
-        config.yaml          the resolved configuration
-        vocabularies/        raw values -> table rows, scales of numeric columns
-        plan.json            which rank holds which part of which table
-        metrics.jsonl        losses and rows/s on the way
-        loss_curves.png      the same as a picture
-        tensorboard/         the same for TensorBoard
-        weights/             final weights (torch.distributed.checkpoint)
-        metrics.json         final AUC and GAUC for new, old and all rows; written last
+    config.yaml          the resolved configuration
+    vocabularies/        raw values -> table rows, scales of numeric columns
+    plan.json            which rank holds which part of which table
+    metrics.jsonl        losses and rows/s on the way
+    loss_curves.png      the same as a picture
+    tensorboard/         the same for TensorBoard
+    weights/             final weights (torch.distributed.checkpoint)
+    metrics.json         final AUC and GAUC for new, old and all rows; written last
     """
 
     path: Path
@@ -74,4 +74,6 @@ class RunDir:
         """Raises ValueError where this is no finished run."""
         for needed in (self.config, self.vocabularies, self.weights):
             if not needed.exists():
-                raise ValueError(f"'{self.path}' should be the directory of a finished run, but '{needed.name}' is missing; was the training stopped?")
+                raise ValueError(
+                    f"'{self.path}' should be the directory of a finished run, but '{needed.name}' is missing; was the training stopped?"
+                )

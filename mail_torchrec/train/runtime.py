@@ -48,7 +48,9 @@ def _device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("train.device is 'cuda' and torch sees no CUDA device; `mail-torchrec doctor` says why, train.device=cpu trains without")
+        raise ValueError(
+            "train.device is 'cuda' and torch sees no CUDA device; `mail-torchrec doctor` says why, train.device=cpu trains without"
+        )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

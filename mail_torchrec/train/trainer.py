@@ -1,6 +1,7 @@
 """The trainer: load, train, evaluate, save."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.train.assembly import Assembled, assemble, describe_plan
 from mail_torchrec.train.evaluation import evaluate, outputs, total_counts
 from mail_torchrec.train.metrics import Figures
-from pictures_stub import draw_loss_curves
+from mail_torchrec.train.pictures import draw_loss_curves
 from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
@@ -129,10 +130,10 @@ def samplers(config: Config, encoders: Encoders, lookups: Lookups) -> dict[str, 
 
 def _train_epoch(assembled: Assembled, data: Loaded, epoch: int, progress: Progress) -> None:
     data.reader.set_epoch(epoch)
-    counts = torch.zeros(len(data.reader.count_names), dtype=torch.int64)
+    counts = torch.zeros(len(data.reader.count_names), dtype=torch.int64, device=assembled.device)
     for output in outputs(assembled, data.loader):
         progress.step(output.losses, len(output.batch))
-        counts += output.batch.counts.cpu()
+        counts += output.batch.counts
     named = total_counts(data.reader, counts)
     progress.event({"epoch": epoch + 1, "counts": named})
     _say_counts(f"epoch {epoch + 1}", named)
@@ -144,8 +145,14 @@ def _say_counts(where: str, counts: dict[str, int]) -> None:
         unknown = {name.removeprefix("unknown/"): count for name, count in counts.items() if name.startswith("unknown/")}
         cut = {name.removeprefix("cut/"): count for name, count in counts.items() if name.startswith("cut/")}
         if unknown:
-            tqdm.write(f"{where}: ids outside the vocabulary, looked up in row 0: " + ", ".join(f"{name} {count:,}" for name, count in unknown.items()))
+            tqdm.write(
+                f"{where}: ids outside the vocabulary, looked up in row 0: "
+                + ", ".join(f"{name} {count:,}" for name, count in unknown.items()),
+                file=sys.stderr,
+            )
         if cut:
-            tqdm.write(f"{where}: lists cut to their newest max_length entries: " + ", ".join(f"{name} {count:,} rows" for name, count in cut.items()))
-
-
+            tqdm.write(
+                f"{where}: lists cut to their newest max_length entries: "
+                + ", ".join(f"{name} {count:,} rows" for name, count in cut.items()),
+                file=sys.stderr,
+            )

@@ -80,7 +80,9 @@ def load(weights: Path) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     sizes = FileSystemReader(weights).read_metadata().state_dict_metadata
-    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)}
+    state = {
+        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)
+    }
     load(state, checkpoint_id=weights, no_dist=True)
     return state
 

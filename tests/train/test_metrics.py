@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch.multiprocessing.spawn import spawn
 
-from mail_torchrec.train.metrics import auc, gather, gauc, report
+from mail_torchrec.collectives import gather_rows as gather
+from mail_torchrec.train.metrics import auc, gauc, report
 
 
 def rows(seed: int, num_rows: int = 500, levels: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -131,6 +132,6 @@ def _rank(rank: int, shares: list[int], folder: str) -> None:
 def test_the_report_is_the_same_on_any_number_of_ranks(shares: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uneven shares, one rank with nothing: every rank reports what one process reports, to the last bit."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    spawn(_rank, args=(shares, str(tmp_path)), nprocs=len(shares))  # type: ignore[no-untyped-call]
+    spawn(_rank, args=(shares, str(tmp_path)), nprocs=len(shares))
     expected = report(*rows(7))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(len(shares))] == [expected] * len(shares)

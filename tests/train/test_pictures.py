@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from mail_torchrec.train.pictures import _smooth, draw_comparison, draw_loss_curves
+from mail_torchrec.train.report import Interval, Row
+
+
+def write_log(path: Path, num_lines: int, names: tuple[str, ...] = ("loss/L_rt", "loss/L_a", "loss/L_v", "loss/L_d")) -> Path:
+    lines = [
+        {"step": 20 * i, "rows": i, **{name: 0.7 * 0.9 ** (i * k) for k, name in enumerate(names)}, "rows_per_second": 9.0}
+        for i in range(num_lines)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def ink(png: Path) -> tuple[int, int, int]:
+    """Width, height and the number of coloured (neither white nor grey) pixels."""
+    pixels = matplotlib.image.imread(png)[..., :3]
+    return pixels.shape[1], pixels.shape[0], int((np.ptp(pixels, axis=2) > 0.1).sum())
+
+
+def test_a_panel_for_each_loss(tmp_path: Path) -> None:
+    shapes = []
+    for names in (("loss/L_rt",), ("loss/L_rt", "loss/L_a"), ("loss/L_rt", "loss/L_a", "loss/L_v", "loss/L_d", "loss/match")):
+        draw_loss_curves(write_log(tmp_path / "log.jsonl", 50, names), tmp_path / "out.png")
+        width, height, coloured = ink(tmp_path / "out.png")
+        shapes.append((width, height))
+        assert coloured > 1000
+    assert [width / shapes[0][0] for width, _ in shapes] == [1, 2, 2]
+    assert [round(height / shapes[0][1]) for _, height in shapes] == [1, 1, 3]
+
+
+def test_one_point_and_missing_values_are_drawn(tmp_path: Path) -> None:
+    draw_loss_curves(write_log(tmp_path / "log.jsonl", 1), tmp_path / "out.png")
+    assert ink(tmp_path / "out.png")[2] > 100
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss/L_rt": 0.7, "loss/L_a": null}\n{"step": 2, "loss/L_rt": 0.6, "loss/L_a": 0.0}\n')
+    draw_loss_curves(tmp_path / "log.jsonl", tmp_path / "out.png")
+
+
+def test_no_figure_stays_open(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    draw_loss_curves(write_log(tmp_path / "log.jsonl", 30), tmp_path / "out.png")
+    assert plt.get_fignums() == []
+
+
+def test_smoothing_keeps_a_constant_and_shrinks_at_the_ends() -> None:
+    assert _smooth(np.full(10, 3.0), 5) == pytest.approx(np.full(10, 3.0))
+    assert _smooth(np.arange(5.0), 3) == pytest.approx([0.5, 1, 2, 3, 3.5])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"does not exist"),
+        ("", r"should hold losses"),
+        ('{"step": 1, "rows": 2}\n', r"should hold losses"),
+        ('{"step": 1, "loss/L_rt": 0.5}\n{"st', r"line 2, is not JSON.*stopped while writing"),
+        ('{"loss/L_rt": 0.5}\n', r"line 1, should be an object with a 'step'"),
+    ],
+)
+def test_a_damaged_log_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        draw_loss_curves(tmp_path / "log.jsonl", tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def method(name: str, new: float | None, old: float, half: float | None) -> Row:
+    def interval(mean: float) -> Interval:
+        return Interval(mean, None, None, 1) if half is None else Interval(mean, mean - half, mean + half, 5)
+
+    figures = {"new": {"auc": interval(new) if new else None, "gauc": None}, "old": {"auc": interval(old), "gauc": None}}
+    return Row(name, ["run"] * (1 if half is None else 5), figures)
+
+
+def test_methods_are_drawn_with_and_without_intervals(tmp_path: Path) -> None:
+    rows = [method("BaseDNN", 0.56, 0.72, 0.01), method("MAIL-BaseDNN", 0.61, 0.72, 0.01)]
+    draw_comparison(rows, tmp_path / "two.png")
+    draw_comparison([*rows, method("DMR", None, 0.7, None)], tmp_path / "three.png")
+    assert ink(tmp_path / "two.png")[2] > 300
+    assert ink(tmp_path / "three.png")[1] > ink(tmp_path / "two.png")[1]
+
+
+def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
+    for rows in ([], [method("BaseDNN", 0.56, 0.72, 0.01)]):
+        with pytest.raises(ValueError, match=r"at least one method should have the figure 'gauc'"):
+            draw_comparison(rows, tmp_path / "out.png", "gauc")

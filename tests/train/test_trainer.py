@@ -1,0 +1,182 @@
+"""Whole runs on a small data set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mail_torchrec.config import Config, load_config
+from mail_torchrec.train.metrics import Figures
+from mail_torchrec.train.progress import NonFiniteLossError, Progress
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.trainer import evaluate_run, train
+from tests.small_rows import SCHEMA, config_tree, write_rows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "train" / "a.parquet", 160, seed=1)
+    write_rows(folder / "train" / "b.parquet", 90, seed=2)
+    write_rows(folder / "test" / "c.parquet", 120, seed=3)
+    return folder
+
+
+def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, Figures]:
+    return train(Config.model_validate(config_tree(root, **sections)), RunDir(run_dir))
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    sizes = FileSystemReader(run_dir / "weights").read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)
+    }
+    load(state, checkpoint_id=run_dir / "weights", no_dist=True)
+    return state
+
+
+def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -> None:
+    figures = run(root, tmp_path / "run", train={"epochs": 2})
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == figures
+    assert figures["all"]["rows"] == 120 == figures["new"]["rows"] + figures["old"]["rows"]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "step" in line]
+    assert set(losses[0]) == {"step", "rows_per_second", "loss/L_rt", "loss/L_match", "loss/L_a", "loss/L_v", "loss/L_d"}
+    assert losses[-1]["step"] == 2 * 8  # 250 rows in batches of at most 32
+    for name in ("loss_curves.png", "plan.json", "vocabularies/item.parquet"):
+        assert (tmp_path / "run" / name).stat().st_size
+    assert list((tmp_path / "run/tensorboard").iterdir())
+    assert load_config(tmp_path / "run/config.yaml", []).name == "small"
+    again = evaluate_run(RunDir(tmp_path / "run"), None, [])
+    assert again == figures
+    elsewhere = evaluate_run(RunDir(tmp_path / "run"), str(root / "train"), ["train.eval_batch_size=7"])
+    assert elsewhere["all"]["rows"] == 250
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path) -> None:
+    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | {"dropout": 0.5}}
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        run(root, tmp_path / name, train={"seed": seed}, model=model)
+    first, second, third = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(ValueError, match="already holds a run; choose another --run-dir"):
+        run(root, tmp_path)
+
+
+def test_evaluating_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"should be the directory of a finished run, but 'config.yaml' is missing"):
+        evaluate_run(RunDir(tmp_path), None, [])
+
+
+def test_fused_adam_on_cpu_is_refused_with_the_choices(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no fused 'adam' on CPU; choose one of sgd, adagrad, rowwise_adagrad.*sharding.enabled=false"):
+        run(root, tmp_path / "run", train={"tables": {"name": "adam"}})
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_whole_tables_train_with_any_optimizer(root: Path, tmp_path: Path, optimizer: str) -> None:
+    figures = run(root, tmp_path / "run", sharding={"enabled": False}, train={"tables": {"name": optimizer}})
+    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+
+
+def test_whole_and_sharded_tables_agree(root: Path, tmp_path: Path) -> None:
+    for name, enabled in (("whole", False), ("sharded", True)):
+        run(root, tmp_path / name, sharding={"enabled": enabled}, train={"eps": 0.1, "tables": {"name": "adagrad", "eps": 0.1}})
+    whole, sharded = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
+    assert whole.keys() == sharded.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"loss L_rt is (nan|inf).*between steps \d+ and \d+.*Lower train.learning_rate"):
+        run(root, tmp_path / "run", train={"learning_rate": 1e30})
+    assert not (tmp_path / "run/weights").exists()
+
+
+def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
+    fine, infinite = torch.tensor(0.5), torch.tensor(float("inf"))
+    with Progress(RunDir(tmp_path), num_steps=4, every=2) as progress:
+        progress.step({"L_rt": fine, "L_d": infinite}, 8)
+        with pytest.raises(NonFiniteLossError, match=r"loss L_d is inf between steps 1 and 2 \(the others: L_rt 0.5000\)"):
+            progress.step({"L_rt": fine, "L_d": fine}, 8)
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"variant": "none"}, {"variant": "single"}, {"variant": "dual"}, {"alignment": "paired_mse"}, {"fill": "infer_only"},
+    {"sees": "all_fields"}, {"decoders": "per_group"}, {"padding": "masked"}, {"virtual_length": "predicted"}, {"reduction": "sum"},
+    {"learning_rate_scale": 0.5}, {"sees": "all_fields", "decoders": "per_group", "alignment": "paired_mse", "reduction": "sum"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "switch", SWITCHES, ids=lambda switch: "-".join(switch.values() if "learning_rate_scale" not in switch else ["scale"])
+)
+def test_every_switch_of_the_zero_shot_tower_trains(root: Path, tmp_path: Path, switch: dict[str, Any]) -> None:
+    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | switch}
+    figures = run(root, tmp_path / "run", model=model)
+    losses = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    expected = {"none": set(), "single": {"L_a"}, "dual": {"L_a", "L_v"}}.get(switch.get("variant", "full"), {"L_a", "L_v", "L_d"})
+    assert {key.removeprefix("loss/") for key in losses if "/" in key} == {"L_rt", "L_match"} | expected
+    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+
+
+@pytest.mark.parametrize(("tower", "schema", "options"), [
+    ("emblr", {"dim": 1}, {}), ("base_dnn", {}, {"hidden_dims": [8]}), ("dmr", {"actions": "concat"}, {"num_negatives": 5}),
+    ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}), ("tests.towers_of_users:MeanTower", {}, {}),
+])  # fmt: skip
+def test_every_tower_trains_with_and_without_the_zero_shot_tower(
+    root: Path, tmp_path: Path, tower: str, schema: dict[str, Any], options: dict[str, Any]
+) -> None:
+    for name, zero_shot in (("mail", config_tree(root)["model"]["zero_shot"]), ("alone", None)):
+        run(root, tmp_path / name, schema=SCHEMA | schema, model={"tower": tower, "tower_options": options, "zero_shot": zero_shot})
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["all"]["auc"] is not None
+
+
+def test_a_tower_that_does_not_import_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tower 'no_such_package:Tower': cannot import 'no_such_package'"):
+        run(root, tmp_path / "run", model={"tower": "no_such_package:Tower"})
+
+
+def test_hidden_users_count_as_new_and_the_oracle_gives_their_behaviours_back(root: Path, tmp_path: Path) -> None:
+    plain = run(root, tmp_path / "plain")
+    hidden = run(root, tmp_path / "hidden", data={"root": str(root), "cold_start": {"hide_share": 0.5}})
+    oracle = run(root, tmp_path / "oracle", data={"root": str(root), "cold_start": {"hide_share": 0.5, "oracle": True}})
+    assert plain["new"]["rows"] < hidden["new"]["rows"] == oracle["new"]["rows"]
+    assert hidden["new"]["auc"] != oracle["new"]["auc"]
+    everyone = {
+        name: part["rows"] for name, part in evaluate_run(RunDir(tmp_path / "hidden"), None, ["data.cold_start.hide_share=1"]).items()
+    }
+    assert everyone == {"new": 120, "old": 0, "all": 120}
+
+
+def test_unknown_ids_and_cut_lists_are_counted(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "run", schema=SCHEMA | {"tables": SCHEMA["tables"] | {"item": {"min_count": 30, "init_range": 0.3}}})
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    [epoch] = [line["counts"] for line in lines if "epoch" in line]
+    assert epoch["unknown/item"] > 0 and epoch["unknown/history"] > 0 and epoch["cut/history"] > 0
+    assert "unknown/age" not in epoch
+
+
+def test_the_plan_is_written_down(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "run", sharding={"types": ["row_wise"], "tables": {"age": ["table_wise"]}})
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert plan["age"]["sharding_type"] == "table_wise"
+    assert plan["item"]["sharding_type"] == "row_wise"
+    assert plan["item"]["shards"][0]["sizes"][1] == 8
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["sharding"]["tables"] == {"age": ["table_wise"]}
+
+
+def test_a_constraint_on_an_unknown_table_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no table is called \['itme'\]; the tables are age, city"):
+        run(root, tmp_path / "run", sharding={"tables": {"itme": ["row_wise"]}})
