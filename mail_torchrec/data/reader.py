@@ -101,7 +101,7 @@ class Reader(IterableDataset[Batch]):
         if source.num_rows < share.world_size:
             raise ValueError(f"'{source.path}' holds {source.num_rows} rows for {share.world_size} ranks; use fewer ranks or more rows")
         self._source, self._schema, self._lookups, self._settings = source, schema, lookups, settings
-        self._encoder = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
+        self._encode = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
         self._share, self._shuffle, self._seed, self._samplers = share, shuffle, seed, samplers or {}
         self._num_steps = -(-source.num_rows // (share.world_size * batch_size))
         self._epoch = 0
@@ -133,7 +133,7 @@ class Reader(IterableDataset[Batch]):
                 yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, step)
 
     def _decode(self, group: RowGroup) -> Window:
-        return self._encoder(self._source.read(group), self._source.file(group))
+        return self._encode(self._source.read(group), self._source.file(group))
 
     def _run(self) -> range:
         """The rows of this rank, in the order of the epoch."""

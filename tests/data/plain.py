@@ -89,7 +89,9 @@ def any_rows(draw: st.DrawFn, max_size: int = 12) -> list[Row]:
         texts = st.none() | st.sampled_from(["", "x", "日本", "z" * 40])
         tags = draw(st.none() | st.lists(texts, max_size=5))
         values = {"user": draw(st.integers(0, 4)), "city": draw(texts), "history": history, "actions": actions, "tags": tags}
-        rows.append(row(number, **values, item=draw(ids), hour=draw(st.none() | st.integers(0, 23)), income=draw(st.none() | st.floats(-9, 9))))
+        rows.append(
+            row(number, **values, item=draw(ids), hour=draw(st.none() | st.integers(0, 23)), income=draw(st.none() | st.floats(-9, 9)))
+        )
     return rows
 
 
@@ -110,7 +112,10 @@ def vocabularies(rows: Sequence[Row], hidden: set[int]) -> dict[str, list[Any]]:
         for column, table in TABLES.items():
             counts[table].update(value for value in seen(row, column, hidden) if value is not None)
     # Strings are ordered by their UTF-8 bytes.
-    return {table: [value for _, _, value in sorted((-n, str(v).encode() if isinstance(v, str) else v, v) for v, n in count.items())] for table, count in counts.items()}
+    return {
+        table: [value for _, _, value in sorted((-n, str(v).encode() if isinstance(v, str) else v, v) for v, n in count.items())]
+        for table, count in counts.items()
+    }
 
 
 def encoded(row: Row, column: str, values: dict[str, list[Any]], hidden: set[int]) -> list[int]:

@@ -97,13 +97,17 @@ def test_a_bad_number_is_named_while_fitting(tmp_path: Path, schema: Schema) -> 
 
 @pytest.mark.parametrize("column", ["user", "age"])
 def test_an_id_above_int64_is_named_while_fitting(tmp_path: Path, schema: Schema, column: str) -> None:
-    write(tmp_path / "a.parquet", [row(**{column: 2**64 - 1})], types=TYPES.set(TYPES.get_field_index(column), pa.field(column, pa.uint64())))
+    write(
+        tmp_path / "a.parquet", [row(**{column: 2**64 - 1})], types=TYPES.set(TYPES.get_field_index(column), pa.field(column, pa.uint64()))
+    )
     with pytest.raises(ValueError, match=rf"a\.parquet: column '{column}' should fit into signed 64-bit integers"):
         fit(tmp_path, schema)
 
 
 def test_min_count_rows_and_hash(tmp_path: Path) -> None:
-    schema = Schema.model_validate(plain.TREE | {"tables": {"age": {"min_count": 2}, "city": {"rows": 3}, "hour": {"ids": "hash", "rows": 9}}})
+    schema = Schema.model_validate(
+        plain.TREE | {"tables": {"age": {"min_count": 2}, "city": {"rows": 3}, "hour": {"ids": "hash", "rows": 9}}}
+    )
     write(tmp_path / "a.parquet", [row(age=age, city=city) for age, city in ((1, "a"), (1, "b"), (2, "b"))])
     encoders = fit(tmp_path, schema)
     assert (values(encoders)["age"], values(encoders)["city"]) == ([1], ["b"])

@@ -122,7 +122,9 @@ def test_a_missing_column_names_file_column_and_remedy(schema: Schema, tmp_path:
     write(tmp_path / "a.parquet", some_rows(2))
     path = tmp_path / "b.parquet"
     pq.write_table(pa.Table.from_pylist(some_rows(2), TYPES).drop_columns("hour"), path)
-    with pytest.raises(ValueError, match=rf"{path}: column 'hour' is missing \(the file has user, clicked.*add it, or correct schema\.columns"):
+    with pytest.raises(
+        ValueError, match=rf"{path}: column 'hour' is missing \(the file has user, clicked.*add it, or correct schema\.columns"
+    ):
         Source(str(tmp_path), schema)
 
 

@@ -97,7 +97,9 @@ def test_booleans_become_0_and_1() -> None:
 
 def test_an_id_above_int64_is_named() -> None:
     column = pa.chunked_array([pa.array([1, 2**63], pa.uint64())])
-    with pytest.raises(ValueError, match=rf"f\.parquet: column 'n' should fit into signed 64-bit integers: .*{2**63}.*store its ids as strings"):
+    with pytest.raises(
+        ValueError, match=rf"f\.parquet: column 'n' should fit into signed 64-bit integers: .*{2**63}.*store its ids as strings"
+    ):
         plain_ids(column, file="f.parquet", name="n")
 
 

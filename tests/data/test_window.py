@@ -22,7 +22,13 @@ files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], ma
 
 
 def window_of(
-    folder: Path, train: list[plain.Row], rows: list[plain.Row], cold_start: ColdStartSettings, *, new_at_most: int = 0, types: pa.Schema = TYPES
+    folder: Path,
+    train: list[plain.Row],
+    rows: list[plain.Row],
+    cold_start: ColdStartSettings,
+    *,
+    new_at_most: int = 0,
+    types: pa.Schema = TYPES,
 ) -> Window:
     """``rows`` encoded with what ``train`` taught."""
     schema = plain.schema()
@@ -78,7 +84,11 @@ def test_numbers_are_standardised_by_the_training_data(tmp_path: Path) -> None:
 
 def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
     schema = Schema.model_validate(plain.TREE | {"columns": plain.TREE["columns"] | {"fresh": {"group": "new_user"}}})
-    write(tmp_path / "a.parquet", [row(fresh=False, history=None, actions=None), row(fresh=True)], types=TYPES.append(pa.field("fresh", pa.bool_())))
+    write(
+        tmp_path / "a.parquet",
+        [row(fresh=False, history=None, actions=None), row(fresh=True)],
+        types=TYPES.append(pa.field("fresh", pa.bool_())),
+    )
     source = Source(str(tmp_path), schema)
     encoder = WindowEncoder(schema, fit_encoders(source, schema, ColdStartSettings()), ColdStartSettings(), 0)
     assert encoder(source.read(source.row_groups[0]), "a").is_new_R.tolist() == [False, True]
@@ -87,11 +97,20 @@ def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "null label": ({"clicked": None}, r"column 'clicked' should be 0 or 1, received null in row 1 of its row group \(1 nulls\); drop"),
     "label 2": ({"clicked": 2}, "column 'clicked' should be 0 or 1, received 2 in row 1 of its row group; drop"),
-    "null key": ({"user": None}, r"column 'user' \(the group key\) should not be null, received null in row 1 of its row group .*drop the row"),
+    "null key": (
+        {"user": None},
+        r"column 'user' \(the group key\) should not be null, received null in row 1 of its row group .*drop the row",
+    ),
     "NaN": ({"income": float("nan")}, "column 'income' should be finite, received nan in row 1 of its row group; write null"),
     "infinity": ({"income": float("inf")}, "column 'income' should be finite, received inf in row 1"),
-    "too few actions": ({"history": [1, 2, 3], "actions": [1]}, "column 'actions' should be as long as 'history' .*received 1 actions on 3 items in row 1"),
-    "no actions": ({"history": [1], "actions": None}, "received 0 actions on 1 items in row 1 of its row group; align the two lists"),
+    "too few actions": (
+        {"history": [1, 2, 3], "actions": [1]},
+        "column 'actions' should be as long as 'history' .*received 1 actions on 3 items in row 1",
+    ),
+    "no actions": (
+        {"history": [1], "actions": None},
+        "column 'actions' .*received 0 actions on 1 items in row 1 of its row group; align the two lists",
+    ),
 }
 
 
@@ -103,7 +122,9 @@ def test_a_bad_row_is_named(tmp_path: Path, values: dict[str, Any], message: str
 
 def test_strings_where_training_had_integers_are_named(tmp_path: Path) -> None:
     types = TYPES.set(TYPES.get_field_index("history"), pa.field("history", pa.list_(pa.string())))
-    with pytest.raises(ValueError, match=r"b\.parquet: column 'history': ids should be int64, as in the training data, received large_string"):
+    with pytest.raises(
+        ValueError, match=r"b\.parquet: column 'history': ids should be int64, as in the training data, received large_string"
+    ):
         window_of(tmp_path, [row()], [row(history=["1"], actions=[1])], ColdStartSettings(), types=types)
 
 
