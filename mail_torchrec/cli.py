@@ -36,7 +36,7 @@ def main(traceback: bool) -> None:
     mail-torchrec synthesize --out worlds/demo
     mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo data.root=worlds/demo
     mail-torchrec compare runs/demo
-    """
+    """  # noqa: D301 -- Click's mark for lines to keep is a real \\b
     quiet_third_parties()
 
 
@@ -53,7 +53,7 @@ def train(config_path: Path, run_dir: Path | None, print_config: bool, overrides
 
     \b
     torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
-    """
+    """  # noqa: D301
     from mail_torchrec.config import dump_config, load_config
 
     config = load_config(config_path, list(overrides))
@@ -109,7 +109,8 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
     Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
     """
     from mail_torchrec.train.pictures import draw_comparison
-    from mail_torchrec.train.report import as_json, as_markdown, compare as rows_of
+    from mail_torchrec.train.report import as_json, as_markdown
+    from mail_torchrec.train.report import compare as rows_of
     from mail_torchrec.train.run_dir import RunDir
 
     rows = rows_of(run_dirs, base)

@@ -48,9 +48,11 @@ class InputAssembler:
         """The ranking tower's inputs, with the real behaviours."""
         fields = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
         fields = {name: self._narrow(name, values) for name, values in fields.items()}
-        groups = [_stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)]
+        attributes, context, items = (
+            _stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
+        )
         sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
-        return RankingInputs(*groups, numeric_BN=batch.numeric_BN, sequences=sequences)
+        return RankingInputs(attributes, context, items, batch.numeric_BN, sequences)
 
     def _narrow(self, name: str, values: Tensor) -> Tensor:
         """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""

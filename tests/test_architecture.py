@@ -43,6 +43,10 @@ def layer(name: str) -> int:
     return index
 
 
+def part_or_file(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
 def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 

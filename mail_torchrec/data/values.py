@@ -42,7 +42,7 @@ class Ragged:
         if not excess.any():
             return self
         lengths = self.lengths - excess
-        return Ragged(self.values[_positions(self.starts, lengths)], lengths)
+        return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths)
 
     def without(self, rows: Bools) -> "Ragged":
         """The marked rows emptied."""

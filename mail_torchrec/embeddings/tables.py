@@ -7,7 +7,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from mail_torchrec.data.lookups import Lookups, output_table
 from mail_torchrec.data.schema import Schema
 
-
 # FBGEMM's kernels move vectors of 4 columns.
 _COLUMN_MULTIPLE = 4
 

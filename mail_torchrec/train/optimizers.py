@@ -67,6 +67,4 @@ def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) ->
         return torch.optim.Adagrad(parameters, lr=tables.learning_rate, eps=tables.eps, foreach=True)
     if tables.name == "sgd":
         return torch.optim.SGD(parameters, lr=tables.learning_rate, foreach=True)
-    raise ValueError(
-        f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; choose one, or sharding.enabled=true"
-    )
+    raise ValueError(f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; or shard them")

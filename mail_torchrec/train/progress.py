@@ -44,7 +44,7 @@ class Progress:
     def __enter__(self) -> Self:
         if rank() == 0:
             self._file = self._run_dir.log.open("a")
-            self._writer = SummaryWriter(str(self._run_dir.tensorboard))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._run_dir.tensorboard))
             self._bar = tqdm(total=self._num_steps, unit="step", desc="train", dynamic_ncols=True, mininterval=bar_interval())
         self._since = time.perf_counter()
         return self

@@ -6,16 +6,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run directory::
+    """Names the parts of a run directory.
 
-    config.yaml          the resolved configuration
-    vocabularies/        raw values -> table rows, scales of numeric columns
-    plan.json            which rank holds which part of which table
-    metrics.jsonl        losses and rows/s on the way
-    loss_curves.png      the same as a picture
-    tensorboard/         the same for TensorBoard
-    weights/             final weights (torch.distributed.checkpoint)
-    metrics.json         final AUC and GAUC for new, old and all rows; written last
+    ::
+
+        config.yaml          the resolved configuration
+        vocabularies/        raw values -> table rows, scales of numeric columns
+        plan.json            which rank holds which part of which table
+        metrics.jsonl        losses and rows/s on the way
+        loss_curves.png      the same as a picture
+        tensorboard/         the same for TensorBoard
+        weights/             final weights (torch.distributed.checkpoint)
+        metrics.json         final AUC and GAUC for new, old and all rows; written last
     """
 
     path: Path

@@ -141,6 +141,18 @@ def test_without_shuffle_rows_come_in_file_order(tmp_path: Path, parts: list[lis
     assert found == list(range(sum(map(sum, parts))))
 
 
+def test_a_rank_reads_its_own_row_groups_and_each_of_them_once(tmp_path: Path) -> None:
+    """Only one that lies on the border of two ranks is read by both."""
+    write_files(tmp_path, some_rows(60), [[10] * 3, [5] * 4, [10]])
+    readers, read = Readers(tmp_path, shuffle_rows=7), []
+    with patch.object(Source, "read", autospec=True, side_effect=Source.read) as reading:
+        for rank in range(3):
+            list(readers.reader(rank, 3))
+            read.append([call.args[1].num_rows for call in reading.call_args_list])
+            reading.reset_mock()
+    assert read == [[10, 10], [10, 5, 5], [5, 5, 10]]
+
+
 def test_the_shuffle_depends_on_seed_and_epoch_and_nothing_else(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 3, [15] * 2])
     orders = {}
