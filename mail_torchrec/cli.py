@@ -24,6 +24,7 @@ class _Cli(click.Group):
         except ValueError as error:
             if ctx.params["traceback"]:
                 raise
+            _tell_launcher(error)
             raise click.ClickException(str(error)) from error
 
 
@@ -132,6 +133,14 @@ def doctor() -> None:
     from mail_torchrec.doctor import main as diagnose
 
     sys.exit(diagnose())
+
+
+def _tell_launcher(error: Exception) -> None:
+    """Hands the error to torchrun, whose report of the failure ends with it instead of a bare exit code."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
 
 
 def _is_first_rank() -> bool:

@@ -73,6 +73,8 @@ def test_an_error_on_one_rank_ends_all(config: Path, tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         ranks(2, "train", "--config", str(config), "--run-dir", str(tmp_path / "run"), "sharding.tables={itme: [row_wise]}")
     assert error.value.stderr.count("Error: sharding.tables: no table is called ['itme']") == 2
+    report = error.value.stderr[error.value.stderr.rindex("Root Cause") :]
+    assert "no table is called ['itme']" in report  # torchrun's own report at the end says it too
 
 
 def ranks(num: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,10 +24,11 @@ TOWERS = {"BaseDNN": ["model.tower=base_dnn"], "DMR": ["model.tower=dmr"]}
 """Name -> overrides that choose the ranking tower."""
 
 
-def methods() -> dict[str, dict[str, list[str]]]:
+def methods(towers: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
     """Family -> method -> overrides; the first method of a family is its base."""
     families = {}
-    for tower, overrides in TOWERS.items():
+    for tower in towers:
+        overrides = TOWERS[tower]
         plain = [*overrides, "model.zero_shot=null"]
         families[tower] = {
             tower: plain,
@@ -60,12 +61,13 @@ def train(config: Path, run_dir: Path, overrides: list[str], threads: int) -> No
 @click.option("--config", type=click.Path(exists=True, path_type=Path), required=True, help="The configuration that all runs share.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of the comparison.")
 @click.option("--seeds", default=5, show_default=True, help="Runs a method, train.seed = 1, 2, ...")
+@click.option("--tower", "towers", type=click.Choice(list(TOWERS)), multiple=True, default=list(TOWERS), show_default=True)
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Runs side by side.")
 @click.option("--threads", default=1, show_default=True, help="Threads a run.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def main(config: Path, out: Path, seeds: int, jobs: int, threads: int, overrides: tuple[str, ...]) -> None:
+def main(config: Path, out: Path, seeds: int, towers: tuple[str, ...], jobs: int, threads: int, overrides: tuple[str, ...]) -> None:
     """Compare BaseDNN, DMR, MAIL-BaseDNN, MAIL-DMR and the oracle of each."""
-    families = methods()
+    families = methods(towers)
     runs = [
         (out / name.replace(" ", "-") / f"seed-{seed}", [f"name={name}", f"train.seed={seed}", *chosen, *overrides])
         for seed in range(1, seeds + 1)
