@@ -72,7 +72,7 @@ def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_figures(c
 def test_an_error_on_one_rank_ends_all(config: Path, tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         ranks(2, "train", "--config", str(config), "--run-dir", str(tmp_path / "run"), "sharding.tables={itme: [row_wise]}")
-    assert error.value.stderr.count("Error: sharding.tables: no table is called ['itme']") == 2
+    assert error.value.stderr.count("Error: sharding.tables: no table is called ['itme']") >= 2
     report = error.value.stderr[error.value.stderr.rindex("Root Cause") :]
     assert "no table is called ['itme']" in report  # torchrun's own report at the end says it too
 
