@@ -24,7 +24,6 @@ def train(
     h: Optional[str] = None,
     image: str = "mail-torchrec:latest",
     env: Optional[Dict[str, str]] = None,
-    max_retries: int = 0,
     rdzv_port: int = 29500,
 ) -> AppDef:
     """Trains a model and evaluates it: mail-torchrec train on every rank.
@@ -40,10 +39,9 @@ def train(
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
-        max_retries: how often the scheduler starts a failed job again
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, max_retries=max_retries, rdzv_port=rdzv_port)
+    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, rdzv_port=rdzv_port)
     return _ranks("train", "--config", config, "--run-dir", run_dir, *overrides, **placement)
 
 
@@ -58,7 +56,6 @@ def evaluate(
     h: Optional[str] = None,
     image: str = "mail-torchrec:latest",
     env: Optional[Dict[str, str]] = None,
-    max_retries: int = 0,
     rdzv_port: int = 29500,
 ) -> AppDef:
     """Evaluates a finished run on other data: mail-torchrec evaluate on every rank.
@@ -74,10 +71,9 @@ def evaluate(
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
-        max_retries: how often the scheduler starts a failed job again
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, max_retries=max_retries, rdzv_port=rdzv_port)
+    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, rdzv_port=rdzv_port)
     return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, **placement)
 
 

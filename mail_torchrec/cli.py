@@ -21,11 +21,12 @@ class _Cli(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if ctx.params["traceback"]:
                 raise
             _tell_launcher(error)
-            raise click.ClickException(str(error)) from error
+            # A reader process hands over its error with the traceback before the message.
+            raise click.ClickException(str(error).rpartition("\nValueError: ")[2]) from error
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -109,19 +110,15 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
 
     Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
     """
-    from mail_torchrec.train.pictures import draw_comparison
-    from mail_torchrec.train.report import as_json, as_markdown
+    from mail_torchrec.train.pictures import write_comparison
+    from mail_torchrec.train.report import as_markdown
     from mail_torchrec.train.report import compare as rows_of
     from mail_torchrec.train.run_dir import RunDir
 
     rows = rows_of(run_dirs, base)
     click.echo(as_markdown(rows))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.md").write_text(as_markdown(rows))
-        (out / "comparison.json").write_text(as_json(rows))
-        draw_comparison(rows, out / "comparison.png")
-        click.echo("\n".join(str(out / f"comparison.{kind}") for kind in ("md", "json", "png")))
+        click.echo("\n".join(map(str, write_comparison(rows, as_markdown(rows), out))))
     for path in run_dirs:
         run = RunDir(path)
         click.echo(f"{run.metrics}  {run.log}  {run.curves}  {run.tensorboard}/")

@@ -59,9 +59,8 @@ class InputAssembler:
         return values[..., : self.schema.table_dim(name)]
 
     def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
-        """The columns of ``numeric_BN`` that are user attributes."""
-        names = self.schema.numeric()
-        return inputs.numeric_BN[:, [names.index(name) for name in self.schema.numeric(Group.ATTRIBUTE)]]
+        """The columns of ``numeric_BN`` that are user attributes: the first ones."""
+        return inputs.numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))]
 
     def _sequence(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> BehaviourSequence:
         length = self.schema.columns[name].max_length
@@ -81,31 +80,6 @@ class InputAssembler:
         keys, ids = self.lookups.match[name], batch.match[name]
         target, last, negatives = (self._narrow(name, unpooled[key].values()) for key in (keys.target, keys.last, keys.negatives))
         return Match(target, last, negatives, ids.last_B, ids.negatives_K, ids.last_log_q_B, ids.negatives_log_q_K)
-
-
-def detached(inputs: RankingInputs) -> RankingInputs:
-    """The same inputs, cut off from the tables."""
-    sequences = {}
-    for name, sequence in inputs.sequences.items():
-        match = sequence.match
-        if match is not None:
-            vectors = (match.target_BD.detach(), match.last_BD.detach(), match.negatives_KD.detach())
-            match = replace(match, target_BD=vectors[0], last_BD=vectors[1], negatives_KD=vectors[2])
-        sequences[name] = replace(sequence, values_BTD=sequence.values_BTD.detach(), target_BD=sequence.target_BD.detach(), match=match)
-    return RankingInputs(
-        inputs.attributes_BAD.detach(), inputs.context_BCD.detach(), inputs.items_BID.detach(), inputs.numeric_BN, sequences
-    )
-
-
-def emptied(sequence: BehaviourSequence, is_new_B: Tensor) -> BehaviourSequence:
-    """A sequence without the behaviours of new rows."""
-    keep_B11 = (~is_new_B)[:, None, None]
-    return replace(
-        sequence,
-        values_BTD=sequence.values_BTD * keep_B11,
-        lengths_B=sequence.lengths_B * ~is_new_B,
-        actions_BT=sequence.actions_BT * keep_B11[..., 0],
-    )
 
 
 def filled(sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengths_W: Tensor) -> BehaviourSequence:

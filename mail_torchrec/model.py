@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
-from mail_torchrec.fields import InputAssembler, detached, emptied, filled, input_shapes
+from mail_torchrec.fields import InputAssembler, filled, input_shapes
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.objective import Term, mmd_share, shares
@@ -39,8 +39,6 @@ class ModelSettings(Settings):
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
     mmd_over_all_ranks: bool = True
     """L_d over the old rows of all ranks, as one process would have it; false: each rank its own, for very many ranks."""
-    train_ranking: bool = True
-    """False trains the zero-shot tower alone: tables and ranking tower stay as they are, bit for bit."""
 
 
 @dataclass
@@ -93,14 +91,11 @@ class Towers(nn.Module):
         self.settings = settings
         self._assemble = InputAssembler(schema, lookups)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
-        self.ranking.requires_grad_(settings.train_ranking)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
         real = self._assemble(batch, pooled, unpooled)
-        if not self.settings.train_ranking:
-            real = detached(real)
         seen_BFD = self._seen(real)
         ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B)))
         losses: dict[str, Tensor] = {}
@@ -117,9 +112,9 @@ class Towers(nn.Module):
         return fields.detach()  # WALL: nothing behind this line reaches a table
 
     def _fill(self, real: RankingInputs, seen_BFD: Tensor, is_new_B: Tensor) -> RankingInputs:
-        """New rows get virtual behaviours (Eq. 10), or none at all without a zero-shot tower."""
+        """New rows get virtual behaviours (Eq. 10)."""
         if self.zero_shot is None or (self.training and self.zero_shot.settings.fill == "infer_only"):
-            return replace(real, sequences={name: emptied(sequence, is_new_B) for name, sequence in real.sequences.items()})
+            return real
         new_W = torch.nonzero(is_new_B).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
             virtual = self.zero_shot.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
@@ -138,7 +133,7 @@ class Towers(nn.Module):
 
     def _losses(self, ranked: RankingOutput, batch: Batch, zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's shares by name, and the sum to minimise."""
-        terms = _ranking_terms(ranked, batch) if self.settings.train_ranking else {}
+        terms = _ranking_terms(ranked, batch)
         if zero_shot is not None:
             terms |= self._zero_shot_terms(zero_shot)
         losses = shares(terms) if terms else {}
@@ -167,6 +162,8 @@ class Towers(nn.Module):
 
 
 def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
+    if clash := ranked.auxiliary.keys() & {"rt", "a", "v", "d"}:
+        raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
     terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
     return terms | {
         f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()

@@ -48,4 +48,5 @@ def mmd_share(P_OH: Tensor, Q_OH: Tensor, sigma: float, *, all_ranks: bool) -> T
     """
     if world_size() == 1 or not all_ranks:
         return mmd(P_OH, Q_OH, sigma)
-    return world_size() * mmd(P_OH, Q_OH, sigma, gather_rows(P_OH), gather_rows(Q_OH))
+    all_P, all_Q = gather_rows(torch.cat([P_OH, Q_OH], dim=1)).chunk(2, dim=1)
+    return world_size() * mmd(P_OH, Q_OH, sigma, all_P, all_Q)

@@ -16,8 +16,9 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from mail_torchrec.train.pictures import draw_comparison
-from mail_torchrec.train.report import as_json, as_markdown, compare
+from mail_torchrec.config import dump_config, load_config
+from mail_torchrec.train.pictures import write_comparison
+from mail_torchrec.train.report import as_markdown, compare
 
 ORACLE = ["data.cold_start.oracle=true"]
 TOWERS = {"BaseDNN": ["model.tower=base_dnn"], "DMR": ["model.tower=dmr"]}
@@ -46,6 +47,8 @@ def train(config: Path, run_dir: Path, overrides: list[str], threads: int) -> No
         RuntimeError: the run failed; its output is in the file that the message names.
     """
     if (run_dir / "metrics.json").exists():
+        if (run_dir / "config.yaml").read_text() != dump_config(load_config(config, overrides)):
+            raise ValueError(f"{run_dir} was trained with another configuration; choose another --out, or delete it")
         return
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +85,7 @@ def main(config: Path, out: Path, seeds: int, towers: tuple[str, ...], jobs: int
     for base, family in families.items():
         text += as_markdown(compare([run_dir for run_dir, chosen in runs if chosen[0].removeprefix("name=") in family], base)) + "\n"
     rows = compare([run_dir for run_dir, _ in runs])
-    (out / "comparison.md").write_text(text)
-    (out / "comparison.json").write_text(as_json(rows))
-    draw_comparison(rows, out / "comparison.png")
-    click.echo(text + "\n".join(str(out / f"comparison.{kind}") for kind in ("md", "json", "png")))
+    click.echo("\n".join([text, *map(str, write_comparison(rows, text, out))]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ runs, one a rank (a row group on a border is read by both sides), each run into 
 ``ceil(N / (ranks * batch_size))``, again of equal size. So no rank runs out before another, every row is read once, and there
 is no small last batch: the tail is spread over all batches, which hold ``batch_size`` rows or a few less. Where N is no
 multiple of the ranks, the runs that are one row short repeat their last row with weight 0: row-wise sharded tables need
-batches of one size on all ranks. Weight 0 keeps it out of losses and figures.
+batches of one size on all ranks. Weight 0 keeps it out of losses and figures; only batch norm's statistics see it.
 
 With workers, each reads a contiguous part of its rank's steps.
 """

@@ -137,6 +137,8 @@ class Schema(Settings):
                 raise ValueError(f"schema.tables.{name}: ids 'hash' needs 'rows', the number of rows to hash into")
         for group, names in self._same_dim().items():
             self._check_dims(group, names)
+        if not self.pooled and self.sequences:
+            raise ValueError("schema.columns: at least one attribute, context or item column should look up a table of its own, found none")
         for group, names in ((Group.ATTRIBUTE, self.fields(Group.ATTRIBUTE)), (Group.BEHAVIOUR, self.sequences)):
             if not names:
                 raise ValueError(f"schema.columns: at least one column of ids must have group '{group}', found none")
@@ -210,9 +212,9 @@ class Schema(Settings):
         return [name for name in features if self.columns[name].kind is not Kind.NUMERIC]
 
     def numeric(self, *groups: Group) -> list[str]:
-        """The numeric columns of these groups (of all of them by default), in schema order."""
+        """The numeric columns of these groups, group by group; by default those of attributes, context and items."""
         groups = groups or (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
-        return [name for name in self.names(*groups) if self.columns[name].kind is Kind.NUMERIC]
+        return [name for group in groups for name in self.names(group) if self.columns[name].kind is Kind.NUMERIC]
 
     def file_column(self, name: str) -> str:
         """The column of the files that a schema column reads."""

@@ -45,8 +45,8 @@ class Source:
             raise ValueError(f"'{path}' should hold rows: its {len(self._fragments)} Parquet files hold none")
 
     def file(self, group: RowGroup) -> str:
-        """The path of the file that a row group lies in, for messages."""
-        return str(self._fragments[group.file].path)
+        """Where a row group lies, for messages: file and number."""
+        return f"{self._fragments[group.file].path}, row group {group.index}"
 
     def read(self, group: RowGroup) -> pa.Table:
         """Reads one row group's columns.

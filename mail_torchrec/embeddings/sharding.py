@@ -1,6 +1,8 @@
 """Planning and sharding: the same plan, or the same error, on every rank."""
 
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.settings import Settings
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=24)
 
 ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam"]
@@ -63,8 +67,8 @@ class _RowWiseOnCpu(EmbeddingBagCollectionSharder):
         return list(dict.fromkeys([*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value]))
 
 
-def sharders(optimizer: TableOptimizerSettings, device: torch.device) -> list[ModuleSharder[nn.Module]]:
-    """Sharders of both collections, the fused optimizer applied.
+def sharders(optimizer: TableOptimizerSettings, betas: tuple[float, float], device: torch.device) -> list[ModuleSharder[nn.Module]]:
+    """Sharders of both collections, the fused optimizer applied; ``betas`` are those of the Adams.
 
     Raises:
         ValueError: FBGEMM has no such optimizer on this device.
@@ -75,6 +79,8 @@ def sharders(optimizer: TableOptimizerSettings, device: torch.device) -> list[Mo
             "or keep the tables unsharded in one process (sharding.enabled=false), where adam is available"
         )
     fused: dict[str, Any] = {"optimizer": _FUSED[optimizer.name], "learning_rate": optimizer.learning_rate, "eps": optimizer.eps}
+    if "adam" in optimizer.name:
+        fused |= {"beta1": betas[0], "beta2": betas[1]}
     return [_RowWiseOnCpu(fused_params=fused), EmbeddingCollectionSharder(fused_params=fused)]
 
 
@@ -96,7 +102,7 @@ def plan_sharding(
 
     def plan() -> ShardingPlan:
         planner = EmbeddingShardingPlanner(
-            topology=Topology(world_size=world_size(), compute_device=device.type, local_world_size=local_world_size),
+            topology=_topology(device, local_world_size),
             batch_size=batch_size,
             constraints=_constraints(settings, table_names),
             debug=False,
@@ -111,23 +117,34 @@ def plan_sharding(
     return from_rank_0(plan)
 
 
-def from_rank_0(make: Any) -> Any:
+def from_rank_0(make: Callable[[], T]) -> T:
     """What ``make()`` returns on rank 0, on every rank; an error there is raised on every rank.
+
+    The others wait as long as it takes: rank 0 may be reading all of the training data.
 
     Raises:
         ValueError: ``make`` raised it.
+        OSError: likewise.
     """
     result: list[Any] = [None]
     if rank() == 0:
         try:
             result = [make()]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             result = [error]
     if world_size() > 1:
-        dist.broadcast_object_list(result, src=0)
-    if isinstance(result[0], ValueError):
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        dist.broadcast_object_list(result, src=0, group=patient)
+        dist.destroy_process_group(patient)
+    if isinstance(result[0], Exception):
         raise result[0]
-    return result[0]
+    return cast(T, result[0])
+
+
+def _topology(device: torch.device, local_world_size: int) -> Topology:
+    """The ranks as the planner sees them, with this device's own memory where it is a GPU."""
+    hbm_cap = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return Topology(world_size=world_size(), compute_device=device.type, local_world_size=local_world_size, hbm_cap=hbm_cap)
 
 
 def shard(

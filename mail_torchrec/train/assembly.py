@@ -61,6 +61,10 @@ class Assembled:
     plan: ShardingPlan | None
     """None where the tables are not sharded."""
 
+    def is_pipelined(self) -> bool:
+        """Whether TorchRec's pipeline took both table collections in, which it leaves out without a word where it cannot."""
+        return self.plan is None or len(self.pipeline._pipelined_modules) == 2  # type: ignore[attr-defined]
+
 
 def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assembled:
     """Meta tables -> towers -> plan -> shard -> initial weights -> optimizers -> pipeline.
@@ -84,7 +88,7 @@ def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Tower
     if world_size() > 1:
         synchronise_batch_norms(towers)
     model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers)
-    all_sharders = sharders(config.train.tables, device)
+    all_sharders = sharders(config.train.tables, config.train.betas, device)
     plan = plan_sharding(
         model,
         config.sharding,

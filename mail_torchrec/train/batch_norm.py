@@ -17,6 +17,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalises; in evaluation it is the ordinary layer."""
         if not self.training:
             return super().forward(x_BC)
+        if x_BC.dim() != 2:
+            raise ValueError(f"on several ranks BatchNorm1d should receive [rows, columns], received {tuple(x_BC.shape)}; flatten it first")
         num_columns = x_BC.shape[1]
         ones = x_BC.new_full((1,), x_BC.shape[0])
         # Two rounds, mean then variance: the sum of squares in one round would cancel badly in float32.
@@ -25,16 +27,19 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         centred_BC = x_BC - mean_C
         variance_C = sum_over_ranks((centred_BC**2).sum(0)) / count
         self._update_running(mean_C.detach(), variance_C.detach(), count)
-        return centred_BC * torch.rsqrt(variance_C + self.eps) * self.weight + self.bias
+        normal_BC = centred_BC * torch.rsqrt(variance_C + self.eps)
+        return normal_BC * self.weight + self.bias if self.affine else normal_BC
 
     @torch.no_grad()
     def _update_running(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        unbiased_C = variance_C * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean_C, self.momentum)
-        self.running_var.lerp_(unbiased_C, self.momentum)
+        if self.running_mean is None or self.running_var is None:
+            return
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
+        unbiased_C = variance_C * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean_C, momentum)
+        self.running_var.lerp_(unbiased_C, momentum)
 
 
 def synchronise_batch_norms(module: nn.Module) -> None:

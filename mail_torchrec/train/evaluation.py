@@ -21,9 +21,11 @@ def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outpu
     batches = iter(loader)
     while True:
         try:
-            yield assembled.pipeline.progress(batches)
+            output = assembled.pipeline.progress(batches)
         except StopIteration:
             return
+        assert assembled.is_pipelined(), "a table collection was not prefetched for: was its input changed before the call?"
+        yield output
 
 
 def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") -> tuple[dict[str, Figures], dict[str, int]]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mail_torchrec.train.report import Interval, Row
+from mail_torchrec.train.report import Interval, Row, as_json
 
 _TITLES = {
     "loss/L_rt": "ranking, L_rt",
@@ -124,6 +124,16 @@ def draw_comparison(results: Sequence[Row], out_png: Path, figure_name: str = "a
     panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2, handletextpad=0.4)
     _tidy(panel, axis="x")
     _save(figure, out_png)
+
+
+def write_comparison(results: Sequence[Row], text: str, out: Path) -> list[Path]:
+    """Write ``comparison.md`` (the text), ``comparison.json`` and ``comparison.png`` into a folder, and return their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"comparison.{kind}" for kind in ("md", "json", "png")]
+    paths[0].write_text(text)
+    paths[1].write_text(as_json(results))
+    draw_comparison(results, paths[2])
+    return paths
 
 
 def _draw_dots(panel: Any, dots: list[tuple[Interval, float]], label: str, colour: str) -> None:

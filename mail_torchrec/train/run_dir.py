@@ -69,7 +69,10 @@ class RunDir:
             ValueError: it already holds a run.
         """
         if self.config.exists():
-            raise ValueError(f"run directory '{self.path}' already holds a run; choose another --run-dir, or move or delete that one")
+            state = "finished" if self.metrics.exists() else "unfinished"
+            raise ValueError(
+                f"run directory '{self.path}' already holds a run ({state}); choose another --run-dir, or move or delete that one"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
 
     def check(self) -> None:

@@ -51,6 +51,11 @@ def _device(name: str) -> torch.device:
         raise ValueError(
             "train.device is 'cuda' and torch sees no CUDA device; `mail-torchrec doctor` says why, train.device=cpu trains without"
         )
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= num_devices:
+        raise ValueError(
+            f"this host runs {local_world_size()} ranks and has {num_devices} CUDA devices; start a rank a device, or train.device=cpu"
+        )
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

@@ -58,10 +58,10 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
         with Progress(run_dir, config.train.epochs * len(train_data.reader), config.train.log_every) as progress:
             for epoch in range(config.train.epochs):
                 _train_epoch(assembled, train_data, epoch, progress)
+            save_weights(assembled.model, run_dir.weights)  # before the test data can go wrong
             figures, counts = evaluate(assembled, test_data.reader, test_data.loader)
             progress.event({"evaluation": figures, "counts": counts})
         _say_counts("test", counts)
-        save_weights(assembled.model, run_dir.weights)
         if rank() == 0:
             draw_loss_curves(run_dir.log, run_dir.curves)
             run_dir.metrics.write_text(json.dumps(figures, indent=2) + "\n")
@@ -113,7 +113,12 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
     )
     workers = config.data.num_workers
     loader: DataLoader[Batch] = DataLoader(
-        reader, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None
+        reader,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="forkserver" if workers else None,  # a plain fork copies CUDA and S3 clients, which do not survive it
     )
     return Loaded(reader, loader)
 

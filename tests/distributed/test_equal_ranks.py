@@ -31,7 +31,7 @@ NUM_STEPS, NUM_ROWS = 4, 42
 
 
 def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str) -> dict[str, Any]:
-    """Trains on the same global batches whatever the number of ranks, each taking an uneven part; saves the weights."""
+    """Trains on the same global batches whatever the number of ranks, each taking an equal part; saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
     config = Config.model_validate(config_tree(Path(root), sharding=sharding, model=model, train=train))
@@ -53,18 +53,21 @@ def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], w
 
 
 def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:
-    """This rank's part of the global batches. In step 0 the last rank has new rows alone; a part may end in rows of weight 0."""
+    """This rank's part of the global batches. In step 0 the last rank has new rows alone; in step 1 the last row has weight 0."""
     reader = Reader(
         source, config.schema_, encoders, assembled.lookups, config.data,
         share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.lookups),
     )  # fmt: skip
     window = Window.concatenate([reader._encode(source.read(group), source.file(group)) for group in source.row_groups])
-    order = np.argsort(window.is_new_R[:NUM_ROWS], kind="stable")
+    new, old = np.flatnonzero(window.is_new_R), np.flatnonzero(~window.is_new_R)
+    rows_of = [np.arange(step * NUM_ROWS, (step + 1) * NUM_ROWS) for step in range(NUM_STEPS)]
+    rows_of[0] = np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]])
     result: list[Batch] = []
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
-        rows = step * NUM_ROWS + (order if step == 0 else np.arange(NUM_ROWS))
-        mine = np.array_split(rows, dist.get_world_size())[dist.get_rank()]
-        result.append(reader._batch(window.take(mine), np.ones(len(mine), dtype=bool), step))
+        is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
+        mine = np.array_split(np.arange(NUM_ROWS), dist.get_world_size())[dist.get_rank()]
+        result.append(reader._batch(window.take(rows_of[step][mine]), is_real[mine], step))
+    assert dist.get_rank() < dist.get_world_size() - 1 or dist.get_world_size() == 1 or bool(result[0].is_new_B.all())
     return iter(result)
 
 

@@ -4,18 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.source import Source
+from mail_torchrec.towers.inputs import RankingInputs
+from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.metrics import Figures
 from mail_torchrec.train.progress import NonFiniteLossError, Progress
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import evaluate_run, train
 from tests.small_rows import SCHEMA, config_tree, write_rows
+from tests.towers_of_users import MeanTower
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +77,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_
     assert not all(torch.equal(first[key], third[key]) for key in first)
 
 
+def test_weights_are_saved_before_the_test_data_can_go_wrong(root: Path, tmp_path: Path) -> None:
+    table = pq.read_table(root / "test" / "c.parquet")
+    nulls = pa.array([None, *table["clicked"].to_pylist()[1:]], pa.int64())
+    (tmp_path / "bad").mkdir()
+    pq.write_table(table.set_column(table.schema.get_field_index("clicked"), "clicked", nulls), tmp_path / "bad/c.parquet")
+    with pytest.raises(ValueError, match=r"c.parquet, row group 0: column 'clicked' should be 0 or 1, received null in row 0"):
+        run(root, tmp_path / "run", data={"root": str(root), "test": "../" * 20 + str(tmp_path / "bad")})
+    figures = evaluate_run(RunDir(tmp_path / "run"), str(root / "test"), [])
+    assert figures["all"]["rows"] == 120
+
+
 def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ValueError, match="already holds a run; choose another --run-dir"):
+    with pytest.raises(ValueError, match=r"already holds a run \(unfinished\); choose another --run-dir"):
         run(root, tmp_path)
 
 
@@ -129,6 +150,46 @@ def test_every_switch_of_the_zero_shot_tower_trains(root: Path, tmp_path: Path, 
     expected = {"none": set(), "single": {"L_a"}, "dual": {"L_a", "L_v"}}.get(switch.get("variant", "full"), {"L_a", "L_v", "L_d"})
     assert {key.removeprefix("loss/") for key in losses if "/" in key} == {"L_rt", "L_match"} | expected
     assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+
+
+def test_the_zero_shot_learning_rate_is_scaled(root: Path) -> None:
+    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | {"learning_rate_scale": 0.5}}
+    config = Config.model_validate(config_tree(root, model=model, train={"learning_rate": 0.008}))
+    encoders = fit_encoders(Source(str(root / "train"), config.schema_), config.schema_, config.data.cold_start)
+    with process_group("cpu"):
+        optimizers = dict(assemble(config, encoders, torch.device("cpu")).optimizer._optims)  # type: ignore[attr-defined]
+    assert {name: optimizers[name].param_groups[0]["lr"] for name in ("ranking", "zero_shot")} == {"ranking": 0.008, "zero_shot": 0.004}
+
+
+def test_infer_only_fills_new_rows_in_evaluation_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[bool, list[int]] = {True: [], False: []}
+
+    def spy(tower: MeanTower, inputs: RankingInputs) -> torch.Tensor:
+        seen[tower.training].append(int(inputs.sequences["history"].is_virtual_B.sum()))
+        return forward(tower, inputs)
+
+    forward = MeanTower.forward
+    monkeypatch.setattr(MeanTower, "forward", spy)
+    zero_shot = config_tree(root)["model"]["zero_shot"] | {"fill": "infer_only"}
+    figures = run(root, tmp_path / "run", model={"tower": "tests.towers_of_users:MeanTower", "tower_options": {}, "zero_shot": zero_shot})
+    assert sum(seen[True]) == 0 and len(seen[True]) == 8
+    assert sum(seen[False]) == figures["new"]["rows"] > 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_row_is_one_message_from_reader_processes_too(root: Path, tmp_path: Path, num_workers: int) -> None:
+    write_rows(tmp_path / "rows/train/a.parquet", 60, seed=1)
+    table = pq.read_table(tmp_path / "rows/train/a.parquet")
+    column = table.schema.get_field_index("clicked")
+    pq.write_table(table.set_column(column, "clicked", pa.array([2] * 60)), tmp_path / "rows/train/a.parquet")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "test": "train"})))
+    arguments = ["train", "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run"), f"data.num_workers={num_workers}"]
+    output = CliRunner().invoke(main, arguments).output
+    assert (
+        "Error: " + str(tmp_path / "rows/train/a.parquet") + ", row group 0: column 'clicked' should be 0 or 1, received 2 in row 0"
+        in output
+    )
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(("tower", "schema", "options"), [
