@@ -31,6 +31,8 @@ def output_table(table: str) -> str:
 
 def plan_lookups(schema: Schema, *, needs_match: bool) -> Lookups:
     """The lookups of a schema; with ``needs_match`` every item table that behaviours use gets an output-side twin."""
+    if not schema.pooled:
+        raise ValueError("schema.columns: at least one column should look up a table that holds no behaviours, found none")
     unpooled = {name: schema.table_of(name) for name in schema.unpooled}
     match: dict[str, MatchKeys] = {}
     for sequence in schema.sequences if needs_match else []:

@@ -137,8 +137,6 @@ class Schema(Settings):
                 raise ValueError(f"schema.tables.{name}: ids 'hash' needs 'rows', the number of rows to hash into")
         for group, names in self._same_dim().items():
             self._check_dims(group, names)
-        if not self.pooled and self.sequences:
-            raise ValueError("schema.columns: at least one attribute, context or item column should look up a table of its own, found none")
         for group, names in ((Group.ATTRIBUTE, self.fields(Group.ATTRIBUTE)), (Group.BEHAVIOUR, self.sequences)):
             if not names:
                 raise ValueError(f"schema.columns: at least one column of ids must have group '{group}', found none")

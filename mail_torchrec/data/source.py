@@ -57,7 +57,7 @@ class Source:
         try:
             return self._fragments[group.file].subset(row_group_ids=[group.index]).to_table(columns=self.columns)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(self.file(group), error) from error
+            raise _unreadable(str(self._fragments[group.file].path), error) from error
 
 
 def _open(path: str) -> list[pads.ParquetFileFragment]:

@@ -85,13 +85,15 @@ def test_files_of_different_types_share_a_vocabulary(tmp_path: Path, schema: Sch
 def test_files_of_clashing_types_are_named(tmp_path: Path, schema: Schema) -> None:
     write(tmp_path / "a.parquet", [row()])
     write(tmp_path / "b.parquet", [row(hour="3")], types=TYPES.set(7, pa.field("hour", pa.string())))
-    with pytest.raises(ValueError, match=r"b\.parquet: column 'hour' looks up table 'hour' with large_string ids, .* with int64; cast one"):
+    with pytest.raises(
+        ValueError, match=r"b\.parquet, row group \d+: column 'hour' looks up table 'hour' with large_string ids, .* with int64; cast one"
+    ):
         fit(tmp_path, schema)
 
 
 def test_a_bad_number_is_named_while_fitting(tmp_path: Path, schema: Schema) -> None:
     write(tmp_path / "a.parquet", [row(), row(income=float("nan"))])
-    with pytest.raises(ValueError, match=r"a\.parquet: column 'income' should be finite, received nan in row 1"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row group \d+: column 'income' should be finite, received nan in row 1"):
         fit(tmp_path, schema)
 
 
@@ -100,7 +102,7 @@ def test_an_id_above_int64_is_named_while_fitting(tmp_path: Path, schema: Schema
     write(
         tmp_path / "a.parquet", [row(**{column: 2**64 - 1})], types=TYPES.set(TYPES.get_field_index(column), pa.field(column, pa.uint64()))
     )
-    with pytest.raises(ValueError, match=rf"a\.parquet: column '{column}' should fit into signed 64-bit integers"):
+    with pytest.raises(ValueError, match=rf"a\.parquet, row group \d+: column '{column}' should fit into signed 64-bit integers"):
         fit(tmp_path, schema)
 
 

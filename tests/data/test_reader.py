@@ -277,7 +277,7 @@ def test_fewer_rows_than_ranks(tmp_path: Path) -> None:
 def test_a_bad_row_is_named_where_it_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", some_rows(6))
     write(tmp_path / "b.parquet", [row(9), row(10, clicked=3)])
-    with pytest.raises(ValueError, match=r"b\.parquet: column 'clicked' should be 0 or 1, received 3 in row 1"):
+    with pytest.raises(ValueError, match=r"b\.parquet, row group \d+: column 'clicked' should be 0 or 1, received 3 in row 1"):
         list(Readers(tmp_path).reader())
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from mail_torchrec.data.lookups import plan_lookups
 from mail_torchrec.data.schema import Actions, Group, Schema
 from tests.data.plain import TREE
 
@@ -149,3 +150,15 @@ def test_the_worked_example_of_the_docstring_is_a_schema() -> None:
     schema = Schema.model_validate(yaml.safe_load(lines))
     assert schema.sequences == ["history"]
     assert schema.table("item").rows == 1_000_000
+
+
+def test_a_schema_whose_fields_all_share_the_item_table_is_refused() -> None:
+    columns = {
+        "user": {"group": "group_key"},
+        "clicked": {"group": "label"},
+        "favourite": {"group": "attribute", "table": "item"},
+        "history": {"group": "behaviour", "kind": "list", "table": "item"},
+        "item": {"group": "item"},
+    }
+    with pytest.raises(ValueError, match="at least one column should look up a table that holds no behaviours"):
+        plan_lookups(Schema.model_validate({"columns": columns}), needs_match=False)

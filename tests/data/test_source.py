@@ -31,7 +31,7 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path, schema: Sche
     assert everything(source) == rows
     assert [group.num_rows for group in source.row_groups] == [1, 4, 2, 2]
     assert source.num_rows == 9
-    assert source.file(source.row_groups[-1]) == str(tmp_path / "b" / "1.parquet")
+    assert source.file(source.row_groups[-1]) == f"{tmp_path}/b/1.parquet, row group 2"
 
 
 def test_one_file_is_a_source(tmp_path: Path, schema: Schema) -> None:

@@ -116,14 +116,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_is_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"{tmp_path}/test/b\.parquet: {message}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/test/b\.parquet, row group 0: {message}"):
         window_of(tmp_path, [row()], [row(), row(**values)], ColdStartSettings())
 
 
 def test_strings_where_training_had_integers_are_named(tmp_path: Path) -> None:
     types = TYPES.set(TYPES.get_field_index("history"), pa.field("history", pa.list_(pa.string())))
     with pytest.raises(
-        ValueError, match=r"b\.parquet: column 'history': ids should be int64, as in the training data, received large_string"
+        ValueError, match=r"b\.parquet, row group 0: column 'history': ids should be int64, as in the training data, received large_string"
     ):
         window_of(tmp_path, [row()], [row(history=["1"], actions=[1])], ColdStartSettings(), types=types)
 
