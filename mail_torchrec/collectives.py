@@ -1,8 +1,9 @@
 """Sums and gathers over ranks; the identity in one process."""
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -18,7 +19,21 @@ def rank() -> int:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum over ranks; its gradient is the sum of the ranks' gradients."""
-    return value if world_size() == 1 else dist_nn.all_reduce(value)
+    return value if world_size() == 1 else cast(Tensor, _SumOverRanks.apply(value))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        summed = value.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # every rank's loss depends on every rank's value
+        summed = gradient.clone()
+        dist.all_reduce(summed)
+        return summed
 
 
 @torch.no_grad()

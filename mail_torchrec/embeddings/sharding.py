@@ -108,13 +108,32 @@ def plan_sharding(
             debug=False,
         )
         try:
-            return planner.plan(model, all_sharders)
+            made = planner.plan(model, all_sharders)
+            if device.type == "cpu":
+                check_no_empty_shard(made)
+            return made
         except PlannerError as error:
             raise ValueError(
                 f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}: {error}"
             ) from error
 
     return from_rank_0(plan)
+
+
+def check_no_empty_shard(plan: ShardingPlan) -> None:
+    """Refuses what FBGEMM's CPU kernels cannot do.
+
+    Raises:
+        ValueError: a rank's shard of a table has no rows.
+    """
+    for module_plan in plan.plan.values():
+        for table, sharding in module_plan.items():
+            shards = getattr(sharding.sharding_spec, "shards", [])
+            if any(0 in shard.shard_sizes for shard in shards):
+                raise ValueError(
+                    f"sharding: on CPU every rank needs a row of a {sharding.sharding_type} table, and '{table}' has too few "
+                    f"for {len(shards)} ranks; use fewer ranks, or sharding.tables={{{table}: [table_wise]}}"
+                )
 
 
 def from_rank_0(make: Callable[[], T]) -> T:

@@ -16,9 +16,17 @@ def stored_dim(dim: int) -> int:
     return -(-dim // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
+# FBGEMM's CPU kernels take a table without rows for one that shares its neighbour's, and read past the end where it is the last.
+# Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this is enough for 32 ranks.
+_LEAST_ROWS = 1024
+
+
 def table_sizes(schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Rows and columns of every table, output-side twins included."""
-    sizes = {schema.table_of(name): (num_rows[schema.table_of(name)], stored_dim(schema.table_dim(name))) for name in schema.id_columns}
+    """Stored rows and columns of every table, output-side twins included; rows behind those of the encoder are never read."""
+    sizes = {
+        schema.table_of(name): (max(num_rows[schema.table_of(name)], _LEAST_ROWS), stored_dim(schema.table_dim(name)))
+        for name in schema.id_columns
+    }
     for sequence in lookups.match:
         item_table = schema.table_of(sequence)
         sizes[output_table(item_table)] = sizes[item_table]
