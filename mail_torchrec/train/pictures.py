@@ -161,7 +161,7 @@ def _tidy(panel: Any, axis: str = "y") -> None:
     for side in ("bottom", "left"):
         panel.spines[side].set_color("#999999")
     panel.tick_params(colors=_INK, labelsize=9, length=0)
-    panel.margins(x=0.08 if axis == "x" else 0.02)
+    panel.margins(x=0.12 if axis == "x" else 0.02)
 
 
 def _save(figure: Figure, out_png: Path) -> None:
