@@ -93,6 +93,35 @@ def filled(sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengt
     )
 
 
+def emptied(inputs: RankingInputs, rows_B: Tensor) -> RankingInputs:
+    """The inputs without the behaviours of the rows ``rows_B`` (bool)."""
+    sequences = {
+        name: replace(
+            sequence,
+            values_BTD=sequence.values_BTD.masked_fill(rows_B[:, None, None], 0.0),
+            lengths_B=sequence.lengths_B.masked_fill(rows_B, 0),
+            actions_BT=sequence.actions_BT.masked_fill(rows_B[:, None], 0),
+        )
+        for name, sequence in inputs.sequences.items()
+    }
+    return replace(inputs, sequences=sequences)
+
+
+def without_negatives(inputs: RankingInputs) -> RankingInputs:
+    """The inputs as outside training: a tower that has a match loss computes none."""
+    sequences = dict(inputs.sequences)
+    for name, sequence in inputs.sequences.items():
+        if (match := sequence.match) is not None:
+            none = replace(
+                match,
+                negatives_KD=match.negatives_KD[:0],
+                negative_ids_K=match.negative_ids_K[:0],
+                negative_log_q_K=match.negative_log_q_K[:0],
+            )
+            sequences[name] = replace(sequence, match=none)
+    return replace(inputs, sequences=sequences)
+
+
 def _stack(fields: dict[str, Tensor], names: list[str], num_rows: int) -> Tensor:
     """[B, len(names), d], or [B, 0, 0] where a group has no field."""
     if not names:

@@ -8,21 +8,24 @@ Shape letters as in ``towers/inputs.py``; ``O`` old rows, ``W`` new rows, ``F`` 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+from mail_torchrec.baselines.registry import BaselineSettings, build_baseline
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
-from mail_torchrec.fields import InputAssembler, filled, input_shapes
+from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.objective import Term, mmd_share, shares
 from mail_torchrec.settings import Settings
+from mail_torchrec.towers.behaviours import Behaviours
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
 from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
@@ -37,8 +40,24 @@ class ModelSettings(Settings):
     """Options of that tower (its ``Settings``)."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
+    baseline: BaselineSettings | None = None
+    """Another remedy in the zero-shot tower's place, see ``baselines/``."""
+    behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of old rows that the ranking tower meets as new ones in training: without behaviours, as DropoutNet, or with virtual ones."""
+    as_new_weight: float = Field(default=0.0, ge=0.0)
+    """In training every row is ranked a second time, as a new one, and that loss counts so much; 0 does without."""
+    new_user_tower: Literal["shared", "own"] = "shared"
+    """New rows are scored by the ranking tower, or by one of their own, trained on every row as a new one; the tables are shared."""
     mmd_over_all_ranks: bool = True
     """L_d over the old rows of all ranks, as one process would have it; false: each rank its own, for very many ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.baseline is not None and self.zero_shot is not None:
+            raise ValueError(f"baseline '{self.baseline.name}' stands in the zero-shot tower's place; set zero_shot null, or baseline null")
+        if self.new_user_tower == "own" and not self.as_new_weight:
+            raise ValueError("new_user_tower 'own' is trained by rows as new ones alone; set as_new_weight above 0, to 1 for example")
+        return self
 
 
 @dataclass
@@ -92,16 +111,25 @@ class Towers(nn.Module):
         self._assemble = InputAssembler(schema, lookups)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
+        self.baseline = build_baseline(settings.baseline, shapes) if settings.baseline else None
+        own = settings.new_user_tower == "own"
+        self.ranking_of_new = build_tower(settings.tower, settings.tower_options, shapes) if own else None
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
         real = self._assemble(batch, pooled, unpooled)
         seen_BFD = self._seen(real)
-        ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B)))
+        ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B, self._dropped(batch))))
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            losses, loss = self._losses(ranked, batch, self._zero_shot_losses(real, seen_BFD, batch))
+            terms = _ranking_terms(ranked, batch) | self._as_new_terms(real, seen_BFD, batch)
+            losses, loss = self._losses(terms, self._zero_shot_losses(real, seen_BFD, batch))
+            if self.baseline is not None:
+                self.baseline.observe(*self._old_rows(real, seen_BFD, batch))
+        elif self.ranking_of_new is not None:
+            logits_B = torch.where(batch.is_new_B, self._logits_as_new(real, seen_BFD, batch), ranked.logits_B)
+            ranked = replace(ranked, logits_B=logits_B)
         return loss, Outputs(ranked.logits_B.detach(), {name: value.detach() for name, value in losses.items()}, batch)
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
@@ -111,35 +139,60 @@ class Towers(nn.Module):
             fields = torch.cat([group for group in (fields, inputs.context_BCD, inputs.items_BID) if group.shape[1]], dim=1)
         return fields.detach()  # WALL: nothing behind this line reaches a table
 
-    def _fill(self, real: RankingInputs, seen_BFD: Tensor, is_new_B: Tensor) -> RankingInputs:
-        """New rows get virtual behaviours (Eq. 10)."""
-        if self.zero_shot is None or (self.training and self.zero_shot.settings.fill == "infer_only"):
-            return real
-        new_W = torch.nonzero(is_new_B).squeeze(1)
+    def _dropped(self, batch: Batch) -> Tensor | None:
+        """The old rows that the ranking tower meets as new ones in this step [B]."""
+        if not self.training or not self.settings.behaviour_dropout:
+            return None
+        return ~batch.is_new_B & (torch.rand_like(batch.weights_B) < self.settings.behaviour_dropout)
+
+    def _fill(self, real: RankingInputs, seen_BFD: Tensor, is_new_B: Tensor, as_new_B: Tensor | None) -> RankingInputs:
+        """New rows, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
+
+        Where nothing makes any, new rows keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
+        """
+        maker = self.zero_shot if self.zero_shot is not None else self.baseline
+        if maker is None or (self.training and self.zero_shot is not None and self.zero_shot.settings.fill == "infer_only"):
+            return real if as_new_B is None else emptied(real, as_new_B & ~is_new_B)
+        new_W = torch.nonzero(is_new_B if as_new_B is None else is_new_B | as_new_B).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
-            virtual = self.zero_shot.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
+            virtual = maker.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
         return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})
+
+    def _logits_as_new(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> Tensor:
+        """Every row ranked as a new one [B]."""
+        inputs = self._fill(without_negatives(real), seen_BFD, batch.is_new_B, torch.ones_like(batch.is_new_B))
+        tower = self.ranking if self.ranking_of_new is None else self.ranking_of_new
+        return RankingOutput.of(tower(inputs)).logits_B
+
+    def _as_new_terms(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> dict[str, Term]:
+        """The loss of rows ranked as new ones: of all rows where new ones have a tower of their own, else of the old ones."""
+        if not self.settings.as_new_weight:
+            return {}
+        weights_B = batch.weights_B if self.ranking_of_new is not None else batch.weights_B * ~batch.is_new_B
+        rows_B = ranking_loss(self._logits_as_new(real, seen_BFD, batch), batch.labels_B)
+        return {"L_new": Term(rows_B, weights_B, self.settings.as_new_weight)}
 
     def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> ZeroShotLosses | None:
         """The zero-shot tower's losses on this rank's old rows."""
         if self.zero_shot is None or self.zero_shot.settings.variant == "none":
             return None
+        return self.zero_shot.losses(*self._old_rows(real, seen_BFD, batch))
+
+    def _old_rows(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Behaviours]]:
+        """Fields, numeric attributes and behaviours of this rank's old rows."""
         old_O = torch.nonzero(~batch.is_new_B & (batch.weights_B > 0)).squeeze(1)
         behaviours = {
             name: (sequence.values_BTD.detach()[old_O], sequence.lengths_B[old_O])  # WALL: as above
             for name, sequence in real.sequences.items()
         }
-        return self.zero_shot.losses(seen_BFD[old_O], self._assemble.numeric_attributes(real)[old_O], behaviours)
+        return seen_BFD[old_O], self._assemble.numeric_attributes(real)[old_O], behaviours
 
-    def _losses(self, ranked: RankingOutput, batch: Batch, zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(self, terms: dict[str, Term], zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's shares by name, and the sum to minimise."""
-        terms = _ranking_terms(ranked, batch)
         if zero_shot is not None:
-            terms |= self._zero_shot_terms(zero_shot)
-        losses = shares(terms) if terms else {}
-        loss = ranked.logits_B.new_zeros(())
-        for name, term in terms.items():
-            loss = loss + term.weight * losses[name]
+            terms = terms | self._zero_shot_terms(zero_shot)
+        losses = shares(terms)
+        loss = torch.stack([term.weight * losses[name] for name, term in terms.items()]).sum()
         if zero_shot is not None and self._aligned_by("mmd"):
             assert zero_shot.P_NH is not None and zero_shot.Q_NH is not None and self.zero_shot is not None
             losses["L_d"] = mmd_share(
@@ -162,7 +215,7 @@ class Towers(nn.Module):
 
 
 def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
-    if clash := ranked.auxiliary.keys() & {"rt", "a", "v", "d"}:
+    if clash := ranked.auxiliary.keys() & {"rt", "a", "v", "d", "new"}:
         raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
     terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
     return terms | {

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.attention import AttentionPooling
-from mail_torchrec.towers.inputs import SequenceShape, position_mask
+from mail_torchrec.towers.behaviours import Behaviours, join, pooled, split, spread
+from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.residual import ResidualDecoder, ResidualEncoder
+from mail_torchrec.towers.standardise import Standardiser
 
 
 class ZeroShotSettings(Settings):
@@ -33,6 +35,12 @@ class ZeroShotSettings(Settings):
     """Learning rate of this tower over that of the ranking tower; the released code has 0.5."""
     sees: Literal["user_attributes", "all_fields"] = "user_attributes"
     """The fields it reads and rebuilds: user attributes (paper), or context and item fields too (released code)."""
+    pooling: Literal["attention", "concat"] = "attention"
+    """What E1 sees of the fields: their attention pooling (paper), or all of them side by side."""
+    rebuilds: Literal["positions", "pooled"] = "positions"
+    """What D2 rebuilds: every position of a sequence (paper), or the sum of its behaviours, which virtual behaviours then share out."""
+    standardise: bool = False
+    """Rebuild fields and behaviours standardised by their moving mean and deviation, since tables grow; the paper does not."""
     decoders: Literal["pair", "per_group"] = "pair"
     """One decoder for all fields and one for behaviours (paper), or one for each field group (released code)."""
     padding: Literal["counted", "masked"] = "counted"
@@ -54,6 +62,10 @@ class ZeroShotSettings(Settings):
     def _check(self) -> Self:
         if self.variant == "none" and self.virtual_length == "predicted":
             raise ValueError("variant 'none' trains nothing, so it cannot predict lengths; set virtual_length 'full'")
+        if self.variant == "none" and self.standardise:
+            raise ValueError("variant 'none' observes nothing, so it cannot standardise; set standardise false")
+        if self.rebuilds == "pooled" and self.padding == "masked":
+            raise ValueError("rebuilds 'pooled' has no positions to mask; set padding 'counted'")
         return self
 
 
@@ -118,14 +130,15 @@ class ZeroShotTower(nn.Module):
         _check(num_fields, sequences)
         self.settings, self.sequences = settings, dict(sequences)
         self.behaviour_dim = next(iter(sequences.values())).dim
-        self.num_positions = sum(shape.max_length for shape in sequences.values())
-        behaviour_width = self.num_positions * self.behaviour_dim
+        num_vectors = len(sequences) if settings.rebuilds == "pooled" else sum(shape.max_length for shape in sequences.values())
+        behaviour_width = num_vectors * self.behaviour_dim
         if settings.variant == "none":
             self.linear = nn.Linear(num_fields * field_dim + num_numeric, behaviour_width).requires_grad_(False)
             return
         self.decoded_fields = list(group_fields.values()) if settings.decoders == "per_group" else [num_fields]
-        self.attribute_attention = AttentionPooling(field_dim, settings.attention_dim)
-        self.attribute_encoder = self._encoder(field_dim + num_numeric)
+        if settings.pooling == "attention":
+            self.attribute_attention = AttentionPooling(field_dim, settings.attention_dim)
+        self.attribute_encoder = self._encoder((field_dim if settings.pooling == "attention" else num_fields * field_dim) + num_numeric)
         if settings.variant != "single":
             self.behaviour_attention = AttentionPooling(self.behaviour_dim, settings.attention_dim)
             self.behaviour_encoder = self._encoder(self.behaviour_dim)
@@ -133,9 +146,13 @@ class ZeroShotTower(nn.Module):
         self.behaviour_decoder = self._decoder(behaviour_width)
         if settings.virtual_length == "predicted":
             self.length_head = nn.Linear(settings.encoder_dims[-1], len(sequences))
+        if settings.standardise:
+            self.field_scale = Standardiser(num_fields * field_dim)
+            # A pooled vector has a scale of its own a sequence; positions share one, or rare long histories would be scaled by few.
+            self.behaviour_scale = Standardiser(self.behaviour_dim * (len(sequences) if settings.rebuilds == "pooled" else 1))
 
-    def losses(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, tuple[Tensor, Tensor]]) -> ZeroShotLosses:
-        """Row losses and codes of old rows, of which there may be 0 or 1.
+    def losses(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours]) -> ZeroShotLosses:
+        """Row losses and codes of old rows, of which there may be 0 or 1; every rank calls it in a training step.
 
         Args:
             fields_NFD: their fields.
@@ -144,8 +161,9 @@ class ZeroShotTower(nn.Module):
         """
         if self.settings.variant == "none":
             return ZeroShotLosses()
-        values_NRD, mask_NR = self._join(sequences)
-        targets = self._targets(fields_NFD, values_NRD, mask_NR, sequences)
+        behaviours = [sequences[name] for name in self.sequences]
+        values_NRD, mask_NR = join(behaviours)
+        targets = self._targets(fields_NFD, behaviours, values_NRD, mask_NR)
         P_NH = self._encode_attributes(fields_NFD, numeric_NM)
         a_N = self._reconstruction(P_NH, targets)
         if self.settings.variant == "single":
@@ -153,13 +171,22 @@ class ZeroShotTower(nn.Module):
         Q_NH = self.behaviour_encoder(self.behaviour_attention(values_NRD, mask_NR))
         return ZeroShotLosses(a_N, self._reconstruction(Q_NH, targets), P_NH, Q_NH)
 
-    def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Virtual behaviours ``D2(E1(h_a))`` [N, T, d] of each sequence and their number [N] (int64), Eq. 8."""
+        relative_NS = None
         if self.settings.variant == "none":
-            return self._split(self.linear(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)), None)
-        code_NH = self._encode_attributes(fields_NFD, numeric_NM)
-        relative_NS = self.length_head(code_NH) if self.settings.virtual_length == "predicted" else None
-        return self._split(self.behaviour_decoder(code_NH), relative_NS)
+            decoded = self.linear(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1))
+        else:
+            code_NH = self._encode_attributes(fields_NFD, numeric_NM)
+            decoded = self.behaviour_decoder(code_NH)
+            if self.settings.virtual_length == "predicted":
+                relative_NS = self.length_head(code_NH)
+        decoded_NVD = decoded.view(len(decoded), -1, self.behaviour_dim)
+        if self.settings.standardise:
+            decoded_NVD = self.behaviour_scale.inverse(decoded_NVD.view(-1, self.behaviour_scale.dim)).view_as(decoded_NVD)
+        max_lengths = [shape.max_length for shape in self.sequences.values()]
+        made = (spread if self.settings.rebuilds == "pooled" else split)(decoded_NVD, max_lengths, relative_NS)
+        return dict(zip(self.sequences, made, strict=True))
 
     def _encoder(self, in_dim: int) -> ResidualEncoder:
         return ResidualEncoder(in_dim, self.settings.encoder_dims, self.settings.dropout)
@@ -168,27 +195,27 @@ class ZeroShotTower(nn.Module):
         return ResidualDecoder(self.settings.encoder_dims[-1], self.settings.decoder_dims, out_dim, self.settings.dropout)
 
     def _encode_attributes(self, fields_NFD: Tensor, numeric_NM: Tensor) -> Tensor:
-        pooled_ND = self.attribute_attention(fields_NFD)
-        code_NH: Tensor = self.attribute_encoder(torch.cat([pooled_ND, numeric_NM], dim=1))
+        if self.settings.standardise:
+            fields_NFD = self.field_scale(fields_NFD.flatten(1)).view_as(fields_NFD)
+        seen_NE = self.attribute_attention(fields_NFD) if self.settings.pooling == "attention" else fields_NFD.flatten(1)
+        code_NH: Tensor = self.attribute_encoder(torch.cat([seen_NE, numeric_NM], dim=1))
         return code_NH
 
-    def _join(self, sequences: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The sequences one behind the other, zeros on padding, and the mask of real positions."""
-        parts = [sequences[name] for name in self.sequences]
-        mask_NR = torch.cat([position_mask(lengths_N, values_NTD.shape[1]) for values_NTD, lengths_N in parts], dim=1)
-        values_NRD = torch.cat([values_NTD for values_NTD, _ in parts], dim=1)
-        return values_NRD.masked_fill(~mask_NR.unsqueeze(2), 0.0), mask_NR
-
     def _targets(
-        self, fields_NFD: Tensor, values_NRD: Tensor, mask_NR: Tensor, sequences: dict[str, tuple[Tensor, Tensor]]
+        self, fields_NFD: Tensor, behaviours: list[Behaviours], values_NRD: Tensor, mask_NR: Tensor
     ) -> list[tuple[nn.Module, Tensor, Tensor | None]]:
         """What each decoder has to make of a code, and the mask of what counts in it."""
         mask = mask_NR if self.settings.padding == "masked" else None
-        targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [(self.behaviour_decoder, values_NRD, mask)]
+        vectors_NVD = pooled(behaviours) if self.settings.rebuilds == "pooled" else values_NRD
+        if self.settings.standardise:
+            counted = torch.ones_like(vectors_NVD[:, :, 0]) if mask is None else mask
+            vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, counted)
+            fields_NFD = _standardised(self.field_scale, fields_NFD, torch.ones_like(fields_NFD[:, :, 0]))
+        targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [(self.behaviour_decoder, vectors_NVD, mask)]
         for decoder, field_NFD in zip(self.field_decoders, torch.split(fields_NFD, self.decoded_fields, dim=1), strict=True):
             targets.append((decoder, field_NFD, None))
         if self.settings.virtual_length == "predicted":
-            relative = [sequences[name][1].to(values_NRD.dtype) / shape.max_length for name, shape in self.sequences.items()]
+            relative = [lengths_N.to(values_NRD.dtype) / values_NTD.shape[1] for values_NTD, lengths_N in behaviours]
             targets.append((self.length_head, torch.stack(relative, dim=1).unsqueeze(2), None))
         return targets
 
@@ -200,20 +227,13 @@ class ZeroShotTower(nn.Module):
         ]
         return torch.stack(losses).sum(0)
 
-    def _split(self, decoded_NRd: Tensor, relative_NS: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
-        """What D2 made -> sequences, cut to the predicted lengths if there are any."""
-        values_NRD = decoded_NRd.view(-1, self.num_positions, self.behaviour_dim)
-        parts = torch.split(values_NRD, [shape.max_length for shape in self.sequences.values()], dim=1)
-        virtual = {}
-        for index, (name, values_NTD) in enumerate(zip(self.sequences, parts, strict=True)):
-            num = values_NTD.shape[1]
-            if relative_NS is None:
-                lengths_N = torch.full(values_NTD.shape[:1], num, dtype=torch.int64, device=values_NTD.device)
-            else:
-                lengths_N = (relative_NS[:, index] * num).round().clamp(1, num).long()
-                values_NTD = values_NTD.masked_fill(~position_mask(lengths_N, num).unsqueeze(2), 0.0)
-            virtual[name] = (values_NTD, lengths_N)
-        return virtual
+
+def _standardised(scale: Standardiser, vectors_NVD: Tensor, counted_NV: Tensor) -> Tensor:
+    """Takes the vectors into the averages and standardises them; the scale knows all of a row's vectors, or one for any of them."""
+    flat = vectors_NVD.reshape(-1, scale.dim)
+    scale.observe(flat, counted_NV.reshape(len(flat), -1)[:, 0])
+    standardised: Tensor = scale(flat)
+    return standardised.view_as(vectors_NVD)
 
 
 def _check(num_fields: int, sequences: dict[str, SequenceShape]) -> None:

@@ -1,0 +1,63 @@
+"""Moving averages of vectors over the rows of all ranks, and vectors standardised by them."""
+
+import torch
+from torch import Tensor, nn
+
+from mail_torchrec.collectives import sum_over_ranks
+
+_TINY = 1e-12  # tables may begin with elements of 1e-3, whose variance is far above this
+
+
+class RunningMoments(nn.Module):
+    """Moving mean and variance of each element, over the rows of all ranks.
+
+    Args:
+        dim: D, elements of a row.
+        momentum: weight of the newest batch.
+    """
+
+    def __init__(self, dim: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.dim, self.momentum = dim, momentum
+        self.register_buffer("weight", torch.zeros(()))  # of what was observed; the rest is the zeros that the sums began with
+        self.register_buffer("sum_D", torch.zeros(dim))
+        self.register_buffer("square_D", torch.zeros(dim))
+
+    @torch.no_grad()
+    def observe(self, x_ND: Tensor, weights_N: Tensor) -> None:
+        """Takes rows in, each with a weight (0 leaves it out); every rank calls it, ``N`` may be 0."""
+        weights_N1, x_ND = weights_N.to(self.sum_D.dtype).unsqueeze(1), x_ND.to(self.sum_D.dtype)
+        sums = sum_over_ranks(torch.cat([(x_ND * weights_N1).sum(0), (x_ND.square() * weights_N1).sum(0), weights_N1.sum(0)]))
+        sum_D, square_D, total = sums[: self.dim], sums[self.dim : -1], sums[-1]
+        momentum = self.momentum * (total > 0)
+        self.sum_D.lerp_(sum_D / total.clamp(min=1), momentum)
+        self.square_D.lerp_(square_D / total.clamp(min=1), momentum)
+        self.weight.lerp_(torch.ones_like(self.weight), momentum)
+
+    @property
+    def mean_D(self) -> Tensor:
+        """The mean, 0 before any row."""
+        mean_D: Tensor = self.sum_D / self.weight.clamp(min=_TINY)
+        return mean_D
+
+    @property
+    def deviation_D(self) -> Tensor:
+        """The standard deviation, 1 before any row."""
+        variance_D = (self.square_D / self.weight.clamp(min=_TINY) - self.mean_D.square()).clamp(min=_TINY)
+        return torch.where(self.weight > 0, variance_D.sqrt(), torch.ones_like(variance_D))
+
+
+class Standardiser(RunningMoments):
+    """``(x - mean) / deviation`` of each element, [N, D] -> [N, D].
+
+    Tables grow as they are trained, so a squared error of their vectors grows too and its optimizer follows a moving target.
+    Standardised vectors keep the scale of 1. Before any row was observed, vectors stay as they are.
+    """
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Standardised rows."""
+        return (x_ND - self.mean_D.to(x_ND.dtype)) / self.deviation_D.to(x_ND.dtype)
+
+    def inverse(self, z_ND: Tensor) -> Tensor:
+        """Rows in the vectors' own scale."""
+        return z_ND * self.deviation_D.to(z_ND.dtype) + self.mean_D.to(z_ND.dtype)
