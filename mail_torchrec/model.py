@@ -7,7 +7,7 @@ backward of ``L_rt + L_zst`` equals two separate ones. Each line of the wall is 
 Shape letters as in ``towers/inputs.py``; ``O`` old rows, ``W`` new rows, ``F`` fields that the zero-shot tower sees.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.objective import Term, mmd_share, shares
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
+from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
 from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
 
@@ -37,6 +38,8 @@ class ModelSettings(Settings):
     """Options of that tower (its ``Settings``)."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
+    multi_task: MultiTaskSettings | None = None
+    """The head for conversions on the ranking tower; null predicts clicks alone."""
     mmd_over_all_ranks: bool = True
     """L_d over the old rows of all ranks, as one process would have it; false: each rank its own, for very many ranks."""
 
@@ -49,6 +52,8 @@ class Outputs:
     losses: dict[str, Tensor]
     """Loss name -> this rank's share; the mean over ranks is the loss of the global batch. Empty outside training."""
     batch: Batch
+    tasks: dict[str, Tensor] = field(default_factory=dict)
+    """Logits [B] beside those of the clicks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
 
 
 class Mail(nn.Module):
@@ -82,7 +87,7 @@ class Towers(nn.Module):
         num_rows: table -> rows.
 
     Raises:
-        ValueError: a tower or its options do not fit; see ``towers/registry.py``.
+        ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the multi-task head lacks its column.
     """
 
     def __init__(self, settings: ModelSettings, schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> None:
@@ -92,17 +97,19 @@ class Towers(nn.Module):
         self._assemble = InputAssembler(schema, lookups)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
+        self.multi_task = _build_multi_task(settings.multi_task, schema, self.ranking, settings.tower) if settings.multi_task else None
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
         real = self._assemble(batch, pooled, unpooled)
         seen_BFD = self._seen(real)
         ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B)))
+        tasks = self.multi_task(ranked) if self.multi_task is not None else {}
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            losses, loss = self._losses(ranked, batch, self._zero_shot_losses(real, seen_BFD, batch))
-        return loss, Outputs(ranked.logits_B.detach(), {name: value.detach() for name, value in losses.items()}, batch)
+            losses, loss = self._losses(ranked, tasks, batch, self._zero_shot_losses(real, seen_BFD, batch))
+        return loss, Outputs(ranked.logits_B.detach(), _detached(losses), batch, _detached(tasks))
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
@@ -131,9 +138,11 @@ class Towers(nn.Module):
         }
         return self.zero_shot.losses(seen_BFD[old_O], self._assemble.numeric_attributes(real)[old_O], behaviours)
 
-    def _losses(self, ranked: RankingOutput, batch: Batch, zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(
+        self, ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, zero_shot: ZeroShotLosses | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's shares by name, and the sum to minimise."""
-        terms = _ranking_terms(ranked, batch)
+        terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task)
         if zero_shot is not None:
             terms |= self._zero_shot_terms(zero_shot)
         losses = shares(terms) if terms else {}
@@ -161,13 +170,29 @@ class Towers(nn.Module):
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
 
 
-def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
-    if clash := ranked.auxiliary.keys() & {"rt", "a", "v", "d"}:
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:
+    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d"}:
         raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
-    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
+    click_weight = multi_task.click_weight if multi_task else 1.0
+    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)}
+    if multi_task:
+        terms["L_ctcvr"] = Term(ranking_loss(tasks["ctcvr"], batch.conversions_B), batch.weights_B, 1 - click_weight)
     return terms | {
         f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
     }
+
+
+def _build_multi_task(settings: MultiTaskSettings, schema: Schema, tower: nn.Module, tower_name: str) -> MultiTaskHead:
+    if schema.conversion is None:
+        raise ValueError(
+            "model.multi_task needs a column of group 'conversion' in schema.columns (0 or 1: what followed the click), found none; "
+            "add it, or model.multi_task=null"
+        )
+    return MultiTaskHead(settings, tower, tower_name)
 
 
 def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:
