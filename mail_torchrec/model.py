@@ -7,7 +7,7 @@ backward of ``L_rt + L_zst`` equals two separate ones. Each line of the wall is 
 Shape letters as in ``towers/inputs.py``; ``O`` old rows, ``W`` new rows, ``F`` fields that the zero-shot tower sees.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -27,6 +27,7 @@ from mail_torchrec.objective import Term, mmd_share, shares
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.behaviours import Behaviours
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
+from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
 from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
 
@@ -40,6 +41,8 @@ class ModelSettings(Settings):
     """Options of that tower (its ``Settings``)."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
+    multi_task: MultiTaskSettings | None = None
+    """The head for conversions on the ranking tower; null predicts clicks alone."""
     baseline: BaselineSettings | None = None
     """Another remedy in the zero-shot tower's place, see ``baselines/``."""
     behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -68,6 +71,8 @@ class Outputs:
     losses: dict[str, Tensor]
     """Loss name -> this rank's share; the mean over ranks is the loss of the global batch. Empty outside training."""
     batch: Batch
+    tasks: dict[str, Tensor] = field(default_factory=dict)
+    """Logits [B] beside those of the clicks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
 
 
 class Mail(nn.Module):
@@ -101,7 +106,7 @@ class Towers(nn.Module):
         num_rows: table -> rows.
 
     Raises:
-        ValueError: a tower or its options do not fit; see ``towers/registry.py``.
+        ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the multi-task head lacks its column.
     """
 
     def __init__(self, settings: ModelSettings, schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> None:
@@ -112,25 +117,29 @@ class Towers(nn.Module):
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
         self.baseline = build_baseline(settings.baseline, shapes) if settings.baseline else None
+        self.multi_task = _build_multi_task(settings, schema, self.ranking)
         own = settings.new_user_tower == "own"
         self.ranking_of_new = build_tower(settings.tower, settings.tower_options, shapes) if own else None
+        self.multi_task_of_new = _build_multi_task(settings, schema, self.ranking_of_new)
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
         real = self._assemble(batch, pooled, unpooled)
         seen_BFD = self._seen(real)
         ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B, self._dropped(batch))))
+        tasks = self.multi_task(ranked) if self.multi_task is not None else {}
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            terms = _ranking_terms(ranked, batch) | self._as_new_terms(real, seen_BFD, batch)
+            terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(real, seen_BFD, batch)
             losses, loss = self._losses(terms, self._zero_shot_losses(real, seen_BFD, batch))
             if self.baseline is not None:
                 self.baseline.observe(*self._old_rows(real, seen_BFD, batch))
         elif self.ranking_of_new is not None:
-            logits_B = torch.where(batch.is_new_B, self._logits_as_new(real, seen_BFD, batch), ranked.logits_B)
-            ranked = replace(ranked, logits_B=logits_B)
-        return loss, Outputs(ranked.logits_B.detach(), {name: value.detach() for name, value in losses.items()}, batch)
+            as_new, as_new_tasks = self._ranked_as_new(real, seen_BFD, batch)
+            ranked = replace(ranked, logits_B=torch.where(batch.is_new_B, as_new.logits_B, ranked.logits_B))
+            tasks = {name: torch.where(batch.is_new_B, as_new_tasks[name], logits_B) for name, logits_B in tasks.items()}
+        return loss, Outputs(ranked.logits_B.detach(), _detached(losses), batch, _detached(tasks))
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
@@ -158,19 +167,23 @@ class Towers(nn.Module):
             virtual = maker.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
         return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})
 
-    def _logits_as_new(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> Tensor:
-        """Every row ranked as a new one [B]."""
+    def _ranked_as_new(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> tuple[RankingOutput, dict[str, Tensor]]:
+        """Every row ranked as a new one, by the tower for those; without auxiliary losses."""
         inputs = self._fill(without_negatives(real), seen_BFD, batch.is_new_B, torch.ones_like(batch.is_new_B))
-        tower = self.ranking if self.ranking_of_new is None else self.ranking_of_new
-        return RankingOutput.of(tower(inputs)).logits_B
+        tower, head = (self.ranking, self.multi_task) if self.ranking_of_new is None else (self.ranking_of_new, self.multi_task_of_new)
+        ranked = RankingOutput.of(tower(inputs))
+        return replace(ranked, auxiliary={}), head(ranked) if head is not None else {}
 
     def _as_new_terms(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> dict[str, Term]:
         """The loss of rows ranked as new ones: of all rows where new ones have a tower of their own, else of the old ones."""
         if not self.settings.as_new_weight:
             return {}
-        weights_B = batch.weights_B if self.ranking_of_new is not None else batch.weights_B * ~batch.is_new_B
-        rows_B = ranking_loss(self._logits_as_new(real, seen_BFD, batch), batch.labels_B)
-        return {"L_new": Term(rows_B, weights_B, self.settings.as_new_weight)}
+        terms = _ranking_terms(*self._ranked_as_new(real, seen_BFD, batch), batch, self.settings.multi_task)
+        counted_B = batch.weights_B if self.ranking_of_new is not None else batch.weights_B * ~batch.is_new_B
+        return {
+            name.replace("L_", "L_new_"): replace(term, row_weights=counted_B, weight=term.weight * self.settings.as_new_weight)
+            for name, term in terms.items()
+        }
 
     def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> ZeroShotLosses | None:
         """The zero-shot tower's losses on this rank's old rows."""
@@ -214,13 +227,31 @@ class Towers(nn.Module):
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
 
 
-def _ranking_terms(ranked: RankingOutput, batch: Batch) -> dict[str, Term]:
-    if clash := ranked.auxiliary.keys() & {"rt", "a", "v", "d", "new"}:
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:
+    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d", "new_rt", "new_ctcvr"}:
         raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
-    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B)}
+    click_weight = multi_task.click_weight if multi_task else 1.0
+    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)}
+    if multi_task:
+        terms["L_ctcvr"] = Term(ranking_loss(tasks["ctcvr"], batch.conversions_B), batch.weights_B, 1 - click_weight)
     return terms | {
         f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
     }
+
+
+def _build_multi_task(settings: ModelSettings, schema: Schema, tower: nn.Module | None) -> MultiTaskHead | None:
+    if settings.multi_task is None or tower is None:
+        return None
+    if schema.conversion is None:
+        raise ValueError(
+            "model.multi_task needs a column of group 'conversion' in schema.columns (0 or 1: what followed the click), found none; "
+            "add it, or model.multi_task=null"
+        )
+    return MultiTaskHead(settings.multi_task, tower, settings.tower)
 
 
 def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:

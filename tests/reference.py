@@ -48,6 +48,21 @@ def softmax(scores: Array) -> Array:
 # Losses
 
 
+def esmm(p: Parameters, click_logit: float, representation: Array, click: int, conversion: int, click_weight: float) -> tuple[float, ...]:
+    """One row: pCVR, pCTCVR and the weighted loss (Ma et al. 2018, Eqs. 1 and 4), with probabilities multiplied as they stand."""
+    layers = sorted({int(name.split(".")[1]) for name in p if name.endswith("weight")})
+    x = representation
+    for layer in layers[:-1]:
+        x = leaky_relu(dense(p, f"layers.{layer}", x))
+    click_p, conversion_p = sigmoid(np.float64(click_logit)), sigmoid(dense(p, f"layers.{layers[-1]}", x)[0])
+    both_p, both = click_p * conversion_p, click * conversion
+
+    def entropy(label: int, probability: float) -> float:
+        return -math.log(probability if label else 1 - probability)
+
+    return conversion_p, both_p, click_weight * entropy(click, click_p) + (1 - click_weight) * entropy(both, both_p)
+
+
 def squared_error(predicted: Array, target: Array, real: Array | None, reduction: str) -> float:
     """One row, [F, D]; ``real`` says which of the F vectors count."""
     kept = [f for f in range(len(target)) if real is None or real[f]]

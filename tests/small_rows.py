@@ -12,6 +12,7 @@ SCHEMA: dict[str, Any] = {
     "columns": {
         "user": {"group": "group_key"},
         "clicked": {"group": "label"},
+        "bought": {"group": "conversion"},
         "age": {"group": "attribute"},
         "city": {"group": "attribute"},
         "income": {"group": "attribute", "kind": "numeric"},
@@ -31,11 +32,14 @@ def write_rows(path: Path, num_rows: int, seed: int, *, row_group_size: int = 50
     users = random.integers(0, num_rows // 3 + 1, num_rows)
     lengths = np.where(users % 3 == 0, 0, 1 + users % 8)
     item = random.integers(0, 40, num_rows)
+    clicked = (random.random(num_rows) < 0.2 + 0.6 * ((item + users) % 5 < 2)).astype(np.int64)
+    bought = np.random.default_rng([seed, 1]).random(num_rows) < 0.2 + 0.6 * (users % 5 < 2)  # by age, with or without a click
     history = [((users[i] * 7 + np.arange(lengths[i]) * 3) % 40).tolist() for i in range(num_rows)]
     table = pa.table(
         {
             "user": users,
-            "clicked": (random.random(num_rows) < 0.2 + 0.6 * ((item + users) % 5 < 2)).astype(np.int64),
+            "clicked": clicked,
+            "bought": bought,
             "age": users % 5,
             "city": pa.array([None if user % 7 == 0 else f"city{user % 4}" for user in users]),
             "income": random.normal(size=num_rows),

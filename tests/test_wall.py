@@ -52,6 +52,10 @@ def build(root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
     return assembled, endless()
 
 
+def with_head(root: Path, multi_task: dict[str, Any] | None) -> dict[str, Any]:
+    return config_tree(root)["model"] | {"multi_task": multi_task}
+
+
 def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
     """Every table and the fused optimizer's state, copied."""
     weights = {key: value for key, value in assembled.model.state_dict().items() if "tables." in key}
@@ -60,15 +64,17 @@ def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
     return {key: (value.local_tensor() if hasattr(value, "local_tensor") else value).clone() for key, value in flat.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
-def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(root: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = {"tables": {"name": optimizer}}
-    first, batches = build(root, train=train)
+@pytest.mark.parametrize(("optimizer", "multi_task"), [("adagrad", None), ("rowwise_adagrad", None), ("adagrad", {})])
+def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
+    root: Path, optimizer: str, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"train": {"tables": {"name": optimizer}}, "model": with_head(root, multi_task)}
+    first, batches = build(root, **sections)
     for _ in range(5):
         first.pipeline.progress(batches)
     # A new pipeline: DistributedDataParallel learns in its first step that the ranking tower gets no gradient.
     monkeypatch.setattr("mail_torchrec.model._ranking_terms", lambda *_: {})
-    second, batches = build(root, train=train)
+    second, batches = build(root, **sections)
     second.model.load_state_dict(first.model.state_dict())
     second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
     before, dense = (
@@ -99,8 +105,11 @@ def whole(root: Path, **model: Any) -> tuple[Any, Any]:
     return assembled.model, next(batches)
 
 
-def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = whole(root)
+@pytest.mark.parametrize("multi_task", [None, {}])
+def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
+    root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = whole(root, multi_task=multi_task)
     model(batch)[0].backward()
     joint = gradients(model)
     model.zero_grad()
@@ -113,8 +122,11 @@ def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(root: Path, mo
     assert all(joint[name].abs().sum() > 0 for name in joint if "zero_shot" in name and "weight" in name)
 
 
-def test_one_backward_of_the_sum_equals_two_separate_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = whole(root)
+@pytest.mark.parametrize("multi_task", [None, {}])
+def test_one_backward_of_the_sum_equals_two_separate_ones(
+    root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = whole(root, multi_task=multi_task)
     model(batch)[0].backward()
     joint = gradients(model)
     model.zero_grad()
@@ -129,9 +141,10 @@ def test_one_backward_of_the_sum_equals_two_separate_ones(root: Path, monkeypatc
     assert all(torch.equal(joint[name], separate[name]) for name in joint)
 
 
+@pytest.mark.parametrize("multi_task", [None, {}])
 @pytest.mark.parametrize("sharded", [True, False])
-def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded: bool) -> None:
-    assembled, _ = build(root, sharding={"enabled": sharded})
+def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded: bool, multi_task: dict[str, Any] | None) -> None:
+    assembled, _ = build(root, sharding={"enabled": sharded}, model=with_head(root, multi_task))
     fused = assembled.model.fused_optimizer if sharded else None
     groups = dense_parameters(assembled.model, fused)  # type: ignore[arg-type]
     names = [name for group in groups.values() for name in group]
@@ -139,14 +152,18 @@ def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded
     assert sorted(names + tables) == sorted(name for name, _ in assembled.model.named_parameters())
     assert all("zero_shot" in name for name in groups["zero_shot"]) and groups["zero_shot"] and groups["ranking"]
     assert all("tables." in name for name in [*tables, *groups["tables"]])
+    assert any("multi_task" in name for name in groups["ranking"]) is (multi_task is not None)
     assert bool(groups["tables"]) is not sharded
     owned = [id(parameter) for _, optimizer in assembled.optimizer._optims for parameter in optimizer.params.values()]  # type: ignore[attr-defined]
     assert len(owned) == len(set(owned)) == len(names) + len(tables)
 
 
+@pytest.mark.parametrize("multi_task", [None, {}])
 @pytest.mark.parametrize("kind", ["new", "old"])
-def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradient(root: Path, kind: str) -> None:
-    model, batch = whole(root)
+def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradient(
+    root: Path, kind: str, multi_task: dict[str, Any] | None
+) -> None:
+    model, batch = whole(root, multi_task=multi_task)
     batch.is_new_B[:] = kind == "new"
     loss, output = model(batch)
     loss.backward()
@@ -158,11 +175,25 @@ def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradi
 
 
 def test_rows_of_weight_0_count_in_no_loss(root: Path) -> None:
-    model, batch = whole(root, tower="tests.towers_of_users:MeanTower", tower_options={})
+    model, batch = whole(root, tower="tests.towers_of_users:RepresentingTower", tower_options={}, multi_task={})
     half = len(batch) // 2
     batch.weights_B[half:] = 0
     expected = model(batch)[1].losses
     batch.labels_B[half:] = 1 - batch.labels_B[half:]
+    batch.conversions_B[half:] = 1 - batch.conversions_B[half:]
     batch.numeric_BN[half:] += 3
     for name, value in model(batch)[1].losses.items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_the_head_shares_click_and_conversion_losses_by_its_weight(root: Path) -> None:
+    """L_rt stays the clicks' cross-entropy, so that its curves compare; what is minimised is the weighted sum."""
+    model, batch = whole(root, tower="base_dnn", tower_options={"dropout": 0.0}, zero_shot=None, multi_task={"click_weight": 0.6})
+    loss, output = model(batch)
+    ctr, cvr = output.logits_B.double().sigmoid(), output.tasks["cvr"].double().sigmoid()
+    entropies = [
+        -(labels * p.log() + (1 - labels) * (1 - p).log()).mean() for labels, p in ((batch.labels_B, ctr), (batch.conversions_B, ctr * cvr))
+    ]
+    assert [output.losses[name].item() for name in ("L_rt", "L_ctcvr")] == pytest.approx([x.item() for x in entropies], rel=1e-5)
+    assert loss.item() == pytest.approx((0.6 * entropies[0] + 0.4 * entropies[1]).item(), rel=1e-5)
+    assert 0 < batch.conversions_B.sum() < batch.labels_B.sum()

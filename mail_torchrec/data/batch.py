@@ -39,6 +39,8 @@ class Batch(Pipelineable):
     unpooled: KeyedJaggedTensor
     numeric_BN: Tensor
     labels_B: Tensor
+    conversions_B: Tensor
+    """1 where the row was clicked and converted, else 0; all 0 where the schema has no conversion column (float)."""
     weights_B: Tensor
     """Weight of each row in losses and figures: 1, or 0 on a row that only fills a batch up (float)."""
     users_B: Tensor

@@ -108,6 +108,7 @@ class Reader(IterableDataset[Batch]):
         self._scalars, self._lists = schema.scalars, schema.lists
         self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
         self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
+        self.count_names += [f"unclicked/{schema.conversion}"] if schema.conversion else []
 
     def __len__(self) -> int:
         return self._num_steps
@@ -169,6 +170,7 @@ class Reader(IterableDataset[Batch]):
             _jagged(self._unpooled, ids),
             torch.from_numpy(window.numeric_RN),
             torch.from_numpy(window.labels_R).float(),
+            torch.from_numpy(window.labels_R & window.conversions_R).float(),
             torch.from_numpy(is_real_R).float(),
             torch.from_numpy(window.users_R),
             torch.from_numpy(window.is_new_R),
@@ -181,7 +183,8 @@ class Reader(IterableDataset[Batch]):
         """In the order of ``count_names``."""
         unknown = np.count_nonzero(window.scalars_RC == UNKNOWN_ROW, axis=0)
         unknown_in_lists = [np.count_nonzero(window.lists[name].values == UNKNOWN_ROW) for name in self._lists]
-        return np.concatenate([unknown, unknown_in_lists, np.count_nonzero(window.is_cut_RL, axis=0)]).astype(np.int64)
+        unclicked = [np.count_nonzero(window.conversions_R & ~window.labels_R)] if self._schema.conversion else []
+        return np.concatenate([unknown, unknown_in_lists, np.count_nonzero(window.is_cut_RL, axis=0), unclicked]).astype(np.int64)
 
     def _match(self, num_rows: int, sequence: str, random: np.random.Generator, ids: dict[str, Ragged]) -> MatchIds:
         """Adds the keys of a sequence's match loss to ``ids``."""

@@ -100,7 +100,7 @@ def _check_type(file: str, physical: pa.Schema, name: str, column: Column) -> No
 
 
 def _expectation(column: Column, found: pa.DataType) -> tuple[str, bool]:
-    if column.group in (Group.LABEL, Group.NEW_USER):
+    if column.group in (Group.LABEL, Group.CONVERSION, Group.NEW_USER):
         return "a boolean or number of 0 and 1", pa.types.is_boolean(found) or _is_number(found)
     if column.group is Group.GROUP_KEY or column.kind is Kind.CATEGORICAL:
         return "an integer, string or boolean (an id)", _is_id(found)

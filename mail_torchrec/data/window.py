@@ -27,6 +27,8 @@ class Window:
     """Table rows."""
     numeric_RN: Floats
     labels_R: Bools
+    conversions_R: Bools
+    """The conversion column as it is in the files, also on rows without a click; all False where the schema has none."""
     users_R: Ints
     is_new_R: Bools
     is_cold_R: Bools
@@ -49,7 +51,8 @@ class Window:
 
     def _arrays(self) -> tuple[Any, ...]:
         """Everything but the lists, in the order of the constructor."""
-        return self.scalars_RC, self.numeric_RN, self.labels_R, self.users_R, self.is_new_R, self.is_cold_R, self.is_cut_RL
+        rows = self.labels_R, self.conversions_R, self.users_R, self.is_new_R, self.is_cold_R
+        return self.scalars_RC, self.numeric_RN, *rows, self.is_cut_RL
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ class WindowEncoder:
         users = self._users(table, file)
         hidden = hidden_users(users, self.cold_start)
         native_new = self._native_new(table, file)
-        label = schema.file_column(schema.label)
         return Window(
             {name: self._ids(table, name, file, None if oracle else hidden) for name in schema.lists},
             _side_by_side([self._ids(table, name, file).values for name in schema.scalars], len(table), np.int64),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
-            binary(table[label], file=file, name=label),
+            self._binary(table, schema.label, file),
+            self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
             hash64(users, "user").view(np.int64),
             native_new if oracle else native_new | hidden,
             native_new | hidden,
@@ -112,10 +115,13 @@ class WindowEncoder:
         values = numbers(table[column], self.schema.columns[name].transform, file=file, name=column)
         return self.encoders.scales[name].apply(values)
 
+    def _binary(self, table: pa.Table, name: str, file: str) -> Bools:
+        column = self.schema.file_column(name)
+        return binary(table[column], file=file, name=column)
+
     def _native_new(self, table: pa.Table, file: str) -> Bools:
         if (flag := self.schema.new_user) is not None:
-            name = self.schema.file_column(flag)
-            return binary(table[name], file=file, name=name)
+            return self._binary(table, flag, file)
         lengths = [list_lengths(table[self.schema.file_column(name)]) for name in self.schema.sequences]
         few: Bools = np.sum(lengths, axis=0) <= self.new_user_max_behaviours
         return few

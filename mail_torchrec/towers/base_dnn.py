@@ -42,11 +42,13 @@ class BaseDNN(nn.Module):
         layers: list[nn.Module] = []
         for width, dim in pairwise([in_dim, *settings.hidden_dims]):
             layers += [nn.Dropout(settings.dropout), nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.LeakyReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear([in_dim, *settings.hidden_dims][-1], 1))
+        self.representation_dim = [in_dim, *settings.hidden_dims][-1]
+        self.layers = nn.Sequential(*layers, nn.Linear(self.representation_dim, 1))
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B]."""
+        """The logits [B] and the last hidden layer."""
         groups = [sequence.real_BTD for sequence in inputs.sequences.values()]
         groups += [group for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID) if group.shape[1]]
         z_BZ = torch.cat([*(group.sum(1) for group in groups), inputs.numeric_BN], dim=1)
-        return RankingOutput(self.layers(z_BZ).squeeze(1))
+        representation_BR = self.layers[:-1](z_BZ)
+        return RankingOutput(self.layers[-1](representation_BR).squeeze(1), representation_BR=representation_BR)

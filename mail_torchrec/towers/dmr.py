@@ -145,10 +145,11 @@ class DMR(nn.Module):
         layers: list[nn.Module] = [nn.BatchNorm1d(in_dim)]
         for width, dim in pairwise([in_dim, *settings.hidden_dims]):
             layers += [nn.Linear(width, dim), nn.PReLU(dim)]
-        self.mlp = nn.Sequential(*layers, nn.Linear([in_dim, *settings.hidden_dims][-1], 1))
+        self.representation_dim = [in_dim, *settings.hidden_dims][-1]
+        self.mlp = nn.Sequential(*layers, nn.Linear(self.representation_dim, 1))
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B] and, if wanted, the match loss."""
+        """The logits [B], if wanted the match loss, and the last hidden layer."""
         features = [inputs.attributes_BAD.flatten(1), inputs.items_BID.flatten(1), inputs.context_BCD.flatten(1), inputs.numeric_BN]
         match_losses = []
         for name, user_to_item, item_to_item in zip(self.sequences, self.user_to_item, self.item_to_item, strict=True):
@@ -157,8 +158,8 @@ class DMR(nn.Module):
             features += self._features(sequence, now_BD, *item_to_item(sequence))
             if self.has_match and self.settings.needs_match:
                 match_losses.append(_match_loss(sequence, before_BD))
-        logits_B = self.mlp(torch.cat(features, dim=1)).squeeze(1)
-        return RankingOutput(logits_B, self._auxiliary(match_losses))
+        representation_BR = self.mlp[:-1](torch.cat(features, dim=1))
+        return RankingOutput(self.mlp[-1](representation_BR).squeeze(1), self._auxiliary(match_losses), representation_BR)
 
     def _features(self, sequence: BehaviourSequence, now_BD: Tensor, relevance_B: Tensor, attended_BD: Tensor) -> list[Tensor]:
         match = sequence.match if self.has_match else None

@@ -1,7 +1,7 @@
 """The contract between the tables and the towers: plain tensors in, logits out.
 
 Shape letters: ``B`` rows, ``A`` / ``C`` / ``I`` attribute, context and item fields, ``N`` numeric features, ``T`` positions of a
-behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension (it may differ between groups).
+behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension (it may differ between groups), ``R`` a tower's last hidden layer.
 """
 
 from dataclasses import dataclass, field
@@ -114,6 +114,8 @@ class RankingOutput:
     logits_B: Tensor
     auxiliary: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     """Loss name -> (loss of each row [B], weight of each row in the mean [B], weight of the loss in the sum)."""
+    representation_BR: Tensor | None = None
+    """What the logit was computed from, for heads of further tasks; as wide as the tower's ``representation_dim`` says."""
 
     @staticmethod
     def of(returned: "Tensor | RankingOutput") -> "RankingOutput":

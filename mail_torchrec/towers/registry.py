@@ -7,7 +7,8 @@ A tower of your own is named ``package.module:ClassName`` in the configuration. 
   already validated;
 - ``forward(self, inputs: RankingInputs)`` returns logits [B] or a :class:`RankingOutput`;
 - where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``, as :class:`DMRSettings` has, and
-  every sequence brings its :class:`Match`.
+  every sequence brings its :class:`Match`;
+- for the multi-task head it has ``representation_dim`` and returns a :class:`RankingOutput` with a ``representation_BR`` so wide.
 """
 
 from collections.abc import Mapping

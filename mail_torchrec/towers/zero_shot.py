@@ -130,8 +130,8 @@ class ZeroShotTower(nn.Module):
         _check(num_fields, sequences)
         self.settings, self.sequences = settings, dict(sequences)
         self.behaviour_dim = next(iter(sequences.values())).dim
-        num_vectors = len(sequences) if settings.rebuilds == "pooled" else sum(shape.max_length for shape in sequences.values())
-        behaviour_width = num_vectors * self.behaviour_dim
+        self.num_vectors = len(sequences) if settings.rebuilds == "pooled" else sum(shape.max_length for shape in sequences.values())
+        behaviour_width = self.num_vectors * self.behaviour_dim
         if settings.variant == "none":
             self.linear = nn.Linear(num_fields * field_dim + num_numeric, behaviour_width).requires_grad_(False)
             return
@@ -181,9 +181,9 @@ class ZeroShotTower(nn.Module):
             decoded = self.behaviour_decoder(code_NH)
             if self.settings.virtual_length == "predicted":
                 relative_NS = self.length_head(code_NH)
-        decoded_NVD = decoded.view(len(decoded), -1, self.behaviour_dim)
+        decoded_NVD = decoded.view(len(decoded), self.num_vectors, self.behaviour_dim)
         if self.settings.standardise:
-            decoded_NVD = self.behaviour_scale.inverse(decoded_NVD.view(-1, self.behaviour_scale.dim)).view_as(decoded_NVD)
+            decoded_NVD = self.behaviour_scale.inverse(_rows(decoded_NVD, self.behaviour_scale)).view_as(decoded_NVD)
         max_lengths = [shape.max_length for shape in self.sequences.values()]
         made = (spread if self.settings.rebuilds == "pooled" else split)(decoded_NVD, max_lengths, relative_NS)
         return dict(zip(self.sequences, made, strict=True))
@@ -208,9 +208,8 @@ class ZeroShotTower(nn.Module):
         mask = mask_NR if self.settings.padding == "masked" else None
         vectors_NVD = pooled(behaviours) if self.settings.rebuilds == "pooled" else values_NRD
         if self.settings.standardise:
-            counted = torch.ones_like(vectors_NVD[:, :, 0]) if mask is None else mask
-            vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, counted)
-            fields_NFD = _standardised(self.field_scale, fields_NFD, torch.ones_like(fields_NFD[:, :, 0]))
+            vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, mask)
+            fields_NFD = _standardised(self.field_scale, fields_NFD, None)
         targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [(self.behaviour_decoder, vectors_NVD, mask)]
         for decoder, field_NFD in zip(self.field_decoders, torch.split(fields_NFD, self.decoded_fields, dim=1), strict=True):
             targets.append((decoder, field_NFD, None))
@@ -228,11 +227,16 @@ class ZeroShotTower(nn.Module):
         return torch.stack(losses).sum(0)
 
 
-def _standardised(scale: Standardiser, vectors_NVD: Tensor, counted_NV: Tensor) -> Tensor:
-    """Takes the vectors into the averages and standardises them; the scale knows all of a row's vectors, or one for any of them."""
-    flat = vectors_NVD.reshape(-1, scale.dim)
-    scale.observe(flat, counted_NV.reshape(len(flat), -1)[:, 0])
-    standardised: Tensor = scale(flat)
+def _rows(vectors_NVD: Tensor, scale: Standardiser) -> Tensor:
+    """The vectors as the scale knows them: all of a row's side by side, or each for itself."""
+    return vectors_NVD.reshape(vectors_NVD.numel() // scale.dim, scale.dim)
+
+
+def _standardised(scale: Standardiser, vectors_NVD: Tensor, mask_NV: Tensor | None) -> Tensor:
+    """Takes the vectors, those of the mask alone if there is one, into the averages and standardises all."""
+    rows = _rows(vectors_NVD, scale)
+    scale.observe(rows, torch.ones_like(rows[:, 0]) if mask_NV is None else mask_NV.flatten())
+    standardised: Tensor = scale(rows)
     return standardised.view_as(vectors_NVD)
 
 

@@ -12,7 +12,7 @@ from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
 from mail_torchrec.train.assembly import Assembled
-from mail_torchrec.train.metrics import Figures, report
+from mail_torchrec.train.metrics import Conversions, Figures, report
 from mail_torchrec.train.progress import bar_interval
 
 
@@ -35,21 +35,27 @@ def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") 
         The figures, and what the reader met on the way (unknown ids, cut lists); the same on every rank.
     """
     assembled.model.eval()
-    columns: list[list[torch.Tensor]] = [[], [], [], []]  # scores, labels, users, who is reported as new
+    columns: list[list[torch.Tensor]] = []
     counts = torch.zeros(len(reader.count_names), dtype=torch.int64, device=assembled.device)
     with (
         torch.no_grad(),
         tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar,
     ):
         for output in outputs(assembled, loader):
-            batch = output.batch
-            for column, values in zip(columns, (output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B), strict=True):
-                column.append(values[batch.weights_B > 0])
-            counts += batch.counts
+            is_real_B = output.batch.weights_B > 0
+            columns.append([values[is_real_B] for values in _columns(output)])
+            counts += output.batch.counts
             bar.update()
     assembled.model.train()
-    scores, labels, users, is_cold = (gather_rows(torch.cat(column)).cpu().numpy() for column in columns)
-    return report(scores, labels, users, is_cold), total_counts(reader, counts)
+    scores, labels, users, is_cold, *conversions = (gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True))
+    return report(scores, labels, users, is_cold, Conversions(*conversions) if conversions else None), total_counts(reader, counts)
+
+
+def _columns(output: Outputs) -> list[torch.Tensor]:
+    """Scores, labels, users, who is reported as new; then what :class:`Conversions` holds, where they are predicted."""
+    batch = output.batch
+    columns = [output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B]
+    return columns + ([batch.conversions_B, output.tasks["cvr"], output.tasks["ctcvr"]] if output.tasks else [])
 
 
 def total_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:

@@ -8,7 +8,7 @@ from mail_torchrec.embeddings.sharding import TableOptimizerSettings
 from mail_torchrec.train.settings import TrainSettings
 
 _ZERO_SHOT = "towers.zero_shot."
-_RANKING = ("towers.ranking.", "towers.ranking_of_new.")
+_RANKING = ("towers.ranking.", "towers.multi_task.", "towers.ranking_of_new.", "towers.multi_task_of_new.")
 
 
 def dense_parameters(model: nn.Module, fused: KeyedOptimizer | None) -> dict[str, dict[str, nn.Parameter]]:

@@ -16,6 +16,7 @@ from mail_torchrec.train.report import Interval, Row, as_json
 
 _TITLES = {
     "loss/L_rt": "ranking, L_rt",
+    "loss/L_ctcvr": "click and conversion, L_ctcvr",
     "loss/L_a": "rebuilt from attributes, L_a",
     "loss/L_v": "rebuilt from behaviours, L_v",
     "loss/L_d": "codes apart, L_d",

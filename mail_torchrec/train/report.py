@@ -14,6 +14,8 @@ import yaml
 
 PARTS = ("new", "old", "all")
 FIGURES = ("auc", "gauc")
+CONVERSION_FIGURES = {"pCVR of clicked rows": ("cvr_auc", "cvr_gauc"), "pCTCVR": ("ctcvr_auc", "ctcvr_gauc")}
+"""What they are of -> figures of runs that predict conversions; shown where all runs do."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Row:
-    """One method. Keys are part (new, old, all), then figure (auc, gauc); None is a figure that a run could not give."""
+    """One method. Keys are part (new, old, all), then figure (auc, gauc, ...); None is a figure that a run could not give."""
 
     name: str
     run_dirs: list[str]
@@ -75,7 +77,14 @@ def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[Row]:
         raise ValueError(f"compare: base should be one of the methods {list(methods)}, received '{base}'")
     for name, runs in methods.items():
         _check_seeds(name, runs)
-    return [_row(name, runs, base, methods[base] if base is not None and base != name else []) for name, runs in methods.items()]
+    names = _figures([run for runs in methods.values() for run in runs])
+    return [_row(name, runs, names, base, methods[base] if base is not None and base != name else []) for name, runs in methods.items()]
+
+
+def _figures(runs: list[_Run]) -> list[str]:
+    """The figures that all runs have."""
+    of_conversions = [figure for pair in CONVERSION_FIGURES.values() for figure in pair]
+    return [*FIGURES, *(figure for figure in of_conversions if all(figure in run.metrics[part] for run in runs for part in PARTS))]
 
 
 def _read(run_dir: Path) -> _Run:
@@ -115,15 +124,15 @@ def _check_seeds(name: str, runs: list[_Run]) -> None:
         first[run.seed] = run.path
 
 
-def _row(name: str, runs: list[_Run], base: str | None, base_runs: list[_Run]) -> Row:
-    figures = {part: {figure: _interval([run.metrics[part][figure] for run in runs]) for figure in FIGURES} for part in PARTS}
+def _row(name: str, runs: list[_Run], names: list[str], base: str | None, base_runs: list[_Run]) -> Row:
+    figures = {part: {figure: _interval([run.metrics[part][figure] for run in runs]) for figure in names} for part in PARTS}
     paired = {run.seed: run for run in base_runs}
     differences = {}
     if base_runs and {run.seed for run in runs} == set(paired):
         differences = {
             part: {
                 figure: _interval([_minus(run.metrics[part][figure], paired[run.seed].metrics[part][figure]) for run in runs])
-                for figure in FIGURES
+                for figure in names
             }
             for part in PARTS
         }
@@ -179,18 +188,25 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """The figures as a Markdown table that also reads well as plain text, and a second table of differences where there are any.
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-`` where a figure is undefined.
+    Where all runs predict conversions, the same tables follow for these.
     """
-    header = ["method", "seeds", *(f"{part} {figure.upper()}" for part in PARTS for figure in FIGURES)]
-    lines = [[row.name, str(len(row.run_dirs)), *_cells(row.figures, "")] for row in rows]
-    text = _table(header, lines)
+    of_what = {"": FIGURES} | {f", {what}": pair for what, pair in CONVERSION_FIGURES.items() if set(pair) <= rows[0].figures["all"].keys()}
+    return "\n".join(table for what, pair in of_what.items() for table in _tables(rows, what, pair))
+
+
+def _tables(rows: Sequence[Row], what: str, pair: tuple[str, ...]) -> list[str]:
+    """The figures of one prediction, and their differences where there are any."""
+    header = ["seeds", *(f"{part} {figure.upper()}" for part in PARTS for figure in FIGURES)]
+    lines = [[row.name, str(len(row.run_dirs)), *_cells(row.figures, pair, "")] for row in rows]
+    tables = [_table([f"method{what}", *header], lines)]
     if compared := [row for row in rows if row.differences]:
-        lines = [[f"{row.name} - {row.base}", str(len(row.run_dirs)), *_cells(row.differences, "+")] for row in compared]
-        text += "\n" + _table(["difference, paired by seed", *header[1:]], lines)
-    return text
+        lines = [[f"{row.name} - {row.base}", str(len(row.run_dirs)), *_cells(row.differences, pair, "+")] for row in compared]
+        tables.append(_table([f"difference, paired by seed{what}", *header], lines))
+    return tables
 
 
-def _cells(figures: dict[str, dict[str, Interval | None]], sign: str) -> list[str]:
-    return [_cell(figures[part][figure], sign) for part in PARTS for figure in FIGURES]
+def _cells(figures: dict[str, dict[str, Interval | None]], pair: tuple[str, ...], sign: str) -> list[str]:
+    return [_cell(figures[part][figure], sign) for part in PARTS for figure in pair]
 
 
 def _cell(interval: Interval | None, sign: str) -> str:

@@ -143,20 +143,17 @@ def _train_epoch(assembled: Assembled, data: Loaded, epoch: int, progress: Progr
     _say_counts(f"epoch {epoch + 1}", named)
 
 
+_MET = {
+    "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
+    "cut": ("lists cut to their newest max_length entries", " rows"),
+    "unclicked": ("conversions without a click, which count as none", " rows"),
+}
+"""Kind of count -> what to say of it, and its unit."""
+
+
 def _say_counts(where: str, counts: dict[str, int]) -> None:
     """What was met in the data that a person should know of."""
-    if rank() == 0 and counts:
-        unknown = {name.removeprefix("unknown/"): count for name, count in counts.items() if name.startswith("unknown/")}
-        cut = {name.removeprefix("cut/"): count for name, count in counts.items() if name.startswith("cut/")}
-        if unknown:
-            tqdm.write(
-                f"{where}: ids outside the vocabulary, looked up in row 0: "
-                + ", ".join(f"{name} {count:,}" for name, count in unknown.items()),
-                file=sys.stderr,
-            )
-        if cut:
-            tqdm.write(
-                f"{where}: lists cut to their newest max_length entries: "
-                + ", ".join(f"{name} {count:,} rows" for name, count in cut.items()),
-                file=sys.stderr,
-            )
+    for kind, (what, unit) in _MET.items():
+        found = [f"{name.partition('/')[2]} {count:,}{unit}" for name, count in counts.items() if name.startswith(f"{kind}/")]
+        if found and rank() == 0:
+            tqdm.write(f"{where}: {what}: {', '.join(found)}", file=sys.stderr)

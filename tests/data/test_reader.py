@@ -74,7 +74,16 @@ def with_workers(reader: Reader, num_workers: int) -> Iterator[Batch]:
 
 
 def bits(batch: Batch) -> list[Any]:
-    parts = [batch.numeric_BN, batch.labels_B, batch.weights_B, batch.users_B, batch.is_new_B, batch.is_cold_B, batch.counts]
+    parts = [
+        batch.numeric_BN,
+        batch.labels_B,
+        batch.conversions_B,
+        batch.weights_B,
+        batch.users_B,
+        batch.is_new_B,
+        batch.is_cold_B,
+        batch.counts,
+    ]
     for jagged in (batch.pooled, batch.unpooled):
         parts += [jagged.values(), jagged.lengths()]
     for match in batch.match.values():

@@ -31,6 +31,11 @@ BROKEN = {
     "two labels": ({"bought": {"group": "label"}}, {}, r"exactly one column must have group 'label', found \['clicked', 'bought'\]"),
     "no key": ({"user": None}, {}, "exactly one column must have group 'group_key', found none"),
     "two flags": ({"a": {"group": "new_user"}, "b": {"group": "new_user"}}, {}, r"at most one column .* 'new_user', found \['a', 'b'\]"),
+    "two conversions": (
+        {"a": {"group": "conversion"}, "b": {"group": "conversion"}},
+        {},
+        r"at most one column .* 'conversion', found \['a', 'b'\]",
+    ),
     "no attribute": ({"age": None, "city": None}, {}, "at least one column of ids must have group 'attribute', found none"),
     "no behaviour": ({"history": None, "actions": None}, {}, "at least one column of ids must have group 'behaviour', found none"),
     "dot in a column": (
@@ -135,6 +140,12 @@ def test_dimensions_come_from_the_table_or_the_schema() -> None:
 def test_a_file_column_may_have_another_name_and_serve_twice() -> None:
     schema = Schema.model_validate(changed(columns={"who": {"group": "attribute", "column": "user"}}))
     assert schema.file_column("who") == schema.file_column("user") == "user"
+
+
+def test_a_conversion_is_no_feature(schema: Schema) -> None:
+    bought = Schema.model_validate(changed(columns={"bought": {"group": "conversion"}}))
+    assert (schema.conversion, bought.conversion) == (None, "bought")
+    assert (bought.id_columns, bought.numeric(), bought.table_names) == (schema.id_columns, schema.numeric(), schema.table_names)
 
 
 def test_yaml_round_trip(schema: Schema) -> None:

@@ -15,6 +15,7 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.window import Window
 from mail_torchrec.train.assembly import assemble, table_keys
+from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.trainer import samplers
 from mail_torchrec.train.weights import save_weights
 from tests.distributed.ranks import run_ranks
@@ -46,10 +47,27 @@ def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], w
     assembled.model.eval()
     with torch.no_grad():
         for _ in range(NUM_STEPS):
-            scores.append(assembled.pipeline.progress(batches).logits_B)
+            output = assembled.pipeline.progress(batches)
+            scores.append(torch.stack([output.logits_B, *output.tasks.values()], dim=1))
+    figures = evaluated(config, source, encoders, assembled)
     save_weights(assembled.model, Path(weights))
     kinds = {p.sharding_type for module in assembled.plan.plan.values() for p in module.values()}
-    return {"losses": losses, "scores": scores, "kinds": kinds, "tables": table_keys(config, assembled.lookups, encoders)}
+    return {
+        "losses": losses,
+        "scores": scores,
+        "figures": figures,
+        "kinds": kinds,
+        "tables": table_keys(config, assembled.lookups, encoders),
+    }
+
+
+def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any) -> dict[str, Any]:
+    """The figures of all rows, as the trainer takes them from batches of each rank's share."""
+    reader = Reader(
+        source, config.schema_, encoders, assembled.lookups, config.data,
+        share=Share(dist.get_rank(), dist.get_world_size()), batch_size=25, shuffle=False, seed=3,
+    )  # fmt: skip
+    return dict(evaluate(assembled, reader, reader)[0])  # type: ignore[arg-type]
 
 
 def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:
@@ -108,11 +126,13 @@ def one_rank(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 MODELS: dict[str, dict[str, Any]] = {
     "mail_dmr": config_tree(Path())["model"],
     "mail_base_dnn": config_tree(Path())["model"] | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+    "dmr_multi_task": config_tree(Path())["model"] | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
 }
 
 
 @pytest.mark.parametrize(("model", "plan", "world_size"), [
     ("mail_dmr", "table_wise", 2), ("mail_dmr", "row_wise", 2), ("mail_dmr", "column_wise", 2), ("mail_base_dnn", "row_wise", 3),
+    ("dmr_multi_task", "row_wise", 2),
 ])  # fmt: skip
 def test_losses_weights_and_scores_equal_one_rank(
     root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int
@@ -127,6 +147,10 @@ def test_losses_weights_and_scores_equal_one_rank(
             assert mean == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
     for step, scores in enumerate(expected["scores"]):
         torch.testing.assert_close(torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=1e-5)
+    for part, figures in expected["figures"].items():
+        assert (model == "dmr_multi_task") == ("ctcvr_auc" in figures)
+        for result in results:  # two rows whose scores differ by rounding may change places
+            assert result["figures"][part] == pytest.approx(figures, abs=1e-3), part
     weights = load(tmp_path / "weights")
     assert weights.keys() == expected_weights.keys()
     assert set(expected["tables"]) <= weights.keys()

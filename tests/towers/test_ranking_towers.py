@@ -144,6 +144,19 @@ def test_dmr_without_output_table_takes_the_target_itself() -> None:
     np.testing.assert_allclose(output.logits_B.detach().numpy(), expected_logits("dmr", tower, inputs, has_match=False), rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["base_dnn", "dmr"])
+@pytest.mark.parametrize("hidden_dims", [[8, 5], []])
+def test_the_logit_is_linear_in_the_representation(name: str, hidden_dims: list[int]) -> None:
+    """So a head on the representation starts from what the tower's own last layer sees."""
+    layout = shapes_for(name)
+    tower, inputs = tower_of(name, layout, hidden_dims=hidden_dims), random_inputs(layout, num_rows=9)
+    output = tower(inputs)
+    assert output.representation_BR.shape == (9, tower.representation_dim)
+    assert hidden_dims == [] or tower.representation_dim == 5
+    *_, last = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+    torch.testing.assert_close(last(output.representation_BR).squeeze(1), output.logits_B)
+
+
 def test_bare_logits_are_wrapped() -> None:
     logits_B = torch.ones(3)
     output = RankingOutput.of(logits_B)

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch.multiprocessing.spawn import spawn
 
 from mail_torchrec.collectives import gather_rows as gather
-from mail_torchrec.train.metrics import auc, gauc, report
+from mail_torchrec.train.metrics import Conversions, auc, gauc, report
 
 
 def rows(seed: int, num_rows: int = 500, levels: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -92,6 +92,30 @@ def test_report_splits_by_is_new() -> None:
     assert figures["new"]["auc"] == auc(scores[is_new], labels[is_new])
     assert figures["old"]["gauc"] == gauc(scores[~is_new], labels[~is_new], users[~is_new])
     assert figures["all"]["rows"] == figures["new"]["rows"] + figures["old"]["rows"] == 500
+
+
+def conversions(seed: int, labels: np.ndarray) -> Conversions:
+    cvr, bought, ctcvr, _ = rows(seed + 1, len(labels))
+    return Conversions(labels * bought, cvr, ctcvr / 10**16)
+
+
+def test_conversions_are_judged_on_clicked_rows_and_on_all(tmp_path: Path) -> None:
+    """And leave the figures of the clicks as they are."""
+    scores, labels, users, is_new = rows(3)
+    found = conversions(3, labels)
+    figures = report(scores, labels.astype(np.float32), users, is_new, found)
+    for name, part in report(scores, labels, users, is_new).items():
+        assert part.items() <= figures[name].items()
+    for name, own in (("new", is_new), ("old", ~is_new), ("all", is_new | True)):
+        clicked = own & (labels == 1)
+        assert figures[name]["cvr_auc"] == pytest.approx(roc_auc_score(found.labels[clicked], found.cvr[clicked]), abs=1e-14)
+        assert figures[name]["ctcvr_auc"] == pytest.approx(roc_auc_score(found.labels[own], found.ctcvr[own]), abs=1e-14)
+        assert figures[name]["cvr_gauc"] == pytest.approx(
+            gauc_by_loop(found.cvr[clicked], found.labels[clicked], users[clicked]), abs=1e-14
+        )
+        assert figures[name]["ctcvr_gauc"] == pytest.approx(gauc_by_loop(found.ctcvr[own], found.labels[own], users[own]), abs=1e-14)
+    nobody = report(scores, labels * 0, users, is_new, Conversions(labels * 0, found.cvr, found.ctcvr))["all"]
+    assert [nobody[key] for key in ("cvr_auc", "cvr_gauc", "ctcvr_auc", "ctcvr_gauc")] == [None] * 4  # type: ignore[literal-required]
 
 
 def test_bad_input_is_refused() -> None:

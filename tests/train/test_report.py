@@ -71,6 +71,25 @@ def test_the_table_reads_well_and_is_markdown(tmp_path: Path) -> None:
     assert [cell.strip() for cell in differences.splitlines()[2].split("|")[1:4]] == ["MAIL - DMR", "2", "+0.1000 ± 0.0000"]
 
 
+def test_conversions_have_tables_where_all_runs_predict_them(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"{name}{seed}", name, seed, 0.6) for name in ("DMR", "ESMM") for seed in (0, 1)]
+    for i, run in enumerate(runs):
+        metrics = json.loads((run / "metrics.json").read_text())
+        for part in metrics.values():
+            part |= {"cvr_auc": 0.51 + 0.1 * (i > 1), "cvr_gauc": None, "ctcvr_auc": 0.7, "ctcvr_gauc": 0.65}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    rows = compare(runs, base="DMR")
+    tables = as_markdown(rows).split("\n\n")
+    titles = [table.split("|")[1].strip() for table in tables]
+    assert titles == [
+        f"{kind}{what}" for what in ("", ", pCVR of clicked rows", ", pCTCVR") for kind in ("method", "difference, paired by seed")
+    ]
+    assert [cell.strip() for cell in tables[2].splitlines()[3].split("|")[1:5]] == ["ESMM", "2", "0.6100 ± 0.0000", "-"]
+    assert tables[3].splitlines()[2].split("|")[3].strip() == "+0.1000 ± 0.0000"
+    without = compare([*runs, write_run(tmp_path / "clicks", "clicks alone", 0, 0.6)])
+    assert list(without[0].figures["new"]) == ["auc", "gauc"] and "pCVR" not in as_markdown(without)
+
+
 def test_one_seed_has_no_interval_and_an_undefined_figure_is_a_dash(tmp_path: Path) -> None:
     rows = compare([write_run(tmp_path / "a", "DMR", 0, None)])
     assert [cell.strip() for cell in as_markdown(rows).splitlines()[2].split("|")[1:5]] == ["DMR", "1", "-", "0.5000"]

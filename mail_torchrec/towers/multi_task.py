@@ -1,0 +1,72 @@
+"""The multi-task head: conversions learnt over all impressions (ESMM, Ma et al., SIGIR 2018)."""
+
+from itertools import pairwise
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.inputs import RankingOutput
+
+
+class MultiTaskSettings(Settings):
+    """The loss is ``w BCE(pCTR, click) + (1 - w) BCE(pCTCVR, click and conversion)``."""
+
+    click_weight: float = Field(default=0.7, gt=0.0, lt=1.0)
+    """w."""
+    hidden_dims: tuple[PositiveInt, ...] = (64,)
+    """Hidden layers of pCVR, on the ranking tower's last hidden layer."""
+
+
+class MultiTaskHead(nn.Module):
+    """``pCVR`` from a tower's representation, and ``pCTCVR = pCTR * pCVR``, ``pCTR`` being the tower's own prediction.
+
+    pCVR is no target of its own: it is learnt as a factor of pCTCVR, from all rows, where a model of the clicked rows alone
+    would learn from a selection.
+
+    Args:
+        settings: widths.
+        tower: gives the representation.
+        tower_name: for messages.
+
+    Raises:
+        ValueError: the tower gives no representation.
+    """
+
+    def __init__(self, settings: MultiTaskSettings, tower: nn.Module, tower_name: str) -> None:
+        super().__init__()
+        self._tower_name, self._dim = tower_name, getattr(tower, "representation_dim", None)
+        if not isinstance(self._dim, int):
+            raise ValueError(
+                f"model.multi_task: tower '{tower_name}' gives no representation to predict conversions from (it has no attribute "
+                "representation_dim, the width of its last hidden layer); choose another tower, or model.multi_task=null"
+            )
+        layers: list[nn.Module] = []
+        for width, dim in pairwise([self._dim, *settings.hidden_dims]):
+            layers += [nn.Linear(width, dim), nn.LeakyReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear([self._dim, *settings.hidden_dims][-1], 1))
+
+    def forward(self, ranked: RankingOutput) -> dict[str, Tensor]:
+        """The logits of pCVR and of pCTCVR, ``{"cvr": [B], "ctcvr": [B]}``.
+
+        Raises:
+            ValueError: the representation is missing or not ``[B, representation_dim]``.
+        """
+        received = None if ranked.representation_BR is None else tuple(ranked.representation_BR.shape)
+        expected = (len(ranked.logits_B), self._dim)
+        if received != expected:
+            raise ValueError(
+                f"tower '{self._tower_name}' should return RankingOutput.representation_BR of shape {expected}, rows and its "
+                f"representation_dim, received {received or 'none'}"
+            )
+        cvr_logits_B = self.layers(ranked.representation_BR).squeeze(1)
+        return {"cvr": cvr_logits_B, "ctcvr": product_logits(ranked.logits_B, cvr_logits_B)}
+
+
+def product_logits(x_B: Tensor, y_B: Tensor) -> Tensor:
+    """The logit of ``sigmoid(x) sigmoid(y)``, exact and with finite gradients however large ``x`` and ``y``.
+
+    ``1 / (sigmoid(x) sigmoid(y)) = (1 + e^-x) (1 + e^-y)``, and ``logit(p) = -log(1/p - 1)``, so it is ``-log(e^-x + e^-y + e^-(x+y))``.
+    """
+    return -torch.logsumexp(torch.stack([-x_B, -y_B, -x_B - y_B]), dim=0)
