@@ -18,7 +18,7 @@ FIGURES = ("auc", "gauc")
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its two-sided 95 % t-interval; ``low`` and ``high`` are None where there is one seed."""
+    """A mean over seeds and its two-sided 95 % interval, Student's t where nothing else is said; one seed has no t-interval: None."""
 
     mean: float
     low: float | None
@@ -182,10 +182,10 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """
     header = ["method", "seeds", *(f"{part} {figure.upper()}" for part in PARTS for figure in FIGURES)]
     lines = [[row.name, str(len(row.run_dirs)), *_cells(row.figures, "")] for row in rows]
-    text = _table(header, lines)
+    text = table(header, lines)
     if compared := [row for row in rows if row.differences]:
         lines = [[f"{row.name} - {row.base}", str(len(row.run_dirs)), *_cells(row.differences, "+")] for row in compared]
-        text += "\n" + _table(["difference, paired by seed", *header[1:]], lines)
+        text += "\n" + table(["difference, paired by seed", *header[1:]], lines)
     return text
 
 
@@ -200,7 +200,8 @@ def _cell(interval: Interval | None, sign: str) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.4f}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table padded to read well as plain text, numbers to the right."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [
