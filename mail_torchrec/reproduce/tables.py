@@ -150,14 +150,15 @@ def _relative(mine: Resampled, reference: Mapping[str, Any] | None, part: str, f
 
 
 def _verdict(name: str, base: str, differences: Intervals, headroom: Interval | None) -> str:
-    parts = [f"{part} users {interval_text(differences[part]['auc'])}, {_gain(differences[part]['auc'])}" for part in PARTS]
+    parts = [f"{part} users {interval_text(differences[part]['auc'])}, {gain_word(differences[part]['auc'])}" for part in PARTS]
     text = f"{name} against {base}, AUC: {'; '.join(parts)}."
     if headroom is not None:
         text += f" It recovers {percent(headroom)} of the headroom."
     return text
 
 
-def _gain(interval: Interval | None) -> str:
+def gain_word(interval: Interval | None) -> str:
+    """What a difference is: "a gain" or "a loss" where the interval is clear of 0, else "none"."""
     if interval is None or interval.low is None or interval.high is None:
         return "unknown"
     return "a gain" if interval.low > 0 else "a loss" if interval.high < 0 else "none"
@@ -166,7 +167,7 @@ def _gain(interval: Interval | None) -> str:
 def _claim(lower: str, higher: str, resampled: Mapping[str, Any]) -> Claim:
     found = difference(resampled[higher]["new"]["auc"], resampled[lower]["new"]["auc"])
     words = {"a gain": "so it is", "a loss": "it is the other way round", "none": "cannot be told", "unknown": "cannot be told"}
-    return Claim(lower, higher, found, f"{lower} < {higher} for new users, AUC {interval_text(found)}: {words[_gain(found)]}.")
+    return Claim(lower, higher, found, f"{lower} < {higher} for new users, AUC {interval_text(found)}: {words[gain_word(found)]}.")
 
 
 def as_markdown(

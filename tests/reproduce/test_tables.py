@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.reproduce.runner import Run, plan
-from mail_torchrec.reproduce.tables import interval_text, methods_of, percent, write_table
+from mail_torchrec.reproduce.tables import gain_word, interval_text, methods_of, percent, write_table
 from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import Interval
 from tests.small_rows import config_tree, write_rows
@@ -89,6 +89,14 @@ def test_numbers_are_short() -> None:
     assert interval_text(Interval(0.0012, -0.0003, 0.00271, 5)) == "+.0012 [-.0003, +.0027]"
     assert interval_text(Interval(-0.0012, None, None, 1)) == "-.0012" and interval_text(None) == "-"
     assert percent(Interval(0.123, -0.05, 1.2, 5)) == "12 % [-5 %, 120 %]" and percent(None) == "-"
+
+
+@pytest.mark.parametrize(("interval", "word"), [
+    (Interval(0.2, 0.1, 0.3, 5), "a gain"), (Interval(-0.2, -0.3, -0.1, 5), "a loss"), (Interval(0.1, -0.1, 0.3, 5), "none"),
+    (Interval(-0.1, -0.3, 0.1, 5), "none"), (Interval(0.1, 0.0, 0.2, 5), "none"), (None, "unknown"),
+])  # fmt: skip
+def test_a_difference_whose_interval_holds_0_is_none(interval: Interval | None, word: str) -> None:
+    assert gain_word(interval) == word
 
 
 def test_a_method_that_the_table_does_not_have_is_refused() -> None:
