@@ -19,7 +19,7 @@ def auc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     Raises:
         ValueError: the shapes differ, a score is nan, or a label is neither 0 nor 1.
     """
-    twice_wins, positives, negatives = _wins_by_user(scores, labels, np.zeros(len(scores), np.int64))
+    twice_wins, positives, negatives = wins_by_user(scores, labels, np.zeros(len(scores), np.int64))
     pairs = int(positives.sum()) * int(negatives.sum())
     return int(twice_wins.sum()) / (2 * pairs) if pairs else float("nan")
 
@@ -38,7 +38,7 @@ def gauc(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) -> flo
     Raises:
         ValueError: the shapes differ, a score is nan, or a label is neither 0 nor 1.
     """
-    twice_wins, positives, negatives = _wins_by_user(scores, labels, users)
+    twice_wins, positives, negatives = wins_by_user(scores, labels, users)
     pairs = positives * negatives
     both = pairs > 0
     if not both.any():
@@ -47,10 +47,14 @@ def gauc(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) -> flo
     return float(np.sum(rows * (twice_wins[both] / (2 * pairs[both]))) / rows.sum())
 
 
-def _wins_by_user(
+def wins_by_user(
     scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each user, in sorted order: twice the pairs won (a tie is half a win), the positives, the negatives."""
+    """For each user, in sorted order: twice the pairs won (a tie is half a win), the positives, the negatives.
+
+    Raises:
+        ValueError: as :func:`gauc`.
+    """
     _check(scores, labels, users)
     if len(scores) == 0:
         return (np.zeros(0, np.int64),) * 3

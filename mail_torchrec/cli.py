@@ -125,6 +125,31 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
 
 
 @main.command()
+@click.argument("what", type=click.Choice(["table2", "table3"]))
+@_CONFIG
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of what is made of them.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs a method, train.seed = 1, 2, ...")
+@click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Runs side by side.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run.")
+@click.option("--method", "chosen", multiple=True, help="Only this method of the table; may be given several times.")
+@_OVERRIDES
+def reproduce(
+    what: str, config_path: Path, out: Path, seeds: int, jobs: int, threads: int, chosen: tuple[str, ...], overrides: tuple[str, ...]
+) -> None:
+    """Train the methods of a table of the paper over several seeds and compare them, with intervals.
+
+    A finished run is kept, also for another table with the same --out: an interrupted command goes on where it stopped.
+    """
+    from mail_torchrec.reproduce.runner import plan, train_all
+    from mail_torchrec.reproduce.tables import methods_of, write_table
+
+    runs = plan(config_path, out, methods_of(what, chosen), seeds, overrides)
+    train_all(runs, out, jobs, threads)
+    click.echo(write_table(what, runs, out), nl=False)
+    click.echo(f"\n{out / what}.md  {out / what}.json")
+
+
+@main.command()
 def doctor() -> None:
     """Check the installation: versions, devices, and for a mismatch the cause and the fix."""
     from mail_torchrec.doctor import main as diagnose

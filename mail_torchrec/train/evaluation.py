@@ -1,6 +1,7 @@
 """Scores of a whole data set -> AUC and GAUC for new, old and all rows."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.metrics import Conversions, Figures, report
+from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.progress import bar_interval
 
 
@@ -28,8 +30,16 @@ def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outpu
         yield output
 
 
-def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") -> tuple[dict[str, Figures], dict[str, int]]:
+def evaluate(
+    assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]", predictions: Path | None = None
+) -> tuple[dict[str, Figures], dict[str, int]]:
     """Scores the rows of all ranks.
+
+    Args:
+        assembled: a model on its ranks.
+        reader: of the rows.
+        loader: of the reader.
+        predictions: the file for the scores of all rows, written by rank 0; None writes none.
 
     Returns:
         The figures, and what the reader met on the way (unknown ids, cut lists); the same on every rank.
@@ -48,6 +58,8 @@ def evaluate(assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]") 
             bar.update()
     assembled.model.train()
     scores, labels, users, is_cold, *conversions = (gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True))
+    if predictions is not None and rank() == 0:
+        Predictions.of(scores, labels, users, is_cold).save(predictions)
     return report(scores, labels, users, is_cold, Conversions(*conversions) if conversions else None), total_counts(reader, counts)
 
 

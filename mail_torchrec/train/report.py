@@ -20,7 +20,7 @@ CONVERSION_FIGURES = {"pCVR of clicked rows": ("cvr_auc", "cvr_gauc"), "pCTCVR":
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its two-sided 95 % t-interval; ``low`` and ``high`` are None where there is one seed."""
+    """A mean over seeds and its two-sided 95 % interval, Student's t where nothing else is said; one seed has no t-interval: None."""
 
     mean: float
     low: float | None
@@ -191,17 +191,17 @@ def as_markdown(rows: Sequence[Row]) -> str:
     Where all runs predict conversions, the same tables follow for these.
     """
     of_what = {"": FIGURES} | {f", {what}": pair for what, pair in CONVERSION_FIGURES.items() if set(pair) <= rows[0].figures["all"].keys()}
-    return "\n".join(table for what, pair in of_what.items() for table in _tables(rows, what, pair))
+    return "\n".join(each for what, pair in of_what.items() for each in _tables(rows, what, pair))
 
 
 def _tables(rows: Sequence[Row], what: str, pair: tuple[str, ...]) -> list[str]:
     """The figures of one prediction, and their differences where there are any."""
     header = ["seeds", *(f"{part} {figure.upper()}" for part in PARTS for figure in FIGURES)]
     lines = [[row.name, str(len(row.run_dirs)), *_cells(row.figures, pair, "")] for row in rows]
-    tables = [_table([f"method{what}", *header], lines)]
+    tables = [table([f"method{what}", *header], lines)]
     if compared := [row for row in rows if row.differences]:
         lines = [[f"{row.name} - {row.base}", str(len(row.run_dirs)), *_cells(row.differences, pair, "+")] for row in compared]
-        tables.append(_table([f"difference, paired by seed{what}", *header], lines))
+        tables.append(table([f"difference, paired by seed{what}", *header], lines))
     return tables
 
 
@@ -216,7 +216,8 @@ def _cell(interval: Interval | None, sign: str) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.4f}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table padded to read well as plain text, numbers to the right."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [

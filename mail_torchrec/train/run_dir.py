@@ -17,6 +17,7 @@ class RunDir:
         loss_curves.png      the same as a picture
         tensorboard/         the same for TensorBoard
         weights/             final weights (torch.distributed.checkpoint)
+        predictions.npz      score, label, user and part of every test row, where train.save_predictions asks for them
         metrics.json         final AUC and GAUC for new, old and all rows; written last
     """
 
@@ -56,6 +57,11 @@ class RunDir:
     def weights(self) -> Path:
         """Final weights."""
         return self.path / "weights"
+
+    @property
+    def predictions(self) -> Path:
+        """Scores of the test rows."""
+        return self.path / "predictions.npz"
 
     @property
     def metrics(self) -> Path:

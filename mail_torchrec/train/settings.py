@@ -25,5 +25,7 @@ class TrainSettings(Settings):
     seed: int = Field(default=1, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
+    save_predictions: bool = False
+    """Write the score, label, user and part (new or old) of every test row as predictions.npz."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two lines of metrics.jsonl, TensorBoard points and checks of the losses."""

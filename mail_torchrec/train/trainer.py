@@ -59,7 +59,8 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
             for epoch in range(config.train.epochs):
                 _train_epoch(assembled, train_data, epoch, progress)
             save_weights(assembled.model, run_dir.weights)  # before the test data can go wrong
-            figures, counts = evaluate(assembled, test_data.reader, test_data.loader)
+            predictions = run_dir.predictions if config.train.save_predictions else None
+            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
             progress.event({"evaluation": figures, "counts": counts})
         _say_counts("test", counts)
         if rank() == 0:

@@ -19,7 +19,8 @@ from mail_torchrec.data.encoders import fit_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.metrics import Figures
+from mail_torchrec.train.metrics import Figures, report
+from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.progress import NonFiniteLossError, Progress
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
@@ -66,6 +67,23 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
     assert again == figures
     elsewhere = evaluate_run(RunDir(tmp_path / "run"), str(root / "train"), ["train.eval_batch_size=7"])
     assert elsewhere["all"]["rows"] == 250
+
+
+def test_predictions_are_saved_where_asked_and_give_the_figures(root: Path, tmp_path: Path) -> None:
+    figures = run(root, tmp_path / "run", train={"save_predictions": True})
+    rows = Predictions.load(tmp_path / "run/predictions.npz")
+    assert report(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == figures
+    assert rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
+    assert len(rows.part(is_new=True).scores_R) == figures["new"]["rows"]
+    run(root, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"predictions.npz' should hold a run's predictions .* with train.save_predictions=true"):
+        Predictions.load(tmp_path / "other/predictions.npz")
+
+
+def test_a_damaged_file_of_predictions_is_named(tmp_path: Path) -> None:
+    (tmp_path / "predictions.npz").write_bytes(b"PK cut off")
+    with pytest.raises(ValueError, match=r"predictions.npz' should hold a run's predictions"):
+        Predictions.load(tmp_path / "predictions.npz")
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""The methods that are compared, as data: what each changes in the user's configuration, and what it is measured against."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mail_torchrec.config import Config, load_config
+
+TOWERS = {"Emblr": "emblr", "BaseDNN": "base_dnn", "DMR": "dmr", "DeepFM": "deepfm", "DIN": "din", "Wide&Deep": "wide_deep"}
+"""Title of a ranking tower -> its name in the configuration."""
+PRESETS = Path(__file__).parent.parent / "presets"
+
+_NO_ZERO_SHOT = ("model.zero_shot=null",)
+_MAIL = ("model.zero_shot.variant=full",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the comparison."""
+
+    name: str
+    tower: str
+    """Title of its ranking tower. The plain tower is its base, the tower's oracle the bound of what it can win."""
+    overrides: tuple[str, ...] = _NO_ZERO_SHOT
+    """What it changes in the configuration, beside the tower."""
+    preset: str | None = None
+    """A file of ``presets/`` that comes on top."""
+
+    @property
+    def base(self) -> str | None:
+        """The method that its gains are counted from; None where it is one itself."""
+        return None if self.name == self.tower else self.tower
+
+    @property
+    def oracle(self) -> str:
+        """The same tower, the hidden behaviours given back."""
+        return f"{self.tower} oracle"
+
+
+def _mail(tower: str) -> Method:
+    return Method(f"MAIL-{tower}", tower, _MAIL)
+
+
+def _tuned(tower: str) -> Method:
+    return Method(f"MAIL-{tower} tuned", tower, _MAIL, preset="tuned")
+
+
+def _variant(name: str) -> Method:
+    return Method(f"MAIL-{name.capitalize()}", "BaseDNN", (f"model.zero_shot.variant={name}",))
+
+
+_PAPER = [
+    Method("Emblr", "Emblr"),
+    Method("LLAE", "Emblr", (*_NO_ZERO_SHOT, "model.baseline.name=llae")),
+    Method("BaseDNN", "BaseDNN"),
+    Method("MetaEmb", "BaseDNN", (*_NO_ZERO_SHOT, "model.baseline.name=meta_emb")),
+    _mail("BaseDNN"),
+    Method("DMR", "DMR"),
+    _mail("DMR"),
+]
+_NEW = [
+    Method("BaseDNN + DropoutNet", "BaseDNN", (*_NO_ZERO_SHOT, "model.behaviour_dropout=0.5")),
+    Method("BaseDNN + mean fill", "BaseDNN", (*_NO_ZERO_SHOT, "model.baseline.name=mean_fill")),
+    _tuned("BaseDNN"),
+    _tuned("DMR"),
+    *(method for tower in ("DeepFM", "DIN", "Wide&Deep") for method in (Method(tower, tower), _mail(tower))),
+]
+_ORACLES = [Method(f"{tower} oracle", tower, (*_NO_ZERO_SHOT, "data.cold_start.oracle=true")) for tower in TOWERS]
+_ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
+
+METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS]}
+"""Every method by name."""
+TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]
+"""The paper's seven in its order, the new ones, and the bounds."""
+TABLE_3 = ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN", "BaseDNN oracle"]
+"""The ablation study; MAIL-BaseDNN is what the paper calls MAIL-Base."""
+
+
+def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed: int) -> Config:
+    """The configuration of one run: the user's file and overrides, then what the method is.
+
+    Raises:
+        ValueError: a setting that this version does not know, a missing preset, or an override of what the method sets itself.
+    """
+    config = load_config(config_path, list(overrides))
+    chosen = [
+        f"name={json.dumps(method.name)}",
+        f"train.seed={seed}",
+        "train.save_predictions=true",
+        *_tower(TOWERS[method.tower], config),
+        *method.overrides,
+        *(preset_overrides(method.preset) if method.preset else []),
+    ]
+    for taken in ("name", "train.seed", "train.save_predictions", "model.tower", "model.zero_shot.variant", "data.cold_start.oracle"):
+        if any(override.partition("=")[0] == taken for override in overrides):
+            raise ValueError(f"'{taken}' is what the methods themselves set; leave it out (--method and --seeds choose the runs)")
+    return load_config(config_path, [*overrides, *chosen])
+
+
+def preset_overrides(name: str) -> list[str]:
+    """A preset of the package as ``section.key=value`` overrides.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    path = PRESETS / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml"))) or "none"
+        raise ValueError(f"no preset '{name}'; there are: {known}")
+    return [f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))]
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _tower(name: str, config: Config) -> list[str]:
+    """Chooses a ranking tower. The options of the configuration are those of its own tower and stay with it."""
+    chosen = [f"model.tower={name}"]
+    if name != config.model.tower:
+        chosen.append("model.tower_options={}")
+    if name == "emblr":  # one weight an id
+        chosen += ["schema.dim=1", *(f"schema.tables.{table}.dim=1" for table, given in config.schema_.tables.items() if given.dim)]
+    return chosen

@@ -1,0 +1,198 @@
+"""Runs of many methods and seeds, side by side, each in a process of its own; what is finished is kept."""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mail_torchrec.config import Config, dump_config, load_config
+from mail_torchrec.data.lookups import plan_lookups
+from mail_torchrec.data.source import Source
+from mail_torchrec.model import Towers
+from mail_torchrec.reproduce.methods import METHODS, resolve
+from mail_torchrec.towers.registry import needs_match
+from mail_torchrec.train.progress import bar_interval
+from mail_torchrec.train.run_dir import RunDir
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a method, a seed, and where it goes."""
+
+    method: str
+    seed: int
+    path: Path
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def run_dir(self) -> RunDir:
+        """Its run directory."""
+        return RunDir(self.path)
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.path.with_suffix(".log")
+
+    def is_finished(self) -> bool:
+        """Whether its results are there.
+
+        Raises:
+            ValueError: they are, but of another configuration. Settings that the run did not have yet count as their defaults.
+        """
+        if not self.run_dir.metrics.exists():
+            return False
+        try:
+            other = _differences(load_config(self.run_dir.config, []), self.config)
+        except ValueError as error:
+            other = [str(error)]
+        if other:
+            raise ValueError(
+                f"'{self.path}' was trained with another configuration; choose another --out, or delete it:\n  " + "\n  ".join(other[:10])
+            )
+        return True
+
+
+def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]) -> list[Run]:
+    """Every run, seed by seed, with its configuration validated and its towers built once without memory.
+
+    Raises:
+        ValueError: the configuration, the data or some methods cannot be used; all such methods are named.
+    """
+    config = load_config(config_path, list(overrides))
+    for part in (config.data.train, config.data.test):
+        Source(config.data.path(part), config.schema_)
+    runs, faults = [], []
+    for name in methods:
+        try:
+            _check_buildable(resolve(METHODS[name], config_path, overrides, seed=1))
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise ValueError("these methods cannot be trained here; correct this, or name the others with --method:\n" + "\n".join(faults))
+    for seed in range(1, num_seeds + 1):
+        for name in methods:
+            folder = out / "runs" / re.sub(r"[^A-Za-z0-9]+", "-", name)
+            runs.append(Run(name, seed, folder / f"seed-{seed}", resolve(METHODS[name], config_path, overrides, seed)))
+    return runs
+
+
+def train_all(runs: Sequence[Run], out: Path, jobs: int, threads: int) -> None:
+    """Trains what is not finished, ``jobs`` processes side by side.
+
+    A failed run does not stop the others; an interruption stops them all and leaves the finished ones usable.
+
+    Raises:
+        ValueError: finished runs of another configuration, another process at work in ``out``, or failed runs, their logs named.
+    """
+    with _only_process(out):
+        waiting = [run for run in runs if not run.is_finished()]
+        failed: list[Run] = []
+        bar: tqdm[Any] = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", unit="run", mininterval=bar_interval())
+        with bar:
+            for run, code in _finished(waiting, jobs, threads, bar):
+                bar.update()
+                if code:
+                    failed.append(run)
+                    bar.write(f"{run.title} failed; the others go on", file=sys.stderr)
+    if failed:
+        lines = [f"  {run.title}: {run.log}: {_last_line(run.log)}" for run in failed]
+        raise ValueError(f"{len(failed)} of {len(runs)} runs failed; the others are finished and kept:\n" + "\n".join(lines))
+
+
+def _finished(waiting: list[Run], jobs: int, threads: int, bar: "tqdm[Any]") -> Iterator[tuple[Run, int]]:
+    """Starts the runs in order and yields each with its exit code when it ends."""
+    queue = deque(waiting)
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                run = queue.popleft()
+                running.append((run, _start(run, threads)))
+                bar.set_postfix_str("; ".join(run.title for run, _ in running), refresh=sys.stderr.isatty())
+            time.sleep(_POLL_SECONDS)
+            ended = [(run, process) for run, process in running if process.poll() is not None]
+            running = [pair for pair in running if pair not in ended]
+            for run, process in ended:
+                yield run, process.returncode
+    finally:
+        for _, process in running:
+            process.terminate()
+        for _, process in running:
+            process.wait()
+
+
+def _start(run: Run, threads: int) -> "subprocess.Popen[bytes]":
+    if run.path.exists():
+        tqdm.write(f"{run.title} was not finished; it starts again", file=sys.stderr)
+        shutil.rmtree(run.path)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    config = run.path.with_suffix(".yaml")
+    config.write_text(dump_config(run.config))
+    command = [sys.executable, "-m", "mail_torchrec", "train", "--config", str(config), "--run-dir", str(run.path)]
+    with run.log.open("wb") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+        )
+
+
+def _check_buildable(config: Config) -> None:
+    lookups = plan_lookups(config.schema_, needs_match=needs_match(config.model.tower, config.model.tower_options))
+    with torch.device("meta"):
+        Towers(config.model, config.schema_, lookups, dict.fromkeys(config.schema_.table_names, 3))
+
+
+def _differences(found: Config, wanted: Config) -> list[str]:
+    flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
+    keys = dict.fromkeys([*flat[0], *flat[1]])
+    return [f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now" for key in keys if flat[0].get(key) != flat[1].get(key)]
+
+
+def _flat(tree: object, key: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    leaves: dict[str, object] = {}
+    for name, child in tree.items():
+        leaves |= _flat(child, f"{key}.{name}" if key else name)
+    return leaves
+
+
+@contextmanager
+def _only_process(out: Path) -> Iterator[None]:
+    """Two processes in one folder would delete each other's unfinished runs. A polite kill ends the runs too, as Ctrl-C does."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process reproduces into '{out}'; wait for it, or choose another --out") from error
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.strip()), "(empty)")

@@ -1,0 +1,85 @@
+"""What each method changes in a configuration."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mail_torchrec.reproduce import methods
+from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3, TOWERS, Method, preset_overrides, resolve
+from tests.small_rows import config_tree
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The configuration of a user, whose tower is DMR."""
+    tree = config_tree(tmp_path)
+    tree["schema"] = tree["schema"] | {"tables": tree["schema"]["tables"] | {"hour": {"dim": 8}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "small.yaml"
+
+
+def resolved(name: str, path: Path, *overrides: str, seed: int = 3) -> dict[str, Any]:
+    tree: dict[str, Any] = resolve(METHODS[name], path, overrides, seed).model_dump()
+    return tree
+
+
+def test_table_2_begins_with_the_papers_methods_in_its_order() -> None:
+    assert TABLE_2[:7] == ["Emblr", "LLAE", "BaseDNN", "MetaEmb", "MAIL-BaseDNN", "DMR", "MAIL-DMR"]
+
+
+def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its_own() -> None:
+    for method in METHODS.values():
+        assert method.tower in TABLE_2 and method.oracle in TABLE_2 and method.base in (None, method.tower)
+    assert [name for name in METHODS if METHODS[name].base is None] == ["Emblr", "BaseDNN", "DMR", "DeepFM", "DIN", "Wide&Deep"]
+    assert set(TABLE_2) | set(TABLE_3) == set(METHODS)
+    assert len({re.sub(r"[^A-Za-z0-9]+", "-", name).lower() for name in METHODS}) == len(METHODS)
+
+
+def test_a_method_is_its_tower_its_cold_start_and_the_rest_of_the_users_configuration(path: Path) -> None:
+    mail, plain, oracle, none = (resolved(name, path, "train.epochs=3") for name in ("MAIL-DMR", "DMR", "DMR oracle", "MAIL-None"))
+    assert (mail["name"], mail["train"]["seed"], mail["train"]["save_predictions"], mail["train"]["epochs"]) == ("MAIL-DMR", 3, True, 3)
+    assert mail["model"]["zero_shot"]["variant"] == "full" and mail["model"]["zero_shot"]["attention_dim"] == 8
+    assert plain["model"]["zero_shot"] is None and not plain["data"]["cold_start"]["oracle"]
+    assert oracle["model"] == plain["model"] and oracle["data"]["cold_start"]["oracle"]
+    assert none["model"]["zero_shot"]["variant"] == "none" and none["model"]["tower"] == "base_dnn"
+
+
+def test_tower_options_stay_with_the_tower_of_the_configuration(path: Path) -> None:
+    assert resolved("MAIL-DMR", path)["model"]["tower_options"]["num_negatives"] == 20
+    assert resolved("BaseDNN", path)["model"]["tower_options"] == {}
+
+
+def test_emblr_has_one_weight_an_id(path: Path) -> None:
+    config = resolve(METHODS["Emblr"], path, (), 1)
+    assert {config.schema_.table(name).dim for name in config.schema_.table_names} == {1}
+
+
+@pytest.mark.parametrize("override", ["name=mine", "train.seed=4", "model.tower=dmr", "data.cold_start.oracle=true"])
+def test_overriding_what_the_methods_set_is_refused(path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{override.partition('=')[0]}' is what the methods themselves set; leave it out"):
+        resolved("DMR", path, override)
+
+
+def test_a_preset_is_a_list_of_overrides_on_top(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wide.yaml").write_text("model: {zero_shot: {padding: masked, encoder_dims: [4, 2]}}\ntrain: {epochs: 2}\n")
+    monkeypatch.setattr(methods, "PRESETS", tmp_path)
+    assert preset_overrides("wide") == [
+        'model.zero_shot.padding="masked"', "model.zero_shot.encoder_dims=[4, 2]", "train.epochs=2"
+    ]  # fmt: skip
+    config = resolve(Method("wide", "DMR", ("model.zero_shot.variant=full",), preset="wide"), path, ("train.epochs=5",), 1)
+    assert config.model.zero_shot is not None
+    assert (config.model.zero_shot.encoder_dims, config.model.zero_shot.padding, config.train.epochs) == ((4, 2), "masked", 2)
+
+
+def test_a_missing_preset_is_named_with_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wide.yaml").write_text("{}")
+    monkeypatch.setattr(methods, "PRESETS", tmp_path)
+    with pytest.raises(ValueError, match="no preset 'narrow'; there are: wide"):
+        preset_overrides("narrow")
+
+
+def test_titles_of_towers_are_names_of_their_own() -> None:
+    assert len(set(TOWERS.values())) == len(TOWERS)
