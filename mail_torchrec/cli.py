@@ -45,9 +45,10 @@ def main(traceback: bool) -> None:
 @main.command()
 @_CONFIG
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet.")
+@click.option("--preset", help="Named settings that come with the package, below your overrides; 'tuned' is for new users.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
 @_OVERRIDES
-def train(config_path: Path, run_dir: Path | None, print_config: bool, overrides: tuple[str, ...]) -> None:
+def train(config_path: Path, run_dir: Path | None, preset: str | None, print_config: bool, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and save one run.
 
     Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
@@ -56,9 +57,9 @@ def train(config_path: Path, run_dir: Path | None, print_config: bool, overrides
     \b
     torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
     """  # noqa: D301
-    from mail_torchrec.config import dump_config, load_config
+    from mail_torchrec.config import dump_config, load_config, preset_overrides
 
-    config = load_config(config_path, list(overrides))
+    config = load_config(config_path, [*(preset_overrides(preset) if preset else []), *overrides])
     if print_config:
         click.echo(dump_config(config), nl=False)
         return

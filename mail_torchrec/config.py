@@ -1,5 +1,7 @@
 """The root of the configuration: YAML file, then dotted overrides, then validation. Safe YAML only."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -14,6 +16,7 @@ from mail_torchrec.model import ModelSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.train.settings import TrainSettings
 
+_PRESETS = Path(__file__).parent / "presets"
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -60,6 +63,27 @@ def parse_settings(kind: type[AnySettings], overrides: list[str]) -> AnySettings
     for override in overrides:
         _apply(tree, override)
     return _validated(kind, tree, "the command line")
+
+
+def preset_overrides(name: str) -> list[str]:
+    """A preset that comes with the package (``presets/``) as ``section.key=value`` overrides.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    path = _PRESETS / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+        raise ValueError(f"no preset '{name}'; there are: {known}")
+    return [f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))]
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def dump_config(config: Config) -> str:

@@ -126,7 +126,9 @@ def decoder(p: Parameters, name: str, code: Array) -> Array:
 
 
 def attribute_code(p: Parameters, fields: Array, numeric: Array) -> Array:
-    return encoder(p, "attribute_encoder", np.concatenate([attention_pooling(p, "attribute_attention", list(fields)), numeric]))
+    attended = "attribute_attention.score.weight" in p
+    seen = attention_pooling(p, "attribute_attention", list(fields)) if attended else np.concatenate(list(fields))
+    return encoder(p, "attribute_encoder", np.concatenate([seen, numeric]))
 
 
 def behaviour_code(p: Parameters, behaviours: list[tuple[Array, int]]) -> Array:
@@ -145,6 +147,8 @@ def reconstruction(
         start += num
     target = np.concatenate([[v if t < length else 0 * v for t, v in enumerate(values)] for values, length in behaviours])
     real = np.array([t < length for values, length in behaviours for t in range(len(values))])
+    if settings.rebuilds == "pooled":
+        target = np.array([sum((values[t] for t in range(length)), 0 * values[0]) / len(values) for values, length in behaviours])
     rebuilt = decoder(p, "behaviour_decoder", code).reshape(target.shape)
     total += squared_error(rebuilt, target, real if settings.padding == "masked" else None, settings.reduction)
     if settings.virtual_length == "predicted":
@@ -163,8 +167,11 @@ def virtual(p: Parameters, fields: Array, numeric: Array, lengths: list[int], di
         relative = dense(p, "length_head", code) if settings.virtual_length == "predicted" else None
     decoded, start, found = decoded.reshape(-1, dim), 0, []
     for index, num in enumerate(lengths):
-        values = decoded[start : start + num].copy()
         length = num if relative is None else min(max(round(float(relative[index]) * num), 1), num)
+        if settings.rebuilds == "pooled":
+            values = np.array([decoded[index] * num / length] * num)
+        else:
+            values = decoded[start : start + num].copy()
         values[length:] = 0
         found.append((values, length))
         start += num

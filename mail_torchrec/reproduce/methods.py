@@ -1,18 +1,13 @@
 """The methods that are compared, as data: what each changes in the user's configuration, and what it is measured against."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from mail_torchrec.config import Config, load_config
+from mail_torchrec.config import Config, load_config, preset_overrides
 
 TOWERS = {"Emblr": "emblr", "BaseDNN": "base_dnn", "DMR": "dmr", "DeepFM": "deepfm", "DIN": "din", "Wide&Deep": "wide_deep"}
 """Title of a ranking tower -> its name in the configuration."""
-PRESETS = Path(__file__).parent.parent / "presets"
 
 _NO_ZERO_SHOT = ("model.zero_shot=null",)
 _MAIL = ("model.zero_shot.variant=full",)
@@ -99,27 +94,6 @@ def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed:
         if any(override.partition("=")[0] == taken for override in overrides):
             raise ValueError(f"'{taken}' is what the methods themselves set; leave it out (--method and --seeds choose the runs)")
     return load_config(config_path, [*overrides, *chosen])
-
-
-def preset_overrides(name: str) -> list[str]:
-    """A preset of the package as ``section.key=value`` overrides.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    path = PRESETS / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml"))) or "none"
-        raise ValueError(f"no preset '{name}'; there are: {known}")
-    return [f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))]
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _tower(name: str, config: Config) -> list[str]:

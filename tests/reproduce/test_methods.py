@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mail_torchrec.reproduce import methods
-from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3, TOWERS, Method, preset_overrides, resolve
+from mail_torchrec.config import preset_overrides
+from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3, TOWERS, Method, resolve
 from tests.small_rows import config_tree
 
 
@@ -65,7 +65,7 @@ def test_overriding_what_the_methods_set_is_refused(path: Path, override: str) -
 
 def test_a_preset_is_a_list_of_overrides_on_top(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wide.yaml").write_text("model: {zero_shot: {padding: masked, encoder_dims: [4, 2]}}\ntrain: {epochs: 2}\n")
-    monkeypatch.setattr(methods, "PRESETS", tmp_path)
+    monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     assert preset_overrides("wide") == [
         'model.zero_shot.padding="masked"', "model.zero_shot.encoder_dims=[4, 2]", "train.epochs=2"
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_preset_is_a_list_of_overrides_on_top(path: Path, tmp_path: Path, monk
 
 def test_a_missing_preset_is_named_with_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wide.yaml").write_text("{}")
-    monkeypatch.setattr(methods, "PRESETS", tmp_path)
+    monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(ValueError, match="no preset 'narrow'; there are: wide"):
         preset_overrides("narrow")
 

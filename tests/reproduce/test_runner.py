@@ -121,7 +121,7 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
 
 
 def test_methods_that_cannot_be_trained_are_named_before_any_run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail_torchrec.reproduce.methods.PRESETS", tmp_path)
+    monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(
         ValueError, match=r"cannot be trained here; correct this, or name the others with --method:\nMAIL-DMR tuned: no preset"
     ):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mail_torchrec.losses.mmd import mmd
+from mail_torchrec.towers.behaviours import join
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
 from tests import reference
@@ -20,6 +21,7 @@ LENGTHS = [5, 3]
 NUM_FIELDS, FIELD_DIM, NUM_NUMERIC = 6, 3, 2
 SMALL: dict[str, Any] = {"attention_dim": 5, "encoder_dims": (8, 7, 6), "decoder_dims": (7, 8)}
 TRAINED = ["single", "dual", "full"]
+TUNED = {"rebuilds": "pooled", "pooling": "concat", "standardise": True}
 Sequences = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -76,11 +78,70 @@ def test_losses_equal_the_formula(variant: str, decoders: str, padding: str, vir
             assert losses.v_N[row].item() == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("pooling", ["attention", "concat"])
+@pytest.mark.parametrize("virtual_length", ["full", "predicted"])
+def test_losses_of_pooled_behaviours_equal_the_formula(variant: str, pooling: str, virtual_length: str) -> None:
+    tower = tower_of(variant=variant, rebuilds="pooled", pooling=pooling, virtual_length=virtual_length)
+    p = reference.parameters(ready(tower))
+    fields, numeric, sequences = rows(4)
+    losses = tower.losses(fields, numeric, sequences)
+    for row in range(4):
+        behaviours = [(values[row].numpy(), int(lengths[row])) for values, lengths in sequences.values()]
+        codes = [(losses.a_N, reference.attribute_code(p, fields[row].numpy(), numeric[row].numpy()))]
+        codes += [(losses.v_N, reference.behaviour_code(p, behaviours))] if variant != "single" else []
+        for found, code in codes:
+            assert found is not None
+            expected = reference.reconstruction(p, code, [NUM_FIELDS], fields[row].numpy(), behaviours, tower.settings)
+            assert found[row].item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("switches", [{"rebuilds": "pooled"}, {"padding": "masked"}, {"padding": "counted"}], ids=str)
+def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(switches: dict[str, Any]) -> None:
+    scaled, plain = tower_of(standardise=True, **switches), tower_of(**switches)
+    ready(plain)
+    scaled.double().load_state_dict(plain.state_dict(), strict=False)
+    fields, numeric, sequences = rows(40)
+    fields, sequences = fields * 50 + 3, {name: (values * 1e-2, lengths) for name, (values, lengths) in sequences.items()}
+    found = scaled.eval().losses(fields, numeric, sequences)
+    mean, deviation = fields.numpy().mean(0), fields.numpy().std(0)
+    code = plain._encode_attributes((fields - torch.from_numpy(mean)) / torch.from_numpy(deviation), numeric)
+    torch.testing.assert_close(found.P_NH, code)
+    [(decoder, target, mask), *_] = plain._targets(fields, list(sequences.values()), *join(list(sequences.values())))
+    columns = target.flatten(1).numpy() if "rebuilds" in switches else target.flatten(0, 1).numpy()
+    counted = columns[mask.flatten().numpy()] if mask is not None else columns
+    flat = (columns - counted.mean(0)) / counted.std(0)
+    targets = [(decoder, torch.from_numpy(flat).view_as(target), mask)]
+    targets.append((plain.field_decoders[0], torch.from_numpy((fields.numpy() - mean) / deviation), None))
+    torch.testing.assert_close(found.a_N, plain._reconstruction(code, targets))
+
+
+def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real_ones() -> None:
+    torch.manual_seed(0)
+    tower = tower_of(standardise=True, rebuilds="pooled").double()
+    fields, numeric, sequences = rows(200)
+    sequences = {name: (values * 100 + 500, torch.full_like(lengths, values.shape[1])) for name, (values, lengths) in sequences.items()}
+    tower.losses(fields, numeric, sequences)
+    for values, _ in tower.eval().virtual(fields, numeric).values():
+        assert 450 < values.mean() < 550
+
+
 @pytest.mark.parametrize(
-    ("variant", "virtual_length"), [("none", "full"), ("single", "full"), ("full", "full"), ("full", "predicted"), ("single", "predicted")]
+    "switches",
+    [
+        {"variant": "none"},
+        {"variant": "single"},
+        {},
+        {"virtual_length": "predicted"},
+        {"variant": "single", "virtual_length": "predicted"},
+        {"rebuilds": "pooled", "pooling": "concat"},
+        {"rebuilds": "pooled", "virtual_length": "predicted"},
+        {"rebuilds": "pooled", "variant": "none"},
+    ],
+    ids=str,
 )
-def test_virtual_behaviours_equal_the_formula(variant: str, virtual_length: str) -> None:
-    tower = tower_of(variant=variant, virtual_length=virtual_length)
+def test_virtual_behaviours_equal_the_formula(switches: dict[str, Any]) -> None:
+    tower = tower_of(**switches)
     p = reference.parameters(ready(tower))
     fields, numeric, _ = rows(8)
     found = tower.virtual(fields, numeric)
@@ -103,7 +164,7 @@ def test_predicted_lengths_are_clamped_to_one_and_the_longest() -> None:
 
 
 @pytest.mark.parametrize("variant", TRAINED)
-@pytest.mark.parametrize("switches", [{}, {"decoders": "per_group", "virtual_length": "predicted", "padding": "masked"}], ids=str)
+@pytest.mark.parametrize("switches", [{}, {"decoders": "per_group", "virtual_length": "predicted", "padding": "masked"}, TUNED], ids=str)
 @pytest.mark.parametrize("num_rows", [0, 1, 3])
 def test_every_parameter_gets_a_finite_gradient_with_any_number_of_rows(variant: str, switches: dict[str, Any], num_rows: int) -> None:
     tower = tower_of(variant=variant, **switches).double().train()
@@ -196,6 +257,13 @@ def test_no_fields_or_no_behaviours_are_refused() -> None:
         ZeroShotTower(ZeroShotSettings(), group_fields={}, field_dim=4, num_numeric=1, sequences=SHAPES)
     with pytest.raises(ValueError, match=r"should have behaviours to rebuild, received none; add a column with group 'behaviour'"):
         ZeroShotTower(ZeroShotSettings(), group_fields={"attributes": 1}, field_dim=4, num_numeric=0, sequences={})
+
+
+def test_switches_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"variant 'none' observes nothing, so it cannot standardise; set standardise false"):
+        ZeroShotSettings(variant="none", standardise=True)
+    with pytest.raises(ValueError, match=r"rebuilds 'pooled' has no positions to mask; set padding 'counted'"):
+        ZeroShotSettings(rebuilds="pooled", padding="masked")
 
 
 def test_variant_none_cannot_predict_lengths() -> None:
