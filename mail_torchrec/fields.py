@@ -46,17 +46,24 @@ class InputAssembler:
 
     def __call__(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
         """The ranking tower's inputs, with the real behaviours."""
-        fields = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
-        fields = {name: self._narrow(name, values) for name, values in fields.items()}
+        stored = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
+        fields = {name: self._narrow(name, values) for name, values in stored.items()}
         attributes, context, items = (
             _stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
         )
         sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
-        return RankingInputs(attributes, context, items, batch.numeric_BN, sequences)
+        return RankingInputs(attributes, context, items, batch.numeric_BN, sequences, self._first_order(stored))
 
     def _narrow(self, name: str, values: Tensor) -> Tensor:
         """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
         return values[..., : self.schema.table_dim(name)]
+
+    def _first_order(self, stored: dict[str, Tensor]) -> Tensor | None:
+        """The sum of the fields' first-order weights: the column behind each vector, where the tables hold it."""
+        if not self.lookups.first_order:
+            return None
+        names = [*self.schema.pooled, *self.schema.unpooled_scalars]
+        return torch.stack([stored[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
 
     def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
         """The columns of ``numeric_BN`` that are user attributes: the first ones."""

@@ -36,7 +36,7 @@ class ModelSettings(Settings):
     """Which towers."""
 
     tower: str = "dmr"
-    """The ranking tower: emblr, base_dnn, dmr, or the import path ``package.module:Class`` of your own."""
+    """The ranking tower: emblr, base_dnn, wide_deep, deepfm, din, dmr, or the import path ``package.module:Class`` of your own."""
     tower_options: dict[str, Any] = {}
     """Options of that tower (its ``Settings``)."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()

@@ -190,10 +190,70 @@ def emblr(p: Parameters, groups: list[Array], numeric: Array, sequences: list[di
 def base_dnn(p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]]) -> float:
     """Eqs. 11 and 12, two hidden layers."""
     pooled = [s["values"][: s["length"]].sum(0) for s in sequences] + [group.sum(0) for group in groups if len(group)]
-    z = np.concatenate([*pooled, numeric])
+    return regularised_dnn(p, "layers", "layers.8", np.concatenate([*pooled, numeric]))
+
+
+def regularised_dnn(p: Parameters, hidden: str, last: str, z: Array) -> float:
+    """Eq. 12 with two hidden layers."""
     for layer in (0, 4):  # Dropout, Dense, BatchNorm, LeakyReLU
-        z = leaky_relu(batch_norm(p, f"layers.{layer + 2}", dense(p, f"layers.{layer + 1}", z)))
-    return float(dense(p, "layers.8", z)[0])
+        z = leaky_relu(batch_norm(p, f"{hidden}.{layer + 2}", dense(p, f"{hidden}.{layer + 1}", z)))
+    return float(dense(p, last, z)[0])
+
+
+def mean_behaviour(s: dict[str, Any]) -> Array:
+    total = np.zeros(s["values"].shape[1])
+    for t in range(s["length"]):
+        total = total + s["values"][t]
+    return total / s["length"] if s["length"] else total
+
+
+def linear_numbers(p: Parameters, name: str, numeric: Array) -> float:
+    return sum(float(p[f"{name}.weight"][0, n] * numeric[n]) for n in range(len(numeric)))
+
+
+def wide_deep(p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]], first_order: float) -> float:
+    """``first_order`` is the sum of the ids' weights. The deep part reads vectors side by side."""
+    attributes, context, items = groups
+    vectors = [attributes.ravel(), items.ravel(), context.ravel(), numeric, *map(mean_behaviour, sequences)]
+    return first_order + linear_numbers(p, "wide.numeric", numeric) + regularised_dnn(p, "deep", "logit", np.concatenate(vectors))
+
+
+def deepfm(p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]], first_order: float) -> float:
+    """The second order by its definition: every pair of fields once."""
+    attributes, context, items = groups
+    fields = [*attributes, *items, *context, *map(mean_behaviour, sequences)]
+    pairs = sum(float(fields[i] @ fields[j]) for i in range(len(fields)) for j in range(i + 1, len(fields)))
+    deep = regularised_dnn(p, "deep", "logit", np.concatenate([*fields, numeric]))
+    return first_order + linear_numbers(p, "first_order.numeric", numeric) + pairs + deep
+
+
+def dice(p: Parameters, name: str, x: Array) -> Array:
+    """Zhou et al. 2018, Eq. 9."""
+    chance = sigmoid((x - p[f"{name}.norm.running_mean"]) / np.sqrt(p[f"{name}.norm.running_var"] + 1e-8))
+    return chance * x + (1 - chance) * p[f"{name}.slope"] * x
+
+
+def din(
+    p: Parameters, groups: list[Array], numeric: Array, sequences: list[dict[str, Any]], normalise: str = "none", activation: str = "dice"
+) -> float:
+    """Two hidden layers, and one in the activation unit."""
+    attributes, context, items = groups
+    parts = [attributes.ravel(), items.ravel(), context.ravel(), numeric]
+    for index, s in enumerate(sequences):
+        weights, target = [], s["target"]
+        for t in range(s["length"]):
+            e = s["values"][t]
+            hidden = dense(p, f"interests.{index}.score.0", np.concatenate([target, e, target - e, target * e]))
+            hidden = prelu(hidden, p[f"interests.{index}.score.1.weight"])
+            weights.append(float(dense(p, f"interests.{index}.score.2", hidden)[0]))
+        if normalise == "softmax" and weights:
+            weights = list(softmax(np.array(weights)))
+        parts.append(sum((weights[t] * s["values"][t] for t in range(s["length"])), np.zeros(s["values"].shape[1])))
+    z = np.concatenate(parts)
+    for layer in (0, 2):
+        z = dense(p, f"mlp.{layer}", z)
+        z = dice(p, f"mlp.{layer + 1}", z) if activation == "dice" else prelu(z, p[f"mlp.{layer + 1}.weight"])
+    return float(dense(p, "logit", z)[0])
 
 
 def dmr_scores(p: Parameters, name: str, s: dict[str, Any], target: Array | None) -> Array:

@@ -22,6 +22,8 @@ class Lookups:
     unpooled: dict[str, str]
     match: dict[str, MatchKeys]
     """Sequence -> its keys in the output-side table; empty where the tower has no match loss."""
+    first_order: frozenset[str] = frozenset()
+    """Tables whose rows are one column wider than their vectors: the id's first-order weight stands there."""
 
 
 def output_table(table: str) -> str:
@@ -29,8 +31,17 @@ def output_table(table: str) -> str:
     return f"{table}_output"
 
 
-def plan_lookups(schema: Schema, *, needs_match: bool) -> Lookups:
-    """The lookups of a schema; with ``needs_match`` every item table that behaviours use gets an output-side twin."""
+def plan_lookups(schema: Schema, *, needs_match: bool, needs_first_order: bool = False) -> Lookups:
+    """The lookups of a schema.
+
+    Args:
+        schema: columns and tables.
+        needs_match: every item table that behaviours use gets an output-side twin.
+        needs_first_order: every table of attribute, context or item fields holds a first-order weight an id.
+
+    Raises:
+        ValueError: no table is pooled, or a name that the match loss adds is taken.
+    """
     if not schema.pooled:
         raise ValueError("schema.columns: at least one column should look up a table that holds no behaviours, found none")
     unpooled = {name: schema.table_of(name) for name in schema.unpooled}
@@ -42,4 +53,6 @@ def plan_lookups(schema: Schema, *, needs_match: bool) -> Lookups:
         if clash := {twin} & set(schema.table_names) or {keys.target, keys.last, keys.negatives} & set(schema.columns):
             raise ValueError(f"schema: the match loss adds tables and keys of its own, and the schema has {sorted(clash)}; rename it there")
         unpooled |= {keys.target: twin, keys.last: twin, keys.negatives: twin}
-    return Lookups({name: schema.table_of(name) for name in schema.pooled}, unpooled, match)
+    fields = [*schema.pooled, *schema.unpooled_scalars] if needs_first_order else []
+    pooled = {name: schema.table_of(name) for name in schema.pooled}
+    return Lookups(pooled, unpooled, match, frozenset(schema.table_of(name) for name in fields))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from mail_torchrec.data.schema import Schema
-from mail_torchrec.embeddings.tables import initial_range
+from mail_torchrec.embeddings.tables import table_settings
 
 # Rows drawn by one generator. A shard draws the blocks that it overlaps, whole.
 _BLOCK = 16_384
@@ -37,12 +37,14 @@ def initialise_tables(model: nn.Module, table_of: dict[str, str], schema: Schema
 
 def _fill(shard: Tensor, offsets: tuple[int, ...], dim: int, table: str, schema: Schema, seed: int) -> None:
     """Draws the rows and columns of one shard, whose first element is at ``offsets`` of the table."""
-    low, high = initial_range(schema, table)
+    settings = table_settings(schema, table)
+    low, high = settings.init_mean - settings.init_range, settings.init_mean + settings.init_range
     first_row, first_column = offsets
     last_row, last_column = first_row + shard.shape[0], first_column + shard.shape[1]
     for block in range(first_row // _BLOCK, -(-last_row // _BLOCK)):
         rows = torch.empty(_BLOCK, dim, device=shard.device)
         rows.uniform_(low, high, generator=_generator(table, seed, block, shard.device))
+        rows[:, settings.dim :] = 0  # first-order weights start as a linear model's do; whatever lies behind them is never read
         start, stop = max(first_row, block * _BLOCK), min(last_row, (block + 1) * _BLOCK)
         part = rows[start - block * _BLOCK : stop - block * _BLOCK, first_column:last_column]
         shard[start - first_row : stop - first_row] = part.to(shard.dtype)

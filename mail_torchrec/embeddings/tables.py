@@ -5,14 +5,14 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from mail_torchrec.data.lookups import Lookups, output_table
-from mail_torchrec.data.schema import Schema
+from mail_torchrec.data.schema import Schema, Table
 
 # FBGEMM's kernels move vectors of 4 columns.
 _COLUMN_MULTIPLE = 4
 
 
 def stored_dim(dim: int) -> int:
-    """Columns of the table behind vectors of ``dim``: the next multiple of 4. The columns behind ``dim`` are never read nor trained."""
+    """Stored columns of a table that needs ``dim``: the next multiple of 4. The columns behind ``dim`` are never read nor trained."""
     return -(-dim // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
@@ -22,15 +22,19 @@ _LEAST_ROWS = 1024
 
 
 def table_sizes(schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Stored rows and columns of every table, output-side twins included; rows behind those of the encoder are never read."""
-    sizes = {
-        schema.table_of(name): (max(num_rows[schema.table_of(name)], _LEAST_ROWS), stored_dim(schema.table_dim(name)))
-        for name in schema.id_columns
-    }
-    for sequence in lookups.match:
-        item_table = schema.table_of(sequence)
-        sizes[output_table(item_table)] = sizes[item_table]
-    return sizes
+    """Stored rows and columns of every table, output-side twins included; rows behind those of the encoder are never read.
+
+    A first-order weight is one column behind the vector: it costs no lookup of its own, and moves with its row under every plan. A
+    row-wise optimizer counts its gradient into the row's.
+    """
+    column_of = {schema.table_of(name): name for name in schema.id_columns}
+    column_of |= {output_table(schema.table_of(name)): name for name in lookups.match}
+    rows = {table: max(num_rows[schema.table_of(name)], _LEAST_ROWS) for table, name in column_of.items()}
+    dims = {table: stored_dim(schema.table_dim(name) + (table in lookups.first_order)) for table, name in column_of.items()}
+    # An EmbeddingCollection wants one width of all its tables.
+    unpooled = set(lookups.unpooled.values())
+    widest = max(dims[table] for table in unpooled)
+    return {table: (rows[table], widest if table in unpooled else dims[table]) for table in column_of}
 
 
 def build_tables(
@@ -56,11 +60,10 @@ def build_tables(
     return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(tables=unpooled, device=device)
 
 
-def initial_range(schema: Schema, table: str) -> tuple[float, float]:
-    """Lowest and highest initial weight of a table; a twin is initialised as its item table is."""
+def table_settings(schema: Schema, table: str) -> Table:
+    """A table's settings; a twin has those of its item table."""
     twins = {output_table(name): name for name in schema.sequence_tables}
-    settings = schema.table(table if table in schema.table_names else twins[table])
-    return settings.init_mean - settings.init_range, settings.init_mean + settings.init_range
+    return schema.table(table if table in schema.table_names else twins[table])
 
 
 def _keys(lookups: dict[str, str], table: str) -> list[str]:

@@ -16,6 +16,13 @@ def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
     return (weights_NT.unsqueeze(2) * values_NTD).sum(1)
 
 
+def pair_scores(g: nn.Module, queries_NTD: Tensor, values_NTD: Tensor) -> Tensor:
+    """``g([q, e, q - e, q * e])`` of each query and vector, [N, T]; ``g`` maps the last axis to one element."""
+    pairs = [queries_NTD, values_NTD, queries_NTD - values_NTD, queries_NTD * values_NTD]
+    scores_NT: Tensor = g(torch.cat(pairs, dim=2)).squeeze(2)
+    return scores_NT
+
+
 class AttentionPooling(nn.Module):
     """``h = sum_i alpha_i x_i`` with ``alpha = softmax(e)`` and ``e_i = z^T tanh(W x_i + b)``, [N, T, D] -> [N, D].
 

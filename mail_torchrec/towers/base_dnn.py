@@ -1,13 +1,12 @@
 """The paper's basic deep model (Feng et al. 2021, Eqs. 11 to 13)."""
 
-from itertools import pairwise
-
 import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
+from mail_torchrec.towers.mlp import last_dim, regularised_layers
 
 
 class BaseDNNSettings(Settings):
@@ -33,16 +32,9 @@ class BaseDNN(nn.Module):
 
     def __init__(self, settings: BaseDNNSettings, shapes: InputShapes) -> None:
         super().__init__()
-        groups = [
-            (shapes.num_attributes, shapes.attribute_dim),
-            (shapes.num_context, shapes.context_dim),
-            (shapes.num_items, shapes.item_dim),
-        ]
-        in_dim = sum(shape.dim for shape in shapes.sequences.values()) + sum(dim for num, dim in groups if num) + shapes.num_numeric
-        layers: list[nn.Module] = []
-        for width, dim in pairwise([in_dim, *settings.hidden_dims]):
-            layers += [nn.Dropout(settings.dropout), nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.LeakyReLU()]
-        self.representation_dim = [in_dim, *settings.hidden_dims][-1]
+        in_dim = sum(shapes.dims.values()) + shapes.num_numeric
+        self.representation_dim = last_dim(in_dim, settings.hidden_dims)
+        layers = regularised_layers(in_dim, settings.hidden_dims, settings.dropout)
         self.layers = nn.Sequential(*layers, nn.Linear(self.representation_dim, 1))
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:

@@ -1,17 +1,16 @@
 """Deep match to rank (Lyu et al., AAAI 2020)."""
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
-from mail_torchrec.towers.attention import masked_softmax, weighted_sum
+from mail_torchrec.towers.attention import masked_softmax, pair_scores, weighted_sum
 from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, RankingInputs, RankingOutput, SequenceShape, position_mask
+from mail_torchrec.towers.mlp import LastDimPReLU, dense_layers, last_dim
 
 MIN_BEHAVIOURS = 3
 """Rows with fewer behaviours are left out of the match loss."""
@@ -39,13 +38,6 @@ class DMRSettings(Settings):
         return self.match_weight > 0
 
 
-class _LastDimPReLU(nn.PReLU):
-    """PReLU with one slope for each element of the last axis (PyTorch's own has it for axis 1)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.prelu(x.flatten(0, -2), self.weight).view_as(x)
-
-
 class BehaviourScores(nn.Module):
     """The raw score of each behaviour, ``a_t = g([q_t, e_t, q_t - e_t, q_t * e_t])``, [B, T].
 
@@ -63,11 +55,9 @@ class BehaviourScores(nn.Module):
         self.position = nn.Embedding(shape.max_length, settings.embedding_dim)
         self.action = nn.Embedding(shape.num_actions, settings.embedding_dim) if shape.num_actions else None
         query_dim = settings.embedding_dim * (2 if shape.num_actions else 1) + target_dim
-        self.query = nn.Sequential(nn.Linear(query_dim, shape.dim), _LastDimPReLU(shape.dim))
-        layers: list[nn.Module] = []
-        for width, dim in pairwise([4 * shape.dim, *settings.attention_dims]):
-            layers += [nn.Linear(width, dim), nn.Sigmoid()]
-        self.g = nn.Sequential(*layers, nn.Linear([4 * shape.dim, *settings.attention_dims][-1], 1))
+        self.query = nn.Sequential(nn.Linear(query_dim, shape.dim), LastDimPReLU(shape.dim))
+        layers = dense_layers(4 * shape.dim, settings.attention_dims, lambda _: nn.Sigmoid())
+        self.g = nn.Sequential(*layers, nn.Linear(last_dim(4 * shape.dim, settings.attention_dims), 1))
 
     def forward(self, sequence: BehaviourSequence, target_BD: Tensor | None = None) -> Tensor:
         """Scores of all positions; those behind a row's length mean nothing, but are finite."""
@@ -79,10 +69,7 @@ class BehaviourScores(nn.Module):
             parts.append(self.action(sequence.actions_BT))
         if target_BD is not None:
             parts.append(target_BD.unsqueeze(1).expand(-1, num_positions, -1))
-        query_BTD = self.query(torch.cat(parts, dim=2))
-        pairs = [query_BTD, behaviours_BTD, query_BTD - behaviours_BTD, query_BTD * behaviours_BTD]
-        scores_BT: Tensor = self.g(torch.cat(pairs, dim=2)).squeeze(2)
-        return scores_BT
+        return pair_scores(self.g, self.query(torch.cat(parts, dim=2)), behaviours_BTD)
 
 
 class UserToItem(nn.Module):
@@ -140,17 +127,14 @@ class DMR(nn.Module):
         self.user_to_item = nn.ModuleList(UserToItem(settings, shape) for shape in shapes.sequences.values())
         self.item_to_item = nn.ModuleList(ItemToItem(settings, shape) for shape in shapes.sequences.values())
         self.sequences = list(shapes.sequences)
-        fields = shapes.num_attributes * shapes.attribute_dim + shapes.num_context * shapes.context_dim + shapes.num_items * shapes.item_dim
-        in_dim = fields + shapes.num_numeric + sum(3 * shape.dim + 2 for shape in shapes.sequences.values())
-        layers: list[nn.Module] = [nn.BatchNorm1d(in_dim)]
-        for width, dim in pairwise([in_dim, *settings.hidden_dims]):
-            layers += [nn.Linear(width, dim), nn.PReLU(dim)]
-        self.representation_dim = [in_dim, *settings.hidden_dims][-1]
-        self.mlp = nn.Sequential(*layers, nn.Linear(self.representation_dim, 1))
+        in_dim = shapes.features_dim + sum(3 * shape.dim + 2 for shape in shapes.sequences.values())
+        self.representation_dim = last_dim(in_dim, settings.hidden_dims)
+        layers = dense_layers(in_dim, settings.hidden_dims, nn.PReLU)
+        self.mlp = nn.Sequential(nn.BatchNorm1d(in_dim), *layers, nn.Linear(self.representation_dim, 1))
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B], if wanted the match loss, and the last hidden layer."""
-        features = [inputs.attributes_BAD.flatten(1), inputs.items_BID.flatten(1), inputs.context_BCD.flatten(1), inputs.numeric_BN]
+        features = inputs.features
         match_losses = []
         for name, user_to_item, item_to_item in zip(self.sequences, self.user_to_item, self.item_to_item, strict=True):
             sequence = inputs.sequences[name]

@@ -41,14 +41,7 @@ class EmbLR(nn.Module):
 
 
 def _check_dims(shapes: InputShapes) -> None:
-    groups = {
-        "attributes": (shapes.num_attributes, shapes.attribute_dim),
-        "context": (shapes.num_context, shapes.context_dim),
-        "items": (shapes.num_items, shapes.item_dim),
-    }
-    dims = {name: dim for name, (num, dim) in groups.items() if num}
-    dims |= {name: shape.dim for name, shape in shapes.sequences.items()}
-    if set(dims.values()) - {1}:
+    if set(shapes.dims.values()) - {1}:
         raise ValueError(
-            f"tower 'emblr' needs tables of dimension 1, received {dims}; set schema.dim=1 (and no other dim in schema.tables)"
+            f"tower 'emblr' needs tables of dimension 1, received {shapes.dims}; set schema.dim=1 (and no other dim in schema.tables)"
         )

@@ -44,6 +44,23 @@ class InputShapes:
     has_match: bool = False
     """Whether :attr:`BehaviourSequence.match` is filled (a tower asks for it by ``needs_match`` of its settings)."""
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """The dimension of each group that has fields, and of each sequence, by a name for messages."""
+        groups = {
+            "attributes": (self.num_attributes, self.attribute_dim),
+            "context": (self.num_context, self.context_dim),
+            "items": (self.num_items, self.item_dim),
+        }
+        dims = {name: dim for name, (num, dim) in groups.items() if num}
+        return dims | {f"behaviours {name}": shape.dim for name, shape in self.sequences.items()}
+
+    @property
+    def features_dim(self) -> int:
+        """Width of :attr:`RankingInputs.features` side by side."""
+        fields = self.num_attributes * self.attribute_dim + self.num_context * self.context_dim + self.num_items * self.item_dim
+        return fields + self.num_numeric
+
 
 @dataclass
 class Match:
@@ -94,6 +111,11 @@ class BehaviourSequence:
         """The vectors with zeros behind each row's length, whatever stood there."""
         return self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
 
+    @property
+    def mean_BD(self) -> Tensor:
+        """The mean of the real vectors, zeros where a row has none."""
+        return self.real_BTD.sum(1) / self.lengths_B.clamp(min=1).unsqueeze(1)
+
 
 @dataclass
 class RankingInputs:
@@ -105,6 +127,14 @@ class RankingInputs:
     """Item fields; the target items of the sequences come first."""
     numeric_BN: Tensor
     sequences: dict[str, BehaviourSequence]
+    first_order_B: Tensor | None = None
+    """The sum of the first-order weights of all attribute, context and item ids, a list's weights pooled as its vectors are. Behaviours
+    have none: virtual ones could not. None unless the tower asks for them by ``needs_first_order`` of its settings."""
+
+    @property
+    def features(self) -> list[Tensor]:
+        """All fields and numeric features but the sequences, each [B, width], to be put side by side."""
+        return [self.attributes_BAD.flatten(1), self.items_BID.flatten(1), self.context_BCD.flatten(1), self.numeric_BN]
 
 
 @dataclass

@@ -1,13 +1,12 @@
 """The multi-task head: conversions learnt over all impressions (ESMM, Ma et al., SIGIR 2018)."""
 
-from itertools import pairwise
-
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import RankingOutput
+from mail_torchrec.towers.mlp import dense_layers, last_dim
 
 
 class MultiTaskSettings(Settings):
@@ -42,10 +41,8 @@ class MultiTaskHead(nn.Module):
                 f"model.multi_task: tower '{tower_name}' gives no representation to predict conversions from (it has no attribute "
                 "representation_dim, the width of its last hidden layer); choose another tower, or model.multi_task=null"
             )
-        layers: list[nn.Module] = []
-        for width, dim in pairwise([self._dim, *settings.hidden_dims]):
-            layers += [nn.Linear(width, dim), nn.LeakyReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear([self._dim, *settings.hidden_dims][-1], 1))
+        layers = dense_layers(self._dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
+        self.layers = nn.Sequential(*layers, nn.Linear(last_dim(self._dim, settings.hidden_dims), 1))
 
     def forward(self, ranked: RankingOutput) -> dict[str, Tensor]:
         """The logits of pCVR and of pCTCVR, ``{"cvr": [B], "ctcvr": [B]}``.

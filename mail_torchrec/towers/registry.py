@@ -8,6 +8,8 @@ A tower of your own is named ``package.module:ClassName`` in the configuration. 
 - ``forward(self, inputs: RankingInputs)`` returns logits [B] or a :class:`RankingOutput`;
 - where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``, as :class:`DMRSettings` has, and
   every sequence brings its :class:`Match`;
+- where its settings have ``needs_first_order`` true, the tables of attribute, context and item fields store one weight an id beside its
+  vector, and :attr:`RankingInputs.first_order_B` brings their sum;
 - for the multi-task head it has ``representation_dim`` and returns a :class:`RankingOutput` with a ``representation_BR`` so wide.
 """
 
@@ -19,11 +21,21 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from mail_torchrec.towers.base_dnn import BaseDNN
+from mail_torchrec.towers.deepfm import DeepFM
+from mail_torchrec.towers.din import DIN
 from mail_torchrec.towers.dmr import DMR
 from mail_torchrec.towers.emblr import EmbLR
 from mail_torchrec.towers.inputs import InputShapes
+from mail_torchrec.towers.wide_deep import WideDeep
 
-TOWERS: dict[str, type[nn.Module]] = {"emblr": EmbLR, "base_dnn": BaseDNN, "dmr": DMR}
+TOWERS: dict[str, type[nn.Module]] = {
+    "emblr": EmbLR,
+    "base_dnn": BaseDNN,
+    "wide_deep": WideDeep,
+    "deepfm": DeepFM,
+    "din": DIN,
+    "dmr": DMR,
+}
 """The towers that come with the project."""
 
 
@@ -60,6 +72,11 @@ def tower_settings(name: str, options: Mapping[str, Any]) -> Any:
 def needs_match(name: str, options: Mapping[str, Any]) -> bool:
     """Whether a tower with these options wants :class:`Match` filled, that is, an output-side item table and negatives."""
     return bool(getattr(tower_settings(name, options), "needs_match", False))
+
+
+def needs_first_order(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a tower with these options wants :attr:`RankingInputs.first_order_B`, that is, tables with one more column."""
+    return bool(getattr(tower_settings(name, options), "needs_first_order", False))
 
 
 def _readable(error: ValidationError) -> str:

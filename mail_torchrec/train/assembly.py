@@ -18,7 +18,7 @@ from mail_torchrec.embeddings.initial import initialise_tables
 from mail_torchrec.embeddings.sharding import plan_sharding, shard, sharders
 from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.model import Mail, Towers
-from mail_torchrec.towers.registry import needs_match
+from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.batch_norm import synchronise_batch_norms
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.runtime import local_world_size
@@ -72,7 +72,8 @@ def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assemb
     Raises:
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had; see there.
     """
-    lookups = plan_lookups(config.schema_, needs_match=needs_match(config.model.tower, config.model.tower_options))
+    tower = config.model.tower, config.model.tower_options
+    lookups = plan_lookups(config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower))
     torch.manual_seed(config.train.seed)
     towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
     if config.sharding.enabled:

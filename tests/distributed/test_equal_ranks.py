@@ -127,12 +127,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mail_dmr": config_tree(Path())["model"],
     "mail_base_dnn": config_tree(Path())["model"] | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
     "dmr_multi_task": config_tree(Path())["model"] | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
+    "mail_deepfm": config_tree(Path())["model"] | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
 }
 
 
 @pytest.mark.parametrize(("model", "plan", "world_size"), [
     ("mail_dmr", "table_wise", 2), ("mail_dmr", "row_wise", 2), ("mail_dmr", "column_wise", 2), ("mail_base_dnn", "row_wise", 3),
-    ("dmr_multi_task", "row_wise", 2),
+    ("dmr_multi_task", "row_wise", 2), ("mail_deepfm", "column_wise", 2),
 ])  # fmt: skip
 def test_losses_weights_and_scores_equal_one_rank(
     root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int

@@ -42,6 +42,16 @@ def test_stored_tables_have_rows_for_32_ranks(world_size: int) -> None:
         assert -(-rows // world_size) * (world_size - 1) < rows
 
 
+def test_unpooled_tables_are_stored_at_one_width() -> None:
+    tables = SCHEMA["tables"] | {"actions": {"dim": 3}, "hour": {"dim": 4}}
+    schema = Schema.model_validate(SCHEMA | {"actions": "concat", "tables": tables})
+    for needs_first_order, widths in ((False, (8, 4)), (True, (12, 8))):
+        lookups = plan_lookups(schema, needs_match=True, needs_first_order=needs_first_order)
+        columns = {name: dim for name, (_, dim) in table_sizes(schema, lookups, dict.fromkeys(schema.table_names, 9)).items()}
+        assert (columns["item"], columns["hour"]) == widths
+        assert columns["actions"] == columns["item_output"] == columns["item"]
+
+
 def test_table_columns_are_stored_in_fours() -> None:
     schema = Schema.model_validate(SCHEMA | {"dim": 5})
     assert {

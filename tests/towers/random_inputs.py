@@ -67,11 +67,12 @@ def random_inputs(shapes: InputShapes, num_rows: int = 7, seed: int = 0) -> Rank
         items_BID=normal(num_rows, shapes.num_items, shapes.item_dim),
         numeric_BN=normal(num_rows, shapes.num_numeric),
         sequences={name: sequence(shape) for name, shape in shapes.sequences.items()},
+        first_order_B=normal(num_rows),
     )
 
 
 def numpy_row(inputs: RankingInputs, row: int) -> dict[str, Any]:
-    """One row for the reference: ``groups`` (attributes, context, items), ``numeric``, ``sequences``."""
+    """One row for the reference: ``groups`` (attributes, context, items), ``numeric``, ``sequences``; no first-order weights."""
     sequences = []
     for sequence in inputs.sequences.values():
         match = sequence.match
@@ -120,7 +121,9 @@ def rows_of(inputs: RankingInputs, rows: Tensor) -> RankingInputs:
         )
 
     sequences = {name: taken(sequence) for name, sequence in inputs.sequences.items()}
-    return RankingInputs(inputs.attributes_BAD[rows], inputs.context_BCD[rows], inputs.items_BID[rows], inputs.numeric_BN[rows], sequences)
+    groups = (inputs.attributes_BAD[rows], inputs.context_BCD[rows], inputs.items_BID[rows])
+    assert inputs.first_order_B is not None
+    return RankingInputs(*groups, inputs.numeric_BN[rows], sequences, inputs.first_order_B[rows])
 
 
 def with_padding(inputs: RankingInputs, extra: int, garbage: float) -> RankingInputs:

@@ -13,10 +13,13 @@ from mail_torchrec.towers.registry import build_tower
 from tests import reference
 from tests.towers.random_inputs import numpy_row, random_inputs, ready, rows_of, shapes, with_padding
 
-TOWERS = ["emblr", "base_dnn", "dmr"]
+TOWERS = ["emblr", "base_dnn", "wide_deep", "deepfm", "din", "dmr"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "emblr": {},
     "base_dnn": {"hidden_dims": [6, 5]},
+    "wide_deep": {"hidden_dims": [6, 5]},
+    "deepfm": {"hidden_dims": [6, 5]},
+    "din": {"hidden_dims": [6, 5], "attention_dims": [7]},
     "dmr": {"hidden_dims": [8, 7, 6], "attention_dims": [5, 4], "embedding_dim": 3},
 }
 
@@ -39,6 +42,10 @@ def expected_logits(name: str, tower: nn.Module, inputs: RankingInputs, has_matc
     rows = [numpy_row(inputs, row) for row in range(len(inputs.numeric_BN))]
     if name == "dmr":
         return [reference.dmr(p, **row, has_match=has_match)[0] for row in rows]
+    if name in ("wide_deep", "deepfm"):
+        assert inputs.first_order_B is not None
+        weights = inputs.first_order_B.tolist()
+        return [getattr(reference, name)(p, **row, first_order=weight) for row, weight in zip(rows, weights, strict=True)]
     return [getattr(reference, name)(p, **row) for row in rows]
 
 
@@ -50,7 +57,7 @@ def test_scores_equal_the_formula(name: str, changes: dict[str, Any]) -> None:
     np.testing.assert_allclose(logits(tower, inputs).numpy(), expected_logits(name, tower, inputs, has_match=True), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["base_dnn", "dmr"])
+@pytest.mark.parametrize("name", ["base_dnn", "wide_deep", "din", "dmr"])
 def test_groups_may_differ_in_dimension(name: str) -> None:
     sequences = {"long": SequenceShape(4, 6, 2, match_dim=3), "short": SequenceShape(2, 2, 0)}
     layout = shapes_for(name, attribute_dim=3, item_dim=5, sequences=sequences)
@@ -144,7 +151,7 @@ def test_dmr_without_output_table_takes_the_target_itself() -> None:
     np.testing.assert_allclose(output.logits_B.detach().numpy(), expected_logits("dmr", tower, inputs, has_match=False), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["base_dnn", "dmr"])
+@pytest.mark.parametrize("name", ["base_dnn", "din", "dmr"])
 @pytest.mark.parametrize("hidden_dims", [[8, 5], []])
 def test_the_logit_is_linear_in_the_representation(name: str, hidden_dims: list[int]) -> None:
     """So a head on the representation starts from what the tower's own last layer sees."""

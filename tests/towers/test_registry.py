@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from mail_torchrec.towers.dmr import DMR, DMRSettings
-from mail_torchrec.towers.registry import TOWERS, build_tower, needs_match, tower_settings
+from mail_torchrec.towers.registry import TOWERS, build_tower, needs_first_order, needs_match, tower_settings
 from tests.towers.random_inputs import random_inputs, shapes
 
 OWN_TOWER = """
@@ -54,6 +54,10 @@ def test_only_dmr_with_a_match_loss_needs_match() -> None:
     assert not needs_match("base_dnn", {}) and not needs_match("emblr", {})
 
 
+def test_wide_parts_need_first_order_weights() -> None:
+    assert {name for name in TOWERS if needs_first_order(name, {})} == {"wide_deep", "deepfm"}
+
+
 def test_a_users_tower_gets_its_options(own: str) -> None:
     tower = build_tower(f"{own}:Plain", {"anything": 1}, shapes())
     assert tower.options == {"anything": 1}
@@ -70,7 +74,8 @@ def test_a_users_tower_with_settings_gets_them_validated(own: str) -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown tower 'dnr'; known are emblr, base_dnn, dmr, or name your own as package.module:ClassName"
+        ValueError,
+        match=r"unknown tower 'dnr'; known are emblr, base_dnn, wide_deep, deepfm, din, dmr, or name your own as package.module:ClassName",
     ):
         build_tower("dnr", {}, shapes())
 

@@ -57,7 +57,7 @@ def test_without_the_head_a_conversion_column_changes_no_bit(root: Path, tmp_pat
     assert set(with_column["all"]) == {"auc", "gauc", "rows", "users"}
 
 
-@pytest.mark.parametrize("tower", ["base_dnn", "tests.towers_of_users:RepresentingTower"])
+@pytest.mark.parametrize("tower", ["base_dnn", "deepfm", "tests.towers_of_users:RepresentingTower"])
 def test_any_tower_that_gives_a_representation_takes_the_head(root: Path, tmp_path: Path, tower: str) -> None:
     figures = run(root, tmp_path / "run", tower=tower, tower_options={}, zero_shot=None, multi_task={"hidden_dims": []})
     assert figures["all"]["ctcvr_auc"] is not None

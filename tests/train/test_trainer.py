@@ -212,14 +212,19 @@ def test_a_bad_row_is_one_message_from_reader_processes_too(root: Path, tmp_path
 
 @pytest.mark.parametrize(("tower", "schema", "options"), [
     ("emblr", {"dim": 1}, {}), ("base_dnn", {}, {"hidden_dims": [8]}), ("dmr", {"actions": "concat"}, {"num_negatives": 5}),
-    ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}), ("tests.towers_of_users:MeanTower", {}, {}),
+    ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}), ("wide_deep", {"actions": "concat"}, {"hidden_dims": [8]}),
+    ("dmr", {"actions": "concat", "tables": {"actions": {"dim": 3}}}, {"num_negatives": 5}),
+    ("deepfm", {"dim": 5}, {"hidden_dims": [8]}), ("din", {"actions": "concat"}, {"hidden_dims": [8]}),
+    ("tests.towers_of_users:MeanTower", {}, {}),
 ])  # fmt: skip
 def test_every_tower_trains_with_and_without_the_zero_shot_tower(
     root: Path, tmp_path: Path, tower: str, schema: dict[str, Any], options: dict[str, Any]
 ) -> None:
     for name, zero_shot in (("mail", config_tree(root)["model"]["zero_shot"]), ("alone", None)):
-        run(root, tmp_path / name, schema=SCHEMA | schema, model={"tower": tower, "tower_options": options, "zero_shot": zero_shot})
-        assert json.loads((tmp_path / name / "metrics.json").read_text())["all"]["auc"] is not None
+        model = {"tower": tower, "tower_options": options, "zero_shot": zero_shot}
+        figures = run(root, tmp_path / name, schema=SCHEMA | schema, model=model)
+        assert figures["all"]["auc"] is not None
+        assert evaluate_run(RunDir(tmp_path / name), None, []) == figures
 
 
 def test_a_tower_that_does_not_import_is_named(root: Path, tmp_path: Path) -> None:
