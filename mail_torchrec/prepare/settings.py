@@ -1,0 +1,61 @@
+"""How logs are prepared; nothing here needs an engine to be installed."""
+
+from enum import StrEnum
+from importlib.util import find_spec
+
+from pydantic import Field, PositiveInt
+
+from mail_torchrec.settings import Settings
+
+
+class Datasets(StrEnum):
+    """The data sets whose published files are known."""
+
+    ALIMAMA = "alimama"
+    KUAIRAND = "kuairand"
+    MOVIELENS = "movielens"
+
+
+class EngineName(StrEnum):
+    """What runs the queries."""
+
+    DUCKDB = "duckdb"
+    PYSPARK = "pyspark"
+
+
+class PrepareSettings(Settings):
+    """Those that change the rows must not change between a run and its resumption."""
+
+    engine: EngineName = EngineName.DUCKDB
+    """duckdb, in this process, or pyspark."""
+    history: PositiveInt = 100
+    """The newest so many events before an impression are its history."""
+    test_days: PositiveInt = 1
+    """The last so many days of impressions are the test rows."""
+    buckets: PositiveInt | None = None
+    """Users are dealt to so many buckets, prepared one after the other; by default one for each 256 MB of files."""
+    memory_limit: str = Field(default="8GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[MG]B$")
+    """Of the whole process (DuckDB) or of Spark's driver: a number of MB or GB."""
+    threads: PositiveInt | None = None
+    """By default one a CPU core."""
+    max_malformed: float = Field(default=0.01, ge=0.0, le=1.0)
+    """The greatest share of malformed lines in a file; more are an error."""
+
+    @property
+    def memory_mb(self) -> int:
+        """``memory_limit`` in MB."""
+        return int(float(self.memory_limit[:-2]) * {"MB": 1, "GB": 1000}[self.memory_limit[-2:]])
+
+    def check_installed(self) -> None:
+        """Look for the engine.
+
+        Raises:
+            ValueError: a package is not installed; says how to install it.
+        """
+        for package in ["ibis", self.engine.value]:
+            if find_spec(package) is None:
+                extra = "spark" if package == "pyspark" else "prepare"
+                raise ValueError(
+                    f"preparing logs with engine '{self.engine}' needs the package '{package}', which is not installed; "
+                    f"install it: pip install 'mail-torchrec[{extra}]'"
+                )
