@@ -1,6 +1,7 @@
-"""Silences what third parties say to their own developers, so that a user sees what concerns a user."""
+"""How much a user sees: what third parties say to their own developers is silenced, progress bars do not flood log files."""
 
 import logging
+import sys
 import warnings
 
 
@@ -11,3 +12,8 @@ def quiet_third_parties() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     for name in ("torchrec", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def bar_interval() -> float:
+    """Seconds between two pictures of a progress bar: few where they end up in a log file."""
+    return 0.2 if sys.stderr.isatty() else 10.0

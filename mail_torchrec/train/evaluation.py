@@ -12,10 +12,10 @@ from mail_torchrec.collectives import gather_rows, rank
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
+from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.metrics import Conversions, Figures, report
 from mail_torchrec.train.predictions import Predictions
-from mail_torchrec.train.progress import bar_interval
 
 
 def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outputs]:

@@ -1,7 +1,6 @@
 """What a run tells while it trains: a progress bar, TensorBoard, metrics.jsonl, and a stop on a loss that is not finite."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -14,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.run_dir import RunDir
 
 
@@ -92,11 +92,6 @@ class Progress:
             self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
         self._since, self._steps_since, self._rows_reported = now, 0, self._rows
         self._sums.clear()
-
-
-def bar_interval() -> float:
-    """Seconds between two pictures of a progress bar: few where they end up in a log file."""
-    return 0.2 if sys.stderr.isatty() else 10.0
 
 
 def _short(losses: Iterable[tuple[str, float]]) -> str:
