@@ -23,11 +23,11 @@ _ITEM = ["adgroup_id", "cate_id", "campaign_id", "customer", "brand"]
 
 def _impressions(tables: Tables) -> Table:
     rows = tables[SAMPLE].rename(time="time_stamp", user_id="user").mutate(user=ibis._.user_id)
-    rows = rows.mutate(hour=hour(rows.time, 1, BEIJING)).drop("nonclk")
-    return look_up(look_up(rows, tables[ADS], "adgroup_id"), tables[PROFILES].rename(user="userid"), "user")
+    return rows.mutate(hour=hour(rows.time, 1, BEIJING)).drop("nonclk")
 
 
-def _with_histories(rows: Table, tables: Tables, length: int) -> Table:
+def _rows(impressions: Table, tables: Tables, length: int) -> Table:
+    rows = look_up(look_up(impressions, tables[ADS], "adgroup_id"), tables[PROFILES].rename(user="userid"), "user")
     log = tables[LOG]
     action = log.btag.cases(*ACTIONS.items()).cast("int32")
     events = log.select("user", "cate", "brand", time="time_stamp", action=action)
@@ -70,6 +70,6 @@ ALIMAMA = Dataset(
     second=1,
     utc_offset=BEIJING,
     impressions=_impressions,
-    with_histories=_with_histories,
+    rows=_rows,
     config=_config,
 )

@@ -22,8 +22,8 @@ class Dataset:
         folders: where an unpacked archive may have them.
         second: ticks of the log's clock a second.
         utc_offset: seconds that the log's midnight is before that of UTC.
-        impressions: the rows, with columns ``user``, ``time`` (ticks) and ``hour`` among them, without histories.
-        with_histories: impressions of some users and these users' files -> the columns of the output, and ``user`` and ``time``.
+        impressions: what the log says of each, columns ``user`` and ``time`` (ticks) among it.
+        rows: impressions of some users, these users' files, T -> the same rows with features and histories of at most T events.
         config: the sections ``schema`` and ``train`` for histories of so many events.
     """
 
@@ -33,7 +33,7 @@ class Dataset:
     second: int
     utc_offset: int
     impressions: Callable[[Tables], Table]
-    with_histories: Callable[[Table, Tables, int], Table]
+    rows: Callable[[Table, Tables, int], Table]
     config: Callable[[int], dict[str, Any]]
 
     def day(self, time: IntegerValue) -> IntegerValue:

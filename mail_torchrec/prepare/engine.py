@@ -96,7 +96,7 @@ class DuckDB:
         try:
             return self._connection.execute(sql)
         except self._error as error:
-            raise ValueError(f"DuckDB could not go on: {error}; what is finished is kept, so the same command goes on from here") from error
+            raise _stopped("DuckDB", error) from error
 
     def _view(self, source: str, columns: dict[str, str]) -> Table:
         self._views += 1
@@ -115,10 +115,12 @@ class Spark:
     def __init__(self, settings: PrepareSettings, spill: Path) -> None:
         pyspark, sql = import_module("pyspark"), import_module("pyspark.sql")
         self.version, self._views = f"pyspark {pyspark.__version__}, ibis {ibis.__version__}", 0
+        self._errors = (import_module("pyspark.errors").PySparkException, import_module("py4j.protocol").Py4JError)
         builder = sql.SparkSession.builder.appName("mail-torchrec prepare")
         if not pyspark.SparkConf().contains("spark.master"):
             builder = builder.master(f"local[{settings.threads or '*'}]").config("spark.driver.memory", f"{settings.memory_mb}m")
             builder = builder.config("spark.local.dir", str(spill)).config("spark.ui.enabled", "false")
+            builder = builder.config("spark.sql.shuffle.partitions", "16")  # the default, 200, is for clusters
             builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
         self._session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
         self._session.sparkContext.setLogLevel("ERROR")
@@ -135,8 +137,11 @@ class Spark:
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
         """See :class:`Engine`."""
-        writer = self._query(table).write.option("compression", "zstd").option("parquet.block.row.count.limit", ROW_GROUP_ROWS)
-        (writer.partitionBy(by) if by else writer).parquet(str(path.absolute()))
+        try:
+            writer = self._query(table).write.option("compression", "zstd").option("parquet.block.row.count.limit", ROW_GROUP_ROWS)
+            (writer.partitionBy(by) if by else writer).parquet(str(path.absolute()))
+        except self._errors as error:
+            raise _stopped("Spark", error) from error
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
         """See :class:`Engine`."""
@@ -157,6 +162,12 @@ class Spark:
         self._views += 1
         frame.createOrReplaceTempView(f"v{self._views}")
         return ibis.table(columns, name=f"v{self._views}")
+
+
+def _stopped(engine: str, error: Exception) -> ValueError:
+    """An engine's error, which may quote lines of any length."""
+    lines = [line[:200] for line in str(error).splitlines() if line.strip()][:8]
+    return ValueError("\n".join([f"{engine} could not go on; what is finished is kept, so the same command goes on from here:", *lines]))
 
 
 def _quoted(path: Path) -> str:

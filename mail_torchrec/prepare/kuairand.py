@@ -39,15 +39,14 @@ def _log(tables: Tables) -> Table:
 
 def _impressions(tables: Tables) -> Table:
     log = _log(tables)
-    rows = log.select("user", "time", "user_id", "video_id", "tab", "is_click", "long_view", "is_like", hour=hour(log.time, 1_000, BEIJING))
-    users = tables[USERS].select("user_id", *_ATTRIBUTES)
-    videos = tables[VIDEOS]
+    return log.select("user", "time", "user_id", "video_id", "tab", "is_click", "long_view", "is_like", hour=hour(log.time, 1_000, BEIJING))
+
+
+def _rows(impressions: Table, tables: Tables, length: int) -> Table:
+    users, videos = tables[USERS].select("user_id", *_ATTRIBUTES), tables[VIDEOS]
     tags = videos.tag.split(",").map(lambda tag: tag.try_cast("int64"))
     videos = videos.select("video_id", *_ITEM, "video_duration", tag=tags)
-    return look_up(look_up(rows, users, "user_id"), videos, "video_id")
-
-
-def _with_histories(rows: Table, tables: Tables, length: int) -> Table:
+    rows = look_up(look_up(impressions, users, "user_id"), videos, "video_id")
     log = _log(tables)
     action = ibis.cases((log.is_like == 1, 3), (log.long_view == 1, 2), else_=1).cast("int32")
     events = log.select("user", "time", "video_id", "is_click", "long_view", "is_like", action=action)
@@ -85,6 +84,6 @@ KUAIRAND = Dataset(
     second=1_000,
     utc_offset=BEIJING,
     impressions=_impressions,
-    with_histories=_with_histories,
+    rows=_rows,
     config=_config,
 )

@@ -20,14 +20,14 @@ def _ratings(tables: Tables) -> Table:
 
 def _impressions(tables: Tables) -> Table:
     ratings = _ratings(tables)
-    rows = ratings.select("user", "time", "user_id", "movie_id", "liked", hour=hour(ratings.time, 1, 0))
+    return ratings.select("user", "time", "user_id", "movie_id", "liked", hour=hour(ratings.time, 1, 0))
+
+
+def _rows(impressions: Table, tables: Tables, length: int) -> Table:
     movies = tables[MOVIES]
     # Spark would take a bar for a regular expression.
     movies = movies.select("movie_id", genres=movies.genres.replace("|", ",").split(","))
-    return look_up(look_up(rows, tables[USERS], "user_id"), movies, "movie_id")
-
-
-def _with_histories(rows: Table, tables: Tables, length: int) -> Table:
+    rows = look_up(look_up(impressions, tables[USERS], "user_id"), movies, "movie_id")
     ratings = _ratings(tables)
     rows = with_histories(rows, ratings, {"rated_seq": "movie_id", "rating_seq": "rating"}, length)
     return with_histories(rows, ratings.filter(ratings.liked == 1), {"liked_seq": "movie_id"}, length)
@@ -62,6 +62,6 @@ MOVIELENS = Dataset(
     second=1,
     utc_offset=0,
     impressions=_impressions,
-    with_histories=_with_histories,
+    rows=_rows,
     config=_config,
 )

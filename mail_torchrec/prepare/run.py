@@ -16,16 +16,16 @@ from mail_torchrec.prepare.engine import Engine, open_engine
 from mail_torchrec.prepare.files import MALFORMED_BUCKET, Counts, RawFile
 from mail_torchrec.prepare.kuairand import KUAIRAND
 from mail_torchrec.prepare.movielens import MOVIELENS
-from mail_torchrec.prepare.settings import Datasets, PrepareSettings
+from mail_torchrec.prepare.settings import PrepareSettings
 from mail_torchrec.prepare.steps import Record, Steps
 
-DATASETS = {Datasets.ALIMAMA: ALIMAMA, Datasets.KUAIRAND: KUAIRAND, Datasets.MOVIELENS: MOVIELENS}
+DATASETS = {"alimama": ALIMAMA, "kuairand": KUAIRAND, "movielens": MOVIELENS}
 BUCKET_BYTES = 256 * 2**20
 PARTS = ("train", "test")
 _WORK = ".work"
 
 
-def prepare(name: Datasets, settings: PrepareSettings, raw: Path, out: Path) -> Record:
+def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Record:
     """Writes ``out``: ``train/`` and ``test/`` (Parquet), ``config.yaml``, and last ``prepared.json``, which is returned.
 
     Stopped half way, the same call goes on from there.
@@ -38,7 +38,7 @@ def prepare(name: Datasets, settings: PrepareSettings, raw: Path, out: Path) -> 
     paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
     size = sum(path.stat().st_size for path in paths.values())
     buckets = settings.buckets or -(-size // BUCKET_BYTES)
-    inputs = {"dataset": name.value, "engine": settings.engine.value, "history": settings.history, "test_days": settings.test_days}
+    inputs = {"dataset": name, "engine": settings.engine.value, "history": settings.history, "test_days": settings.test_days}
     inputs |= {"buckets": buckets, "files": {file.name: _identity(path) for file, path in paths.items()}}
     if _is_finished(out, inputs):
         finished: Record = json.loads((out / "prepared.json").read_text())
@@ -62,6 +62,15 @@ def prepare(name: Datasets, settings: PrepareSettings, raw: Path, out: Path) -> 
             part = _of_bucket(dataset, tables, bucket)
             steps.do(f"rows-{bucket:05}", lambda folder, part=part: _rows(engine, dataset, part, settings.history, first_test_day, folder))
         return _publish(dataset, settings.history, out, inputs, steps, engine.version)
+
+
+def summary(prepared: Record, out: Path) -> str:
+    """What went in, what came out, what it took, and what to do next."""
+    lines = [f"{name}: {counts['rows']:,} lines, and {counts['malformed']:,} malformed" for name, counts in prepared["files"].items()]
+    rows, peak = prepared["rows"], prepared["peak_rss_bytes"] / 1e9
+    lines.append(f"{out}: {rows['impressions']:,} impressions in; {rows['train']:,} rows in train/, {rows['test']:,} in test/")
+    lines.append(f"{prepared['seconds']:,} s, {prepared['lines_per_second']:,} lines/s, peak memory (RSS of this process) {peak:.2f} GB")
+    return "\n".join([*lines, f"mail-torchrec train --config {out / 'config.yaml'} --run-dir runs/{prepared['inputs']['dataset']}"])
 
 
 def _identity(path: Path) -> list[int]:
@@ -119,23 +128,29 @@ def _days(engine: Engine, dataset: Dataset, tables: Tables) -> Record:
 def _rows(engine: Engine, dataset: Dataset, tables: Tables, history: int, first_test_day: int, folder: Path) -> Record:
     """The rows of one bucket of users, in order of time."""
     impressions = dataset.impressions(tables)
-    rows = dataset.with_histories(impressions, tables, history).drop("user")
+    [(expected,)] = engine.rows(impressions.aggregate(rows=impressions.count()))
+    rows = dataset.rows(impressions, tables, history).drop("user")
     rows = rows.mutate(is_test=dataset.day(rows.time) >= first_test_day)
     engine.write(rows, folder / "rows")
     stored = engine.stored(folder / "rows", {column: str(kind) for column, kind in rows.schema().items()})
     scalars = ["time", *(column for column, kind in rows.schema().items() if not kind.is_array() and column != "time")]
-    counts = {}
+    counts: dict[str, int] = {}
     for part in PARTS:
         chosen = stored.filter(stored.is_test == (part == "test"))
         engine.write(chosen.order_by(scalars).drop("is_test"), folder / part)
         [(counts[part],)] = engine.rows(chosen.aggregate(rows=chosen.count()))
     _remove(folder / "rows")
-    return counts
+    if sum(counts.values()) != expected:
+        raise ValueError(
+            f"{expected} impressions became {sum(counts.values())} rows: a file that should hold each user, item or ad once holds one twice; "
+            "remove the repeated lines"
+        )
+    return {"impressions": expected} | counts
 
 
 def _publish(dataset: Dataset, history: int, out: Path, inputs: Record, steps: Steps, version: str) -> Record:
     """Moves the rows into place, and writes the configuration and the record of it all; the last thing written ends the preparation."""
-    rows = {part: sum(record[part] for name, record in steps.records.items() if name.startswith("rows-")) for part in PARTS}
+    rows = {part: sum(record[part] for name, record in steps.records.items() if name.startswith("rows-")) for part in ("impressions", *PARTS)}
     for part in PARTS:
         (out / part).mkdir(exist_ok=True)
         for name, record in steps.records.items():
@@ -155,7 +170,7 @@ def _publish(dataset: Dataset, history: int, out: Path, inputs: Record, steps: S
 
 def config_text(dataset: Dataset, name: str, history: int, out: Path) -> str:
     """The complete configuration, the paper's setting, for rows in ``out``."""
-    tree: dict[str, Any] = {"name": "MAIL-DMR", "data": {"root": str(out.absolute()), "cold_start": {"hide_share": 0.4}}}
+    tree: dict[str, Any] = {"name": "MAIL-DMR", "data": {"root": str(out.resolve()), "cold_start": {"hide_share": 0.4}}}
     sections = dataset.config(history)
     tree |= {"schema": sections["schema"], "model": {"tower": "dmr", "zero_shot": {"variant": "full"}}, "train": sections["train"]}
     head = [f"Written by mail-torchrec prepare {name}.", *dataset.about.splitlines()]

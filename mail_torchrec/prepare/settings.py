@@ -1,19 +1,12 @@
 """How logs are prepared; nothing here needs an engine to be installed."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationError
 
 from mail_torchrec.settings import Settings
-
-
-class Datasets(StrEnum):
-    """The data sets whose published files are known."""
-
-    ALIMAMA = "alimama"
-    KUAIRAND = "kuairand"
-    MOVIELENS = "movielens"
 
 
 class EngineName(StrEnum):
@@ -52,10 +45,25 @@ class PrepareSettings(Settings):
         Raises:
             ValueError: a package is not installed; says how to install it.
         """
-        for package in ["ibis", self.engine.value]:
+        for package in ("ibis", self.engine.value):
             if find_spec(package) is None:
                 extra = "spark" if package == "pyspark" else "prepare"
                 raise ValueError(
                     f"preparing logs with engine '{self.engine}' needs the package '{package}', which is not installed; "
                     f"install it: pip install 'mail-torchrec[{extra}]'"
                 )
+
+
+def prepare_settings(options: Mapping[str, object]) -> PrepareSettings:
+    """Settings of the command line's options, the engine looked for.
+
+    Raises:
+        ValueError: an option does not fit, with its name; a package is not installed.
+    """
+    try:
+        settings = PrepareSettings.model_validate(options)
+    except ValidationError as error:
+        faults = (f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}, received {fault['input']!r}" for fault in error.errors())
+        raise ValueError("; ".join(faults)) from error
+    settings.check_installed()
+    return settings

@@ -1,0 +1,51 @@
+"""Histories against brute force."""
+
+import duckdb
+import ibis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mail_torchrec.prepare.histories import with_histories
+from tests.prepare.raw_logs import newest_before
+
+INSTANTS = st.tuples(st.integers(0, 2), st.integers(-3, 8))
+EVENTS = st.lists(st.tuples(INSTANTS, st.integers(0, 3), st.none() | st.integers(0, 2)), max_size=40)
+CONNECTION = duckdb.connect()
+
+
+def histories(rows: list[tuple[int, int]], events: list[tuple[int, int, int, int | None]], length: int) -> list[tuple[object, ...]]:
+    for name, columns, values in (("r", 3, [(*row, place) for place, row in enumerate(rows)]), ("e", 4, events)):
+        CONNECTION.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM range(0) a, range(0) b, range(0) c, range(0) d LIMIT 0")
+        kinds = ["BIGINT"] * columns
+        CONNECTION.execute(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'c{i} {kind}' for i, kind in enumerate(kinds))})")
+        if values:
+            CONNECTION.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * columns)})", values)
+    table = ibis.table({"c0": "int64", "c1": "int64", "c2": "int64"}, name="r").rename(user="c0", time="c1", place="c2")
+    log = ibis.table({f"c{i}": "int64" for i in range(4)}, name="e").rename(user="c0", time="c1", item="c2", action="c3")
+    found = with_histories(table, log, {"items": "item", "actions": "action"}, length).order_by("place")
+    return CONNECTION.execute(str(ibis.to_sql(found.select("user", "time", "items", "actions"), dialect="duckdb"))).fetchall()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(INSTANTS, max_size=12), events=EVENTS, length=st.integers(1, 5))
+def test_a_history_is_the_newest_events_strictly_before_its_row(
+    rows: list[tuple[int, int]], events: list[tuple[tuple[int, int], int, int | None]], length: int
+) -> None:
+    flat = [(user, time, item, action) for (user, time), item, action in events]
+    # At one instant: by action, then by item (the values' names in order), nulls last.
+    ordered = sorted(flat, key=lambda event: (event[3] is None, event[3] or 0, event[2]))
+    expected = []
+    for user, time in rows:
+        history = newest_before([(who, when, (item, action)) for who, when, item, action in ordered], user, time, length)
+        expected.append((user, time, [item for item, _ in history], [action for _, action in history]))
+    assert histories(rows, flat, length) == expected
+
+
+def test_an_event_of_the_same_instant_is_not_before() -> None:
+    assert histories([(1, 5), (1, 6)], [(1, 5, 7, 0), (2, 1, 8, 0)], 100) == [(1, 5, [], []), (1, 6, [7], [0])]
+
+
+def test_a_history_longer_than_a_page_crosses_pages() -> None:
+    events = [(1, time, time, 0) for time in range(10)]
+    [(_, _, items, _)] = histories([(1, 6)], events, 4)
+    assert items == [2, 3, 4, 5]
