@@ -113,7 +113,7 @@ class Spark:
     """
 
     def __init__(self, settings: PrepareSettings, spill: Path) -> None:
-        pyspark, sql = import_module("pyspark"), import_module("pyspark.sql")
+        pyspark, sql, _ = import_module("pyspark"), import_module("pyspark.sql"), ibis.pyspark  # which makes Ibis know Spark's options
         self.version, self._views = f"pyspark {pyspark.__version__}, ibis {ibis.__version__}", 0
         self._errors = (import_module("pyspark.errors").PySparkException, import_module("py4j.protocol").Py4JError)
         builder = sql.SparkSession.builder.appName("mail-torchrec prepare")

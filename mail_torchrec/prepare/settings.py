@@ -45,9 +45,10 @@ class PrepareSettings(Settings):
         Raises:
             ValueError: a package is not installed; says how to install it.
         """
-        for package in ("ibis", self.engine.value):
+        needed = ("ibis", "duckdb") if self.engine is EngineName.DUCKDB else ("ibis", "pyspark", "pandas")
+        for package in needed:
             if find_spec(package) is None:
-                extra = "spark" if package == "pyspark" else "prepare"
+                extra = "prepare" if self.engine is EngineName.DUCKDB else "spark"
                 raise ValueError(
                     f"preparing logs with engine '{self.engine}' needs the package '{package}', which is not installed; "
                     f"install it: pip install 'mail-torchrec[{extra}]'"

@@ -127,7 +127,7 @@ def test_options_that_do_not_fit_are_named(options: dict[str, object], message: 
         prepare_settings(options)
 
 
-@pytest.mark.parametrize(("engine", "missing", "extra"), [("duckdb", "ibis", "prepare"), ("duckdb", "duckdb", "prepare"), ("pyspark", "pyspark", "spark")])
+@pytest.mark.parametrize(("engine", "missing", "extra"), [("duckdb", "ibis", "prepare"), ("duckdb", "duckdb", "prepare"), ("pyspark", "pyspark", "spark"), ("pyspark", "pandas", "spark")])
 def test_an_engine_that_is_not_installed_is_named_with_the_remedy(engine: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == missing else find_spec("json"))
     with pytest.raises(ValueError, match=rf"'{engine}' needs the package '{missing}', which is not installed; .*mail-torchrec\[{extra}\]"):

@@ -14,12 +14,10 @@ CONNECTION = duckdb.connect()
 
 
 def histories(rows: list[tuple[int, int]], events: list[tuple[int, int, int, int | None]], length: int) -> list[tuple[object, ...]]:
-    for name, columns, values in (("r", 3, [(*row, place) for place, row in enumerate(rows)]), ("e", 4, events)):
-        CONNECTION.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM range(0) a, range(0) b, range(0) c, range(0) d LIMIT 0")
-        kinds = ["BIGINT"] * columns
-        CONNECTION.execute(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'c{i} {kind}' for i, kind in enumerate(kinds))})")
+    for name, width, values in (("r", 3, [(*row, place) for place, row in enumerate(rows)]), ("e", 4, events)):
+        CONNECTION.execute(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'c{column} BIGINT' for column in range(width))})")
         if values:
-            CONNECTION.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * columns)})", values)
+            CONNECTION.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * width)})", values)
     table = ibis.table({"c0": "int64", "c1": "int64", "c2": "int64"}, name="r").rename(user="c0", time="c1", place="c2")
     log = ibis.table({f"c{i}": "int64" for i in range(4)}, name="e").rename(user="c0", time="c1", item="c2", action="c3")
     found = with_histories(table, log, {"items": "item", "actions": "action"}, length).order_by("place")
