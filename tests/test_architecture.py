@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mail_torchrec"
 LAYERS = [
     ["settings", "quiet", "auc", "installation", "collectives"],
     ["losses"],
-    ["towers", "data"],
+    ["towers", "data", "prepare"],
     ["baselines"],
     ["embeddings", "fields", "objective"],
     ["model"],
@@ -27,6 +27,7 @@ APART = {
     "losses": {"data", "towers"},
     "baselines": {"data"},
     "data": {"towers", "losses", "embeddings", "train"},
+    "prepare": {"towers", "losses", "data"},
 }
 
 
@@ -70,7 +71,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize(("library", "homes"), [
     ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "fields.py", "model.py", "train"}),
-    ("pyarrow", {"data"}), ("torchx", set()),
+    ("pyarrow", {"data"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
 ])  # fmt: skip
 def test_libraries_stay_at_home(library: str, homes: set[str]) -> None:
     users = {
@@ -86,10 +87,10 @@ def test_only_components_import_torchx_and_they_name_the_package_as_a_string() -
     assert not any(name.startswith("mail_torchrec") for name in imports(component))
 
 
-def test_importing_the_command_line_loads_no_torch_and_prints_nothing() -> None:
-    code = "import sys, mail_torchrec.cli; print('torch' in sys.modules)"
+def test_importing_the_command_line_loads_no_torch_and_no_engine_and_prints_nothing() -> None:
+    code = "import sys, mail_torchrec.cli; print(sorted({'torch', 'ibis', 'duckdb', 'pyspark'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "False\n" and done.stderr == ""
+    assert done.stdout == "[]\n" and done.stderr == ""
 
 
 @pytest.mark.parametrize("path", [*modules(), *modules(ROOT / "components")], ids=lambda path: str(path.relative_to(ROOT)))

@@ -48,7 +48,9 @@ def _chunks(rows: int) -> Iterator[int]:
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     writer = None
     for table in tables:
-        writer = writer or pacsv.CSVWriter(path, table.schema, write_options=pacsv.WriteOptions(quoting_style="none", quoting_header="none"))
+        writer = writer or pacsv.CSVWriter(
+            path, table.schema, write_options=pacsv.WriteOptions(quoting_style="none", quoting_header="none")
+        )
         writer.write_table(table)
     if writer is not None:
         writer.close()

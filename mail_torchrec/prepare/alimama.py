@@ -1,7 +1,7 @@
 """Taobao display ads (Alimama, tianchi.aliyun.com/dataset/56): the paper's public data set.
 
-Behaviours name no ad, only a category and a brand, so a history is a sequence over categories and one over brands; each shares its table with
-the target ad's own category or brand.
+Behaviours name no ad, only a category and a brand, so a history is a sequence over categories and one over brands; each shares its
+table with the target ad's own category or brand.
 """
 
 from typing import Any

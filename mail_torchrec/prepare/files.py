@@ -110,7 +110,9 @@ class RawFile:
         candidates = [raw / folder / self.name for folder in ("", *folders)]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
-            raise ValueError(f"no file '{self.name}' in '{raw}' (looked at {', '.join(map(str, candidates))}); --raw names the unpacked folder")
+            raise ValueError(
+                f"no file '{self.name}' in '{raw}' (looked at {', '.join(map(str, candidates))}); --raw names the unpacked folder"
+            )
         with path.open(encoding="latin-1") as file:
             first = file.readline()
         if not first:

@@ -1,7 +1,7 @@
 """The one history algorithm: of each impression the newest T events strictly before it, oldest first.
 
-A user's events, in order of time, are numbered 0, 1, 2, ... and cut into pages of T. An impression that ``seen`` events precede finds the end
-of its history on the page of event ``seen - 1``, and the rest on the page before::
+A user's events, in order of time, are numbered 0, 1, 2, ... and cut into pages of T. An impression that ``seen`` events precede finds
+the end of its history on the page of event ``seen - 1``, and the rest on the page before::
 
     T = 4, seen = 6        page 0: [e0 e1 e2 e3]   page 4: [e4 e5 e6 e7]
     history                             e2 e3                e4 e5

@@ -28,7 +28,14 @@ _USER_FIELDS = (
 )
 _VIDEO_FIELDS = (
     *(whole("video_id"), text("author_id"), text("video_type"), text("upload_dt"), text("upload_type"), text("visible_status")),
-    *(real("video_duration", optional=True), text("server_width"), text("server_height"), text("music_id"), text("music_type"), text("tag")),
+    *(
+        real("video_duration", optional=True),
+        text("server_width"),
+        text("server_height"),
+        text("music_id"),
+        text("music_type"),
+        text("tag"),
+    ),
 )
 
 
@@ -72,9 +79,9 @@ def _config(length: int) -> dict[str, Any]:
 
 
 KUAIRAND = Dataset(
-    about="KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0). Histories: videos clicked, watched long or liked; actions: 3 liked, 2 watched\n"
-    "long, 1 clicked. The files also hold long_view and is_like (labels) and the sequences long_view_seq and skip_seq (shown, and neither\n"
-    "clicked nor watched long nor liked), both for table video.",
+    about="KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0). Histories: videos clicked, watched long or liked; actions: 3 liked,\n"
+    "2 watched long, 1 clicked. The files also hold long_view and is_like (labels) and the sequences long_view_seq and skip_seq (shown,\n"
+    "and neither clicked nor watched long nor liked), both for table video.",
     files=(
         *(RawFile(name, _LOG_FIELDS, key="user_id") for name in LOGS),
         RawFile(USERS, _USER_FIELDS, key="user_id"),

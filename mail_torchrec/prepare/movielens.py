@@ -54,7 +54,9 @@ MOVIELENS = Dataset(
     about="MovieLens-1M (Harper and Konstan, 2015). liked: a rating of 4 or 5; rating_seq: the ratings as published. The files also hold\n"
     "liked_seq, the movies rated 4 or 5 (table movie). The last day has few ratings: --test-days takes more.",
     files=(
-        _file(USERS, whole("user_id"), one_of("gender", "F", "M"), small("age"), small("occupation"), text("zip_code", "[^:]+"), key="user_id"),
+        _file(
+            USERS, whole("user_id"), one_of("gender", "F", "M"), small("age"), small("occupation"), text("zip_code", "[^:]+"), key="user_id"
+        ),
         _file(MOVIES, whole("movie_id"), text("title", "(?::?[^:])+"), text("genres", "[^:]+")),
         _file(RATINGS, whole("user_id"), whole("movie_id"), small("rating"), whole("time"), key="user_id"),
     ),

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
     paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
     size = sum(path.stat().st_size for path in paths.values())
     buckets = settings.buckets or -(-size // BUCKET_BYTES)
-    inputs = {"dataset": name, "engine": settings.engine.value, "history": settings.history, "test_days": settings.test_days}
+    inputs: Record = {"dataset": name, "engine": settings.engine.value, "history": settings.history, "test_days": settings.test_days}
     inputs |= {"buckets": buckets, "files": {file.name: _identity(path) for file, path in paths.items()}}
     if _is_finished(out, inputs):
         finished: Record = json.loads((out / "prepared.json").read_text())
@@ -48,7 +49,7 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
         Steps(out / _WORK, len(paths) + 1 + buckets, engine.progress) as steps,
     ):
         for file, path in paths.items():
-            counts = steps.do(f"read-{file.name}", lambda folder, file=file, path=path: _read(engine, file, path, buckets, folder))
+            counts = steps.do(f"read-{file.name}", partial(_read, engine, file, path, buckets))
             Counts(counts["rows"], counts["malformed"], counts["example"]).check(str(path), settings.max_malformed)
         tables = {file.name: engine.stored(steps.folder(f"read-{file.name}") / "parts", file.stored) for file in paths}
         days = steps.do("days", lambda _: _days(engine, dataset, _of_bucket(dataset, tables, None)))
@@ -60,7 +61,7 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
             )
         for bucket in range(buckets):
             part = _of_bucket(dataset, tables, bucket)
-            steps.do(f"rows-{bucket:05}", lambda folder, part=part: _rows(engine, dataset, part, settings.history, first_test_day, folder))
+            steps.do(f"rows-{bucket:05}", partial(_rows, engine, dataset, part, settings.history, first_test_day))
         return _publish(dataset, settings.history, out, inputs, steps, engine.version)
 
 
@@ -142,15 +143,17 @@ def _rows(engine: Engine, dataset: Dataset, tables: Tables, history: int, first_
     _remove(folder / "rows")
     if sum(counts.values()) != expected:
         raise ValueError(
-            f"{expected} impressions became {sum(counts.values())} rows: a file that should hold each user, item or ad once holds one twice; "
-            "remove the repeated lines"
+            f"{expected} impressions became {sum(counts.values())} rows: a file that should hold each user, item or ad once "
+            "holds one twice; remove the repeated lines"
         )
     return {"impressions": expected} | counts
 
 
 def _publish(dataset: Dataset, history: int, out: Path, inputs: Record, steps: Steps, version: str) -> Record:
     """Moves the rows into place, and writes the configuration and the record of it all; the last thing written ends the preparation."""
-    rows = {part: sum(record[part] for name, record in steps.records.items() if name.startswith("rows-")) for part in ("impressions", *PARTS)}
+    rows = {
+        part: sum(record[part] for name, record in steps.records.items() if name.startswith("rows-")) for part in ("impressions", *PARTS)
+    }
     for part in PARTS:
         (out / part).mkdir(exist_ok=True)
         for name, record in steps.records.items():
@@ -162,7 +165,10 @@ def _publish(dataset: Dataset, history: int, out: Path, inputs: Record, steps: S
     seconds = sum(record["seconds"] for record in steps.records.values())
     lines = sum(counts["rows"] + counts["malformed"] for counts in files.values())
     prepared = {"inputs": inputs, "engine": version, "files": files, "rows": rows, "seconds": round(seconds, 1)}
-    prepared |= {"lines_per_second": round(lines / seconds), "peak_rss_bytes": max(step["peak_rss_bytes"] for step in steps.records.values())}
+    prepared |= {
+        "lines_per_second": round(lines / seconds),
+        "peak_rss_bytes": max(step["peak_rss_bytes"] for step in steps.records.values()),
+    }
     _write_whole(out / "prepared.json", json.dumps(prepared | {"steps": steps.records}, indent=2) + "\n")
     shutil.rmtree(out / _WORK)
     return prepared

@@ -38,14 +38,20 @@ def kuairand(raw: Path) -> None:
         for _ in range(150):
             time = 1_650_902_400_000 + first * DAY * 1_000 + int(random.integers(0, 2 * 24)) * 3_600_000
             click, like, long_view = random.integers(0, 2, 3)
-            lines.append(f"{random.integers(0, 6)},{random.integers(0, 9)},20220426,1200,{time},{click},{like},0,0,0,0,{long_view},1,2,0,0,0,0,1")
+            lines.append(
+                f"{random.integers(0, 6)},{random.integers(0, 9)},20220426,1200,{time},{click},{like},0,0,0,0,{long_view},1,2,0,0,0,0,1"
+            )
         (folder / name).write_text("\n".join(lines) + "\n")
     hot = ",".join(["1", "2.0", "", *["0"] * 15])
     users = [f'{user},full_active,0,0,1,5,"(0,10]",1,"[1,10)",0,0,100,"91-180",{hot}' for user in range(5)]  # user 5 is not known
     (folder / "user_features_pure.csv").write_text("\n".join([_KUAIRAND_USER, *users]) + "\n")
-    videos = [f'{video},{video % 3},NORMAL,2022-04-01,LongImport,1,{"" if video == 2 else "60000.0"},720,1280,{10**12},9.0,' for video in range(9)]
+    videos = [
+        f"{video},{video % 3},NORMAL,2022-04-01,LongImport,1,{'' if video == 2 else '60000.0'},720,1280,{10**12},9.0," for video in range(9)
+    ]
     tags = ['"1,12"', "39", "", *["8"] * 6]
-    (folder / "video_features_basic_pure.csv").write_text("\n".join([_KUAIRAND_VIDEO, *map("".join, zip(videos, tags, strict=True))]) + "\n")
+    (folder / "video_features_basic_pure.csv").write_text(
+        "\n".join([_KUAIRAND_VIDEO, *map("".join, zip(videos, tags, strict=True))]) + "\n"
+    )
 
 
 def movielens(raw: Path) -> None:
@@ -57,7 +63,9 @@ def movielens(raw: Path) -> None:
     lines = [f"{movie}::{title}::{'Drama|War' if movie % 2 else 'Comedy'}\n" for movie, title in enumerate(titles)]
     (raw / "movies.dat").write_text("".join(lines), encoding="latin-1")
     rows = [(random.integers(0, 6), random.integers(0, 10), random.integers(1, 6), random.integers(0, 60)) for _ in range(250)]
-    (raw / "ratings.dat").write_text("".join(f"{user}::{movie}::{rating}::{978_300_000 + 3_600 * time}\n" for user, movie, rating, time in rows))
+    (raw / "ratings.dat").write_text(
+        "".join(f"{user}::{movie}::{rating}::{978_300_000 + 3_600 * time}\n" for user, movie, rating, time in rows)
+    )
 
 
 WRITERS = {"alimama": alimama, "kuairand": kuairand, "movielens": movielens}

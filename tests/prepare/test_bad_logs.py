@@ -66,19 +66,19 @@ def test_too_many_malformed_lines_are_an_error_that_shows_one(raw: Path) -> None
 
 def test_a_file_without_a_good_line_is_an_error_at_any_limit(raw: Path) -> None:
     edit(raw / "ad_feature.csv", lambda lines: [lines[0], "a,b\n", "c\n"])
-    with pytest.raises(ValueError, match="ad_feature.csv should hold rows: 2 lines, none of them good, such as 'c'; download"):
+    with pytest.raises(ValueError, match=r"ad_feature.csv should hold rows: 2 lines, none of them good, such as 'c'; download"):
         prepared(raw, max_malformed=1.0)
 
 
 def test_a_file_with_nothing_but_a_header_is_an_error(raw: Path) -> None:
     edit(raw / "ad_feature.csv", lambda lines: lines[:1])
-    with pytest.raises(ValueError, match="ad_feature.csv should hold rows: 0 lines, none of them good; download"):
+    with pytest.raises(ValueError, match=r"ad_feature.csv should hold rows: 0 lines, none of them good; download"):
         prepared(raw)
 
 
 def test_an_empty_file_is_an_error(raw: Path) -> None:
     (raw / "user_profile.csv").write_text("")
-    with pytest.raises(ValueError, match="user_profile.csv should hold lines: it is empty; download or unpack it again"):
+    with pytest.raises(ValueError, match=r"user_profile.csv should hold lines: it is empty; download or unpack it again"):
         prepared(raw)
 
 
@@ -98,18 +98,20 @@ def test_another_header_is_an_error_that_shows_both(raw: Path) -> None:
 
 def test_an_ad_that_stands_twice_is_an_error(raw: Path) -> None:
     edit(raw / "ad_feature.csv", lambda lines: [*lines, *lines[1:]])
-    with pytest.raises(ValueError, match=r"92 impressions became 184 rows: a file that should hold each user, item or ad once holds one twice"):
+    with pytest.raises(
+        ValueError, match=r"92 impressions became 184 rows: a file that should hold each user, item or ad once holds one twice"
+    ):
         prepared(raw)
 
 
 def test_a_log_of_one_day_has_no_training_rows(raw: Path) -> None:
-    with pytest.raises(ValueError, match="all impressions lie in the last 8 days, which are for testing; choose fewer with --test-days"):
+    with pytest.raises(ValueError, match=r"all impressions lie in the last 8 days, which are for testing; choose fewer with --test-days"):
         prepared(raw, test_days=8)
 
 
 def test_an_engine_that_cannot_go_on_says_so(raw: Path) -> None:
     (raw / "behavior_log.csv").write_text((raw / "behavior_log.csv").read_text() + "1" * 3_000_000 + "\n")
-    with pytest.raises(ValueError, match="DuckDB could not go on; what is finished is kept") as raised:
+    with pytest.raises(ValueError, match=r"DuckDB could not go on; what is finished is kept") as raised:
         prepared(raw)
     assert "Maximum line size" in str(raised.value) and len(str(raised.value)) < 2_000
 
@@ -127,8 +129,13 @@ def test_options_that_do_not_fit_are_named(options: dict[str, object], message: 
         prepare_settings(options)
 
 
-@pytest.mark.parametrize(("engine", "missing", "extra"), [("duckdb", "ibis", "prepare"), ("duckdb", "duckdb", "prepare"), ("pyspark", "pyspark", "spark"), ("pyspark", "pandas", "spark")])
-def test_an_engine_that_is_not_installed_is_named_with_the_remedy(engine: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("engine", "missing", "extra"),
+    [("duckdb", "ibis", "prepare"), ("duckdb", "duckdb", "prepare"), ("pyspark", "pyspark", "spark"), ("pyspark", "pandas", "spark")],
+)
+def test_an_engine_that_is_not_installed_is_named_with_the_remedy(
+    engine: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == missing else find_spec("json"))
     with pytest.raises(ValueError, match=rf"'{engine}' needs the package '{missing}', which is not installed; .*mail-torchrec\[{extra}\]"):
         prepare_settings({"engine": engine})

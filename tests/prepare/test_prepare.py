@@ -67,7 +67,10 @@ def test_the_configuration_is_the_papers_setting(prepared: Callable[[str], Path]
 def test_alimama_rows_are_the_published_ones_with_histories_before_them(prepared: Callable[[str], Path]) -> None:
     raw, out = prepared("alimama") / "raw", prepared("alimama") / "out"
     codes = {"pv": 1, "fav": 2, "cart": 3, "buy": 4}
-    log = [(int(e["user"]), int(e["time_stamp"]), (codes[e["btag"]], int(e["brand"]), int(e["cate"]))) for e in raw_logs.read(raw / "behavior_log.csv")]
+    log = [
+        (int(e["user"]), int(e["time_stamp"]), (codes[e["btag"]], int(e["brand"]), int(e["cate"])))
+        for e in raw_logs.read(raw / "behavior_log.csv")
+    ]
     ads = {ad["adgroup_id"]: ad for ad in raw_logs.read(raw / "ad_feature.csv")}
     users = {user["userid"]: user for user in raw_logs.read(raw / "user_profile.csv")}
     log.sort(key=lambda event: event[2])
@@ -80,7 +83,10 @@ def test_alimama_rows_are_the_published_ones_with_histories_before_them(prepared
         fields: dict[str, Any] = {"user_id": user, "time": time, "clk": int(row["clk"]), "pid": row["pid"], "price": float(ad["price"])}
         fields |= {"brand": None if ad["brand"] == "NULL" else int(ad["brand"]), "cate_id": int(ad["cate_id"])}
         fields |= {"hour": time // 3_600 % 24 + 8 - (24 if time // 3_600 % 24 >= 16 else 0)}
-        fields |= {"pvalue_level": int(profile["pvalue_level"]) if profile["pvalue_level"] else None, "age_level": int(profile["age_level"])}
+        fields |= {
+            "pvalue_level": int(profile["pvalue_level"]) if profile["pvalue_level"] else None,
+            "age_level": int(profile["age_level"]),
+        }
         fields |= {"actions": [a for a, _, _ in history], "brands": [b for _, b, _ in history], "cates": [c for _, _, c in history]}
         expected.append(fields | {"bought_brands": [b for _, b, _ in buys], "bought_cates": [c for _, _, c in buys]})
     found = [{name: row[name] for name in expected[0]} for row in rows_of(out)]
@@ -90,16 +96,25 @@ def test_alimama_rows_are_the_published_ones_with_histories_before_them(prepared
 
 def test_kuairand_histories_come_from_both_logs_by_what_the_user_did(prepared: Callable[[str], Path]) -> None:
     raw, out = prepared("kuairand") / "raw", prepared("kuairand") / "out"
-    log = [{key: int(float(value)) for key, value in row.items()} for name in raw_logs.KUAIRAND_LOGS for row in raw_logs.read(raw / "data" / name)]
+    log = [
+        {key: int(float(value)) for key, value in row.items()}
+        for name in raw_logs.KUAIRAND_LOGS
+        for row in raw_logs.read(raw / "data" / name)
+    ]
 
     def events(keep: Callable[[dict[str, int]], bool]) -> list[tuple[int, int, tuple[int, int]]]:
         code = {True: 3, False: 2}
-        chosen = [(r["user_id"], r["time_ms"], (code[bool(r["is_like"])] if r["is_like"] or r["long_view"] else 1, r["video_id"])) for r in log if keep(r)]
+        chosen = [
+            (r["user_id"], r["time_ms"], (code[bool(r["is_like"])] if r["is_like"] or r["long_view"] else 1, r["video_id"]))
+            for r in log
+            if keep(r)
+        ]
         return sorted(chosen, key=lambda event: event[2])
 
     watched = events(lambda row: bool(row["is_click"] or row["long_view"] or row["is_like"]))
     skipped = events(lambda row: not (row["is_click"] or row["long_view"] or row["is_like"]))
-    assert len(found := rows_of(out)) == len(log) == 300
+    found = rows_of(out)
+    assert len(found) == len(log) == 300
     for row in found:
         history = raw_logs.newest_before(watched, row["user_id"], row["time"], 7)
         assert (row["watch_action_seq"], row["watch_seq"]) == ([code for code, _ in history], [video for _, video in history])
@@ -116,7 +131,9 @@ def test_kuairand_quotes_nulls_and_unknown_users_are_read_right(prepared: Callab
     for row in rows:
         known = row["user_id"] < 5
         assert (row["follow_user_num_range"], row["onehot_feat1"]) == (("(0,10]", "2.0") if known else (None, None))
-        assert row["onehot_feat2"] is None and row["hour"] == row["time"] // 3_600_000 % 24 + (8 if row["time"] // 3_600_000 % 24 < 16 else -16)
+        assert row["onehot_feat2"] is None and row["hour"] == row["time"] // 3_600_000 % 24 + (
+            8 if row["time"] // 3_600_000 % 24 < 16 else -16
+        )
 
 
 def test_movielens_ratings_become_labels_and_histories(prepared: Callable[[str], Path]) -> None:
@@ -134,13 +151,17 @@ def test_movielens_ratings_become_labels_and_histories(prepared: Callable[[str],
 
 @pytest.mark.parametrize(("dataset", "second", "offset"), [("alimama", 1, 28_800), ("kuairand", 1_000, 28_800), ("movielens", 1, 0)])
 def test_the_last_day_is_the_test_data(prepared: Callable[[str], Path], dataset: str, second: int, offset: int) -> None:
-    days = {part: {(row["time"] // second + offset) // 86_400 for row in rows_of(prepared(dataset) / "out", part)} for part in ("train", "test")}
+    days = {
+        part: {(row["time"] // second + offset) // 86_400 for row in rows_of(prepared(dataset) / "out", part)} for part in ("train", "test")
+    }
     assert days["test"] == {max(days["train"]) + 1}
 
 
 @pytest.mark.parametrize("dataset", raw_logs.WRITERS)
 def test_pyspark_gives_the_rows_that_duckdb_gives(prepared: Callable[[str], Path], dataset: str, tmp_path: Path) -> None:
-    pytest.importorskip("pyspark", reason="the extra 'spark' is not installed, by choice: it is 450 MB and wants Java; pip install -e '.[spark]'")
+    pytest.importorskip(
+        "pyspark", reason="the extra 'spark' is not installed, by choice: it is 450 MB and wants Java; pip install -e '.[spark]'"
+    )
     raw, out = prepared(dataset) / "raw", prepared(dataset) / "out"
     prepare(dataset, raw, tmp_path / "out", "--engine", "pyspark", "--buckets", "2", "--history", "7")
     for part in ("train", "test"):
@@ -214,7 +235,7 @@ def test_other_settings_or_files_are_refused_for_a_begun_folder(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"begun with other settings or files: history was 100, now 5; choose another --out, or delete it"):
         prepare("movielens", raw, out, "--history", "5")
     (raw / "users.dat").write_text((raw / "users.dat").read_text() + "9::F::25::1::4\n")
-    with pytest.raises(ValueError, match="begun with other settings or files: files was"):
+    with pytest.raises(ValueError, match=r"begun with other settings or files: files was"):
         prepare("movielens", raw, out)
 
 
