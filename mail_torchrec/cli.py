@@ -109,7 +109,7 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--engine", type=click.Choice(["duckdb", "pyspark"]), default="duckdb", show_default=True, help="What runs the queries.")
 @click.option("--history", default=100, show_default=True, help="The newest so many events before an impression are its history.")
 @click.option("--test-days", default=1, show_default=True, help="The last so many days are the test rows.")
-@click.option("--memory-limit", default="8GB", show_default=True, help="Of the whole process (of the driver with pyspark), in MB or GB.")
+@click.option("--memory-limit", default="8GB", show_default=True, help="Of the whole process (of Spark's driver), in MB or GB.")
 @click.option("--threads", type=int, help="By default one a CPU core.")
 @click.option("--buckets", type=int, help="Groups of users, prepared one after the other. By default one for each 256 MB of files.")
 @click.option("--max-malformed", default=0.01, show_default=True, help="The greatest share of malformed lines in a file.")

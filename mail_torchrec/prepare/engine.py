@@ -55,8 +55,8 @@ class DuckDB:
         duckdb = import_module("duckdb")
         self.version = f"duckdb {duckdb.__version__}, ibis {ibis.__version__}"
         self._error, self._views = duckdb.Error, 0
-        # The limit counts the larger part of what DuckDB takes from the system, and not Python: so three quarters.
-        options: dict[str, Any] = {"memory_limit": f"{settings.memory_mb * 3 // 4}MB", "temp_directory": str(spill)}
+        # The limit counts the larger part of what DuckDB takes from the system, and not Python: so two thirds.
+        options: dict[str, Any] = {"memory_limit": f"{settings.memory_mb * 2 // 3}MB", "temp_directory": str(spill)}
         if settings.threads is not None:
             options["threads"] = settings.threads
         self._connection = duckdb.connect(config=options)
@@ -138,7 +138,9 @@ class Spark:
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
         """See :class:`Engine`."""
         try:
-            writer = self._query(table).write.option("compression", "zstd").option("parquet.block.row.count.limit", ROW_GROUP_ROWS)
+            writer = (
+                self._query(table).write.option("compression", "zstd").option("maxRecordsPerFile", ROW_GROUP_ROWS)
+            )  # so, of a row group
             (writer.partitionBy(by) if by else writer).parquet(str(path.absolute()))
         except self._errors as error:
             raise _stopped("Spark", error) from error

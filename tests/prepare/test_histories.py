@@ -2,6 +2,8 @@
 
 import duckdb
 import ibis
+import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ def histories(rows: list[tuple[int, int]], events: list[tuple[int, int, int, int
     return CONNECTION.execute(str(ibis.to_sql(found.select("user", "time", "items", "actions"), dialect="duckdb"))).fetchall()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(INSTANTS, max_size=12), events=EVENTS, length=st.integers(1, 5))
 def test_a_history_is_the_newest_events_strictly_before_its_row(
     rows: list[tuple[int, int]], events: list[tuple[tuple[int, int], int, int | None]], length: int
@@ -47,3 +49,14 @@ def test_a_history_longer_than_a_page_crosses_pages() -> None:
     events = [(1, time, time, 0) for time in range(10)]
     [(_, _, items, _)] = histories([(1, 6)], events, 4)
     assert items == [2, 3, 4, 5]
+
+
+def test_many_events_worked_on_in_parallel_stay_in_order() -> None:
+    random = np.random.default_rng(0)
+    users, times = random.integers(0, 40, 300_000), random.permutation(300_000)
+    CONNECTION.register("many", pa.table({"user": users, "time": times}))
+    CONNECTION.register("last", pa.table({"user": np.arange(40), "time": np.full(40, 10**6)}))
+    log, rows = (ibis.table({"user": "int64", "time": "int64"}, name=name) for name in ("many", "last"))
+    query = with_histories(rows, log.mutate(at=log.time), {"times": "at"}, 3_000).select("user", "times")
+    found = dict(CONNECTION.execute(str(ibis.to_sql(query, dialect="duckdb"))).fetchall())
+    assert found == {user: np.sort(times[users == user])[-3_000:].tolist() for user in range(40)}
