@@ -66,6 +66,7 @@ def _rows(impressions: Table, tables: Tables, length: int) -> Table:
 def _config(length: int) -> dict[str, Any]:
     sequence = {"group": "behaviour", "kind": "list", "max_length": length}
     columns: dict[str, Any] = {"user": {"group": "group_key", "column": "user_id"}, "is_click": {"group": "label"}}
+    columns["long_view"] = {"group": "conversion"}  # for model.multi_task={}
     columns |= {name: {"group": "attribute"} for name in _ATTRIBUTES}
     columns["watch_seq"] = sequence | {"table": "video"}
     columns["watch_action_seq"] = sequence | {"table": "action", "action_of": "watch_seq"}
@@ -80,7 +81,7 @@ def _config(length: int) -> dict[str, Any]:
 
 KUAIRAND = Dataset(
     about="KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0). Histories: videos clicked, watched long or liked; actions: 3 liked,\n"
-    "2 watched long, 1 clicked. The files also hold long_view and is_like (labels) and the sequences long_view_seq and skip_seq (shown,\n"
+    "2 watched long, 1 clicked. The files also hold is_like (a label) and the sequences long_view_seq and skip_seq (shown,\n"
     "and neither clicked nor watched long nor liked), both for table video.",
     files=(
         *(RawFile(name, _LOG_FIELDS, key="user_id") for name in LOGS),

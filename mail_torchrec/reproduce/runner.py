@@ -22,9 +22,9 @@ from mail_torchrec.config import Config, dump_config, load_config
 from mail_torchrec.data.lookups import plan_lookups
 from mail_torchrec.data.source import Source
 from mail_torchrec.model import Towers
+from mail_torchrec.quiet import bar_interval
 from mail_torchrec.reproduce.methods import METHODS, resolve
 from mail_torchrec.towers.registry import needs_match
-from mail_torchrec.train.progress import bar_interval
 from mail_torchrec.train.run_dir import RunDir
 
 _POLL_SECONDS = 0.1

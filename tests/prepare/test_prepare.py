@@ -158,6 +158,7 @@ def test_the_last_day_is_the_test_data(prepared: Callable[[str], Path], dataset:
 
 
 @pytest.mark.parametrize("dataset", raw_logs.WRITERS)
+@pytest.mark.slow
 def test_pyspark_gives_the_rows_that_duckdb_gives(prepared: Callable[[str], Path], dataset: str, tmp_path: Path) -> None:
     pytest.importorskip(
         "pyspark", reason="the extra 'spark' is not installed, by choice: it is 450 MB and wants Java; pip install -e '.[spark]'"
