@@ -16,11 +16,11 @@ class _ResidualStack(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, dim) for width, dim in zip(widths, layer_dims, strict=True))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_NI: Tensor) -> Tensor:
+    def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
         *hidden_layers, last_layer = self.layers
         seen = x_NI
         for layer in hidden_layers:
-            seen = torch.cat([functional.leaky_relu(layer(self.dropout(seen))), x_NI], dim=1)
+            seen = torch.cat([functional.leaky_relu(layer(self.dropout(seen) if drop else seen)), x_NI], dim=1)
         out: Tensor = last_layer(seen)
         return out
 
@@ -34,9 +34,9 @@ class ResidualEncoder(_ResidualStack):
         dropout: before all layers but the last.
     """
 
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """Encodes each row."""
-        return functional.leaky_relu(super().forward(x_NI))
+    def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
+        """Encodes each row, without dropout if told so."""
+        return functional.leaky_relu(super().forward(x_NI, drop=drop))
 
 
 class ResidualDecoder(_ResidualStack):
@@ -52,6 +52,6 @@ class ResidualDecoder(_ResidualStack):
     def __init__(self, code_dim: int, hidden_dims: Sequence[int], out_dim: int, dropout: float) -> None:
         super().__init__(code_dim, [*hidden_dims, out_dim], dropout)
 
-    def forward(self, code_NH: Tensor) -> Tensor:
-        """Decodes each row."""
-        return super().forward(code_NH)
+    def forward(self, code_NH: Tensor, *, drop: bool = True) -> Tensor:
+        """Decodes each row, without dropout if told so."""
+        return super().forward(code_NH, drop=drop)

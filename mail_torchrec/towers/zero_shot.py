@@ -51,6 +51,8 @@ class ZeroShotSettings(Settings):
     """L_a and L_v: mean over elements, then over old rows; or the paper's raw sum."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Before all layers of encoders and decoders but the last."""
+    drop_virtual: bool = True
+    """Whether virtual behaviours feel the dropout in training (one graph, as the paper's); false: they are made as in evaluation."""
     attention_dim: PositiveInt = 128
     """Width of the attention pooling."""
     encoder_dims: tuple[PositiveInt, ...] = Field(default=(1024, 512, 512), min_length=1)
@@ -177,8 +179,9 @@ class ZeroShotTower(nn.Module):
         if self.settings.variant == "none":
             decoded = self.linear(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1))
         else:
-            code_NH = self._encode_attributes(fields_NFD, numeric_NM)
-            decoded = self.behaviour_decoder(code_NH)
+            drop = self.settings.drop_virtual
+            code_NH = self._encode_attributes(fields_NFD, numeric_NM, drop=drop)
+            decoded = self.behaviour_decoder(code_NH, drop=drop)
             if self.settings.virtual_length == "predicted":
                 relative_NS = self.length_head(code_NH)
         decoded_NVD = decoded.view(len(decoded), self.num_vectors, self.behaviour_dim)
@@ -194,11 +197,11 @@ class ZeroShotTower(nn.Module):
     def _decoder(self, out_dim: int) -> ResidualDecoder:
         return ResidualDecoder(self.settings.encoder_dims[-1], self.settings.decoder_dims, out_dim, self.settings.dropout)
 
-    def _encode_attributes(self, fields_NFD: Tensor, numeric_NM: Tensor) -> Tensor:
+    def _encode_attributes(self, fields_NFD: Tensor, numeric_NM: Tensor, *, drop: bool = True) -> Tensor:
         if self.settings.standardise:
             fields_NFD = self.field_scale(fields_NFD.flatten(1)).view_as(fields_NFD)
         seen_NE = self.attribute_attention(fields_NFD) if self.settings.pooling == "attention" else fields_NFD.flatten(1)
-        code_NH: Tensor = self.attribute_encoder(torch.cat([seen_NE, numeric_NM], dim=1))
+        code_NH: Tensor = self.attribute_encoder(torch.cat([seen_NE, numeric_NM], dim=1), drop=drop)
         return code_NH
 
     def _targets(

@@ -269,3 +269,11 @@ def test_switches_that_contradict_each_other_are_refused() -> None:
 def test_variant_none_cannot_predict_lengths() -> None:
     with pytest.raises(ValueError, match=r"variant 'none' trains nothing, so it cannot predict lengths; set virtual_length 'full'"):
         ZeroShotSettings(variant="none", virtual_length="predicted")
+
+
+def test_virtual_behaviours_feel_the_dropout_in_training_unless_told_not_to() -> None:
+    fields, numeric, _ = rows(6)
+    for drop_virtual in (True, False):
+        tower = ready(tower_of(drop_virtual=drop_virtual))
+        expected = tower.virtual(fields, numeric)["history"][0]
+        assert torch.equal(tower.train().virtual(fields, numeric)["history"][0], expected) is not drop_virtual
