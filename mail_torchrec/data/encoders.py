@@ -29,8 +29,9 @@ class Scale:
     deviation: float
 
     def apply(self, values: npt.NDArray[np.float64]) -> Floats:
-        """Standardised values; a missing one (NaN) becomes 0, the training mean."""
-        return np.nan_to_num((values - self.mean) / self.deviation, nan=0.0).astype(np.float32)
+        """Standardised values, within the range of float32; a missing one (NaN) becomes 0, the training mean."""
+        largest = float(np.finfo(np.float32).max)
+        return np.nan_to_num((values - self.mean) / self.deviation, nan=0.0).clip(-largest, largest).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -164,4 +165,6 @@ class _Moments:
         self.count = count
 
     def scale(self) -> Scale:
-        return Scale(self.mean, math.sqrt(self.squares / max(self.count, 1)) or 1.0)
+        """Mean and deviation; a deviation that is nothing but rounding counts as none, and none as 1."""
+        deviation = math.sqrt(self.squares / max(self.count, 1))
+        return Scale(self.mean, deviation if deviation > max(1e-12 * abs(self.mean), float(np.finfo(np.float32).tiny)) else 1.0)

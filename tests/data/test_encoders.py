@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
-from mail_torchrec.data.encoders import Encoders, Scale, fit_encoders
+from mail_torchrec.data.encoders import Encoders, Scale, _Moments, fit_encoders
 from mail_torchrec.data.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.vocabulary import HashedIds, Vocabulary
@@ -60,6 +60,14 @@ def test_scales_equal_plain_statistics(tmp_path: Path, rows: list[plain.Row]) ->
     assert scale.mean == pytest.approx(statistics.fmean(known), abs=1e-12)
     deviation = statistics.pstdev(known)
     assert scale.deviation == pytest.approx(deviation, abs=1e-9) or (deviation < 1e-9 and scale.deviation == 1.0)
+
+
+@pytest.mark.parametrize("value", [0.1, 2e-153, 1e100])
+def test_a_constant_but_for_rounding_is_a_constant_and_what_lies_far_off_stays_finite(value: float) -> None:
+    moments = _Moments()
+    moments.add(np.array([value, value, value * (1 + 1e-15)]))
+    assert moments.scale().deviation == 1.0
+    assert np.isfinite(moments.scale().apply(np.array([value, -1.7e308, 1.7e308]))).all()
 
 
 def test_the_deviation_of_large_numbers_is_exact(tmp_path: Path, schema: Schema) -> None:
