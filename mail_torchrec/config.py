@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
@@ -119,27 +119,48 @@ def _validated(kind: type[AnySettings], tree: dict[str, Any], where: str) -> Any
 def _readable(error: ValidationError, kind: type[Settings]) -> str:
     lines = []
     for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"]) or "(root)"
+        parts, sections = _followed(fault["loc"], kind)
+        place = ".".join(parts) or "(root)"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = f"unknown key{_hint(fault['loc'], kind)}"
+            message = "unknown key" + "".join(f"; known here: {', '.join(_fields(section))}" for section in sections[-2])
+        elif fault["type"].startswith("union_tag"):  # a section of which there are kinds
+            names = ", ".join(_name(section) for section in sections[-1])
+            message = f"'name' should be one of {names}, received {fault['input']!r}"
         elif fault["type"] not in ("value_error", "missing"):
             message += f", received {fault['input']!r}"
         lines.append(f"  {place}: {message}")
     return "\n".join(lines)
 
 
-def _hint(place: tuple[int | str, ...], kind: type[Settings]) -> str:
-    """The keys that a section knows, where the section can be found by its path."""
-    section: Any = kind
-    for part in place[:-1]:
-        if _is_settings(section):
-            section = _fields(section).get(str(part))
-        else:  # dict[str, Section]: any key leads to a Section
-            section = get_args(section)[-1] if get_args(section) else None
-        # Section | None
-        section = next(filter(_is_settings, get_args(section)), section) if get_origin(section) is UnionType else section
-    return "; known here: " + ", ".join(_fields(section)) if _is_settings(section) else ""
+def _followed(place: tuple[int | str, ...], kind: type[Settings]) -> tuple[list[str], list[list[type[Settings]]]]:
+    """A fault's place as the configuration has it, and the sections that may stand at the root and at each part of it.
+
+    Pydantic puts the name of a section's kind into its places, where the configuration has no such level.
+    """
+    parts: list[str] = []
+    annotations: list[Any] = [kind]
+    for part in map(str, place):
+        sections = _sections(annotations[-1])
+        if len(sections) > 1 and part in map(_name, sections):
+            annotations[-1] = next(section for section in sections if _name(section) == part)
+            continue
+        parts.append(part)
+        # dict[str, Section]: any key leads to a Section
+        annotations.append(_fields(sections[0]).get(part) if len(sections) == 1 else (get_args(annotations[-1]) or (None,))[-1])
+    return parts, [_sections(annotation) for annotation in annotations]
+
+
+def _sections(annotation: Any) -> list[type[Settings]]:
+    """The sections that an annotation allows: one, those of a union, or none."""
+    if get_origin(annotation) in (UnionType, Union, Annotated):
+        return [section for part in get_args(annotation) for section in _sections(part)]
+    return [annotation] if _is_settings(annotation) else []
+
+
+def _name(section: type[Settings]) -> str:
+    """The name of a kind of section."""
+    return str(get_args(section.model_fields["name"].annotation)[0])
 
 
 def _is_settings(kind: Any) -> bool:

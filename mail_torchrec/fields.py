@@ -114,6 +114,31 @@ def emptied(inputs: RankingInputs, rows_B: Tensor) -> RankingInputs:
     return replace(inputs, sequences=sequences)
 
 
+def user_id_field(schema: Schema, name: str | None) -> int:
+    """The place of the user's id among the attributes.
+
+    Args:
+        schema: columns and tables.
+        name: its column; None finds the one that reads the group key's column of the files.
+
+    Raises:
+        ValueError: it is no attribute of one id, there is none or more than one, or no other attribute.
+    """
+    key, attributes = schema.file_column(schema.group_key), schema.fields(Group.ATTRIBUTE)
+    ids = [field for field in attributes if field in schema.scalars]
+    if name is not None and name not in ids:
+        raise ValueError(f"model.baseline.field should name an attribute column of one id ({', '.join(ids)}), received '{name}'")
+    found = [name] if name is not None else [field for field in ids if schema.file_column(field) == key]
+    if len(found) != 1:
+        raise ValueError(
+            f"model.baseline: meta_emb needs the user's id as an attribute, and {found or 'no column'} of that group reads '{key}' as the "
+            f"group key does; add schema.columns.{key}={{group: attribute}} ('column: {key}' under another name), or name it by 'field'"
+        )
+    if len(attributes) + len(schema.numeric(Group.ATTRIBUTE)) < 2:
+        raise ValueError(f"model.baseline: meta_emb makes the id of the other attributes, and '{found[0]}' is the only one; add others")
+    return attributes.index(found[0])
+
+
 def without_negatives(inputs: RankingInputs) -> RankingInputs:
     """The inputs as outside training: a tower that has a match loss computes none."""
     sequences = dict(inputs.sequences)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from mail_torchrec.baselines.registry import BaselineSettings, build_baseline
-from mail_torchrec.data.batch import Batch
+from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings, pairs
+from mail_torchrec.baselines.registry import BaselineSettings, build_filler
+from mail_torchrec.data.batch import Batch, map_parts
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
-from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
+from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, user_id_field, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.objective import Term, mmd_share, shares
@@ -116,7 +117,8 @@ class Towers(nn.Module):
         self._assemble = InputAssembler(schema, lookups)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
-        self.baseline = build_baseline(settings.baseline, shapes) if settings.baseline else None
+        self.filler = build_filler(settings.baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
+        self.meta_emb = _build_meta_emb(settings.baseline, schema, shapes) if isinstance(settings.baseline, MetaEmbSettings) else None
         self.multi_task = _build_multi_task(settings, schema, self.ranking)
         own = settings.new_user_tower == "own"
         self.ranking_of_new = build_tower(settings.tower, settings.tower_options, shapes) if own else None
@@ -132,14 +134,15 @@ class Towers(nn.Module):
         loss = ranked.logits_B.new_zeros(())
         if self.training:
             terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(real, seen_BFD, batch)
+            terms |= self._meta_terms(real, batch)
             losses, loss = self._losses(terms, self._zero_shot_losses(real, seen_BFD, batch))
-            if self.baseline is not None:
-                self.baseline.observe(*self._old_rows(real, seen_BFD, batch))
+            if self.filler is not None:
+                self.filler.observe(*self._old_rows(real, seen_BFD, batch))
         elif self.ranking_of_new is not None:
             as_new, as_new_tasks = self._ranked_as_new(real, seen_BFD, batch)
             ranked = replace(ranked, logits_B=torch.where(batch.is_new_B, as_new.logits_B, ranked.logits_B))
             tasks = {name: torch.where(batch.is_new_B, as_new_tasks[name], logits_B) for name, logits_B in tasks.items()}
-        return loss, Outputs(ranked.logits_B.detach(), _detached(losses), batch, _detached(tasks))
+        return loss, Outputs(ranked.logits_B.detach(), map_parts(losses, Tensor.detach), batch, map_parts(tasks, Tensor.detach))
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
@@ -158,8 +161,12 @@ class Towers(nn.Module):
         """New rows, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
 
         Where nothing makes any, new rows keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
+        MetaEmb makes their id's vector.
         """
-        maker = self.zero_shot if self.zero_shot is not None else self.baseline
+        if self.meta_emb is not None:
+            met_as_new_B = is_new_B if as_new_B is None else is_new_B | as_new_B
+            real = self.meta_emb.filled(real, self._assemble.numeric_attributes(real), met_as_new_B)
+        maker = self.zero_shot if self.zero_shot is not None else self.filler
         if maker is None or (self.training and self.zero_shot is not None and self.zero_shot.settings.fill == "infer_only"):
             return real if as_new_B is None else emptied(real, as_new_B & ~is_new_B)
         new_W = torch.nonzero(is_new_B if as_new_B is None else is_new_B | as_new_B).squeeze(1)
@@ -184,6 +191,18 @@ class Towers(nn.Module):
             name.replace("L_", "L_new_"): replace(term, row_weights=counted_B, weight=term.weight * self.settings.as_new_weight)
             for name, term in terms.items()
         }
+
+    def _meta_terms(self, real: RankingInputs, batch: Batch) -> dict[str, Term]:
+        """MetaEmb's loss of this rank's old rows in pairs of one user, met as new ones by the tower that scores those."""
+        if self.meta_emb is None:
+            return {}
+        tower = self.ranking if self.ranking_of_new is None else self.ranking_of_new
+        constant = without_negatives(map_parts(real, Tensor.detach))  # WALL: tables are constants to the generator
+        earlier_B, paired_B = pairs(batch.users_B, ~batch.is_new_B & (batch.weights_B > 0))
+        losses_B = self.meta_emb.losses(
+            tower, emptied(constant, torch.ones_like(paired_B)), self._assemble.numeric_attributes(constant), batch.labels_B, earlier_B
+        )
+        return {"L_meta": Term(losses_B, paired_B.to(losses_B.dtype))}
 
     def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> ZeroShotLosses | None:
         """The zero-shot tower's losses on this rank's old rows."""
@@ -227,12 +246,8 @@ class Towers(nn.Module):
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
 
 
-def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in tensors.items()}
-
-
 def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:
-    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d", "new_rt", "new_ctcvr"}:
+    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d", "meta", "new_rt", "new_ctcvr"}:
         raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
     click_weight = multi_task.click_weight if multi_task else 1.0
     terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)}
@@ -252,6 +267,11 @@ def _build_multi_task(settings: ModelSettings, schema: Schema, tower: nn.Module 
             "add it, or model.multi_task=null"
         )
     return MultiTaskHead(settings.multi_task, tower, settings.tower)
+
+
+def _build_meta_emb(settings: MetaEmbSettings, schema: Schema, shapes: InputShapes) -> MetaEmb:
+    num_numeric = len(schema.numeric(Group.ATTRIBUTE))
+    return MetaEmb(settings, user_id_field(schema, settings.field), shapes.num_attributes, shapes.attribute_dim, num_numeric)
 
 
 def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mail_torchrec.baselines.filler import Filler
 from mail_torchrec.settings import Settings
-from mail_torchrec.towers.behaviours import Behaviours, pooled, spread
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.standardise import RunningMoments
 
@@ -17,8 +17,8 @@ class MeanFillSettings(Settings):
     name: Literal["mean_fill"]
 
 
-class MeanFill(nn.Module):
-    """The moving mean of old rows' summed behaviours and of their number, shared out over that many equal behaviours.
+class MeanFill(Filler):
+    """The moving mean of old rows' pooled behaviours, the same for every row.
 
     Args:
         settings: none.
@@ -26,26 +26,13 @@ class MeanFill(nn.Module):
     """
 
     def __init__(self, settings: MeanFillSettings, sequences: dict[str, SequenceShape]) -> None:
-        super().__init__()
-        self.sequences = dict(sequences)
-        self.sums = nn.ModuleList(RunningMoments(shape.dim) for shape in sequences.values())
-        self.relative_lengths = RunningMoments(len(sequences))
+        super().__init__(sequences)
+        self.pooled = RunningMoments(sum(shape.dim for shape in sequences.values()))
 
-    def observe(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours]) -> None:
-        """Takes old rows into the means; every rank calls it in a training step, with 0 rows too."""
-        behaviours = [sequences[name] for name in self.sequences]
-        ones_N = torch.ones_like(fields_NFD[:, 0, 0])
-        for mean, sequence in zip(self.sums, behaviours, strict=True):
-            mean.observe(pooled([sequence]).squeeze(1), ones_N)
-        relative = [lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours]
-        self.relative_lengths.observe(torch.stack(relative, dim=1), ones_N)
+    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
+        """Old rows into the mean."""
+        self.pooled.observe(pooled_NQ, torch.ones_like(pooled_NQ[:, 0]))
 
-    def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
-        """Behaviours [N, T, d] of each sequence and their number [N]: the same for every row."""
-        num_rows = len(fields_NFD)
-        relative_NS = self.relative_lengths.mean_D.expand(num_rows, -1)
-        made = {}
-        for index, (name, shape) in enumerate(self.sequences.items()):
-            mean_N1D = self.sums[index].mean_D.expand(num_rows, 1, -1)
-            [made[name]] = spread(mean_N1D, [shape.max_length], relative_NS[:, index : index + 1])
-        return made
+    def make(self, attributes_NP: Tensor) -> Tensor:
+        """The mean [N, Q]."""
+        return self.pooled.mean_D.expand(len(attributes_NP), -1)

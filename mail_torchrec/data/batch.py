@@ -69,13 +69,16 @@ class Batch(Pipelineable):
         self._map(lambda part: (part.record_stream(stream), part)[1])
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
-        mapped: Self = _map_parts(self, function)
+        mapped: Self = map_parts(self, function)
         return mapped
 
 
-def _map_parts(part: Any, function: Callable[[Any], Any]) -> Any:
+def map_parts(part: Any, function: Callable[[Any], Any]) -> Any:
+    """The same dataclass or dict, ``function`` of every tensor in it; None stays None."""
+    if part is None:
+        return None
     if isinstance(part, dict):
-        return {key: _map_parts(value, function) for key, value in part.items()}
+        return {key: map_parts(value, function) for key, value in part.items()}
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: _map_parts(getattr(part, field.name), function) for field in fields(part)})
+        return replace(part, **{field.name: map_parts(getattr(part, field.name), function) for field in fields(part)})
     return function(part)

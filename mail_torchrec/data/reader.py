@@ -49,6 +49,8 @@ class DataSettings(Settings):
     """A row is a new user's when all its sequences together hold at most so many behaviours (unless the schema has a new_user column)."""
     shuffle_rows: int = Field(default=65_536, ge=1)
     """Rows shuffled together; row groups are shuffled too."""
+    group_by_user: bool = False
+    """Shuffled rows of one user stay together within those: users come in random order, and so do the rows of each. For MetaEmb."""
     num_workers: int = Field(default=0, ge=0)
     """Reader processes a rank; 0 reads in the training process."""
 
@@ -109,6 +111,8 @@ class Reader(IterableDataset[Batch]):
         self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
         self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
         self.count_names += [f"unclicked/{schema.conversion}"] if schema.conversion else []
+        self._by_user = shuffle and settings.group_by_user
+        self.count_names += [f"distinct/{schema.group_key}"] if self._by_user else []
 
     def __len__(self) -> int:
         return self._num_steps
@@ -128,7 +132,7 @@ class Reader(IterableDataset[Batch]):
             start, stop = bounds[steps.start], bounds[steps.stop]
             slices = _slices(ends, min(start, run.stop - 1), min(stop, run.stop))
             window = Window.concatenate([decode(order[i]).take(rows) for i, rows in slices])
-            permutation = self._permutation(steps.start, stop - start)
+            permutation = self._permutation(steps.start, stop - start, window)
             for step in steps:
                 rows = permutation[bounds[step] - start : bounds[step + 1] - start]
                 yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, step)
@@ -151,10 +155,17 @@ class Reader(IterableDataset[Batch]):
             return groups
         return [groups[i] for i in np.random.default_rng([self._seed, self._epoch]).permutation(len(groups))]
 
-    def _permutation(self, step: int, num_rows: int) -> Ints:
+    def _permutation(self, step: int, num_rows: int, window: Window) -> Ints:
+        """An order of a window's rows; one more than it holds where its last row is repeated."""
         if not self._shuffle:
             return np.arange(num_rows)
-        return self._random(step, stream=0).permutation(num_rows)
+        random = self._random(step, stream=0)
+        order = random.permutation(num_rows)
+        if not self._by_user:
+            return order
+        users, user_R = np.unique(window.users_R, return_inverse=True)
+        places = random.permutation(len(users))[user_R[np.minimum(order, len(window) - 1)]]
+        return order[np.argsort(places, kind="stable")]
 
     def _random(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._epoch, self._share.rank, step, stream])
@@ -184,7 +195,8 @@ class Reader(IterableDataset[Batch]):
         unknown = np.count_nonzero(window.scalars_RC == UNKNOWN_ROW, axis=0)
         unknown_in_lists = [np.count_nonzero(window.lists[name].values == UNKNOWN_ROW) for name in self._lists]
         unclicked = [np.count_nonzero(window.conversions_R & ~window.labels_R)] if self._schema.conversion else []
-        return np.concatenate([unknown, unknown_in_lists, np.count_nonzero(window.is_cut_RL, axis=0), unclicked]).astype(np.int64)
+        users = [len(np.unique(window.users_R))] if self._by_user else []
+        return np.concatenate([unknown, unknown_in_lists, np.count_nonzero(window.is_cut_RL, axis=0), unclicked, users]).astype(np.int64)
 
     def _match(self, num_rows: int, sequence: str, random: np.random.Generator, ids: dict[str, Ragged]) -> MatchIds:
         """Adds the keys of a sequence's match loss to ``ids``."""

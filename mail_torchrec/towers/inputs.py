@@ -4,7 +4,7 @@ Shape letters: ``B`` rows, ``A`` / ``C`` / ``I`` attribute, context and item fie
 behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension (it may differ between groups), ``R`` a tower's last hidden layer.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -135,6 +135,12 @@ class RankingInputs:
     def features(self) -> list[Tensor]:
         """All fields and numeric features but the sequences, each [B, width], to be put side by side."""
         return [self.attributes_BAD.flatten(1), self.items_BID.flatten(1), self.context_BCD.flatten(1), self.numeric_BN]
+
+
+def with_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:
+    """The inputs with these vectors for one of the attributes."""
+    before_BAD, _, behind_BAD = inputs.attributes_BAD.tensor_split((field, field + 1), dim=1)
+    return replace(inputs, attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1))
 
 
 @dataclass

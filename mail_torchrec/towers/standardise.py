@@ -47,6 +47,51 @@ class RunningMoments(nn.Module):
         return torch.where(self.weight > 0, variance_D.sqrt(), torch.ones_like(variance_D))
 
 
+class RunningCovariance(nn.Module):
+    """Moving mean and covariance of all elements, over the rows of all ranks, in float64.
+
+    Args:
+        dim: D, elements of a row.
+        momentum: weight of the newest batch.
+    """
+
+    tiny = _TINY
+    """A variance below this is rounding."""
+
+    def __init__(self, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        # Of rows that end with a 1, so that the last column holds the mean, and the corner the weight of what was observed.
+        self.register_buffer("products_ZZ", torch.zeros(dim + 1, dim + 1, dtype=torch.float64))
+        self.register_buffer("num_rows", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def observe(self, x_ND: Tensor) -> None:
+        """Takes rows in; every rank calls it, ``N`` may be 0."""
+        x_NZ = nn.functional.pad(x_ND.to(self.products_ZZ.dtype), (0, 1), value=1.0)
+        sums_ZZ = sum_over_ranks(x_NZ.T @ x_NZ)
+        total = sums_ZZ[-1, -1]
+        self.products_ZZ.lerp_(sums_ZZ / total.clamp(min=1), self.momentum * (total > 0))
+        self.num_rows.add_(total)
+
+    @property
+    def mean_D(self) -> Tensor:
+        """The mean, 0 before any row."""
+        mean_D: Tensor = self._averages_ZZ[:-1, -1]
+        return mean_D
+
+    @property
+    def covariance_DD(self) -> Tensor:
+        """The covariance, 0 before any row."""
+        covariance_DD: Tensor = self._averages_ZZ[:-1, :-1] - torch.outer(self.mean_D, self.mean_D)
+        return covariance_DD
+
+    @property
+    def _averages_ZZ(self) -> Tensor:
+        averages_ZZ: Tensor = self.products_ZZ / self.products_ZZ[-1, -1].clamp(min=_TINY)
+        return averages_ZZ
+
+
 class Standardiser(RunningMoments):
     """``(x - mean) / deviation`` of each element, [N, D] -> [N, D].
 

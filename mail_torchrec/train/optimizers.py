@@ -7,7 +7,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from mail_torchrec.embeddings.sharding import TableOptimizerSettings
 from mail_torchrec.train.settings import TrainSettings
 
-_ZERO_SHOT = "towers.zero_shot."
+_ZERO_SHOT = ("towers.zero_shot.", "towers.meta_emb.")
 _RANKING = ("towers.ranking.", "towers.multi_task.", "towers.ranking_of_new.", "towers.multi_task_of_new.")
 
 

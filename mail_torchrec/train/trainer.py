@@ -147,6 +147,7 @@ def _train_epoch(assembled: Assembled, data: Loaded, epoch: int, progress: Progr
 _MET = {
     "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
     "cut": ("lists cut to their newest max_length entries", " rows"),
+    "distinct": ("different users of each batch, summed up", ""),
     "unclicked": ("conversions without a click, which count as none", " rows"),
 }
 """Kind of count -> what to say of it, and its unit."""
