@@ -118,7 +118,9 @@ class Towers(nn.Module):
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
         self.filler = build_filler(settings.baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
-        self.meta_emb = _build_meta_emb(settings.baseline, schema, shapes) if isinstance(settings.baseline, MetaEmbSettings) else None
+        self.meta_emb = None
+        if isinstance(settings.baseline, MetaEmbSettings):
+            self.meta_emb = _build_meta_emb(settings.baseline, schema, shapes, has_first_order=bool(lookups.first_order))
         self.multi_task = _build_multi_task(settings, schema, self.ranking)
         own = settings.new_user_tower == "own"
         self.ranking_of_new = build_tower(settings.tower, settings.tower_options, shapes) if own else None
@@ -269,7 +271,12 @@ def _build_multi_task(settings: ModelSettings, schema: Schema, tower: nn.Module 
     return MultiTaskHead(settings.multi_task, tower, settings.tower)
 
 
-def _build_meta_emb(settings: MetaEmbSettings, schema: Schema, shapes: InputShapes) -> MetaEmb:
+def _build_meta_emb(settings: MetaEmbSettings, schema: Schema, shapes: InputShapes, *, has_first_order: bool) -> MetaEmb:
+    if has_first_order:
+        raise ValueError(
+            "model.baseline: meta_emb makes the vector of a new user's id, and this tower has a weight of each id beside it, which nothing "
+            "makes; choose a tower without first-order weights, base_dnn for example"
+        )
     num_numeric = len(schema.numeric(Group.ATTRIBUTE))
     return MetaEmb(settings, user_id_field(schema, settings.field), shapes.num_attributes, shapes.attribute_dim, num_numeric)
 

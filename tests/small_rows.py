@@ -54,6 +54,17 @@ def write_rows(path: Path, num_rows: int, seed: int, *, row_group_size: int = 50
     pq.write_table(table, path, row_group_size=row_group_size)
 
 
+WITH_ID: dict[str, Any] = SCHEMA | {"columns": SCHEMA["columns"] | {"uid": {"group": "attribute", "column": "user"}}}
+"""The schema with the user's id as an attribute, as MetaEmb needs it."""
+
+
+def baseline_tree(name: str, **options: Any) -> dict[str, dict[str, Any]]:
+    """The sections of a baseline with BaseDNN."""
+    tower = {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}}
+    model = tower | {"zero_shot": None, "baseline": {"name": name} | options}
+    return {"schema": WITH_ID if name == "meta_emb" else SCHEMA, "model": model}
+
+
 def config_tree(root: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     """A configuration for these rows: no dropout, so that a step is a function of its rows."""
     tree: dict[str, Any] = {

@@ -68,6 +68,8 @@ UNKNOWN = {
     "schema.columns.age.vocabulary=1": r"schema\.columns\.age\.vocabulary: unknown key; known here: group, kind, column, table, ",
     "schema.tables.age.size=1": r"schema\.tables\.age\.size: unknown key; known here: ids, rows, min_count, ",
     "model.zero_shot.colour=1": r"model\.zero_shot\.colour: unknown key; known here: variant, ",
+    "model.baseline={name: llae, colour: 1}": r"model\.baseline\.colour: unknown key; known here: name, weight, balance, ",
+    "model.baseline={name: meta_emb, colour: 1}": r"model\.baseline\.colour: unknown key; known here: name, field, alpha, ",
 }
 
 
@@ -86,6 +88,10 @@ WRONG = {
     "data.cold_start.hide_share=1.5": r"data\.cold_start\.hide_share: Input should be less than or equal to 1, received 1\.5",
     "schema.columns.age.group=atribute": r"schema\.columns\.age\.group: Input should be 'attribute', .*received 'atribute'",
     "train=5": r"train: Input should be a valid dictionary.*received 5",
+    "model.baseline={name: llae, rank: 0}": r"model\.baseline\.rank: Input should be greater than 0, received 0",
+    "model.baseline={name: lae}": r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received \{'name': 'lae'\}",
+    "model.baseline={rank: 3}": r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received \{'rank': 3\}",
+    "model.baseline=llae": r"model\.baseline: Input should be a valid dictionary.*received 'llae'",
     "data=null": r"data: Input should be a valid dictionary.*received None",
 }
 

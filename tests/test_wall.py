@@ -15,7 +15,7 @@ from mail_torchrec.train.assembly import Assembled, assemble
 from mail_torchrec.train.optimizers import dense_parameters
 from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import samplers
-from tests.small_rows import config_tree, write_rows
+from tests.small_rows import baseline_tree, config_tree, write_rows
 
 CPU = torch.device("cpu")
 
@@ -64,11 +64,25 @@ def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
     return {key: (value.local_tensor() if hasattr(value, "local_tensor") else value).clone() for key, value in flat.items()}
 
 
-@pytest.mark.parametrize(("optimizer", "multi_task"), [("adagrad", None), ("rowwise_adagrad", None), ("adagrad", {})])
+MAIL: dict[str, Any] = {}
+HEAD: dict[str, Any] = {"model": config_tree(Path())["model"] | {"multi_task": {}}}
+META: dict[str, Any] = baseline_tree("meta_emb")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method", "losses"),
+    [
+        ("adagrad", MAIL, {"L_a", "L_v", "L_d"}),
+        ("rowwise_adagrad", MAIL, {"L_a", "L_v", "L_d"}),
+        ("adagrad", HEAD, {"L_a", "L_v", "L_d"}),
+        ("adagrad", META, {"L_meta"}),
+    ],
+    ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "meta_emb"],
+)
 def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
-    root: Path, optimizer: str, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    root: Path, optimizer: str, method: dict[str, Any], losses: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sections = {"train": {"tables": {"name": optimizer}}, "model": with_head(root, multi_task)}
+    sections = {"train": {"tables": {"name": optimizer}}} | method
     first, batches = build(root, **sections)
     for _ in range(5):
         first.pipeline.progress(batches)
@@ -79,17 +93,17 @@ def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
     second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
     before, dense = (
         tables_and_state(second),
-        {name: value.clone() for name, value in second.model.named_parameters() if "zero_shot" in name},
+        {name: value.clone() for name, value in second.model.named_parameters() if "zero_shot" in name or "meta_emb" in name},
     )
     for _ in range(20):
         output = second.pipeline.progress(batches)
-    assert set(output.losses) == {"L_a", "L_v", "L_d"}
+    assert set(output.losses) == losses
     after = tables_and_state(second)
     assert before.keys() == after.keys()
     assert any("momentum" in key for key in after)
     assert all(torch.equal(before[key], after[key]) for key in before)
     moved = [name for name, value in second.model.named_parameters() if name in dense and not torch.equal(value, dense[name])]
-    assert len(moved) == len(dense)
+    assert len(moved) == len(dense) > 0
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.config import Config, load_config, preset_overrides
+from mail_torchrec.data.schema import Group, Schema
 
 TOWERS = {"Emblr": "emblr", "BaseDNN": "base_dnn", "DMR": "dmr", "DeepFM": "deepfm", "DIN": "din", "Wide&Deep": "wide_deep"}
 """Title of a ranking tower -> its name in the configuration."""
 
-_NO_ZERO_SHOT = ("model.zero_shot=null",)
-_MAIL = ("model.zero_shot.variant=full",)
+_NO_ZERO_SHOT = ("model.zero_shot=null", "model.baseline=null")
+_MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
+_TOGETHER = ("data.group_by_user=true",)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Method:
     """What it changes in the configuration, beside the tower."""
     preset: str | None = None
     """A file of ``presets/`` that comes on top."""
+    user_id: bool = False
+    """Whether the user's id is an attribute; it becomes one where the schema does not have it."""
 
     @property
     def base(self) -> str | None:
@@ -40,26 +44,31 @@ def _mail(tower: str) -> Method:
     return Method(f"MAIL-{tower}", tower, _MAIL)
 
 
+def _baseline(name: str) -> tuple[str, ...]:
+    return "model.zero_shot=null", f"model.baseline={{name: {name}}}"
+
+
 def _tuned(tower: str) -> Method:
     return Method(f"MAIL-{tower} tuned", tower, _MAIL, preset="tuned")
 
 
 def _variant(name: str) -> Method:
-    return Method(f"MAIL-{name.capitalize()}", "BaseDNN", (f"model.zero_shot.variant={name}",))
+    return Method(f"MAIL-{name.capitalize()}", "BaseDNN", (f"model.zero_shot.variant={name}", "model.baseline=null"))
 
 
 _PAPER = [
     Method("Emblr", "Emblr"),
-    Method("LLAE", "Emblr", (*_NO_ZERO_SHOT, "model.baseline.name=llae")),
+    Method("LLAE", "Emblr", _baseline("llae")),
     Method("BaseDNN", "BaseDNN"),
-    Method("MetaEmb", "BaseDNN", (*_NO_ZERO_SHOT, "model.baseline.name=meta_emb")),
+    Method("MetaEmb", "BaseDNN", (*_baseline("meta_emb"), *_TOGETHER), user_id=True),
     _mail("BaseDNN"),
     Method("DMR", "DMR"),
     _mail("DMR"),
 ]
 _NEW = [
     Method("BaseDNN + DropoutNet", "BaseDNN", (*_NO_ZERO_SHOT, "model.behaviour_dropout=0.5")),
-    Method("BaseDNN + mean fill", "BaseDNN", (*_NO_ZERO_SHOT, "model.baseline.name=mean_fill")),
+    Method("BaseDNN + mean fill", "BaseDNN", _baseline("mean_fill")),
+    Method("BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_TOGETHER), user_id=True),  # all that MetaEmb has but the generator
     _tuned("BaseDNN"),
     _tuned("DMR"),
     *(method for tower in ("DeepFM", "DIN", "Wide&Deep") for method in (Method(tower, tower), _mail(tower))),
@@ -75,6 +84,17 @@ TABLE_3 = ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN", "
 """The ablation study; MAIL-BaseDNN is what the paper calls MAIL-Base."""
 
 
+_TAKEN = (
+    "name",
+    "train.seed",
+    "train.save_predictions",
+    "model.tower",
+    "model.zero_shot.variant",
+    "model.baseline",
+    "data.cold_start.oracle",
+)
+
+
 def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed: int) -> Config:
     """The configuration of one run: the user's file and overrides, then what the method is.
 
@@ -87,13 +107,22 @@ def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed:
         f"train.seed={seed}",
         "train.save_predictions=true",
         *_tower(TOWERS[method.tower], config),
+        *(_user_id(config.schema_) if method.user_id else []),
         *method.overrides,
         *(preset_overrides(method.preset) if method.preset else []),
     ]
-    for taken in ("name", "train.seed", "train.save_predictions", "model.tower", "model.zero_shot.variant", "data.cold_start.oracle"):
+    for taken in _TAKEN:
         if any(override.partition("=")[0] == taken for override in overrides):
             raise ValueError(f"'{taken}' is what the methods themselves set; leave it out (--method and --seeds choose the runs)")
     return load_config(config_path, [*overrides, *chosen])
+
+
+def _user_id(schema: Schema) -> list[str]:
+    """The column of the group key as an attribute too, unless it is one already."""
+    key = schema.file_column(schema.group_key)
+    if any(schema.file_column(name) == key for name in schema.names(Group.ATTRIBUTE)):
+        return []
+    return [f"schema.columns.{schema.group_key}_as_attribute={{group: attribute, column: {json.dumps(key)}}}"]
 
 
 def _tower(name: str, config: Config) -> list[str]:

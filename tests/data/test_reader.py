@@ -2,12 +2,13 @@
 
 import pickle
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -255,6 +256,86 @@ def test_negatives_differ_from_step_to_step_and_rank_to_rank(tmp_path: Path) -> 
     ranks = Readers(tmp_path, needs_match=True).all_ranks(2, negatives=True)
     drawn = [tuple(batch.match["history"].negatives_K.tolist()) for batches in ranks for batch in batches]
     assert len(set(drawn)) == len(drawn)
+
+
+def rows_of_users(users: list[int]) -> list[plain.Row]:
+    return [row(i, user=user) for i, user in enumerate(users)]
+
+
+@files
+@given(
+    row_groups(),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([0, 2]),
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(0, 3),
+)
+def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_window_lie_together(
+    tmp_path: Path,
+    parts: list[list[int]],
+    world_size: int,
+    num_workers: int,
+    batch_size: int,
+    shuffle_rows: int,
+    num_users: int,
+    epoch: int,
+) -> None:
+    num_rows = sum(map(sum, parts))
+    write_files(tmp_path, rows_of_users([i * 7 % num_users for i in range(num_rows)]), parts)
+    readers = Readers(tmp_path, shuffle_rows=shuffle_rows, group_by_user=True)
+    found: list[int] = []
+    for rank in range(world_size):
+        reader = readers.reader(rank, world_size, batch_size, shuffle=True)
+        reader.set_epoch(epoch)
+        with patch.object(Reader, "_permutation", autospec=True, side_effect=Reader._permutation) as permuting:
+            batches = list(with_workers(reader, num_workers))
+        sizes = [call.args[2] for call in permuting.call_args_list]
+        assert sum(sizes) == sum(map(len, batches))
+        users = [user for batch in batches for user in batch.users_B.tolist()]
+        for stop, size in zip(accumulate(sizes), sizes, strict=True):
+            window = users[stop - size : stop]
+            assert sum(a != b for a, b in pairwise(window)) == len(set(window)) - 1, "each user's rows are one run"
+        found += readers.numbers(batches)
+        again = list(with_workers(reader, num_workers))
+        assert [bits(batch) for batch in again] == [bits(batch) for batch in batches]
+    assert sorted(found) == list(range(num_rows))
+
+
+def test_grouped_users_and_their_rows_come_in_a_random_order_of_the_epoch(tmp_path: Path) -> None:
+    write_files(tmp_path, rows_of_users([i % 8 for i in range(80)]), [[80]])
+    readers, orders, first = Readers(tmp_path, group_by_user=True), set(), []
+    for epoch in range(40):
+        reader = readers.reader(shuffle=True, batch_size=80)
+        reader.set_epoch(epoch)
+        [batch] = reader
+        numbers = readers.numbers([batch])
+        orders.add(tuple(numbers))
+        first.append(numbers[0])
+        assert any(numbers[i : i + 10] != sorted(numbers[i : i + 10]) for i in range(0, 80, 10))
+    assert len(orders) == 40 and len({number % 8 for number in first}) == 8
+
+
+def test_grouped_batches_tell_how_many_users_they_hold_and_others_are_as_they_were(tmp_path: Path) -> None:
+    write_files(tmp_path, rows_of_users([i % 5 for i in range(30)]), [[30]])
+    batches, names = {}, {}
+    for grouped in (False, True):
+        for shuffle in (False, True):
+            reader = Readers(tmp_path, group_by_user=grouped).reader(shuffle=shuffle, batch_size=10)
+            batches[grouped, shuffle], names[grouped, shuffle] = list(reader), reader.count_names
+    assert names[True, True] == [*names[False, True], "distinct/user"]
+    assert [int(batch.counts[-1]) for batch in batches[True, True]] == [len(set(batch.users_B.tolist())) for batch in batches[True, True]]
+    assert sum(int(batch.counts[-1]) for batch in batches[True, True]) <= 7  # two users are cut by the borders of three batches
+    assert names[True, False] == names[False, False]
+    assert [bits(batch) for batch in batches[True, False]] == [bits(batch) for batch in batches[False, False]], "evaluation is not grouped"
+
+
+def test_ungrouped_batches_keep_their_order_from_release_to_release(tmp_path: Path) -> None:
+    write_files(tmp_path, some_rows(12), [[12]])
+    readers = Readers(tmp_path)
+    expected = np.random.default_rng([3, 0, 0, 0, 0]).permutation(12).tolist()
+    assert readers.numbers(list(readers.reader(shuffle=True, seed=3))) == expected
 
 
 def test_outside_training_there_are_no_negatives(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """N ranks under any plan train as one rank does."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.trainer import samplers
 from mail_torchrec.train.weights import save_weights
 from tests.distributed.ranks import run_ranks
-from tests.small_rows import config_tree, write_rows
+from tests.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
 pytestmark = pytest.mark.distributed
 
@@ -35,7 +36,8 @@ def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], w
     """Trains on the same global batches whatever the number of ranks, each taking an equal part; saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
-    config = Config.model_validate(config_tree(Path(root), sharding=sharding, model=model, train=train))
+    schema = WITH_ID if model.get("baseline") else SCHEMA
+    config = Config.model_validate(config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema))
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
@@ -78,8 +80,7 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     )  # fmt: skip
     window = Window.concatenate([reader._encode(source.read(group), source.file(group)) for group in source.row_groups])
     new, old = np.flatnonzero(window.is_new_R), np.flatnonzero(~window.is_new_R)
-    rows_of = [np.arange(step * NUM_ROWS, (step + 1) * NUM_ROWS) for step in range(NUM_STEPS)]
-    rows_of[0] = np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]])
+    rows_of = [np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]), *users_apart(window.users_R)]
     result: list[Batch] = []
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
         is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
@@ -87,6 +88,17 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
         result.append(reader._batch(window.take(rows_of[step][mine]), is_real[mine], step))
     assert dist.get_rank() < dist.get_world_size() - 1 or dist.get_world_size() == 1 or bool(result[0].is_new_B.all())
     return iter(result)
+
+
+def users_apart(users_R: Any) -> Iterator[Any]:
+    """The rows of further steps, no user in both halves of one: MetaEmb pairs the rows of a user that one rank has."""
+    by_user, start = np.argsort(users_R, kind="stable"), 0
+    for _ in range(1, NUM_STEPS):
+        halves = []
+        for _ in range(2):
+            halves.append(by_user[start : start + NUM_ROWS // 2])
+            start = int(np.searchsorted(users_R[by_user], users_R[halves[-1][-1]], side="right"))
+        yield np.concatenate(halves)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +140,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "mail_base_dnn": config_tree(Path())["model"] | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
     "dmr_multi_task": config_tree(Path())["model"] | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
     "mail_deepfm": config_tree(Path())["model"] | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+    "mean_fill": baseline_tree("mean_fill")["model"],
+    "llae": baseline_tree("llae", solve_every=2, rank=2)["model"],
+    "meta_emb": baseline_tree("meta_emb")["model"],
 }
 
 
 @pytest.mark.parametrize(("model", "plan", "world_size"), [
     ("mail_dmr", "table_wise", 2), ("mail_dmr", "row_wise", 2), ("mail_dmr", "column_wise", 2), ("mail_base_dnn", "row_wise", 3),
     ("dmr_multi_task", "row_wise", 2), ("mail_deepfm", "column_wise", 2),
+    ("mean_fill", "row_wise", 2), ("llae", "row_wise", 2), ("meta_emb", "row_wise", 2),
 ])  # fmt: skip
 def test_losses_weights_and_scores_equal_one_rank(
     root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int

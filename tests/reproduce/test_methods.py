@@ -52,12 +52,38 @@ def test_tower_options_stay_with_the_tower_of_the_configuration(path: Path) -> N
     assert resolved("BaseDNN", path)["model"]["tower_options"] == {}
 
 
+def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps_the_users(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text())
+    tree["model"] |= {"zero_shot": None, "baseline": {"name": "llae", "rank": 3}}
+    path.write_text(yaml.safe_dump(tree))
+    for name, baseline in {"LLAE": "llae", "MetaEmb": "meta_emb", "BaseDNN + mean fill": "mean_fill"}.items():
+        model = resolved(name, path)["model"]
+        assert (model["baseline"]["name"], model["zero_shot"]) == (baseline, None)
+        assert model["baseline"].get("rank") in (None, 8)
+    for method in set(METHODS) - {"LLAE", "MetaEmb", "BaseDNN + mean fill"}:
+        assert resolved(method, path)["model"]["baseline"] is None, method
+
+
+def test_metaemb_and_its_control_have_the_users_id_as_an_attribute_and_differ_by_the_generator_alone(path: Path) -> None:
+    found, control, plain = (resolve(METHODS[name], path, (), 1) for name in ("MetaEmb", "BaseDNN + user id", "BaseDNN"))
+    assert found.schema_ == control.schema_ and found.data == control.data and found.data.group_by_user
+    [name] = set(found.schema_.columns) - set(plain.schema_.columns)
+    assert found.schema_.columns[name].group == "attribute" and found.schema_.file_column(name) == "user"
+    assert control.model == plain.model and found.model.baseline is not None
+    assert found.model.model_copy(update={"baseline": None}) == plain.model
+
+
+def test_a_schema_that_has_the_users_id_keeps_it(path: Path) -> None:
+    with_id = "schema.columns.uid={group: attribute, column: user, table: users}"
+    assert resolve(METHODS["MetaEmb"], path, (with_id,), 1).schema_ == resolve(METHODS["BaseDNN"], path, (with_id,), 1).schema_
+
+
 def test_emblr_has_one_weight_an_id(path: Path) -> None:
     config = resolve(METHODS["Emblr"], path, (), 1)
     assert {config.schema_.table(name).dim for name in config.schema_.table_names} == {1}
 
 
-@pytest.mark.parametrize("override", ["name=mine", "train.seed=4", "model.tower=dmr", "data.cold_start.oracle=true"])
+@pytest.mark.parametrize("override", ["name=mine", "train.seed=4", "model.tower=dmr", "model.baseline=null", "data.cold_start.oracle=true"])
 def test_overriding_what_the_methods_set_is_refused(path: Path, override: str) -> None:
     with pytest.raises(ValueError, match=rf"'{override.partition('=')[0]}' is what the methods themselves set; leave it out"):
         resolved("DMR", path, override)
