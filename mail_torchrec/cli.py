@@ -76,17 +76,18 @@ def train(config_path: Path, run_dir: Path | None, preset: str | None, print_con
 @main.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
 @click.option("--data", help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="File (.npz) for score, label, user and part of every row.")
 @_OVERRIDES
-def evaluate(run_dir: Path, data: str | None, overrides: tuple[str, ...]) -> None:
+def evaluate(run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]) -> None:
     """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
 
     Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0 scores every user with
-    the history there is.
+    the history there is, data.cold_start.keep=5 gives each hidden one the newest five behaviours back.
     """
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import evaluate_run
 
-    figures = evaluate_run(RunDir(run_dir), data, list(overrides))
+    figures = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
     if _is_first_rank():
         click.echo(json.dumps(figures, indent=2))
 
