@@ -67,7 +67,7 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
             progress.event({"evaluation": figures, "counts": counts})
         _say_counts("test", counts)
         if rank() == 0:
-            draw_loss_curves(run_dir.log, run_dir.curves)
+            draw_loss_curves([run_dir.log], run_dir.curves)
             run_dir.metrics.write_text(json.dumps(figures, indent=2) + "\n")
         return figures
 

@@ -27,7 +27,7 @@ def ink(png: Path) -> tuple[int, int, int]:
 def test_a_panel_for_each_loss(tmp_path: Path) -> None:
     shapes = []
     for names in (("loss/L_rt",), ("loss/L_rt", "loss/L_a"), ("loss/L_rt", "loss/L_a", "loss/L_v", "loss/L_d", "loss/match")):
-        draw_loss_curves(write_log(tmp_path / "log.jsonl", 50, names), tmp_path / "out.png")
+        draw_loss_curves([write_log(tmp_path / "log.jsonl", 50, names)], tmp_path / "out.png")
         width, height, coloured = ink(tmp_path / "out.png")
         shapes.append((width, height))
         assert coloured > 1000
@@ -36,16 +36,16 @@ def test_a_panel_for_each_loss(tmp_path: Path) -> None:
 
 
 def test_one_point_and_missing_values_are_drawn(tmp_path: Path) -> None:
-    draw_loss_curves(write_log(tmp_path / "log.jsonl", 1), tmp_path / "out.png")
+    draw_loss_curves([write_log(tmp_path / "log.jsonl", 1)], tmp_path / "out.png")
     assert ink(tmp_path / "out.png")[2] > 100
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss/L_rt": 0.7, "loss/L_a": null}\n{"step": 2, "loss/L_rt": 0.6, "loss/L_a": 0.0}\n')
-    draw_loss_curves(tmp_path / "log.jsonl", tmp_path / "out.png")
+    draw_loss_curves([tmp_path / "log.jsonl"], tmp_path / "out.png")
 
 
 def test_no_figure_stays_open(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    draw_loss_curves(write_log(tmp_path / "log.jsonl", 30), tmp_path / "out.png")
+    draw_loss_curves([write_log(tmp_path / "log.jsonl", 30)], tmp_path / "out.png")
     assert plt.get_fignums() == []
 
 
@@ -68,7 +68,7 @@ def test_a_damaged_log_is_refused(tmp_path: Path, content: str | None, message: 
     if content is not None:
         (tmp_path / "log.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
-        draw_loss_curves(tmp_path / "log.jsonl", tmp_path / "out.png")
+        draw_loss_curves([tmp_path / "log.jsonl"], tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 
 
