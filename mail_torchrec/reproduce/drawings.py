@@ -55,19 +55,34 @@ class Curve:
     intervals: list[Interval | None]
 
 
-def draw_warmup(panels: Sequence[tuple[str, Sequence[Curve]]], kept: Sequence[int], out_png: Path) -> None:
-    """Draws a panel each: new users' AUC over the number of real behaviours that they have (evenly spaced), with 95 % bands."""
-    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
-    for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for curve in curves:
-            _draw_curve(panel, curve)
-        panel.set_title(title, loc="left", fontsize=10, color=INK)
-        panel.set_xticks(range(len(kept)), [str(number) for number in kept])
-        panel.set_xlabel("newest real behaviours that new users have", color=INK)
-        panel.set_ylabel("AUC of new users", color=INK)
-        panel.legend(loc="best", frameon=False, fontsize=9)
-        tidy(panel)
-        panel.margins(x=0.04)
+@dataclass(frozen=True)
+class WarmupPanel:
+    """A method's curves, and those of the differences from virtual behaviours (there may be none)."""
+
+    title: str
+    curves: list[Curve]
+    over_virtual: list[Curve]
+
+
+def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Path) -> None:
+    """Draws new users' AUC over the number of real behaviours that they have (evenly spaced), with 95 % bands.
+
+    Below it stand the differences from virtual behaviours, whose bands are narrower: what the users share cancels.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 6.0), layout="constrained")
+    for (above, below), panel in zip(figure.subplots(2, len(panels), squeeze=False, sharex=True).T, panels, strict=True):
+        for axes, curves in ((above, panel.curves), (below, panel.over_virtual)):
+            for curve in curves:
+                _draw_curve(axes, curve)
+            tidy(axes)
+            axes.margins(x=0.04)
+        above.set_title(panel.title, loc="left", fontsize=10, color=INK)
+        above.set_ylabel("AUC of new users", color=INK)
+        above.legend(loc="best", frameon=False, fontsize=9)
+        below.axhline(0, color=NEW, linestyle="--", linewidth=1.8)
+        below.set_ylabel("less virtual behaviours", color=INK)
+        below.set_xlabel("newest real behaviours that new users have", color=INK)
+        below.set_xticks(range(len(kept)), [str(number) for number in kept])
     save(figure, out_png)
 
 

@@ -135,8 +135,8 @@ def _verdict(alike: Alike) -> str:
     if alike.figure == "6":
         return verdict + f"new and old users are told apart with AUC {numbers['told_apart']:.2f} (.50: not at all)."
     return verdict + (
-        f"real and virtual ones are told apart with AUC {numbers['told_apart']:.2f} (.50: not at all); the virtual ones explain "
-        f"{numbers['r2'] * 100:.0f} % of what the real ones vary, at their best scale {numbers['r2_scaled'] * 100:.0f} %."
+        f"real and virtual ones are told apart with AUC {numbers['told_apart']:.2f} (.50: not at all); R² of the virtual about the same "
+        f"user's real ones {numbers['r2']:.3f}, at their best scale {numbers['r2_scaled']:.3f}."
     )
 
 

@@ -139,7 +139,7 @@ def beside_the_paper(name: str, dataset: str, lines: Sequence[Line], settings: T
             for kind in kinds:
                 theirs = paper[line.name][part][kind]
                 relative = relative_improvement(theirs, base[part][kind])
-                ours = _mean(line.figures[part][kind]), _signed(line.relative[part][kind])
+                ours = mean_text(line.figures[part][kind]), _signed(line.relative[part][kind])
                 cells[-1] += [ours[0], _number(theirs), ours[1], _signed(relative)]
         text += table(header, cells) + "\n"
     return text
@@ -196,7 +196,7 @@ def as_markdown(
     cells = [
         [
             line.name,
-            *(text for part, figure in columns for text in (_mean(line.figures[part][figure]), _signed(line.relative[part][figure]))),
+            *(text for part, figure in columns for text in (mean_text(line.figures[part][figure]), _signed(line.relative[part][figure]))),
         ]
         for line in lines
     ]
@@ -245,7 +245,8 @@ def percent(interval: Interval | None) -> str:
     return f"{interval.mean * 100:.0f} % [{interval.low * 100:.0f} %, {interval.high * 100:.0f} %]"
 
 
-def _mean(interval: Interval | None) -> str:
+def mean_text(interval: Interval | None) -> str:
+    """A figure as ``.7128``."""
     return _number(interval.mean) if interval else "-"
 
 

@@ -11,34 +11,43 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mail_torchrec.reproduce.drawings import Curve, draw_warmup
+from mail_torchrec.reproduce.drawings import Curve, WarmupPanel, draw_warmup
 from mail_torchrec.reproduce.methods import METHODS
 from mail_torchrec.reproduce.runner import Evaluation, Run
 from mail_torchrec.reproduce.sections import Section
 from mail_torchrec.reproduce.statistics import NUM_RESAMPLES, Resampled, difference, resample
-from mail_torchrec.reproduce.tables import gain_word, interval_text
+from mail_torchrec.reproduce.tables import gain_word, interval_text, mean_text
 from mail_torchrec.train.pictures import NEW, OLD
 from mail_torchrec.train.predictions import Predictions
-from mail_torchrec.train.report import Interval, table
+from mail_torchrec.train.report import FIGURES, Interval, table
 
 KEPT = (0, 1, 2, 5, 10, 20)
 _TITLE = "Warm-up: real behaviours against virtual ones"
 
 
 @dataclass(frozen=True)
-class Point:
-    """A method with ``kept`` real behaviours; AUC and GAUC of new users."""
+class Sweep:
+    """A method that makes virtual behaviours and its base, or one of them alone, over ``KEPT``."""
 
-    method: str
-    kept: int
-    figures: dict[str, Interval | None]
-    over_virtual: dict[str, Interval | None]
-    """Minus the same method on virtual behaviours; empty for a method that makes none."""
+    method: str | None
+    base: str | None
+    figures: dict[str, dict[str, list[Interval | None]]]
+    """Figure of new users (auc, gauc) -> line -> its values over ``KEPT``.
+
+    Lines are ``plain`` (the base on its real behaviours), ``virtual`` and ``real`` (the method on the one and the other; without any real
+    ones it has virtual ones), ``real - virtual`` and ``plain - virtual``; those that there can be.
+    """
 
 
 def evaluations(runs: Sequence[Run]) -> list[Evaluation]:
-    """What has to be evaluated beside what the trainings left, which is the figure without any real behaviour."""
-    return [Evaluation(run, f"keep-{kept}", (f"data.cold_start.keep={kept}",)) for kept in KEPT[1:] for run in runs]
+    """What has to be evaluated beside what the trainings left, which is the figure without any real behaviour.
+
+    Raises:
+        ValueError: the configuration already leaves new users some.
+    """
+    if runs[0].config.data.cold_start.keep:
+        raise ValueError("warmup sweeps data.cold_start.keep itself, from 0 on; leave it out of the configuration")
+    return [_evaluation(run, kept) for kept in KEPT[1:] for run in runs]
 
 
 def make_warmup(runs: Sequence[Run], out: Path, num_resamples: int = NUM_RESAMPLES) -> Section:
@@ -47,103 +56,106 @@ def make_warmup(runs: Sequence[Run], out: Path, num_resamples: int = NUM_RESAMPL
     Raises:
         ValueError: predictions are missing, or of other rows.
     """
-    of_point: dict[str, list[Path]] = {}
+    new = _resampled(runs, num_resamples)
+    methods = list(dict.fromkeys(run.method for run in runs))
+    swept = [_sweep(method, new) for method in methods if METHODS[method].base]
+    swept += [_sweep(method, new) for method in methods if method not in [base for sweep in swept for base in (sweep.method, sweep.base)]]
+    verdicts = [sentence for sweep in swept for sentence in _verdicts(sweep)]
+    draw_warmup([_panel(sweep) for sweep in swept], KEPT, out / "warmup.png")
+    num_seeds = len(runs) // len(methods)
+    seeds = f"means over {num_seeds} seeds" if num_seeds > 1 else "of one seed"
+    caption = (
+        f"AUC of new users by the number of their newest real behaviours, and its difference from virtual behaviours; {seeds}, "
+        "95 % bands by the paired bootstrap."
+    )
+    content = {"kept": KEPT, "seeds": num_seeds, "resamples": num_resamples, "sweeps": [asdict(sweep) for sweep in swept]}
+    return Section("warmup", _TITLE, _as_markdown(swept, verdicts, seeds), verdicts, {"warmup.png": caption}, content)
+
+
+def _evaluation(run: Run, kept: int) -> Evaluation:
+    return Evaluation(run, f"keep-{kept}", (f"data.cold_start.keep={kept}",))
+
+
+def _resampled(runs: Sequence[Run], num_resamples: int) -> dict[tuple[str, int], dict[str, Resampled]]:
+    """(Method, kept) -> figure of new users."""
+    paths: dict[str, list[Path]] = {}
+    points = {f"{run.method}, {kept} kept": (run.method, kept) for run in runs for kept in KEPT}
     for run in runs:
-        of_point.setdefault(_name(run.method, 0), []).append(run.run_dir.predictions)
-    for evaluation in evaluations(runs):
-        of_point.setdefault(_name(evaluation.run.method, int(evaluation.name.removeprefix("keep-"))), []).append(evaluation.predictions)
-    with tqdm(total=sum(map(len, of_point.values())), desc="resampling", unit="run", leave=False) as bar:
+        for kept in KEPT:
+            paths.setdefault(f"{run.method}, {kept} kept", []).append(
+                _evaluation(run, kept).predictions if kept else run.run_dir.predictions
+            )
+    with tqdm(total=len(runs) * len(KEPT), desc="resampling", unit="run", leave=False) as bar:
 
         def load(path: Path) -> Predictions:
             bar.update()
             return Predictions.load(path)
 
-        resampled = resample({name: map(load, paths) for name, paths in of_point.items()}, num_resamples)
-    methods = list(dict.fromkeys(run.method for run in runs))
-    new = {name: parts["new"] for name, parts in resampled.items()}
-    points = {method: [_point(method, kept, new) for kept in KEPT] for method in methods}
-    verdicts = [sentence for method in methods if _base(method) for sentence in _verdicts(method, points, new)]
-    drawn = [method for method in methods if method not in map(_base, methods)]  # a base is drawn with those that build on it
-    draw_warmup([_panel(method, points) for method in drawn], KEPT, out / "warmup.png")
-    num_seeds = len(runs) // len(methods)
-    seeds = f"means over {num_seeds} seeds" if num_seeds > 1 else "of one seed"
-    caption = f"AUC of new users by the number of their newest real behaviours; {seeds}, 95 % bands by the paired bootstrap."
-    content = {
-        "kept": KEPT,
-        "seeds": num_seeds,
-        "resamples": num_resamples,
-        "points": [asdict(p) for each in points.values() for p in each],
-    }
-    return Section("warmup", _TITLE, _as_markdown(points, verdicts, seeds), verdicts, {"warmup.png": caption}, content)
+        found = resample({name: map(load, of_point) for name, of_point in paths.items()}, num_resamples)
+    return {points[name]: parts["new"] for name, parts in found.items()}
 
 
-def _name(method: str, kept: int) -> str:
-    return f"{method}, {kept} kept"
+def _sweep(method: str, new: Mapping[tuple[str, int], Mapping[str, Resampled]]) -> Sweep:
+    """Of a method that makes virtual behaviours and, if it is there, its base; or of a base alone."""
+    base = METHODS[method].base
+    plain = base or method
+    figures: dict[str, dict[str, list[Interval | None]]] = {}
+    for figure in FIGURES:
+        lines = figures.setdefault(figure, {})
+        if (plain, 0) in new:
+            lines["plain"] = [new[plain, kept][figure].interval() for kept in KEPT]
+        if base is not None:
+            virtual = new[method, 0][figure]
+            lines["virtual"] = [virtual.interval()] * len(KEPT)
+            lines["real"] = [None, *(new[method, kept][figure].interval() for kept in KEPT[1:])]
+            lines["real - virtual"] = [None, *(difference(new[method, kept][figure], virtual) for kept in KEPT[1:])]
+            if (base, 0) in new:
+                lines["plain - virtual"] = [difference(new[base, kept][figure], virtual) for kept in KEPT]
+    return Sweep(method if base else None, plain if (plain, 0) in new else None, figures)
 
 
-def _base(method: str) -> str | None:
-    """The plain tower, of a method that makes virtual behaviours."""
-    return METHODS[method].base
-
-
-def _point(method: str, kept: int, new: Mapping[str, Mapping[str, Resampled]]) -> Point:
-    mine, virtual = new[_name(method, kept)], new[_name(method, 0)]
-    over_virtual = {figure: difference(mine[figure], virtual[figure]) for figure in mine} if _base(method) and kept else {}
-    return Point(method, kept, {figure: mine[figure].interval() for figure in mine}, over_virtual)
-
-
-def _verdicts(method: str, points: Mapping[str, Sequence[Point]], new: Mapping[str, Mapping[str, Resampled]]) -> list[str]:
+def _verdicts(sweep: Sweep) -> list[str]:
     """From which k on the method's own tower, and the plain one, are better on k real behaviours than the method on virtual ones."""
-    real = [(point.kept, point.over_virtual["auc"]) for point in points[method] if point.kept]
-    sentences = [f"{method}: {_where(real, 'its virtual behaviours stop paying', 'real')}"]
-    if (base := _base(method)) in points:
-        virtual = new[_name(method, 0)]["auc"]
-        plain = [(kept, difference(new[_name(str(base), kept)]["auc"], virtual)) for kept in KEPT]
-        sentences.append(f"{method} against {base}: {_where(plain, f'{base} passes it', f'{base} on real')}")
+    lines, sentences = sweep.figures["auc"], []
+    if "real - virtual" in lines:
+        sentences.append(f"{sweep.method}: its virtual behaviours stop paying {_where(lines['real - virtual'], 'real')}")
+    if "plain - virtual" in lines:
+        words = _where(lines["plain - virtual"], f"{sweep.base} on real")
+        sentences.append(f"{sweep.base} on real behaviours passes {sweep.method} on virtual ones {words}")
     return sentences
 
 
-def _where(differences: Sequence[tuple[int, Interval | None]], what: str, better: str) -> str:
-    for kept, found in differences:
-        if gain_word(found) == "a gain":
-            return f"{what} at {kept} real ones ({better} less virtual, new users' AUC {interval_text(found)})."
-    kept, found = differences[-1]
-    return f"{what} nowhere within the sweep (at {kept} real ones: {better} less virtual, new users' AUC {interval_text(found)})."
+def _where(differences: Sequence[Interval | None], better: str) -> str:
+    for kept, found in zip(KEPT, differences, strict=True):
+        if found and gain_word(found) == "a gain":
+            return f"at {kept} real ones ({better} less virtual, new users' AUC {interval_text(found)})."
+    return f"not within the sweep (at {KEPT[-1]} real ones: {better} less virtual, new users' AUC {interval_text(differences[-1])})."
 
 
-def _panel(method: str, points: Mapping[str, Sequence[Point]]) -> tuple[str, list[Curve]]:
-    base = _base(method)
-    curves = []
-    plain = method if base is None else base
-    if plain in points:
-        curves.append(Curve(plain, OLD, False, [point.figures["auc"] for point in points[plain]]))
-    if base is not None:
-        own = points[method]
-        curves.append(Curve(f"{method}, real ones", NEW, False, [None, *(point.figures["auc"] for point in own[1:])]))
-        curves.append(Curve(f"{method}, virtual all the same", NEW, True, [own[0].figures["auc"]] * len(KEPT)))
-    return method, curves
+def _panel(sweep: Sweep) -> WarmupPanel:
+    lines = sweep.figures["auc"]
+    looks = {
+        "plain": (str(sweep.base), OLD, False),
+        "real": (f"{sweep.method}, real ones", NEW, False),
+        "virtual": (f"{sweep.method}, virtual all the same", NEW, True),
+    }
+    curves = [Curve(*look, lines[name]) for name, look in looks.items() if name in lines]
+    over = [Curve(*look, lines[f"{name} - virtual"]) for name, look in looks.items() if f"{name} - virtual" in lines]
+    return WarmupPanel(str(sweep.method or sweep.base), curves, over)
 
 
-def _as_markdown(points: Mapping[str, Sequence[Point]], verdicts: Sequence[str], seeds: str) -> str:
+def _as_markdown(swept: Sequence[Sweep], verdicts: Sequence[str], seeds: str) -> str:
     header = ["new users' AUC by real behaviours kept", *(str(kept) for kept in KEPT)]
-    lines = []
-    for method, of_method in points.items():
-        makes = _base(method) is not None
-        means = [point.figures["auc"] for point in of_method]
-        if makes:
-            lines.append([f"{method}, virtual", *[_mean(means[0])] * len(KEPT)])
-        real = [_mean(mean) for mean in means]
-        lines.append([f"{method}, real", "-", *real[1:]] if makes else [method, *real])
-        if makes:
-            lines.append([f"{method}, real - virtual", "-", *(interval_text(point.over_virtual["auc"]) for point in of_method[1:])])
+    cells = []
+    for sweep in swept:
+        titles = {"plain": sweep.base, "virtual": f"{sweep.method}, virtual", "real": f"{sweep.method}, real"}
+        titles |= {"real - virtual": f"{sweep.method}, real - virtual", "plain - virtual": f"{sweep.base} - {sweep.method}, virtual"}
+        for name, values in sweep.figures["auc"].items():
+            cells.append([str(titles[name]), *(interval_text(value) if "-" in name else mean_text(value) for value in values)])
     return (
         f"## {_TITLE}\n\n"
         "New users get their newest real behaviours back at evaluation, so many of each sequence as the column says; nothing is trained "
         "again. Virtual: the same users on virtual behaviours, whatever they have. "
         f"Figures are {seeds}; 95 % intervals by the paired bootstrap over users and seeds.\n\n"
-        f"{table(header, lines)}\n" + "".join(f"- {verdict}\n" for verdict in verdicts)
+        f"{table(header, cells)}\n" + "".join(f"- {verdict}\n" for verdict in verdicts)
     )
-
-
-def _mean(interval: Interval | None) -> str:
-    return interval_text(interval).partition(" ")[0].lstrip("+")
