@@ -80,7 +80,7 @@ def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Pat
         above.set_ylabel("AUC of new users", color=INK)
         above.legend(loc="best", frameon=False, fontsize=9)
         below.axhline(0, color=NEW, linestyle="--", linewidth=1.8)
-        below.set_ylabel("less virtual behaviours", color=INK)
+        below.set_ylabel("AUC less that on virtual ones", color=INK)
         below.set_xlabel("newest real behaviours that new users have", color=INK)
         below.set_xticks(range(len(kept)), [str(number) for number in kept])
     save(figure, out_png)

@@ -146,7 +146,7 @@ def _as_markdown(found: Sequence[Alike], verdicts: Sequence[str], num_seeds: int
         [f"{alike.method}, Fig. {alike.figure}, {alike.title}", " + ".join(map(str, alike.users)), *_cells(alike.numbers)]
         for alike in found
     ]
-    over = f"means over {num_seeds} seeds with Student's 95 % intervals" if num_seeds > 1 else "one seed"
+    over = f"means over {num_seeds} seeds with Student's 95 % intervals" if num_seeds > 1 else "of one seed"
     return (
         "## Figures 4 to 6: losses, virtual behaviours\n\n"
         f"Numbers are {over}. Told apart: a cross-validated nearest-neighbour classifier's AUC, .5 where two sets are of one distribution. "

@@ -118,18 +118,21 @@ def _verdicts(sweep: Sweep) -> list[str]:
     """From which k on the method's own tower, and the plain one, are better on k real behaviours than the method on virtual ones."""
     lines, sentences = sweep.figures["auc"], []
     if "real - virtual" in lines:
-        sentences.append(f"{sweep.method}: its virtual behaviours stop paying {_where(lines['real - virtual'], 'real')}")
+        kept, numbers = _first_gain(lines["real - virtual"])
+        stop = "do not stop paying within the sweep" if kept is None else f"stop paying at {kept} real ones"
+        sentences.append(f"{sweep.method}: virtual behaviours {stop} ({numbers}).")
     if "plain - virtual" in lines:
-        words = _where(lines["plain - virtual"], f"{sweep.base} on real")
-        sentences.append(f"{sweep.base} on real behaviours passes {sweep.method} on virtual ones {words}")
+        kept, numbers = _first_gain(lines["plain - virtual"])
+        passes = "does not pass within the sweep" if kept is None else f"passes at {kept} real ones"
+        sentences.append(f"{sweep.method} on virtual behaviours: {sweep.base} {passes} ({numbers}).")
     return sentences
 
 
-def _where(differences: Sequence[Interval | None], better: str) -> str:
-    for kept, found in zip(KEPT, differences, strict=True):
-        if found and gain_word(found) == "a gain":
-            return f"at {kept} real ones ({better} less virtual, new users' AUC {interval_text(found)})."
-    return f"not within the sweep (at {KEPT[-1]} real ones: {better} less virtual, new users' AUC {interval_text(differences[-1])})."
+def _first_gain(differences: Sequence[Interval | None]) -> tuple[int | None, str]:
+    """The fewest real behaviours that are clearly better than virtual ones, None if none are; and the numbers there, or at the end."""
+    kept = next((kept for kept, found in zip(KEPT, differences, strict=True) if gain_word(found) == "a gain"), None)
+    shown = KEPT[-1] if kept is None else kept
+    return kept, f"{shown} real less virtual, new users' AUC {interval_text(differences[KEPT.index(shown)])}"
 
 
 def _panel(sweep: Sweep) -> WarmupPanel:

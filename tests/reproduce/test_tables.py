@@ -92,6 +92,16 @@ def test_table_3_checks_the_papers_order_and_is_relative_to_mail(config: Path, t
     assert [line["relative"]["new"]["auc"] < 0 for line in table["methods"]] == [True, True, False, True, False]
 
 
+def test_the_papers_figures_stand_beside_ours(config: Path, tmp_path: Path) -> None:
+    text = made("table2", finished(config, ["BaseDNN", "MAIL-BaseDNN", "BaseDNN oracle"], seeds=2), tmp_path / "out", "public")
+    _, beside = text.split("The paper's own figures (public dataset) beside ours:")
+    line = next(line for line in beside.splitlines() if line.startswith("| MAIL-BaseDNN"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (cells[2], cells[4], cells[6], cells[8]) == (".5934", "+1.23 %", ".5710", "+0.92 %") and "oracle" not in beside
+    assert cells[1] == f"{json.loads((tmp_path / 'out/table2.json').read_text())['methods'][1]['figures']['new']['auc']['mean']:.4f}"[1:]
+    assert (tmp_path / "out/table2.png").stat().st_size
+
+
 def test_numbers_are_short() -> None:
     assert interval_text(Interval(0.0012, -0.0003, 0.00271, 5)) == "+.0012 [-.0003, +.0027]"
     assert interval_text(Interval(-0.0012, None, None, 1)) == "-.0012" and interval_text(None) == "-"
