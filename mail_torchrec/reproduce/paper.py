@@ -64,4 +64,4 @@ def papers_dataset(root: str) -> str | None:
     prepared = Path(root) / "prepared.json"
     if "://" in root or not prepared.exists():
         return None
-    return "public" if json.loads(prepared.read_text()).get("dataset") == _PUBLIC else None
+    return "public" if json.loads(prepared.read_text()).get("inputs", {}).get("dataset") == _PUBLIC else None

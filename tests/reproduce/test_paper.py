@@ -1,13 +1,15 @@
 """The paper's figures: as printed, and shown only where the data is the paper's."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from mail_torchrec.prepare.run import prepare
+from mail_torchrec.prepare.settings import PrepareSettings
 from mail_torchrec.reproduce.methods import TABLE_2, TABLE_3
 from mail_torchrec.reproduce.paper import paper_figures, papers_dataset
 from mail_torchrec.reproduce.statistics import relative_improvement
+from tests.prepare.raw_logs import WRITERS
 
 
 @pytest.mark.parametrize(("table", "dataset", "method", "base", "part", "figure", "printed"), [
@@ -35,6 +37,9 @@ def test_the_papers_methods_are_ours(dataset: str) -> None:
 
 def test_prepared_data_says_whose_it_is(tmp_path: Path) -> None:
     assert papers_dataset(str(tmp_path)) is None and papers_dataset("s3://bucket/rows") is None
-    for dataset, expected in (("alimama", "public"), ("kuairand", None)):
-        (tmp_path / "prepared.json").write_text(json.dumps({"dataset": dataset}))
-        assert papers_dataset(str(tmp_path)) == expected
+    for dataset, expected in (("alimama", "public"), ("movielens", None)):
+        WRITERS[dataset](tmp_path / "raw" / dataset)
+        prepare(dataset, PrepareSettings(threads=1), tmp_path / "raw" / dataset, tmp_path / dataset)
+        assert papers_dataset(str(tmp_path / dataset)) == expected
+    (tmp_path / "prepared.json").write_text("{}")  # of somebody else
+    assert papers_dataset(str(tmp_path)) is None
