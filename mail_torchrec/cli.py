@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,17 +77,18 @@ def train(config_path: Path, run_dir: Path | None, preset: str | None, print_con
 @main.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
 @click.option("--data", help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="File (.npz) for score, label, user and part of every row.")
 @_OVERRIDES
-def evaluate(run_dir: Path, data: str | None, overrides: tuple[str, ...]) -> None:
+def evaluate(run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]) -> None:
     """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
 
     Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0 scores every user with
-    the history there is.
+    the history there is, data.cold_start.keep=5 gives each hidden one the newest five behaviours back.
     """
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import evaluate_run
 
-    figures = evaluate_run(RunDir(run_dir), data, list(overrides))
+    figures = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
     if _is_first_rank():
         click.echo(json.dumps(figures, indent=2))
 
@@ -161,28 +163,52 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["table2", "table3"]))
+@click.argument("what", type=click.Choice(["table2", "table3", "figures", "warmup", "all"]))
 @_CONFIG
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of what is made of them.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs a method, train.seed = 1, 2, ...")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Runs side by side.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run.")
-@click.option("--method", "chosen", multiple=True, help="Only this method of the table; may be given several times.")
+@click.option("--method", "chosen", multiple=True, help="Only this method; may be given several times.")
+@click.option(
+    "--paper",
+    type=click.Choice(["public", "industrial", "none"]),
+    help="Show the paper's figures on this dataset beside the tables; by default where `prepare alimama` made the data.",
+)
 @_OVERRIDES
 def reproduce(
-    what: str, config_path: Path, out: Path, seeds: int, jobs: int, threads: int, chosen: tuple[str, ...], overrides: tuple[str, ...]
+    what: str,
+    config_path: Path,
+    out: Path,
+    seeds: int,
+    jobs: int,
+    threads: int,
+    chosen: tuple[str, ...],
+    paper: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
-    """Train the methods of a table of the paper over several seeds and compare them, with intervals.
+    """Train methods over several seeds, compare them as the paper does, and write one report.
 
-    A finished run is kept, also for another table with the same --out: an interrupted command goes on where it stopped.
-    """
-    from mail_torchrec.reproduce.runner import plan, train_all
-    from mail_torchrec.reproduce.tables import methods_of, write_table
+    \b
+    table2   the paper's seven methods, newer ones and their oracles: AUC, GAUC, RI, headroom recovered
+    table3   the ablation of the zero-shot losses, and whether the paper's order holds
+    figures  loss curves (Figure 4), real against virtual behaviours and new against old users (Figures 5 and 6)
+    warmup   new users with their newest 0, 1, 2, 5, 10 and 20 behaviours: from where virtual ones stop paying
+    all      these four
 
-    runs = plan(config_path, out, methods_of(what, chosen), seeds, overrides)
-    train_all(runs, out, jobs, threads)
-    click.echo(write_table(what, runs, out), nl=False)
-    click.echo(f"\n{out / what}.md  {out / what}.json")
+    A finished run is kept, also for another part with the same --out: an interrupted command goes on where it stopped. OUT/report.html
+    is one file with all parts that there are.
+
+    \b
+    mail-torchrec reproduce all --config mine.yaml --out runs/mine --seeds 5
+    mail-torchrec reproduce warmup --config mine.yaml --out runs/mine --method BaseDNN --method MAIL-BaseDNN
+    """  # noqa: D301
+    from mail_torchrec.reproduce.command import Order
+    from mail_torchrec.reproduce.command import reproduce as carry_out
+
+    options = ["--config", str(config_path), "--out", str(out), "--seeds", str(seeds), *(["--paper", paper] if paper else [])]
+    command = ["mail-torchrec", "reproduce", what, *options, *(word for name in chosen for word in ("--method", name)), *overrides]
+    click.echo(carry_out(Order(what, config_path, out, seeds, jobs, threads, chosen, overrides, paper), shlex.join(command)))
 
 
 @main.command()

@@ -146,6 +146,18 @@ class Towers(nn.Module):
             tasks = {name: torch.where(batch.is_new_B, as_new_tasks[name], logits_B) for name, logits_B in tasks.items()}
         return loss, Outputs(ranked.logits_B.detach(), map_parts(losses, Tensor.detach), batch, map_parts(tasks, Tensor.detach))
 
+    @torch.no_grad()
+    def interests(
+        self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]
+    ) -> tuple[dict[str, Behaviours], dict[str, Behaviours], Tensor]:
+        """Real and virtual behaviours of every row, and its pooled attributes h_a [B, E]: what the zero-shot tower sees and makes."""
+        assert self.zero_shot is not None
+        real = self._assemble(batch, pooled, unpooled)
+        seen_BFD = self._seen(real)
+        behaviours = {name: (sequence.values_BTD, sequence.lengths_B) for name, sequence in real.sequences.items()}
+        virtual = self.zero_shot.virtual(seen_BFD, self._assemble.numeric_attributes(real))
+        return behaviours, virtual, self.zero_shot.pooled_fields(seen_BFD)
+
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
         fields = inputs.attributes_BAD

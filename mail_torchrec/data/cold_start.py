@@ -8,6 +8,9 @@ from pydantic import Field
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.settings import Settings
 
+ALL = np.iinfo(np.int64).max
+"""As many behaviours as there are."""
+
 
 class ColdStartSettings(Settings):
     """Who is made a new user."""
@@ -18,6 +21,8 @@ class ColdStartSettings(Settings):
     """Another salt hides another set of users."""
     oracle: bool = False
     """Give the hidden behaviours back, yet count these users as new in the metrics: the bound of every cold-start method."""
+    keep: int = Field(default=0, ge=0)
+    """Leave these users the newest so many behaviours of each sequence: users who are warming up, in the metrics still new."""
 
 
 def hidden_users(keys: pa.Array | pa.ChunkedArray, settings: ColdStartSettings) -> NDArray[np.bool_]:
@@ -29,7 +34,7 @@ def hidden_users(keys: pa.Array | pa.ChunkedArray, settings: ColdStartSettings) 
 
     Args:
         keys: the user of each row: integers, strings, ... (see :func:`mail_torchrec.data.hashing.hash64`).
-        settings: the share and the salt; ``oracle`` does not change who is hidden.
+        settings: the share and the salt; ``oracle`` and ``keep`` do not change who is hidden.
 
     Returns:
         True where the user is hidden, ``[len(keys)]``.
@@ -42,3 +47,8 @@ def hidden_users(keys: pa.Array | pa.ChunkedArray, settings: ColdStartSettings) 
     if threshold >= 2**64:
         return np.ones(len(hashes), np.bool_)
     return hashes < np.uint64(threshold)
+
+
+def most_behaviours(hidden_R: NDArray[np.bool_], settings: ColdStartSettings) -> NDArray[np.int64]:
+    """The most behaviours of a sequence that each row shows, the newest ones: ``keep`` where they are hidden, else ``ALL``."""
+    return np.where(hidden_R & (not settings.oracle), settings.keep, ALL)

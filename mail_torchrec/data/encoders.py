@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
+from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users, most_behaviours
 from mail_torchrec.data.schema import Group, Ids, Kind, Schema
 from mail_torchrec.data.source import Source
-from mail_torchrec.data.values import Bools, Floats, Ints, newest_ids, numbers, one_chunk, plain_ids
+from mail_torchrec.data.values import Floats, Ints, newest_ids, numbers, one_chunk, plain_ids
 from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, vocabulary_from_counts
 
 
@@ -94,10 +94,10 @@ def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, 
     moments = {name: _Moments() for name in schema.numeric()}
     for group in tqdm(source.row_groups, desc="vocabularies", unit="row group", disable=not progress, leave=False):
         table, file = source.read(group), source.file(group)
-        hidden = _hidden(table, schema, cold_start, file)
+        most_R = _most_behaviours(table, schema, cold_start, file)
         for name in schema.id_columns:
             if schema.table(schema.table_of(name)).ids is Ids.VOCABULARY:
-                _count(counts, schema, name, file, file_ids(table, schema, name, file, hidden)[0])
+                _count(counts, schema, name, file, file_ids(table, schema, name, file, most_R)[0])
         for name in moments:
             column = schema.file_column(name)
             moments[name].add(numbers(table[column], schema.columns[name].transform, file=file, name=column))
@@ -105,8 +105,8 @@ def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, 
     return Encoders(tables, {name: moment.scale() for name, moment in moments.items()})
 
 
-def file_ids(table: pa.Table, schema: Schema, name: str, file: str, hidden: Bools | None) -> tuple[pa.Array, Ints]:
-    """The ids of a column as training sees them: lists cut to their newest, behaviours of ``hidden`` rows left out.
+def file_ids(table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints) -> tuple[pa.Array, Ints]:
+    """The ids of a column as training sees them: lists cut to their newest, behaviours also to what each row may show (``most_R``).
 
     Returns:
         The ids end to end, and how many there are a row.
@@ -117,15 +117,13 @@ def file_ids(table: pa.Table, schema: Schema, name: str, file: str, hidden: Bool
     column, file_column = schema.columns[name], schema.file_column(name)
     if column.kind is not Kind.LIST:
         return plain_ids(table[file_column], file=file, name=file_column), np.ones(len(table), dtype=np.int64)
-    hidden = hidden if column.group is Group.BEHAVIOUR else None
-    return newest_ids(table[file_column], column.max_length, hidden, file=file, name=file_column)
+    limit = np.minimum(most_R, column.max_length) if column.group is Group.BEHAVIOUR else column.max_length
+    return newest_ids(table[file_column], limit, file=file, name=file_column)
 
 
-def _hidden(table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str) -> Bools | None:
-    if cold_start.oracle:
-        return None
+def _most_behaviours(table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str) -> Ints:
     name = schema.file_column(schema.group_key)
-    return hidden_users(plain_ids(table[name], file=file, name=name), cold_start)
+    return most_behaviours(hidden_users(plain_ids(table[name], file=file, name=name), cold_start), cold_start)
 
 
 def _count(counts: dict[str, pa.Table], schema: Schema, name: str, file: str, ids: pa.Array) -> None:

@@ -117,6 +117,11 @@ class Reader(IterableDataset[Batch]):
     def __len__(self) -> int:
         return self._num_steps
 
+    @property
+    def path(self) -> str:
+        """Where its rows are."""
+        return self._source.path
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the shuffle of the next iteration."""
         self._epoch = epoch

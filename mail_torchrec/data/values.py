@@ -36,17 +36,13 @@ class Ragged:
         starts, lengths = self.starts[rows], self.lengths[rows]
         return Ragged(self.values[_positions(starts, lengths)], lengths)
 
-    def newest(self, limit: int) -> "Ragged":
-        """Every row cut to its last ``limit`` values."""
+    def newest(self, limit: int | Ints) -> "Ragged":
+        """Every row cut to its last ``limit`` values, one limit for all or one a row."""
         excess = np.maximum(self.lengths - limit, 0)
         if not excess.any():
             return self
         lengths = self.lengths - excess
         return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths)
-
-    def without(self, rows: Bools) -> "Ragged":
-        """The marked rows emptied."""
-        return Ragged(self.values[np.repeat(~rows, self.lengths)], np.where(rows, 0, self.lengths))
 
     @staticmethod
     def concatenate(parts: "list[Ragged]") -> "Ragged":
@@ -88,15 +84,14 @@ def list_lengths(column: pa.ChunkedArray) -> Ints:
     return lengths
 
 
-def newest_ids(column: pa.ChunkedArray, limit: int, hidden: Bools | None, *, file: str, name: str) -> tuple[pa.Array, Ints]:
-    """The newest ``limit`` ids of each list (none of the ``hidden`` ones), end to end, and how many there are a row.
+def newest_ids(column: pa.ChunkedArray, limit: int | Ints, *, file: str, name: str) -> tuple[pa.Array, Ints]:
+    """The newest ``limit`` ids of each list (one limit for all or one a row), end to end, and how many there are a row.
 
     Raises:
         ValueError: as :func:`plain_ids`.
     """
     ids = plain_ids(pc.list_flatten(column), file=file, name=name)
-    positions = Ragged(np.arange(len(ids)), list_lengths(column))
-    kept = (positions if hidden is None else positions.without(hidden)).newest(limit)
+    kept = Ragged(np.arange(len(ids)), list_lengths(column)).newest(limit)
     return ids if len(kept.values) == len(ids) else ids.take(pa.array(kept.values)), kept.lengths
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
+from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
 from mail_torchrec.data.encoders import Encoders, file_ids
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.schema import Group, Schema
@@ -70,21 +70,22 @@ class WindowEncoder:
         Raises:
             ValueError: a value that cannot be trained on; the message names file, column, row, value and remedy.
         """
-        schema, oracle = self.schema, self.cold_start.oracle
+        schema = self.schema
         self._check_aligned(table, file)
         users = self._users(table, file)
         hidden = hidden_users(users, self.cold_start)
+        most_R = most_behaviours(hidden, self.cold_start)
         native_new = self._native_new(table, file)
         return Window(
-            {name: self._ids(table, name, file, None if oracle else hidden) for name in schema.lists},
-            _side_by_side([self._ids(table, name, file).values for name in schema.scalars], len(table), np.int64),
+            {name: self._ids(table, name, file, most_R) for name in schema.lists},
+            _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
             self._binary(table, schema.label, file),
             self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
             hash64(users, "user").view(np.int64),
-            native_new if oracle else native_new | hidden,
+            native_new | self._made_new(table, most_R),
             native_new | hidden,
-            _side_by_side([self._is_cut(table, name, None if oracle else hidden) for name in schema.lists], len(table), np.bool_),
+            _side_by_side([self._is_cut(table, name, most_R) for name in schema.lists], len(table), np.bool_),
         )
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
@@ -98,17 +99,17 @@ class WindowEncoder:
             )
         return users
 
-    def _ids(self, table: pa.Table, name: str, file: str, hidden: Bools | None = None) -> Ragged:
-        ids, lengths = file_ids(table, self.schema, name, file, hidden)
+    def _ids(self, table: pa.Table, name: str, file: str, most_R: Ints) -> Ragged:
+        ids, lengths = file_ids(table, self.schema, name, file, most_R)
         try:
             return Ragged(self.encoders.tables[self.schema.table_of(name)].encode(ids), lengths)
         except ValueError as error:
             raise ValueError(f"{file}: column '{self.schema.file_column(name)}': {error}") from error
 
-    def _is_cut(self, table: pa.Table, name: str, hidden: Bools | None) -> Bools:
+    def _is_cut(self, table: pa.Table, name: str, most_R: Ints) -> Bools:
         column = self.schema.columns[name]
         is_cut: Bools = list_lengths(table[self.schema.file_column(name)]) > column.max_length
-        return is_cut & ~hidden if hidden is not None and column.group is Group.BEHAVIOUR else is_cut
+        return is_cut & (most_R > column.max_length) if column.group is Group.BEHAVIOUR else is_cut
 
     def _numbers(self, table: pa.Table, name: str, file: str) -> Floats:
         column = self.schema.file_column(name)
@@ -122,9 +123,18 @@ class WindowEncoder:
     def _native_new(self, table: pa.Table, file: str) -> Bools:
         if (flag := self.schema.new_user) is not None:
             return self._binary(table, flag, file)
-        lengths = [list_lengths(table[self.schema.file_column(name)]) for name in self.schema.sequences]
-        few: Bools = np.sum(lengths, axis=0) <= self.new_user_max_behaviours
+        few: Bools = self._num_behaviours(table, np.full(len(table), ALL)) <= self.new_user_max_behaviours
         return few
+
+    def _made_new(self, table: pa.Table, most_R: Ints) -> Bools:
+        """Rows that the simulated cold start left no more behaviours than a new user may have."""
+        return (most_R < ALL) & (self._num_behaviours(table, most_R) <= self.new_user_max_behaviours)
+
+    def _num_behaviours(self, table: pa.Table, most_R: Ints) -> Ints:
+        """How many each row has in all sequences together, ``most_R`` of each counted."""
+        lengths = [list_lengths(table[self.schema.file_column(name)]) for name in self.schema.sequences]
+        num_R: Ints = np.sum(np.minimum(lengths, most_R), axis=0)
+        return num_R
 
     def _check_aligned(self, table: pa.Table, file: str) -> None:
         for sequence in self.schema.sequences:

@@ -1,6 +1,7 @@
 """The methods that are compared, as data: what each changes in the user's configuration, and what it is measured against."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,26 @@ TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]
 """The paper's seven in its order, the new ones, and the bounds."""
 TABLE_3 = ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN", "BaseDNN oracle"]
 """The ablation study; MAIL-BaseDNN is what the paper calls MAIL-Base."""
+
+METHODS_OF = {
+    "table2": TABLE_2,
+    "table3": TABLE_3,
+    "figures": [name for name in METHODS if name.startswith("MAIL-") and name != "MAIL-None"],
+    "warmup": [name for name in METHODS if METHODS[name].base is None or name.startswith("MAIL-")],
+}
+"""Section of the report -> the methods that it can show."""
+_USUALLY = {"figures": ["MAIL-BaseDNN"], "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"]}
+
+
+def methods_of(section: str, chosen: Sequence[str]) -> list[str]:
+    """The methods of a section: those that were chosen, else the usual ones.
+
+    Raises:
+        ValueError: a chosen method is not one that the section can show.
+    """
+    if unknown := [method for method in chosen if method not in METHODS_OF[section]]:
+        raise ValueError(f"{section} has no method {unknown}; it has: {', '.join(METHODS_OF[section])}")
+    return [method for method in METHODS_OF[section] if method in (chosen or _USUALLY.get(section, METHODS_OF[section]))]
 
 
 _TAKEN = (

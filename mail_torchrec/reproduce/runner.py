@@ -1,4 +1,4 @@
-"""Runs of many methods and seeds, side by side, each in a process of its own; what is finished is kept."""
+"""Trainings and evaluations of many methods and seeds, side by side, each in a process of its own; what is finished is kept."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -28,6 +28,24 @@ from mail_torchrec.towers.registry import needs_match
 from mail_torchrec.train.run_dir import RunDir
 
 _POLL_SECONDS = 0.1
+
+
+class Job(Protocol):
+    """A call of the command line, to be done once."""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+
+    def is_finished(self) -> bool:
+        """Whether its results are there."""
+
+    def arguments(self) -> list[str]:
+        """Makes room for its results; the arguments of ``mail-torchrec``."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,48 @@ class Run:
             )
         return True
 
+    def arguments(self) -> list[str]:
+        """Deletes what an unfinished training left, writes the configuration; the arguments of ``mail-torchrec``."""
+        if self.path.exists():
+            tqdm.write(f"{self.title} was not finished; it starts again", file=sys.stderr)
+            shutil.rmtree(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.path.with_suffix(".yaml")
+        config.write_text(dump_config(self.config))
+        return ["train", "--config", str(config), "--run-dir", str(self.path)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run on its test data once more, under overrides; its scores lie in the run directory."""
+
+    run: Run
+    name: str
+    overrides: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.run.title}, {self.name}"
+
+    @property
+    def predictions(self) -> Path:
+        """The scores."""
+        return self.run.path / f"{self.name}.npz"
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.predictions.with_suffix(".log")
+
+    def is_finished(self) -> bool:
+        """Whether its scores are there."""
+        return self.predictions.exists()
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``mail-torchrec``."""
+        return ["evaluate", "--run-dir", str(self.run.path), "--predictions", str(self.predictions), *self.overrides]
+
 
 def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]) -> list[Run]:
     """Every run, seed by seed, with its configuration validated and its towers built once without memory.
@@ -97,44 +157,44 @@ def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, o
     return runs
 
 
-def train_all(runs: Sequence[Run], out: Path, jobs: int, threads: int) -> None:
-    """Trains what is not finished, ``jobs`` processes side by side.
+def run_all(jobs: Sequence[Job], out: Path, at_once: int, threads: int) -> None:
+    """Does what is not finished, ``at_once`` processes side by side.
 
-    A failed run does not stop the others; an interruption stops them all and leaves the finished ones usable.
+    A failed job does not stop the others; an interruption stops them all and leaves the finished ones usable.
 
     Raises:
-        ValueError: finished runs of another configuration, another process at work in ``out``, or failed runs, their logs named.
+        ValueError: finished runs of another configuration, another process at work in ``out``, or failed jobs, their logs named.
     """
     with _only_process(out):
-        waiting = [run for run in runs if not run.is_finished()]
-        failed: list[Run] = []
-        bar: tqdm[Any] = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", unit="run", mininterval=bar_interval())
+        waiting = [job for job in jobs if not job.is_finished()]
+        failed: list[Job] = []
+        bar: tqdm[Any] = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="runs", unit="run", mininterval=bar_interval())
         with bar:
-            for run, code in _finished(waiting, jobs, threads, bar):
+            for job, code in _finished(waiting, at_once, threads, bar):
                 bar.update()
                 if code:
-                    failed.append(run)
-                    bar.write(f"{run.title} failed; the others go on", file=sys.stderr)
+                    failed.append(job)
+                    bar.write(f"{job.title} failed; the others go on", file=sys.stderr)
     if failed:
-        lines = [f"  {run.title}: {run.log}: {_last_line(run.log)}" for run in failed]
-        raise ValueError(f"{len(failed)} of {len(runs)} runs failed; the others are finished and kept:\n" + "\n".join(lines))
+        lines = [f"  {job.title}: {job.log}: {_last_line(job.log)}" for job in failed]
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed; the others are finished and kept:\n" + "\n".join(lines))
 
 
-def _finished(waiting: list[Run], jobs: int, threads: int, bar: "tqdm[Any]") -> Iterator[tuple[Run, int]]:
-    """Starts the runs in order and yields each with its exit code when it ends."""
+def _finished(waiting: list[Job], at_once: int, threads: int, bar: "tqdm[Any]") -> Iterator[tuple[Job, int]]:
+    """Starts the jobs in order and yields each with its exit code when it ends."""
     queue = deque(waiting)
-    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     try:
         while queue or running:
-            while queue and len(running) < jobs:
-                run = queue.popleft()
-                running.append((run, _start(run, threads)))
-                bar.set_postfix_str("; ".join(run.title for run, _ in running), refresh=sys.stderr.isatty())
+            while queue and len(running) < at_once:
+                job = queue.popleft()
+                running.append((job, _start(job, threads)))
+                bar.set_postfix_str("; ".join(job.title for job, _ in running), refresh=sys.stderr.isatty())
             time.sleep(_POLL_SECONDS)
-            ended = [(run, process) for run, process in running if process.poll() is not None]
+            ended = [(job, process) for job, process in running if process.poll() is not None]
             running = [pair for pair in running if pair not in ended]
-            for run, process in ended:
-                yield run, process.returncode
+            for job, process in ended:
+                yield job, process.returncode
     finally:
         for _, process in running:
             process.terminate()
@@ -142,15 +202,9 @@ def _finished(waiting: list[Run], jobs: int, threads: int, bar: "tqdm[Any]") -> 
             process.wait()
 
 
-def _start(run: Run, threads: int) -> "subprocess.Popen[bytes]":
-    if run.path.exists():
-        tqdm.write(f"{run.title} was not finished; it starts again", file=sys.stderr)
-        shutil.rmtree(run.path)
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    config = run.path.with_suffix(".yaml")
-    config.write_text(dump_config(run.config))
-    command = [sys.executable, "-m", "mail_torchrec", "train", "--config", str(config), "--run-dir", str(run.path)]
-    with run.log.open("wb") as output:
+def _start(job: Job, threads: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "mail_torchrec", *job.arguments()]
+    with job.log.open("wb") as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
         )

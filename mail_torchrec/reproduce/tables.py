@@ -8,8 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3
+from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.paper import paper_figures
 from mail_torchrec.reproduce.runner import Run
+from mail_torchrec.reproduce.sections import Section
 from mail_torchrec.reproduce.statistics import (
     NUM_RESAMPLES,
     PARTS,
@@ -19,8 +21,9 @@ from mail_torchrec.reproduce.statistics import (
     relative_improvement,
     resample,
 )
+from mail_torchrec.train.pictures import draw_comparison
 from mail_torchrec.train.predictions import Predictions
-from mail_torchrec.train.report import FIGURES, Interval, table
+from mail_torchrec.train.report import FIGURES, Interval, Row, table
 
 Intervals = dict[str, dict[str, Interval | None]]
 """Part (new, old) -> figure (auc, gauc) -> interval."""
@@ -31,7 +34,6 @@ class TableSettings:
     """What a table of the paper holds."""
 
     title: str
-    methods: list[str]
     reference: str | None = None
     """The method that RI is relative to; None: each one's base."""
     order: tuple[tuple[str, str], ...] = ()
@@ -39,10 +41,9 @@ class TableSettings:
 
 
 TABLES = {
-    "table2": TableSettings("Table 2: methods", TABLE_2),
+    "table2": TableSettings("Table 2: methods"),
     "table3": TableSettings(
         "Table 3: ablation of the zero-shot losses",
-        TABLE_3,
         reference="MAIL-BaseDNN",
         order=(("MAIL-None", "BaseDNN"), ("MAIL-Single", "MAIL-Dual"), ("MAIL-Dual", "MAIL-BaseDNN")),
     ),
@@ -76,23 +77,15 @@ class Claim:
     verdict: str
 
 
-def methods_of(name: str, chosen: Sequence[str]) -> list[str]:
-    """The methods of a table, or those of them that were chosen.
+def make_table(name: str, runs: Sequence[Run], out: Path, dataset: str | None = None, num_resamples: int = NUM_RESAMPLES) -> Section:
+    """Makes a table of finished runs; its picture is written into ``out``.
 
-    Raises:
-        ValueError: a chosen method is not in the table.
-    """
-    methods = TABLES[name].methods
-    if unknown := [method for method in chosen if method not in methods]:
-        raise ValueError(f"{name} has no method {unknown}; it has: {', '.join(methods)}")
-    return [method for method in methods if not chosen or method in chosen]
-
-
-def write_table(name: str, runs: Sequence[Run], out: Path, num_resamples: int = NUM_RESAMPLES) -> str:
-    """Makes a table of finished runs and writes it as ``NAME.json`` and ``NAME.md`` into ``out``.
-
-    Returns:
-        The Markdown text.
+    Args:
+        name: ``table2`` or ``table3``.
+        runs: of all methods, the same seeds of each.
+        out: a folder.
+        dataset: the paper's dataset (public, industrial) whose own figures are to be shown too; None shows none.
+        num_resamples: of the bootstrap.
 
     Raises:
         ValueError: predictions are missing, or of other rows.
@@ -113,18 +106,42 @@ def write_table(name: str, runs: Sequence[Run], out: Path, num_resamples: int = 
     figures = json.loads(runs[0].run_dir.metrics.read_text())
     test = {part: {"rows": int(figures[part]["rows"]), "users": int(figures[part]["users"])} for part in PARTS}
     num_seeds = len(next(iter(of_method.values())))
+    over = f"users and {num_seeds} seeds" if num_seeds > 1 else "users, one seed"
+    draw_comparison([Row(line.name, line.run_dirs, line.figures) for line in lines], out / f"{name}.png", over=over)
     content = {
         "table": name,
-        "title": settings.title,
         "seeds": num_seeds,
         "resamples": num_resamples,
         "test": test,
         "methods": [asdict(line) for line in lines],
         "order": [asdict(claim) for claim in claims],
+        "paper": {dataset: paper_figures(name, dataset)} if dataset else None,
     }
-    (out / f"{name}.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     text = as_markdown(settings.title, lines, claims, test, num_seeds, num_resamples)
-    (out / f"{name}.md").write_text(text)
+    if dataset:
+        text += beside_the_paper(name, dataset, lines, settings)
+    verdicts = [line.verdict for line in lines if line.verdict] + [claim.verdict for claim in claims]
+    pictures = {f"{name}.png": f"{settings.title}. AUC of new and of old users, mean and 95 % interval over {over}."}
+    return Section(name, settings.title, text, verdicts, pictures, content)
+
+
+def beside_the_paper(name: str, dataset: str, lines: Sequence[Line], settings: TableSettings) -> str:
+    """Ours and the paper's own figures, and RI of both, a table for new users and one for old ones."""
+    paper = paper_figures(name, dataset)
+    text = f"\nThe paper's own figures ({dataset} dataset) beside ours:\n\n"
+    for part in PARTS:
+        kinds = list(paper["BaseDNN"][part])
+        header = [f"{part} users", *(word for kind in kinds for word in (kind.upper(), "the paper's", "RI", "the paper's"))]
+        cells = []
+        for line in (line for line in lines if line.name in paper):
+            base = paper[settings.reference or METHODS[line.name].tower]
+            cells.append([line.name])
+            for kind in kinds:
+                theirs = paper[line.name][part][kind]
+                relative = relative_improvement(theirs, base[part][kind])
+                ours = mean_text(line.figures[part][kind]), _signed(line.relative[part][kind])
+                cells[-1] += [ours[0], _number(theirs), ours[1], _signed(relative)]
+        text += table(header, cells) + "\n"
     return text
 
 
@@ -179,7 +196,7 @@ def as_markdown(
     cells = [
         [
             line.name,
-            *(text for part, figure in columns for text in (_mean(line.figures[part][figure]), _signed(line.relative[part][figure]))),
+            *(text for part, figure in columns for text in (mean_text(line.figures[part][figure]), _signed(line.relative[part][figure]))),
         ]
         for line in lines
     ]
@@ -228,7 +245,8 @@ def percent(interval: Interval | None) -> str:
     return f"{interval.mean * 100:.0f} % [{interval.low * 100:.0f} %, {interval.high * 100:.0f} %]"
 
 
-def _mean(interval: Interval | None) -> str:
+def mean_text(interval: Interval | None) -> str:
+    """A figure as ``.7128``."""
     return _number(interval.mean) if interval else "-"
 
 

@@ -191,6 +191,13 @@ class ZeroShotTower(nn.Module):
         made = (spread if self.settings.rebuilds == "pooled" else split)(decoded_NVD, max_lengths, relative_NS)
         return dict(zip(self.sequences, made, strict=True))
 
+    def pooled_fields(self, fields_NFD: Tensor) -> Tensor:
+        """What E1 sees of the fields, ``h_a`` [N, E]; not for variant ``none``, which has no encoder."""
+        if self.settings.standardise:
+            fields_NFD = self.field_scale(fields_NFD.flatten(1)).view_as(fields_NFD)
+        pooled_NE: Tensor = self.attribute_attention(fields_NFD) if self.settings.pooling == "attention" else fields_NFD.flatten(1)
+        return pooled_NE
+
     def _encoder(self, in_dim: int) -> ResidualEncoder:
         return ResidualEncoder(in_dim, self.settings.encoder_dims, self.settings.dropout)
 
@@ -198,10 +205,7 @@ class ZeroShotTower(nn.Module):
         return ResidualDecoder(self.settings.encoder_dims[-1], self.settings.decoder_dims, out_dim, self.settings.dropout)
 
     def _encode_attributes(self, fields_NFD: Tensor, numeric_NM: Tensor, *, drop: bool = True) -> Tensor:
-        if self.settings.standardise:
-            fields_NFD = self.field_scale(fields_NFD.flatten(1)).view_as(fields_NFD)
-        seen_NE = self.attribute_attention(fields_NFD) if self.settings.pooling == "attention" else fields_NFD.flatten(1)
-        code_NH: Tensor = self.attribute_encoder(torch.cat([seen_NE, numeric_NM], dim=1), drop=drop)
+        code_NH: Tensor = self.attribute_encoder(torch.cat([self.pooled_fields(fields_NFD), numeric_NM], dim=1), drop=drop)
         return code_NH
 
     def _targets(

@@ -29,8 +29,11 @@ class Predictions:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the columns as one compressed ``.npz``."""
-        np.savez_compressed(path, scores=self.scores_R, labels=self.labels_R, users=self.users_R, is_new=self.is_new_R)
+        """Writes the columns as one compressed ``.npz``; the file is there whole or not at all."""
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, scores=self.scores_R, labels=self.labels_R, users=self.users_R, is_new=self.is_new_R)
+        part.replace(path)
 
     @staticmethod
     def load(path: Path) -> "Predictions":

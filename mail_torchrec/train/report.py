@@ -125,13 +125,13 @@ def _check_seeds(name: str, runs: list[_Run]) -> None:
 
 
 def _row(name: str, runs: list[_Run], names: list[str], base: str | None, base_runs: list[_Run]) -> Row:
-    figures = {part: {figure: _interval([run.metrics[part][figure] for run in runs]) for figure in names} for part in PARTS}
+    figures = {part: {figure: seed_interval([run.metrics[part][figure] for run in runs]) for figure in names} for part in PARTS}
     paired = {run.seed: run for run in base_runs}
     differences = {}
     if base_runs and {run.seed for run in runs} == set(paired):
         differences = {
             part: {
-                figure: _interval([_minus(run.metrics[part][figure], paired[run.seed].metrics[part][figure]) for run in runs])
+                figure: seed_interval([_minus(run.metrics[part][figure], paired[run.seed].metrics[part][figure]) for run in runs])
                 for figure in names
             }
             for part in PARTS
@@ -143,7 +143,8 @@ def _minus(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
 
 
-def _interval(values: Sequence[float | None]) -> Interval | None:
+def seed_interval(values: Sequence[float | None]) -> Interval | None:
+    """Mean and Student's 95 % interval of one value a seed; None where a seed has none."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None

@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -64,17 +67,32 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
             progress.event({"evaluation": figures, "counts": counts})
         _say_counts("test", counts)
         if rank() == 0:
-            draw_loss_curves(run_dir.log, run_dir.curves)
+            draw_loss_curves([run_dir.log], run_dir.curves)
             run_dir.metrics.write_text(json.dumps(figures, indent=2) + "\n")
         return figures
 
 
-def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> dict[str, Figures]:
+def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str], predictions: Path | None = None) -> dict[str, Figures]:
     """Evaluates a finished run, on its own test data or other files; on any number of ranks.
+
+    Args:
+        run_dir: the run.
+        data: Parquet file or folder (or URI) instead of its test data.
+        overrides: of its configuration.
+        predictions: file for the scores of all rows; None writes none.
 
     Raises:
         ValueError: no finished run there, or data that does not fit its schema.
     """
+    with opened_run(run_dir, data, overrides) as (assembled, test_data):
+        figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+        _say_counts(test_data.reader.path, counts)
+        return figures
+
+
+@contextmanager
+def opened_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> Iterator[tuple[Assembled, Loaded]]:
+    """A finished run, its weights loaded, and its test data or other files; arguments and errors as :func:`evaluate_run`."""
     run_dir.check()
     config = load_config(run_dir.config, overrides)
     with process_group(config.train.device) as device:
@@ -82,10 +100,7 @@ def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> dic
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         assembled = assemble(config, encoders, device)
         load_weights(assembled.model, run_dir.weights)
-        test_data = _load(config, encoders, assembled, source, training=False)
-        figures, counts = evaluate(assembled, test_data.reader, test_data.loader)
-        _say_counts(source.path, counts)
-        return figures
+        yield assembled, _load(config, encoders, assembled, source, training=False)
 
 
 def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:

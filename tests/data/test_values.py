@@ -40,15 +40,12 @@ def test_ragged_take(rows: list[list[int]], data: st.DataObject) -> None:
     assert rows_of(ragged(rows).take(slice(start, stop))) == rows[start:stop]
 
 
-@given(LISTS, st.integers(1, 7))
-def test_ragged_newest(rows: list[list[int]], limit: int) -> None:
+@given(LISTS, st.integers(1, 7), st.data())
+def test_ragged_newest(rows: list[list[int]], limit: int, data: st.DataObject) -> None:
     assert rows_of(ragged(rows).newest(limit)) == [row[-limit:] for row in rows]
-
-
-@given(LISTS, st.data())
-def test_ragged_without(rows: list[list[int]], data: st.DataObject) -> None:
-    marked = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    assert rows_of(ragged(rows).without(np.array(marked))) == [[] if mark else row for row, mark in zip(rows, marked, strict=True)]
+    limits = data.draw(st.lists(st.integers(0, 7), min_size=len(rows), max_size=len(rows)))
+    expected = [row[max(len(row) - limit, 0) :] for row, limit in zip(rows, limits, strict=True)]
+    assert rows_of(ragged(rows).newest(np.array(limits))) == expected
 
 
 @given(st.lists(LISTS, min_size=1, max_size=4))
@@ -58,16 +55,17 @@ def test_ragged_concatenate(parts: list[list[list[int]]]) -> None:
 
 @given(
     st.lists(st.none() | st.lists(st.none() | st.integers(-9, 9), max_size=6), max_size=8),
-    st.integers(1, 6),
+    st.lists(st.integers(0, 6), min_size=8, max_size=8),
     st.sampled_from([pa.list_(pa.int64()), pa.large_list(pa.int8()), pa.list_(pa.dictionary(pa.int8(), pa.int32()))]),
     st.data(),
 )
-def test_newest_ids_equal_plain_python(rows: list[list[int | None] | None], limit: int, kind: pa.DataType, data: st.DataObject) -> None:
-    hidden = data.draw(st.none() | st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+def test_newest_ids_equal_plain_python(
+    rows: list[list[int | None] | None], limits: list[int], kind: pa.DataType, data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(0, len(rows)))
     column = pa.chunked_array([pa.array(part, kind) for part in (rows[:cut], rows[cut:])])
-    ids, lengths = newest_ids(column, limit, None if hidden is None else np.array(hidden, dtype=np.bool_), file="f", name="n")
-    expected = [[] if row is None or (hidden and hidden[i]) else row[-limit:] for i, row in enumerate(rows)]
+    ids, lengths = newest_ids(column, np.array(limits[: len(rows)], np.int64), file="f", name="n")
+    expected = [(row or [])[max(len(row or []) - limits[i], 0) :] for i, row in enumerate(rows)]
     assert ids.to_pylist() == [value for row in expected for value in row]
     assert lengths.tolist() == [len(row) for row in expected]
     assert list_lengths(column).tolist() == [len(row or []) for row in rows]
@@ -75,7 +73,7 @@ def test_newest_ids_equal_plain_python(rows: list[list[int | None] | None], limi
 
 def test_lists_of_one_size_may_be_null() -> None:
     column = pa.chunked_array([pa.array([[1, 2], None, [3, None]], pa.list_(pa.int32(), 2))])
-    ids, lengths = newest_ids(column, 1, None, file="f", name="n")
+    ids, lengths = newest_ids(column, 1, file="f", name="n")
     assert (ids.to_pylist(), lengths.tolist()) == ([2, None], [1, 0, 1])
 
 

@@ -1,5 +1,6 @@
 """Encoded rows equal a plain Python encoding; bad rows are named."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_every_column_equals_a_plain_encoding(
         assert window.is_cut_RL[:, i].tolist() == cut
 
 
+@files
+@given(any_rows(), any_rows(), st.integers(0, 5), st.integers(0, 3), st.booleans())
+def test_hidden_users_keep_their_newest_behaviours(
+    tmp_path: Path, train: list[plain.Row], rows: list[plain.Row], keep: int, new_at_most: int, oracle: bool
+) -> None:
+    """They equal rows of users who never had more, but for being counted among the new ones."""
+    cold_start = ColdStartSettings(hide_share=0.5, keep=keep, oracle=oracle)
+    cold = hidden(train + rows, cold_start)
+
+    def shortened(row: plain.Row) -> plain.Row:
+        gone = max(len(row["history"] or []) - keep, 0) if row["user"] in cold and not oracle else 0
+        return row | {name: row[name] and row[name][gone:] for name in plain.BEHAVIOURS}
+
+    found = window_of(tmp_path, train, rows, cold_start, new_at_most=new_at_most)
+    parts = [[shortened(row) for row in part] for part in (train, rows)]
+    expected = window_of(tmp_path, *parts, ColdStartSettings(), new_at_most=new_at_most)
+    for column in plain.TABLES:
+        assert ids_of(found, column) == ids_of(expected, column), column
+    assert found.is_new_R.tolist() == expected.is_new_R.tolist()
+    assert found.is_cut_RL.tolist() == expected.is_cut_RL.tolist()
+    native_new = [len(row["history"] or []) <= new_at_most for row in rows]
+    assert found.is_cold_R.tolist() == [new or row["user"] in cold for new, row in zip(native_new, rows, strict=True)]
+
+
 def test_users_are_equal_where_their_keys_are(tmp_path: Path) -> None:
     window = window_of(tmp_path, [row()], [row(user=user) for user in (3, 2**62, 3, -1)], ColdStartSettings())
     assert window.users_R[0] == window.users_R[2]
@@ -86,12 +111,15 @@ def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
     schema = Schema.model_validate(plain.TREE | {"columns": plain.TREE["columns"] | {"fresh": {"group": "new_user"}}})
     write(
         tmp_path / "a.parquet",
-        [row(fresh=False, history=None, actions=None), row(fresh=True)],
+        [row(fresh=False, history=None, actions=None), row(fresh=True), row(fresh=False)],
         types=TYPES.append(pa.field("fresh", pa.bool_())),
     )
     source = Source(str(tmp_path), schema)
     encoder = WindowEncoder(schema, fit_encoders(source, schema, ColdStartSettings()), ColdStartSettings(), 0)
-    assert encoder(source.read(source.row_groups[0]), "a").is_new_R.tolist() == [False, True]
+    assert encoder(source.read(source.row_groups[0]), "a").is_new_R.tolist() == [False, True, False]
+    for keep, new in ((0, [True, True, True]), (2, [True, True, False])):  # the first row has nothing to keep, the second is flagged
+        hiding = replace(encoder, cold_start=ColdStartSettings(hide_share=1, keep=keep))
+        assert hiding(source.read(source.row_groups[0]), "a").is_new_R.tolist() == new
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mail_torchrec.config import dump_config
-from mail_torchrec.reproduce.runner import Run, plan, train_all
+from mail_torchrec.reproduce.runner import Run, plan, run_all
 from tests.small_rows import config_tree, write_rows
 
 TRAINING = """#!/bin/sh
@@ -47,12 +47,12 @@ def planned(config: Path, *overrides: str, seeds: int = 2) -> list[Run]:
 
 def test_finished_runs_are_kept_and_more_seeds_are_added(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, tmp_path)
-    train_all(planned(config), tmp_path / "out", jobs=2, threads=1)
+    run_all(planned(config), tmp_path / "out", at_once=2, threads=1)
     folders = [f"out/runs/{method}/seed-{seed}" for seed in (1, 2) for method in METHODS]
     assert sorted(calls.read_text().split()) == sorted(str(tmp_path / folder) for folder in folders)
-    train_all(planned(config), tmp_path / "out", jobs=2, threads=1)
+    run_all(planned(config), tmp_path / "out", at_once=2, threads=1)
     assert len(calls.read_text().split()) == 4
-    train_all(planned(config, seeds=3), tmp_path / "out", jobs=2, threads=1)
+    run_all(planned(config, seeds=3), tmp_path / "out", at_once=2, threads=1)
     assert len(calls.read_text().split()) == 6
 
 
@@ -61,7 +61,7 @@ def test_an_unfinished_run_starts_again_and_says_so(
 ) -> None:
     calls = stand_in(monkeypatch, tmp_path)
     (tmp_path / "out/runs/BaseDNN/seed-1/weights").mkdir(parents=True)
-    train_all(planned(config, seeds=1), tmp_path / "out", jobs=1, threads=1)
+    run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
     assert "BaseDNN, seed 1 was not finished; it starts again" in capsys.readouterr().err
     assert len(calls.read_text().split()) == 2 and not (tmp_path / "out/runs/BaseDNN/seed-1/weights").exists()
 
@@ -70,7 +70,7 @@ def test_a_failed_run_stops_no_other_and_its_log_is_named(config: Path, tmp_path
     calls = stand_in(monkeypatch, tmp_path, fail="*/runs/BaseDNN/seed-1")
     log = tmp_path / "out/runs/BaseDNN/seed-1.log"
     with pytest.raises(ValueError) as error:
-        train_all(planned(config), tmp_path / "out", jobs=1, threads=1)
+        run_all(planned(config), tmp_path / "out", at_once=1, threads=1)
     expected = f"1 of 4 runs failed; the others are finished and kept:\n  BaseDNN, seed 1: {log}: Error: no luck"
     assert str(error.value) == expected and len(calls.read_text().split()) == 4
 
@@ -93,18 +93,18 @@ def test_an_interruption_ends_the_runs_and_leaves_what_is_finished(config: Path,
     monkeypatch.setattr(subprocess, "Popen", remembered)
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_all(runs, tmp_path / "out", jobs=2, threads=1)
+        run_all(runs, tmp_path / "out", at_once=2, threads=1)
     assert sorted(process.returncode for process in started) == [-signal.SIGTERM, 0, 0, 0]
     assert [run.is_finished() for run in runs] == [True, False, True, True]
 
 
 def test_runs_of_another_configuration_are_refused_with_what_differs(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, tmp_path)
-    train_all(planned(config, seeds=1), tmp_path / "out", jobs=1, threads=1)
+    run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
     with pytest.raises(
         ValueError, match=r"seed-1' was trained with another configuration; choose another --out.*\n  train.epochs: 1 there, 2 now"
     ):
-        train_all(planned(config, "train.epochs=2", seeds=1), tmp_path / "out", jobs=1, threads=1)
+        run_all(planned(config, "train.epochs=2", seeds=1), tmp_path / "out", at_once=1, threads=1)
 
 
 def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(config: Path, tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_two_processes_do_not_share_a_folder(config: Path, tmp_path: Path, monke
     with (tmp_path / "out/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match=r"another process reproduces into '.*out'; wait for it, or choose another --out"):
-            train_all(planned(config), tmp_path / "out", jobs=1, threads=1)
+            run_all(planned(config), tmp_path / "out", at_once=1, threads=1)

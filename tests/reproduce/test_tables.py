@@ -9,8 +9,9 @@ import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
+from mail_torchrec.reproduce.methods import methods_of
 from mail_torchrec.reproduce.runner import Run, plan
-from mail_torchrec.reproduce.tables import gain_word, interval_text, methods_of, percent, write_table
+from mail_torchrec.reproduce.tables import gain_word, interval_text, make_table, percent
 from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import Interval
 from tests.small_rows import config_tree, write_rows
@@ -43,9 +44,15 @@ def finished(config: Path, methods: list[str], seeds: int) -> list[Run]:
     return runs
 
 
+def made(name: str, runs: list[Run], out: Path, dataset: str | None = None, num_resamples: int = 20) -> str:
+    section = make_table(name, runs, out, dataset, num_resamples)
+    section.save(out, "mail-torchrec reproduce", "name: small")
+    return section.text
+
+
 def test_a_table_says_which_gains_are_real(config: Path, tmp_path: Path) -> None:
     runs = finished(config, ["BaseDNN", "MAIL-BaseDNN", "DMR", "BaseDNN oracle"], seeds=3)
-    text = write_table("table2", runs, tmp_path / "out", num_resamples=100)
+    text = made("table2", runs, tmp_path / "out", num_resamples=100)
     assert text == (tmp_path / "out/table2.md").read_text()
     table = json.loads((tmp_path / "out/table2.json").read_text())
     base, mail, dmr, oracle = table["methods"]
@@ -63,19 +70,19 @@ def test_a_table_says_which_gains_are_real(config: Path, tmp_path: Path) -> None
 
 
 def test_a_method_without_its_base_in_the_table_has_no_difference(config: Path, tmp_path: Path) -> None:
-    write_table("table2", finished(config, ["MAIL-BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
+    made("table2", finished(config, ["MAIL-BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
     [line] = json.loads((tmp_path / "out/table2.json").read_text())["methods"]
     assert line["base"] is None and line["relative"]["new"]["auc"] is None and line["verdict"] is None
 
 
 def test_one_seed_is_told_of(config: Path, tmp_path: Path) -> None:
-    text = write_table("table2", finished(config, ["BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
+    text = made("table2", finished(config, ["BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
     assert "One seed, so that intervals hold what users vary and not what seeds do" in text
 
 
 def test_table_3_checks_the_papers_order_and_is_relative_to_mail(config: Path, tmp_path: Path) -> None:
     runs = finished(config, methods_of("table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]), seeds=2)
-    write_table("table3", runs, tmp_path / "out", num_resamples=100)
+    made("table3", runs, tmp_path / "out", num_resamples=100)
     table = json.loads((tmp_path / "out/table3.json").read_text())
     assert [(claim["lower"], claim["higher"], claim["verdict"].rpartition(": ")[2]) for claim in table["order"]] == [
         ("MAIL-None", "BaseDNN", "cannot be told."),
@@ -83,6 +90,16 @@ def test_table_3_checks_the_papers_order_and_is_relative_to_mail(config: Path, t
         ("MAIL-Dual", "MAIL-BaseDNN", "so it is."),
     ]
     assert [line["relative"]["new"]["auc"] < 0 for line in table["methods"]] == [True, True, False, True, False]
+
+
+def test_the_papers_figures_stand_beside_ours(config: Path, tmp_path: Path) -> None:
+    text = made("table2", finished(config, ["BaseDNN", "MAIL-BaseDNN", "BaseDNN oracle"], seeds=2), tmp_path / "out", "public")
+    _, beside = text.split("The paper's own figures (public dataset) beside ours:")
+    line = next(line for line in beside.splitlines() if line.startswith("| MAIL-BaseDNN"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (cells[2], cells[4], cells[6], cells[8]) == (".5934", "+1.23 %", ".5710", "+0.92 %") and "oracle" not in beside
+    assert cells[1] == f"{json.loads((tmp_path / 'out/table2.json').read_text())['methods'][1]['figures']['new']['auc']['mean']:.4f}"[1:]
+    assert (tmp_path / "out/table2.png").stat().st_size
 
 
 def test_numbers_are_short() -> None:

@@ -1,0 +1,101 @@
+"""The warm-up sweep: what is evaluated, and what is said of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mail_torchrec.cli import main
+from mail_torchrec.config import Config
+from mail_torchrec.reproduce.runner import Run, plan
+from mail_torchrec.reproduce.warmup import KEPT, evaluations, make_warmup
+from mail_torchrec.train.predictions import Predictions
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.trainer import train
+from tests.small_rows import config_tree, write_rows
+
+REAL = {0: 0.1, 1: 0.1, 2: 0.3, 5: 1.5, 10: 1.6, 20: 1.7}
+"""How well scores know the labels with so many behaviours; virtual ones are worth 0.5."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows/train/a.parquet", 120, seed=1)
+    write_rows(tmp_path / "rows/test/b.parquet", 100, seed=2)
+    tree = config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "cold_start": {"hide_share": 0.4}})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "small.yaml"
+
+
+def swept(config: Path, methods: list[str], gains: dict[int, float], seeds: int = 2) -> list[Run]:
+    """Finished runs whose scores know the labels as well as ``gains`` says."""
+    runs = plan(config, config.parent / "out", methods, seeds, ())
+    data = np.random.default_rng(0)
+    labels, users = data.integers(2, size=2000), data.integers(600, size=2000)
+    paths = [(run, 0, run.run_dir.predictions) for run in runs]
+    paths += [(each.run, kept, each.predictions) for each, kept in zip(evaluations(runs), np.repeat(KEPT[1:], len(runs)), strict=True)]
+    for run, kept, path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng([run.seed, 7]).normal(size=2000)
+        gain = 0.5 if run.method.startswith("MAIL") and kept == 0 else gains[int(kept)]
+        Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(path)
+    return runs
+
+
+def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> None:
+    runs = plan(config, config.parent / "out", ["BaseDNN", "MAIL-BaseDNN"], 2, ())
+    asked = {(each.run.title, each.arguments()[-1], each.predictions.name) for each in evaluations(runs)}
+    assert asked == {(run.title, f"data.cold_start.keep={kept}", f"keep-{kept}.npz") for run in runs for kept in (1, 2, 5, 10, 20)}
+    with pytest.raises(ValueError, match=r"sweeps data.cold_start.keep itself, from 0 on; leave it out"):
+        evaluations(plan(config, config.parent / "out", ["BaseDNN"], 1, ("data.cold_start.keep=1",)))
+
+
+def test_the_point_where_virtual_behaviours_stop_paying_is_named(config: Path, tmp_path: Path) -> None:
+    section = make_warmup(swept(config, ["BaseDNN", "MAIL-BaseDNN"], REAL), tmp_path / "out", num_resamples=100)
+    stop, passes = section.verdicts
+    assert stop.startswith("MAIL-BaseDNN: virtual behaviours stop paying at 5 real ones (5 real less virtual, new users' AUC +.")
+    assert passes.startswith("MAIL-BaseDNN on virtual behaviours: BaseDNN passes at 5 real ones (5 real less virtual")
+    [sweep] = section.content["sweeps"]
+    lines = sweep["figures"]["auc"]
+    assert lines["plain"][2:] != lines["real"][:-2] and lines["plain"][1:] == lines["real"][1:] and lines["real"][0] is None
+    means = [lines[name][3]["mean"] for name in ("real", "virtual", "real - virtual")]
+    assert means[0] - means[1] == pytest.approx(means[2])
+    assert len({value["mean"] for value in lines["virtual"]}) == 1
+    assert (tmp_path / "out/warmup.png").stat().st_size and "| MAIL-BaseDNN, real " in section.text
+
+
+def test_virtual_behaviours_that_always_pay_are_said_to(config: Path, tmp_path: Path) -> None:
+    section = make_warmup(swept(config, ["MAIL-DMR", "DMR"], dict.fromkeys(KEPT, 0.1)), tmp_path / "out", num_resamples=100)
+    assert section.verdicts[0].startswith("MAIL-DMR: virtual behaviours do not stop paying within the sweep (20 real less virtual")
+    assert "DMR does not pass within the sweep (20 real" in section.verdicts[1]
+
+
+def test_a_method_or_a_base_alone_is_swept(config: Path, tmp_path: Path) -> None:
+    section = make_warmup(swept(config, ["DMR", "MAIL-BaseDNN"], REAL, seeds=1), tmp_path / "out", num_resamples=20)
+    assert [(sweep["method"], sweep["base"], len(sweep["figures"]["auc"])) for sweep in section.content["sweeps"]] == [
+        ("MAIL-BaseDNN", None, 3), (None, "DMR", 1)
+    ]  # fmt: skip
+    assert len(section.verdicts) == 1
+
+
+def test_kept_behaviours_count_and_filling_all_the_same_is_as_having_none(config: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(config.read_text()) | {"name": "MAIL"}
+    train(Config.model_validate(tree), RunDir(tmp_path / "run"))
+
+    def scores(*overrides: str) -> Predictions:
+        arguments = ["evaluate", "--run-dir", str(tmp_path / "run"), "--predictions", str(tmp_path / "some.npz"), *overrides]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        return Predictions.load(tmp_path / "some.npz")
+
+    without, real, oracle = scores(), scores("data.cold_start.keep=3"), scores("data.cold_start.oracle=true")
+    filled, everything = scores("data.cold_start.keep=3", "data.new_user_max_behaviours=3"), scores("data.cold_start.keep=99")
+    new = without.is_new_R
+    assert 0 < new.sum() < len(new)
+    for other in (real, oracle, everything):
+        assert np.array_equal(other.is_new_R, new) and np.array_equal(other.scores_R[~new], without.scores_R[~new])
+    assert not np.array_equal(real.scores_R[new], without.scores_R[new]) and not np.array_equal(real.scores_R, oracle.scores_R)
+    assert np.array_equal(filled.scores_R[new], without.scores_R[new])
+    assert np.array_equal(everything.scores_R, oracle.scores_R)
