@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings, pairs
+from mail_torchrec.baselines.meta_emb import pairs
 from mail_torchrec.baselines.registry import BaselineSettings, build_filler
 from mail_torchrec.data.batch import Batch, map_parts
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
-from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, user_id_field, without_negatives
+from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.objective import Term, mmd_share, shares
+from mail_torchrec.parts import build_meta_emb, build_multi_task, build_zero_shot
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.behaviours import Behaviours
-from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
-from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
+from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
+from mail_torchrec.towers.multi_task import MultiTaskSettings
 from mail_torchrec.towers.registry import build_tower
-from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
+from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings
 
 
 class ModelSettings(Settings):
@@ -116,15 +117,13 @@ class Towers(nn.Module):
         self.settings = settings
         self._assemble = InputAssembler(schema, lookups)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
-        self.zero_shot = _build_zero_shot(settings.zero_shot, schema, shapes) if settings.zero_shot else None
+        self.zero_shot = build_zero_shot(settings.zero_shot, schema, shapes)
         self.filler = build_filler(settings.baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
-        self.meta_emb = None
-        if isinstance(settings.baseline, MetaEmbSettings):
-            self.meta_emb = _build_meta_emb(settings.baseline, schema, shapes, has_first_order=bool(lookups.first_order))
-        self.multi_task = _build_multi_task(settings, schema, self.ranking)
+        self.meta_emb = build_meta_emb(settings.baseline, schema, shapes, has_first_order=bool(lookups.first_order))
+        self.multi_task = build_multi_task(settings.multi_task, schema, self.ranking, settings.tower)
         own = settings.new_user_tower == "own"
         self.ranking_of_new = build_tower(settings.tower, settings.tower_options, shapes) if own else None
-        self.multi_task_of_new = _build_multi_task(settings, schema, self.ranking_of_new)
+        self.multi_task_of_new = build_multi_task(settings.multi_task, schema, self.ranking_of_new, settings.tower)
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
@@ -270,42 +269,3 @@ def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch
     return terms | {
         f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
     }
-
-
-def _build_multi_task(settings: ModelSettings, schema: Schema, tower: nn.Module | None) -> MultiTaskHead | None:
-    if settings.multi_task is None or tower is None:
-        return None
-    if schema.conversion is None:
-        raise ValueError(
-            "model.multi_task needs a column of group 'conversion' in schema.columns (0 or 1: what followed the click), found none; "
-            "add it, or model.multi_task=null"
-        )
-    return MultiTaskHead(settings.multi_task, tower, settings.tower)
-
-
-def _build_meta_emb(settings: MetaEmbSettings, schema: Schema, shapes: InputShapes, *, has_first_order: bool) -> MetaEmb:
-    if has_first_order:
-        raise ValueError(
-            "model.baseline: meta_emb makes the vector of a new user's id, and this tower has a weight of each id beside it, which nothing "
-            "makes; choose a tower without first-order weights, base_dnn for example"
-        )
-    num_numeric = len(schema.numeric(Group.ATTRIBUTE))
-    return MetaEmb(settings, user_id_field(schema, settings.field), shapes.num_attributes, shapes.attribute_dim, num_numeric)
-
-
-def _build_zero_shot(settings: ZeroShotSettings, schema: Schema, shapes: InputShapes) -> ZeroShotTower:
-    groups = {"attributes": (shapes.num_attributes, shapes.attribute_dim)}
-    if settings.sees == "all_fields":
-        groups |= {"context": (shapes.num_context, shapes.context_dim), "items": (shapes.num_items, shapes.item_dim)}
-    groups = {name: group for name, group in groups.items() if group[0]}
-    if len(dims := {dim for _, dim in groups.values()}) != 1:
-        raise ValueError(
-            f"model.zero_shot.sees=all_fields needs one dimension in all groups, received {groups} (fields, dimension); set schema.dim"
-        )
-    return ZeroShotTower(
-        settings,
-        group_fields={name: num for name, (num, _) in groups.items()},
-        field_dim=dims.pop(),
-        num_numeric=len(schema.numeric(Group.ATTRIBUTE)),
-        sequences=shapes.sequences,
-    )

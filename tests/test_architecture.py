@@ -16,6 +16,7 @@ LAYERS = [
     ["towers", "data", "prepare"],
     ["baselines"],
     ["embeddings", "fields", "objective"],
+    ["parts"],
     ["model"],
     ["config", "train"],
     ["doctor", "reproduce"],

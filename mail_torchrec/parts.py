@@ -1,0 +1,60 @@
+"""The dense parts of MAIL from their settings: what the schema has to say about each.
+
+Errors are ``ValueError``: a part that the schema, or another part, leaves no room for.
+"""
+
+from torch import nn
+
+from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
+from mail_torchrec.baselines.registry import BaselineSettings
+from mail_torchrec.data.schema import Group, Schema
+from mail_torchrec.fields import user_id_field
+from mail_torchrec.towers.inputs import InputShapes
+from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
+from mail_torchrec.towers.zero_shot import ZeroShotSettings, ZeroShotTower
+
+
+def build_multi_task(settings: MultiTaskSettings | None, schema: Schema, tower: nn.Module | None, tower_name: str) -> MultiTaskHead | None:
+    """The head on a ranking tower; None without settings, or without a tower."""
+    if settings is None or tower is None:
+        return None
+    if schema.conversion is None:
+        raise ValueError(
+            "model.multi_task needs a column of group 'conversion' in schema.columns (0 or 1: what followed the click), found none; "
+            "add it, or model.multi_task=null"
+        )
+    return MultiTaskHead(settings, tower, tower_name)
+
+
+def build_meta_emb(settings: BaselineSettings | None, schema: Schema, shapes: InputShapes, *, has_first_order: bool) -> MetaEmb | None:
+    """The generator of new users' id vectors; None where the baseline is another one."""
+    if not isinstance(settings, MetaEmbSettings):
+        return None
+    if has_first_order:
+        raise ValueError(
+            "model.baseline: meta_emb makes the vector of a new user's id, and this tower has a weight of each id beside it, which nothing "
+            "makes; choose a tower without first-order weights, base_dnn for example"
+        )
+    num_numeric = len(schema.numeric(Group.ATTRIBUTE))
+    return MetaEmb(settings, user_id_field(schema, settings.field), shapes.num_attributes, shapes.attribute_dim, num_numeric)
+
+
+def build_zero_shot(settings: ZeroShotSettings | None, schema: Schema, shapes: InputShapes) -> ZeroShotTower | None:
+    """The zero-shot tower for a schema's fields and sequences; None without settings."""
+    if settings is None:
+        return None
+    groups = {"attributes": (shapes.num_attributes, shapes.attribute_dim)}
+    if settings.sees == "all_fields":
+        groups |= {"context": (shapes.num_context, shapes.context_dim), "items": (shapes.num_items, shapes.item_dim)}
+    groups = {name: group for name, group in groups.items() if group[0]}
+    if len(dims := {dim for _, dim in groups.values()}) != 1:
+        raise ValueError(
+            f"model.zero_shot.sees=all_fields needs one dimension in all groups, received {groups} (fields, dimension); set schema.dim"
+        )
+    return ZeroShotTower(
+        settings,
+        group_fields={name: num for name, (num, _) in groups.items()},
+        field_dim=dims.pop(),
+        num_numeric=len(schema.numeric(Group.ATTRIBUTE)),
+        sequences=shapes.sequences,
+    )
