@@ -60,10 +60,9 @@ def mean_cosine(real_UD: NDArray[Any], virtual_UD: NDArray[Any]) -> float:
 def on_a_plane(first_ND: NDArray[Any], second_MD: NDArray[Any]) -> tuple[Floats, Floats]:
     """Both sets in one t-SNE (perplexity 30, from the first two principal components): ``[N, 2]`` and ``[M, 2]``."""
     vectors = np.concatenate([first_ND, second_MD]).astype(np.float64)
-    vectors -= vectors.mean(0)
-    if (scale := np.abs(vectors).max()) == 0:  # one point, many times: t-SNE would divide by its spread
+    if not np.ptp(vectors, axis=0).any():  # one point, many times: t-SNE would divide by its spread
         places = np.zeros((len(vectors), 2))
     else:
         perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-        places = TSNE(init="pca", perplexity=perplexity, random_state=_SEED, n_jobs=1).fit_transform(vectors / scale)
+        places = TSNE(init="pca", perplexity=perplexity, random_state=_SEED, n_jobs=1).fit_transform(vectors)
     return places[: len(first_ND)], places[len(first_ND) :]

@@ -16,8 +16,8 @@ from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.small_rows import config_tree, write_rows
 
-REAL = {0: 0.1, 1: 0.1, 2: 0.3, 5: 1.5, 10: 1.6, 20: 1.7}
-"""How well scores know the labels with so many behaviours; virtual ones are worth 0.5."""
+REAL = {0: 0.1, 1: 0.1, 2: 0.4, 5: 1.5, 10: 1.6, 20: 1.7}
+"""How well scores know the labels with so many behaviours (with 2 the second seed much more); virtual ones are worth 0.5."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def swept(config: Path, methods: list[str], gains: dict[int, float], seeds: int 
     for run, kept, path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng([run.seed, 7]).normal(size=2000)
-        gain = 0.5 if run.method.startswith("MAIL") and kept == 0 else gains[int(kept)]
+        gain = 0.5 if run.method.startswith("MAIL") and kept == 0 else gains[int(kept)] + 0.3 * (kept == 2) * (run.seed - 1)
         Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(path)
     return runs
 
@@ -63,6 +63,7 @@ def test_the_point_where_virtual_behaviours_stop_paying_is_named(config: Path, t
     means = [lines[name][3]["mean"] for name in ("real", "virtual", "real - virtual")]
     assert means[0] - means[1] == pytest.approx(means[2])
     assert len({value["mean"] for value in lines["virtual"]}) == 1
+    assert lines["real - virtual"][2]["mean"] > 0 > lines["real - virtual"][2]["low"]  # better at 2, but not clearly
     assert (tmp_path / "out/warmup.png").stat().st_size and "| MAIL-BaseDNN, real " in section.text
 
 
