@@ -11,7 +11,6 @@ from mail_torchrec.reproduce.paper import paper_figures, papers_dataset
 from mail_torchrec.reproduce.statistics import relative_improvement
 from tests.prepare.raw_logs import WRITERS
 
-
 PRINTED = {
     ("table2", "public"): {
         "LLAE": (0.93, 0.69, 0.01, 0.00), "MetaEmb": (0.84, 0.42, 0.03, 0.05),
