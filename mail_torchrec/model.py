@@ -108,7 +108,7 @@ class Towers(nn.Module):
         num_rows: table -> rows.
 
     Raises:
-        ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the multi-task head lacks its column.
+        ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the schema has no room for a part (``parts.py``).
     """
 
     def __init__(self, settings: ModelSettings, schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> None:
@@ -176,13 +176,13 @@ class Towers(nn.Module):
         Where nothing makes any, new rows keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
         MetaEmb makes their id's vector.
         """
+        met_as_new_B = is_new_B if as_new_B is None else is_new_B | as_new_B
         if self.meta_emb is not None:
-            met_as_new_B = is_new_B if as_new_B is None else is_new_B | as_new_B
             real = self.meta_emb.filled(real, self._assemble.numeric_attributes(real), met_as_new_B)
         maker = self.zero_shot if self.zero_shot is not None else self.filler
         if maker is None or (self.training and self.zero_shot is not None and self.zero_shot.settings.fill == "infer_only"):
             return real if as_new_B is None else emptied(real, as_new_B & ~is_new_B)
-        new_W = torch.nonzero(is_new_B if as_new_B is None else is_new_B | as_new_B).squeeze(1)
+        new_W = torch.nonzero(met_as_new_B).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
             virtual = maker.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
         return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})

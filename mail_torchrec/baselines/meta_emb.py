@@ -8,7 +8,7 @@ warm loss on another row of the user with phi'. The paper trains it behind a fin
 learn in one pass over the same batches, the ranking tower as it stands being a constant to the generator, and so are the tables.
 """
 
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch.func import functional_call
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import RankingInputs, RankingOutput, with_attribute
+from mail_torchrec.towers.mlp import dense_layers, last_dim
 
 
 class MetaEmbSettings(Settings):
@@ -51,11 +52,9 @@ class MetaEmb(nn.Module):
     def __init__(self, settings: MetaEmbSettings, field: int, num_attributes: int, dim: int, num_numeric: int) -> None:
         super().__init__()
         self.settings, self.field = settings, field
-        dims = [(num_attributes - 1) * dim + num_numeric, *settings.hidden_dims]
-        hidden: list[nn.Module] = []
-        for width, out in pairwise(dims):
-            hidden += [nn.Linear(width, out), nn.LeakyReLU()]
-        self.layers = nn.Sequential(*hidden, nn.Linear(dims[-1], dim, bias=False))
+        in_dim = (num_attributes - 1) * dim + num_numeric
+        hidden = dense_layers(in_dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
+        self.layers = nn.Sequential(*hidden, nn.Linear(last_dim(in_dim, settings.hidden_dims), dim, bias=False))
 
     def forward(self, attributes_BAD: Tensor, numeric_BM: Tensor) -> Tensor:
         """Generated vectors of the id [B, D]; no gradient goes to the attributes."""

@@ -98,7 +98,7 @@ class BehaviourSequence:
     target_BD: Tensor
     """The target item's vector from the table that the behaviours share."""
     is_virtual_B: Tensor
-    """Rows whose behaviours came from the zero-shot tower (bool)."""
+    """Rows whose behaviours are virtual: the zero-shot tower made them, or a baseline in its place (bool)."""
     match: Match | None = None
 
     @property

@@ -66,14 +66,23 @@ class Assembled:
         return self.plan is None or len(self.pipeline._pipelined_modules) == 2  # type: ignore[attr-defined]
 
 
+def lookups_of(config: Config) -> Lookups:
+    """The lookups that a configuration's tower asks for.
+
+    Raises:
+        ValueError: the tower or its options do not fit, or the schema leaves no room for them.
+    """
+    tower = config.model.tower, config.model.tower_options
+    return plan_lookups(config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower))
+
+
 def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assembled:
     """Meta tables -> towers -> plan -> shard -> initial weights -> optimizers -> pipeline.
 
     Raises:
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had; see there.
     """
-    tower = config.model.tower, config.model.tower_options
-    lookups = plan_lookups(config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower))
+    lookups = lookups_of(config)
     torch.manual_seed(config.train.seed)
     towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
     if config.sharding.enabled:
