@@ -47,7 +47,8 @@ class Predictions:
                 return Predictions(*(columns[name] for name in ("scores", "labels", "users", "is_new")))
         except (OSError, KeyError, EOFError, ValueError, BadZipFile) as error:
             raise ValueError(
-                f"'{path}' should hold a run's predictions ({error}); train the run with train.save_predictions=true"
+                f"'{path}' should hold a run's predictions ({error}); train the run with train.save_predictions=true, or write "
+                "the file with mail-torchrec evaluate --predictions"
             ) from error
 
     def part(self, *, is_new: bool) -> Self:

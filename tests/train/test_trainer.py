@@ -76,7 +76,10 @@ def test_predictions_are_saved_where_asked_and_give_the_figures(root: Path, tmp_
     assert rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
     assert len(rows.part(is_new=True).scores_R) == figures["new"]["rows"]
     run(root, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"predictions.npz' should hold a run's predictions .* with train.save_predictions=true"):
+    with pytest.raises(
+        ValueError,
+        match=r"predictions.npz' should hold a run's predictions .* with train.save_predictions=true, or .* evaluate --predictions",
+    ):
         Predictions.load(tmp_path / "other/predictions.npz")
 
 
