@@ -11,7 +11,7 @@ from mail_torchrec.reproduce.paper import papers_dataset
 from mail_torchrec.reproduce.runner import Run, plan, run_all
 from mail_torchrec.reproduce.sections import SECTIONS, Section, write_report
 from mail_torchrec.reproduce.tables import make_table
-from mail_torchrec.reproduce.warmup import evaluations, make_warmup
+from mail_torchrec.reproduce.warmup import check_sweepable, evaluations, make_warmup
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def reproduce(order: Order, command: str) -> str:
     config = load_config(order.config, list(order.overrides))
     dataset = papers_dataset(config.data.root) if order.paper is None else order.paper
     methods = _methods(order)
+    if "warmup" in methods:
+        check_sweepable(config.data)
     all_methods = list(dict.fromkeys(name for names in methods.values() for name in names))
     runs = plan(order.config, order.out, all_methods, order.num_seeds, order.overrides)
     run_all(runs, order.out, order.jobs, order.threads)

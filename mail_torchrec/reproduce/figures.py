@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mail_torchrec.quiet import bar_interval
 from mail_torchrec.reproduce.drawings import Cloud, draw_clouds
 from mail_torchrec.reproduce.interests import Interests, interests_of
-from mail_torchrec.reproduce.runner import Run
+from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.runner import Run, by_method
 from mail_torchrec.reproduce.sections import Section
 from mail_torchrec.reproduce.similarity import explainable_variance, explained_variance, mean_cosine, on_a_plane, two_sample_auc
 from mail_torchrec.train.pictures import draw_loss_curves
@@ -65,17 +67,16 @@ def make_figures(runs: Sequence[Run], out: Path, num_users: int = NUM_USERS) -> 
     Raises:
         ValueError: a log is damaged, or no two sets of vectors have as many as 10 users.
     """
-    of_method: dict[str, list[Run]] = {}
-    for run in runs:
-        of_method.setdefault(run.method, []).append(run)
+    of_method = by_method(runs)
     pictures: dict[str, str] = {}
     found: list[Alike] = []
     for method, seeds in of_method.items():
-        curves = f"figure4-{method.replace(' ', '-')}.png"
+        curves = f"figure4-{METHODS[method].file_name}.png"
         draw_loss_curves([run.run_dir.log for run in seeds], out / curves)
         over = f"mean and range over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
         pictures[curves] = f"Figure 4: losses of {method} over the steps, {over}."
-        of_seed = [pairs_of(interests_of(run.run_dir, num_users)) for run in tqdm(seeds, desc="figures", unit="run", leave=False)]
+        bar = tqdm(seeds, desc="figures", unit="run", leave=False, mininterval=bar_interval())
+        of_seed = [pairs_of(interests_of(run.run_dir, num_users)) for run in bar]
         if not of_seed[0]:
             raise ValueError(f"figures: {method} should have met {_FEWEST} new and as many old users in the test data; take more rows")
         alike = [_alike(method, pairs) for pairs in zip(*of_seed, strict=True)]
@@ -122,7 +123,7 @@ def _draw(method: str, pairs: Sequence[Pair], alike: Sequence[Alike], out: Path)
                 told_apart = f"told apart with AUC {measured.numbers['told_apart'].mean:.2f}"
                 clouds.append(Cloud(f"{pair.title}\n{told_apart}", pair.labels, *places))
         if clouds:
-            file = f"figure{figure}-{method.replace(' ', '-')}.png"
+            file = f"figure{figure}-{METHODS[method].file_name}.png"
             draw_clouds(clouds, out / file)
             what = "real and virtual behaviours, one point a user" if figure == "5" else "new and old users"
             pictures[file] = f"Figure {figure}: {what}, t-SNE of {method}, seed 1."

@@ -1,6 +1,7 @@
 """The methods that are compared, as data: what each changes in the user's configuration, and what it is measured against."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class Method:
     def base(self) -> str | None:
         """The method that its gains are counted from; None where it is one itself."""
         return None if self.name == self.tower else self.tower
+
+    @property
+    def file_name(self) -> str:
+        """Its name as a part of paths."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.name)
 
     @property
     def oracle(self) -> str:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,12 +18,11 @@ import torch
 from tqdm import tqdm
 
 from mail_torchrec.config import Config, dump_config, load_config
-from mail_torchrec.data.lookups import plan_lookups
 from mail_torchrec.data.source import Source
 from mail_torchrec.model import Towers
 from mail_torchrec.quiet import bar_interval
 from mail_torchrec.reproduce.methods import METHODS, resolve
-from mail_torchrec.towers.registry import needs_match
+from mail_torchrec.train.assembly import lookups_of
 from mail_torchrec.train.run_dir import RunDir
 
 _POLL_SECONDS = 0.1
@@ -152,9 +150,23 @@ def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, o
         raise ValueError("these methods cannot be trained here; correct this, or name the others with --method:\n" + "\n".join(faults))
     for seed in range(1, num_seeds + 1):
         for name in methods:
-            folder = out / "runs" / re.sub(r"[^A-Za-z0-9]+", "-", name)
-            runs.append(Run(name, seed, folder / f"seed-{seed}", resolve(METHODS[name], config_path, overrides, seed)))
+            runs.append(
+                Run(
+                    name,
+                    seed,
+                    out / "runs" / METHODS[name].file_name / f"seed-{seed}",
+                    resolve(METHODS[name], config_path, overrides, seed),
+                )
+            )
     return runs
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Method -> its runs, both in the order of the runs."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.method, []).append(run)
+    return found
 
 
 def run_all(jobs: Sequence[Job], out: Path, at_once: int, threads: int) -> None:
@@ -211,9 +223,8 @@ def _start(job: Job, threads: int) -> "subprocess.Popen[bytes]":
 
 
 def _check_buildable(config: Config) -> None:
-    lookups = plan_lookups(config.schema_, needs_match=needs_match(config.model.tower, config.model.tower_options))
     with torch.device("meta"):
-        Towers(config.model, config.schema_, lookups, dict.fromkeys(config.schema_.table_names, 3))
+        Towers(config.model, config.schema_, lookups_of(config), dict.fromkeys(config.schema_.table_names, 3))
 
 
 def _differences(found: Config, wanted: Config) -> list[str]:

@@ -10,14 +10,17 @@ scaled so that, where users do not matter, the interval is Student's t-interval 
 Shape letters: ``R`` rows, ``U`` users, ``S`` seeds, ``B`` the data as it is, then the resamples; ``K`` a few of these.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from mail_torchrec.auc import wins_by_user
+from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import FIGURES, Interval, t_quantile
 
@@ -82,6 +85,17 @@ def resample(runs: Mapping[str, Iterable[Predictions]], num_resamples: int = NUM
     if len(set(num_seeds.values())) > 1:
         raise ValueError(f"each method should have the same seeds, received so many runs: {num_seeds}")
     return resampled
+
+
+def resample_files(files: Mapping[str, Sequence[Path]], num_resamples: int = NUM_RESAMPLES) -> dict[str, dict[str, dict[str, Resampled]]]:
+    """:func:`resample` of predictions in files, a seed each, read one at a time, with a progress bar."""
+    with tqdm(total=sum(map(len, files.values())), desc="resampling", unit="run", leave=False, mininterval=bar_interval()) as bar:
+
+        def load(path: Path) -> Predictions:
+            bar.update()
+            return Predictions.load(path)
+
+        return resample({name: map(load, paths) for name, paths in files.items()}, num_resamples)
 
 
 def difference(method: Resampled, base: Resampled) -> Interval | None:

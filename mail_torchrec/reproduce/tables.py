@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mail_torchrec.reproduce.methods import METHODS
 from mail_torchrec.reproduce.paper import paper_figures
-from mail_torchrec.reproduce.runner import Run
+from mail_torchrec.reproduce.runner import Run, by_method
 from mail_torchrec.reproduce.sections import Section
 from mail_torchrec.reproduce.statistics import (
     NUM_RESAMPLES,
@@ -19,10 +17,9 @@ from mail_torchrec.reproduce.statistics import (
     difference,
     headroom_recovered,
     relative_improvement,
-    resample,
+    resample_files,
 )
 from mail_torchrec.train.pictures import draw_comparison
-from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import FIGURES, Interval, Row, table
 
 Intervals = dict[str, dict[str, Interval | None]]
@@ -91,16 +88,8 @@ def make_table(name: str, runs: Sequence[Run], out: Path, dataset: str | None = 
         ValueError: predictions are missing, or of other rows.
     """
     settings = TABLES[name]
-    of_method: dict[str, list[Run]] = {}
-    for run in runs:
-        of_method.setdefault(run.method, []).append(run)
-    with tqdm(total=len(runs), desc="resampling", unit="run", leave=False) as bar:
-
-        def load(run: Run) -> Predictions:
-            bar.update()
-            return Predictions.load(run.run_dir.predictions)
-
-        resampled = resample({method: map(load, seeds) for method, seeds in of_method.items()}, num_resamples)
+    of_method = by_method(runs)
+    resampled = resample_files({method: [run.run_dir.predictions for run in seeds] for method, seeds in of_method.items()}, num_resamples)
     lines = [_line(method, [str(run.path) for run in seeds], resampled, settings) for method, seeds in of_method.items()]
     claims = [_claim(lower, higher, resampled) for lower, higher in settings.order if {lower, higher} <= resampled.keys()]
     figures = json.loads(runs[0].run_dir.metrics.read_text())

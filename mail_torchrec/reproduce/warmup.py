@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mail_torchrec.data.reader import DataSettings
 from mail_torchrec.reproduce.drawings import Curve, WarmupPanel, draw_warmup
 from mail_torchrec.reproduce.methods import METHODS
-from mail_torchrec.reproduce.runner import Evaluation, Run
+from mail_torchrec.reproduce.runner import Evaluation, Run, by_method
 from mail_torchrec.reproduce.sections import Section
-from mail_torchrec.reproduce.statistics import NUM_RESAMPLES, Resampled, difference, resample
+from mail_torchrec.reproduce.statistics import NUM_RESAMPLES, Resampled, difference, resample_files
 from mail_torchrec.reproduce.tables import gain_word, interval_text, mean_text
 from mail_torchrec.train.pictures import NEW, OLD
-from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import FIGURES, Interval, table
 
 KEPT = (0, 1, 2, 5, 10, 20)
@@ -39,14 +37,23 @@ class Sweep:
     """
 
 
-def evaluations(runs: Sequence[Run]) -> list[Evaluation]:
-    """What has to be evaluated beside what the trainings left, which is the figure without any real behaviour.
+def check_sweepable(data: DataSettings) -> None:
+    """Looks whether the sweep will say what it claims, before anything is trained for it.
 
     Raises:
-        ValueError: the configuration already leaves new users some.
+        ValueError: new users already keep some behaviours, or would be filled in spite of the few that the sweep gives them.
     """
-    if runs[0].config.data.cold_start.keep:
+    if data.cold_start.keep:
         raise ValueError("warmup sweeps data.cold_start.keep itself, from 0 on; leave it out of the configuration")
+    if data.new_user_max_behaviours:
+        raise ValueError(
+            f"warmup compares real behaviours with virtual ones, and data.new_user_max_behaviours={data.new_user_max_behaviours} gives "
+            "users with so many virtual ones; set it 0, warmup says what it should be"
+        )
+
+
+def evaluations(runs: Sequence[Run]) -> list[Evaluation]:
+    """What has to be evaluated beside what the trainings left, which is the figure without any real behaviour."""
     return [_evaluation(run, kept) for kept in KEPT[1:] for run in runs]
 
 
@@ -78,21 +85,14 @@ def _evaluation(run: Run, kept: int) -> Evaluation:
 
 def _resampled(runs: Sequence[Run], num_resamples: int) -> dict[tuple[str, int], dict[str, Resampled]]:
     """(Method, kept) -> figure of new users."""
-    paths: dict[str, list[Path]] = {}
-    points = {f"{run.method}, {kept} kept": (run.method, kept) for run in runs for kept in KEPT}
-    for run in runs:
-        for kept in KEPT:
-            paths.setdefault(f"{run.method}, {kept} kept", []).append(
-                _evaluation(run, kept).predictions if kept else run.run_dir.predictions
-            )
-    with tqdm(total=len(runs) * len(KEPT), desc="resampling", unit="run", leave=False) as bar:
+    of_method = by_method(runs)
+    points = {f"{method}, {kept} kept": (method, kept) for method in of_method for kept in KEPT}
+    files = {name: [_predictions(run, kept) for run in of_method[method]] for name, (method, kept) in points.items()}
+    return {points[name]: parts["new"] for name, parts in resample_files(files, num_resamples).items()}
 
-        def load(path: Path) -> Predictions:
-            bar.update()
-            return Predictions.load(path)
 
-        found = resample({name: map(load, of_point) for name, of_point in paths.items()}, num_resamples)
-    return {points[name]: parts["new"] for name, parts in found.items()}
+def _predictions(run: Run, kept: int) -> Path:
+    return _evaluation(run, kept).predictions if kept else run.run_dir.predictions
 
 
 def _sweep(method: str, new: Mapping[tuple[str, int], Mapping[str, Resampled]]) -> Sweep:

@@ -1,6 +1,5 @@
 """What each method changes in a configuration."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its
         assert method.tower in TABLE_2 and method.oracle in TABLE_2 and method.base in (None, method.tower)
     assert [name for name in METHODS if METHODS[name].base is None] == ["Emblr", "BaseDNN", "DMR", "DeepFM", "DIN", "Wide&Deep"]
     assert set(TABLE_2) | set(TABLE_3) == set(METHODS)
-    assert len({re.sub(r"[^A-Za-z0-9]+", "-", name).lower() for name in METHODS}) == len(METHODS)
+    assert len({method.file_name.lower() for method in METHODS.values()}) == len(METHODS)
+    assert METHODS["MAIL-Wide&Deep"].file_name == "MAIL-Wide-Deep" and METHODS["BaseDNN + mean fill"].file_name == "BaseDNN-mean-fill"
 
 
 def test_a_method_is_its_tower_its_cold_start_and_the_rest_of_the_users_configuration(path: Path) -> None:

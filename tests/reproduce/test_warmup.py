@@ -48,8 +48,15 @@ def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> 
     runs = plan(config, config.parent / "out", ["BaseDNN", "MAIL-BaseDNN"], 2, ())
     asked = {(each.run.title, each.arguments()[-1], each.predictions.name) for each in evaluations(runs)}
     assert asked == {(run.title, f"data.cold_start.keep={kept}", f"keep-{kept}.npz") for run in runs for kept in (1, 2, 5, 10, 20)}
-    with pytest.raises(ValueError, match=r"sweeps data.cold_start.keep itself, from 0 on; leave it out"):
-        evaluations(plan(config, config.parent / "out", ["BaseDNN"], 1, ("data.cold_start.keep=1",)))
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("data.cold_start.keep=1", "sweeps data.cold_start.keep itself, from 0 on; leave it out"),
+    ("data.new_user_max_behaviours=2", "data.new_user_max_behaviours=2 gives users with so many virtual ones; set it 0"),
+])  # fmt: skip
+def test_what_the_sweep_cannot_measure_is_refused_before_any_run(config: Path, tmp_path: Path, override: str, message: str) -> None:
+    done = CliRunner().invoke(main, ["reproduce", "warmup", "--config", str(config), "--out", str(tmp_path / "out"), override])
+    assert done.exit_code == 1 and message in done.output and not (tmp_path / "out").exists()
 
 
 def test_the_point_where_virtual_behaviours_stop_paying_is_named(config: Path, tmp_path: Path) -> None:
