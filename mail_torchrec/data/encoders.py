@@ -19,6 +19,7 @@ from mail_torchrec.data.schema import Group, Ids, Kind, Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.values import Floats, Ints, newest_ids, numbers, one_chunk, plain_ids
 from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, vocabulary_from_counts
+from mail_torchrec.quiet import bar_interval
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, 
     """
     counts: dict[str, pa.Table] = {}
     moments = {name: _Moments() for name in schema.numeric()}
-    for group in tqdm(source.row_groups, desc="vocabularies", unit="row group", disable=not progress, leave=False):
+    bar = tqdm(source.row_groups, desc="vocabularies", unit="row group", disable=not progress, leave=False, mininterval=bar_interval())
+    for group in bar:
         table, file = source.read(group), source.file(group)
         most_R = _most_behaviours(table, schema, cold_start, file)
         for name in schema.id_columns:

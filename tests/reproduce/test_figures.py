@@ -24,11 +24,12 @@ from tests.small_rows import config_tree, write_rows
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A trained run of the small rows."""
+    """A trained run of the small rows; its tables' optimizer is one that whole tables do not have."""
     folder = tmp_path_factory.mktemp("figures")
     write_rows(folder / "rows/train/a.parquet", 120, seed=1)
     write_rows(folder / "rows/test/b.parquet", 500, seed=2)
     tree = config_tree(folder / "rows", data={"root": str(folder / "rows"), "cold_start": {"hide_share": 0.4}})
+    tree["train"] |= {"tables": {"name": "rowwise_adagrad"}}
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     config = Config.model_validate(tree)
     train(config, RunDir(folder / "run"))
