@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from mail_torchrec.config import load_config
+from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.model import ModelSettings
+from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.multi_task import MultiTaskSettings
+from mail_torchrec.towers.zero_shot import ZeroShotSettings
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 
@@ -30,9 +37,21 @@ def test_the_file_tour_names_every_module() -> None:
     tour = README[README.index("## File tour") : README.index("## Your own Parquet")]
     package = Path(__file__).parent.parent / "mail_torchrec"
     quiet = {"__init__.py", "__main__.py", "quiet.py"}
-    for path in package.rglob("*.py"):
+    others = [*(package.parent / "tools").glob("*.py"), *(package / "presets").glob("*.yaml")]
+    for path in [*package.rglob("*.py"), *others]:
         if path.name not in quiet and path.parent.name != "losses":
             assert path.name in tour, f"the README's file tour does not name {path}"
+
+
+@pytest.mark.parametrize("settings", [ModelSettings, ZeroShotSettings, MultiTaskSettings, ColdStartSettings])
+def test_every_switch_of_the_model_and_of_the_cold_start_is_explained(settings: type[Settings]) -> None:
+    for key in settings.model_fields:
+        assert re.search(rf"`([a-z_]+\.)*{key}[`=]|`\.{key}`", README), key
+
+
+def test_every_method_is_named() -> None:
+    for name in METHODS:
+        assert f"`{name.removesuffix(' oracle')}`" in README, name
 
 
 def test_files_that_the_readme_names_exist() -> None:
