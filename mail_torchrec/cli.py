@@ -46,7 +46,7 @@ def main(traceback: bool) -> None:
 @main.command()
 @_CONFIG
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet.")
-@click.option("--preset", help="Named settings that come with the package, below your overrides; 'tuned' is for new users.")
+@click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
 @_OVERRIDES
 def train(config_path: Path, run_dir: Path | None, preset: str | None, print_config: bool, overrides: tuple[str, ...]) -> None:
@@ -169,7 +169,12 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs a method, train.seed = 1, 2, ...")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Runs side by side.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run.")
-@click.option("--method", "chosen", multiple=True, help="Only this method; may be given several times.")
+@click.option(
+    "--method",
+    "chosen",
+    multiple=True,
+    help="Only this method, such as MAIL-DMR; may be given several times. A name that is none is answered with all.",
+)
 @click.option(
     "--paper",
     type=click.Choice(["public", "industrial", "none"]),

@@ -66,7 +66,11 @@ def _facts(installation: Installation) -> list[tuple[str, str]]:
     build = f"CUDA {installation.cuda_build} build" if installation.cuda_build else "CPU build"
     fbgemm = [f"{name} {versions[name]}" for name in (_CUDA_FBGEMM, _CPU_FBGEMM) if name in versions]
     gpus = [f"{g.name}, {g.memory_bytes / 2**30:.0f} GiB, sm_{g.capability[0]}{g.capability[1]}" for g in installation.gpus]
-    others = [f"{name} {versions[name]}" for name in ("numpy", "pyarrow", "torchx") if name in versions]
+    others = [
+        f"{name} {versions[name]}"
+        for name in ("numpy", "pyarrow", "scikit-learn", "torchx", "duckdb", "ibis-framework")
+        if name in versions
+    ]
     return [
         ("Python", ".".join(map(str, installation.python)) + f" on {platform.system()} {platform.machine()}"),
         ("torch", f"{versions['torch']} ({build})" if "torch" in versions else "not installed"),

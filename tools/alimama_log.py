@@ -1,13 +1,15 @@
 """Writes random logs in the published layout of Alimama's display ads, to measure ``mail-torchrec prepare alimama`` with.
 
+    python tools/alimama_log.py --rows 20_000_000 --out FOLDER
+
 The ratios are those of the published files: 634 behaviours and 23 impressions a user, activity spread over two orders of magnitude, 12,977
 categories, 461,529 brands, three weeks of behaviours and eight days of impressions. The values mean nothing.
 """
 
-import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -98,9 +100,13 @@ def _profiles(random: np.random.Generator, num_users: int) -> pa.Table:
     )
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rows", type=click.IntRange(1), default=20_000_000, show_default=True, help="Rows of behavior_log.csv.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+def main(rows: int, out: Path) -> None:
+    """Write random logs in the published layout of Alimama's display ads; their values mean nothing."""
+    write_logs(rows, out)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000_000, help="rows of behavior_log.csv (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    arguments = parser.parse_args()
-    write_logs(arguments.rows, arguments.out)
+    main()

@@ -123,7 +123,7 @@ def auc_of_new(train: Array, labels: Array, test: Array, test_labels: Array, new
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "config_path", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="As for mail-torchrec train.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Bound what new users can win: what attributes tell of histories, and what that tells of clicks."""

@@ -5,7 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mail_torchrec.cli import main
 from mail_torchrec.prepare import settings
 from mail_torchrec.prepare.run import prepare
 from mail_torchrec.prepare.settings import PrepareSettings, prepare_settings
@@ -141,3 +143,11 @@ def test_an_engine_that_is_not_installed_is_named_with_the_remedy(
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == missing else find_spec("json"))
     with pytest.raises(ValueError, match=rf"'{engine}' needs the package '{missing}', which is not installed; .*mail-torchrec\[{extra}\]"):
         prepare_settings({"engine": engine})
+
+
+def test_the_command_lines_defaults_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[object] = []
+    monkeypatch.setattr("mail_torchrec.prepare.run.prepare", lambda *arguments: received.extend(arguments))
+    monkeypatch.setattr("mail_torchrec.prepare.run.summary", lambda *_: "done")
+    assert CliRunner().invoke(main, ["prepare", "alimama", "--raw", "here", "--out", "there"]).output == "done\n"
+    assert received == ["alimama", PrepareSettings(), Path("here"), Path("there")]
