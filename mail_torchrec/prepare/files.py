@@ -4,7 +4,7 @@ A line is good when it matches the pattern of all its fields; what does not matc
 are read as lines of Latin-1, in which every byte is a letter, so that both engines see the same lines whatever is in them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
@@ -130,7 +130,7 @@ class Counts:
 
     rows: int = 0
     malformed: int = 0
-    example: str | None = field(default=None)
+    example: str | None = None
 
     def check(self, name: str, limit: float) -> None:
         """Compare with the limit.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
@@ -14,20 +13,10 @@ from mail_torchrec.reproduce.runner import Run, plan
 from mail_torchrec.reproduce.tables import gain_word, interval_text, make_table, percent
 from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.report import Interval
-from tests.small_rows import config_tree, write_rows
 
 GAINS = {
     "BaseDNN": 0.2, "MAIL-BaseDNN": 1.0, "BaseDNN oracle": 1.8, "DMR": 0.2, "MAIL-None": 0.2, "MAIL-Single": 2.0, "MAIL-Dual": 0.5
 }  # fmt: skip
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    write_rows(tmp_path / "rows/train/a.parquet", 120, seed=1)
-    write_rows(tmp_path / "rows/test/b.parquet", 100, seed=2)
-    tree = config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "cold_start": {"hide_share": 0.4}})
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
-    return tmp_path / "small.yaml"
 
 
 def finished(config: Path, methods: list[str], seeds: int) -> list[Run]:

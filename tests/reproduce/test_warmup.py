@@ -14,19 +14,9 @@ from mail_torchrec.reproduce.warmup import KEPT, evaluations, make_warmup
 from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from tests.small_rows import config_tree, write_rows
 
 REAL = {0: 0.1, 1: 0.1, 2: 0.4, 5: 1.5, 10: 1.6, 20: 1.7}
 """How well scores know the labels with so many behaviours (with 2 the second seed much more); virtual ones are worth 0.5."""
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    write_rows(tmp_path / "rows/train/a.parquet", 120, seed=1)
-    write_rows(tmp_path / "rows/test/b.parquet", 100, seed=2)
-    tree = config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "cold_start": {"hide_share": 0.4}})
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
-    return tmp_path / "small.yaml"
 
 
 def swept(config: Path, methods: list[str], gains: dict[int, float], seeds: int = 2) -> list[Run]:
