@@ -50,7 +50,8 @@ class ModelSettings(Settings):
     behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of old rows that the ranking tower meets as new ones in training: without behaviours, as DropoutNet, or with virtual ones."""
     as_new_weight: float = Field(default=0.0, ge=0.0)
-    """In training every row is ranked a second time, as a new one, and that loss counts so much; 0 does without."""
+    """In training rows are ranked a second time, as new ones, and that loss counts so much; 0 does without. It is of the old rows, and of
+    all where new ones have a tower of their own."""
     new_user_tower: Literal["shared", "own"] = "shared"
     """New rows are scored by the ranking tower, or by one of their own, trained on every row as a new one; the tables are shared."""
     mmd_over_all_ranks: bool = True

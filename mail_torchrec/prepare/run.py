@@ -89,7 +89,9 @@ def _is_finished(out: Path, inputs: Record) -> bool:
     for path in (out / "prepared.json", out / _WORK / "begun.json"):
         if path.is_file():
             begun = json.loads(path.read_text())["inputs"]
-            if other := [f"{key} was {begun.get(key)}, now {value}" for key, value in inputs.items() if begun.get(key) != value]:
+            keys = [key for key in inputs if key != "files" and begun.get(key) != inputs[key]]
+            files = [name for name, identity in inputs["files"].items() if begun["files"].get(name, identity) != identity]
+            if other := [*(f"{key} was {begun.get(key)}, now {inputs[key]}" for key in keys), *(f"{name} has changed" for name in files)]:
                 raise ValueError(f"'{out}' was begun with other settings or files: {'; '.join(other)}; choose another --out, or delete it")
             return path.name == "prepared.json"
     if out.exists() and set(os.listdir(out)) - {_WORK}:

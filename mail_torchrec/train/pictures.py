@@ -20,6 +20,10 @@ _TITLES = {
     "loss/L_a": "rebuilt from attributes, L_a",
     "loss/L_v": "rebuilt from behaviours, L_v",
     "loss/L_d": "codes apart, L_d",
+    "loss/L_match": "the next behaviour, L_match",
+    "loss/L_meta": "generated ids, L_meta",
+    "loss/L_new_rt": "ranking as of new users, L_new_rt",
+    "loss/L_new_ctcvr": "click and conversion as of new users, L_new_ctcvr",
 }
 NEW, OLD, INK = "#c8553d", "#2f6690", "#333333"
 """Colours of new users, old users and text."""

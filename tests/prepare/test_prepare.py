@@ -236,7 +236,7 @@ def test_other_settings_or_files_are_refused_for_a_begun_folder(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"begun with other settings or files: history was 100, now 5; choose another --out, or delete it"):
         prepare("movielens", raw, out, "--history", "5")
     (raw / "users.dat").write_text((raw / "users.dat").read_text() + "9::F::25::1::4\n")
-    with pytest.raises(ValueError, match=r"begun with other settings or files: files was"):
+    with pytest.raises(ValueError, match=r"begun with other settings or files: users.dat has changed; choose another --out"):
         prepare("movielens", raw, out)
 
 
