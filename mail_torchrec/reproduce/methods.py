@@ -12,7 +12,14 @@ from mail_torchrec.data.schema import Group, Schema
 TOWERS = {"Emblr": "emblr", "BaseDNN": "base_dnn", "DMR": "dmr", "DeepFM": "deepfm", "DIN": "din", "Wide&Deep": "wide_deep"}
 """Title of a ranking tower -> its name in the configuration."""
 
-_NO_ZERO_SHOT = ("model.zero_shot=null", "model.baseline=null")
+# A plain tower is plain, whatever remedies the user's configuration has: those belong to the MAIL methods.
+_NO_ZERO_SHOT = (
+    "model.zero_shot=null",
+    "model.baseline=null",
+    "model.behaviour_dropout=0",
+    "model.as_new_weight=0",
+    "model.new_user_tower=shared",
+)
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
 _TOGETHER = ("data.group_by_user=true",)
 

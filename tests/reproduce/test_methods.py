@@ -83,6 +83,16 @@ def test_emblr_has_one_weight_an_id(path: Path) -> None:
     assert {config.schema_.table(name).dim for name in config.schema_.table_names} == {1}
 
 
+def test_a_plain_tower_is_plain_whatever_remedies_the_configuration_has(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text())
+    tree["model"] |= {"as_new_weight": 1.0, "new_user_tower": "own", "behaviour_dropout": 0.2}
+    path.write_text(yaml.safe_dump(tree))
+    for method in ("BaseDNN", "BaseDNN oracle", "LLAE", "MAIL-BaseDNN"):
+        model = resolved(method, path)["model"]
+        expected = (1.0, "own", 0.2) if method == "MAIL-BaseDNN" else (0.0, "shared", 0.0)
+        assert (model["as_new_weight"], model["new_user_tower"], model["behaviour_dropout"]) == expected, method
+
+
 @pytest.mark.parametrize("override", ["name=mine", "train.seed=4", "model.tower=dmr", "model.baseline=null", "data.cold_start.oracle=true"])
 def test_overriding_what_the_methods_set_is_refused(path: Path, override: str) -> None:
     with pytest.raises(ValueError, match=rf"'{override.partition('=')[0]}' is what the methods themselves set; leave it out"):
