@@ -59,7 +59,7 @@ def _mail(tower: str) -> Method:
 
 
 def _baseline(name: str) -> tuple[str, ...]:
-    return "model.zero_shot=null", f"model.baseline={{name: {name}}}"
+    return *_NO_ZERO_SHOT, f"model.baseline={{name: {name}}}"
 
 
 def _tuned(tower: str) -> Method:
