@@ -1,28 +1,32 @@
-"""TorchX components: how a training or an evaluation is started on a machine, a Slurm cluster or Kubernetes.
+"""TorchX components: how a job is started on this machine, on a Slurm cluster, on Kubernetes or on AWS Batch.
 
     torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml --run_dir runs/a -- train.epochs=2
-    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --memMB 500000
+    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --memMB 500000 --max_retries 5
 
 TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads the help from the signatures and the
-docstrings below, and knows ``Dict`` and ``Optional`` from typing only.
+docstrings below, and knows ``Dict``, ``List`` and ``Optional`` from typing only.
 """
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from torchx.components.dist import ddp
-from torchx.specs import AppDef
+from torchx.specs import AppDef, Role, parse_mounts, resource
 
 
 def train(
     config: str,
     run_dir: str,
     *overrides: str,
+    resume: bool = False,
+    max_retries: int = 0,
+    max_restarts: int = 0,
     j: str = "1x2",
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 8192,
     h: Optional[str] = None,
     image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
     env: Optional[Dict[str, str]] = None,
     rdzv_port: int = 29500,
 ) -> AppDef:
@@ -30,31 +34,40 @@ def train(
 
     Args:
         config: the YAML configuration, where the ranks can read it
-        run_dir: the directory to write, not yet holding a run; on storage that all hosts share
+        run_dir: the directory to write, on storage that all hosts share; not yet holding a run, unless resumed
         overrides: after "--", configuration values as section.key=value (train.batch_size=4096)
+        resume: True goes on with the unfinished run in run_dir, from its newest good checkpoint
+        max_retries: how often the scheduler may start the whole job again after it failed (Slurm: requeue); more than 0 implies resume
+        max_restarts: how often torchrun may start all ranks again, on the hosts it has, after it lost one; they go on as with resume
         j: hosts x ranks a host, such as 1x2 or 4x8
         cpu: CPU cores a host
         gpu: GPUs a host; at least the ranks a host where the model trains on GPUs
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, rdzv_port=rdzv_port)
-    return _ranks("train", "--config", config, "--run-dir", run_dir, *overrides, **placement)
+    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    # A job that Kubernetes or AWS Batch starts again is not told so.
+    flags = ["--resume"] if resume or max_retries else []
+    arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
+    return _ranks("train", *arguments, max_retries=max_retries, max_restarts=max_restarts, **placement)
 
 
 def evaluate(
     run_dir: str,
     data: str,
     *arguments: str,
+    max_retries: int = 0,
     j: str = "1x1",
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 8192,
     h: Optional[str] = None,
     image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
     env: Optional[Dict[str, str]] = None,
     rdzv_port: int = 29500,
 ) -> AppDef:
@@ -64,19 +77,58 @@ def evaluate(
         run_dir: the directory of a finished run
         data: the Parquet data to score, in the schema of the run
         arguments: after "--", further arguments of mail-torchrec evaluate
+        max_retries: how often the scheduler may start the job again after it failed
         j: hosts x ranks a host, such as 1x2 or 4x8
         cpu: CPU cores a host
         gpu: GPUs a host; at least the ranks a host where the model runs on GPUs
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, env=env, rdzv_port=rdzv_port)
-    return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, **placement)
+    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, max_retries=max_retries, **placement)
 
 
-def _ranks(command: str, *arguments: str, **placement: Any) -> AppDef:
+def plan(
+    config: str,
+    out: str,
+    *arguments: str,
+    cpu: int = 2,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
+    env: Optional[Dict[str, str]] = None,
+) -> AppDef:
+    """Plans the sharding of the tables, in one process and without GPUs: mail-torchrec plan.
+
+    Args:
+        config: the YAML configuration, where the job can read it
+        out: the directory to write
+        arguments: after "--", further arguments of mail-torchrec plan, configuration values included
+        cpu: CPU cores
+        memMB: memory, MB
+        h: a resource registered with TorchX, in place of cpu and memMB
+        image: the container image, for schedulers that run one
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        env: environment variables, such as OMP_NUM_THREADS=8
+    """
+    role = Role(
+        name="plan",
+        image=image,
+        entrypoint="python",
+        args=["-m", "mail_torchrec", "plan", "--config", config, "--out", out, *arguments],
+        env=env or {},
+        resource=resource(cpu=cpu, gpu=0, memMB=memMB, h=h),
+        mounts=parse_mounts(mounts or []),
+    )
+    return AppDef(name="mail-plan", roles=[role])
+
+
+def _ranks(command: str, *arguments: str, max_restarts: int = 0, env: Optional[Dict[str, str]], **placement: Any) -> AppDef:
     """A command of the package under torchrun on every host; where and how goes to TorchX as it is."""
-    return ddp(command, *arguments, m="mail_torchrec", name=f"/mail-{command}", **placement)
+    restarts = {"PET_MAX_RESTARTS": str(max_restarts)} if max_restarts else {}  # read by torchrun; TorchX has no parameter for it
+    return ddp(command, *arguments, m="mail_torchrec", name=f"/mail-{command}", env={**restarts, **(env or {})}, **placement)
