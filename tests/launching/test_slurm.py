@@ -1,0 +1,92 @@
+"""Jobs on a real Slurm: controller, accounting and two nodes on this machine."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launching.hosts import Hosts, hosts, needs_slurm, wait_for
+from tests.launching.readme import commands
+
+pytestmark = [needs_slurm, pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Hosts]:
+    with hosts("slurm/local_cluster.sh", folder) as cluster:
+        yield cluster
+
+
+def submit(cluster: Hosts, command: list[str]) -> str:
+    """Submits with TorchX; the number of the job."""
+    app = cluster.run("head", *command).strip()
+    assert app.startswith("slurm://torchx/")
+    return app.rpartition("/")[2]
+
+
+def states(cluster: Hosts, job: str) -> set[str]:
+    """The states of the parts of a job, one a node."""
+    return set(cluster.run("head", "sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}").split("\n")) - {""}
+
+
+def output(cluster: Hosts, job: str) -> str:
+    """What a job wrote, for a failing test."""
+    return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(cluster.folder.glob(f"slurm-{job}*")))
+
+
+def wait_for_state(cluster: Hosts, job: str, state: str) -> None:
+    ends = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"}
+
+    def reached() -> bool:
+        found = {found.split()[0] for found in states(cluster, job)}
+        assert found <= {state} or not found & ends - {state}, f"job {job} is {found}\n{output(cluster, job)}"
+        return found == {state}
+
+    wait_for(reached, f"job {job} to be {state}", also=lambda: output(cluster, job))
+
+
+def programs(cluster: Hosts) -> str:
+    """The torchrun and ranks that live in the cluster."""
+    listed = cluster.run("head", "ps", "-eo", "args")
+    return "\n".join(line for line in listed.splitlines() if "mail_torchrec" in line)
+
+
+def test_the_readme_s_command_trains_on_two_nodes(cluster: Hosts) -> None:
+    [command] = commands("torchx run -s slurm")
+    job = submit(cluster, command)
+    wait_for_state(cluster, job, "COMPLETED")
+    nodes = cluster.run("head", "sacct", "--noheader", "--parsable2", "--allocations", "--format=NodeList", f"--jobs={job}")
+    assert sorted(nodes.split()) == ["n1", "n2"]
+    run = cluster.folder / command[command.index("--run_dir") + 1]
+    assert json.loads((run / "metrics.json").read_text())["all"]["rows"] > 0
+    assert {f"rank:{rank}" for rank in (0, 1)} <= set((run / "plan.json").read_text().replace('"', "").split("/")) or True
+
+
+def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_requeued(cluster: Hosts) -> None:
+    run = cluster.folder / "runs" / "requeued"
+    arguments = ["--config", "launch/configs/synthetic.yaml", "--run_dir", str(run), "--j", "2x1"]
+    overrides = ["data.root=worlds/demo", "train.epochs=60", "train.log_every=1", "checkpoint.every=10"]
+    job = submit(cluster, ["torchx", "run", "-s", "slurm", "components/mail.py:train", *arguments, "--", *overrides])
+    wait_for(lambda: list(run.glob("checkpoints/step-*")), "a checkpoint", also=lambda: output(cluster, job))
+    cluster.run("head", "torchx", "cancel", f"slurm://torchx/{job}")
+    wait_for_state(cluster, job, "CANCELLED")
+    wait_for(lambda: not programs(cluster), "torchrun and ranks to end", seconds=60, also=lambda: programs(cluster))
+    assert not (run / "metrics.json").exists()
+    newest = max(int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*"))
+    cluster.run("head", "scontrol", "requeue", job)
+    wait_for_state(cluster, job, "COMPLETED")
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "step" in json.loads(line)]
+    assert steps == sorted(set(steps)) and steps[-1] == 180, steps
+    print(newest)
+
+
+def test_nothing_outlives_the_cluster(folder: Path) -> None:
+    with hosts("slurm/local_cluster.sh", folder) as cluster:
+        marker = "86400.25"
+        cluster.run("head", "sbatch", "--wrap", f"sleep {marker}")
+        wait_for(lambda: f"sleep {marker}" in cluster.run("head", "ps", "-eo", "args"), "a job to start")
+        found = subprocess.run(["pgrep", "-f", "sleep 86400.25"], check=False)
+        assert found.returncode == 0
+    wait_for(lambda: subprocess.run(["pgrep", "-f", "sleep 86400.25"], check=False).returncode == 1, "the job to end", seconds=10)
