@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args
 from torchx.runner import get_runner
 from torchx.specs.file_linter import get_fn_docstring, validate
 
@@ -32,7 +33,7 @@ def after(flag, words):
     return words[words.index(flag) + 1]
 
 
-@pytest.mark.parametrize("component", ["train", "evaluate"])
+@pytest.mark.parametrize("component", ["train", "evaluate", "plan"])
 def test_torchx_accepts_the_component(component):
     assert validate(str(COMPONENTS), component) == []
 
@@ -50,6 +51,44 @@ def test_evaluate_runs_one_rank_unless_told():
     words, _ = local("evaluate", ["--run_dir", "runs/a", "--data", "worlds/a/test"])
     assert after("--nproc_per_node", words) == "1"
     assert words[words.index("-m") + 1 :] == "mail_torchrec evaluate --run-dir runs/a --data worlds/a/test".split()
+
+
+def test_plan_is_one_process_without_torchrun():
+    (params,) = dryrun("local_cwd", "plan", ["--config", "c.yaml", "--out", "plans/a", "--", "--ranks", "8"]).request.role_params.values()
+    (replica,) = params
+    assert replica.args == "python -m mail_torchrec plan --config c.yaml --out plans/a --ranks 8".split()
+
+
+@pytest.mark.parametrize(("flags", "resumes"), [
+    ([], False), (["--resume", "True"], True), (["--max_retries", "2"], True), (["--max_restarts", "2"], False),
+])  # fmt: skip
+def test_a_job_that_may_be_submitted_again_resumes(flags, resumes):
+    words, _ = local("train", [*TRAIN, *flags, "--", "train.epochs=2"])
+    assert ("--resume" in words) == resumes
+    assert words[-1] == "train.epochs=2"
+
+
+def test_restarts_are_torchrun_s():
+    _, environment = local("train", [*TRAIN, "--max_restarts", "5"])
+    assert environment["PET_MAX_RESTARTS"] == "5"
+    assert "PET_MAX_RESTARTS" not in local("train", TRAIN)[1]
+
+
+def test_torchrun_reads_the_restarts_from_its_environment(monkeypatch):
+    monkeypatch.setenv("PET_MAX_RESTARTS", "5")
+    assert parse_args(["-m", "x"]).max_restarts == 5
+
+
+def test_slurm_queues_a_failed_job_again():
+    script = str(dryrun("slurm", "train", [*TRAIN, "--max_retries", "3"]))
+    assert "export TORCHX_MAX_RETRIES=3" in script and "--requeue" in script
+
+
+@pytest.mark.parametrize("component", ["train", "evaluate"])
+def test_malformed_hosts_and_ranks_are_refused(component):
+    needed = TRAIN if component == "train" else ["--run_dir", "runs/a", "--data", "worlds/a/test"]
+    with pytest.raises(ValueError, match=r"Invalid format for -j.*2x.*Given: 2by4"):
+        dryrun("local_cwd", component, [*needed, "--j", "2by4"])
 
 
 def test_the_environment_reaches_the_ranks():
@@ -77,7 +116,7 @@ def test_an_unknown_scheduler_argument_is_refused(capsys):
     assert "--gpus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("component", [mail.train, mail.evaluate])
+@pytest.mark.parametrize("component", [mail.train, mail.evaluate, mail.plan])
 def test_the_help_explains_every_argument(component):
     _, descriptions = get_fn_docstring(component)
     assert [name for name, text in descriptions.items() if not text.strip()] == []

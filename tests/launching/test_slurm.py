@@ -1,7 +1,6 @@
 """Jobs on a real Slurm: controller, accounting and two nodes on this machine."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def test_the_readme_s_command_trains_on_two_nodes(cluster: Hosts) -> None:
     assert sorted(nodes.split()) == ["n1", "n2"]
     run = cluster.folder / command[command.index("--run_dir") + 1]
     assert json.loads((run / "metrics.json").read_text())["all"]["rows"] > 0
-    assert {f"rank:{rank}" for rank in (0, 1)} <= set((run / "plan.json").read_text().replace('"', "").split("/")) or True
+    assert '"rank:1' in (run / "plan.json").read_text()
 
 
 def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_requeued(cluster: Hosts) -> None:
@@ -81,12 +80,3 @@ def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_requeued(cluster
     assert steps == sorted(set(steps)) and steps[-1] == 180, steps
     print(newest)
 
-
-def test_nothing_outlives_the_cluster(folder: Path) -> None:
-    with hosts("slurm/local_cluster.sh", folder) as cluster:
-        marker = "86400.25"
-        cluster.run("head", "sbatch", "--wrap", f"sleep {marker}")
-        wait_for(lambda: f"sleep {marker}" in cluster.run("head", "ps", "-eo", "args"), "a job to start")
-        found = subprocess.run(["pgrep", "-f", "sleep 86400.25"], check=False)
-        assert found.returncode == 0
-    wait_for(lambda: subprocess.run(["pgrep", "-f", "sleep 86400.25"], check=False).returncode == 1, "the job to end", seconds=10)
