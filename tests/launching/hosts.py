@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 _SLURM = ["slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "mariadb-install-db"]
 
+SMALL = ["model.zero_shot=null", "train.batch_size=64", "train.log_every=1"]
+"""Overrides of launch/configs/synthetic.yaml: a step is quick, and recorded."""
+
 
 def _lacks(programs: list[str]) -> str:
     """Why the hosts cannot be made here; empty where they can."""
@@ -76,7 +79,7 @@ def hosts(script: str, folder: Path) -> Iterator[Hosts]:
             process.kill()
 
 
-def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 120, also: Callable[[], str] = str) -> None:
+def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 300, also: Callable[[], str] = str) -> None:
     """Waits until a condition holds; fails with what is awaited, and what ``also`` has to say, where it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
