@@ -1,8 +1,6 @@
 """Planning and sharding: the same plan, or the same error, on every rank."""
 
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,12 +14,8 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.collectives import from_rank_0, world_size
 from mail_torchrec.settings import Settings
-
-T = TypeVar("T")
-
-_PATIENCE = timedelta(hours=24)
 
 ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam"]
@@ -134,30 +128,6 @@ def check_no_empty_shard(plan: ShardingPlan) -> None:
                     f"sharding: on CPU every rank needs a row of a {sharding.sharding_type} table, and '{table}' has too few "
                     f"for {len(shards)} ranks; use fewer ranks, or sharding.tables={{{table}: [table_wise]}}"
                 )
-
-
-def from_rank_0(make: Callable[[], T]) -> T:
-    """What ``make()`` returns on rank 0, on every rank; an error there is raised on every rank.
-
-    The others wait as long as it takes: rank 0 may be reading all of the training data.
-
-    Raises:
-        ValueError: ``make`` raised it.
-        OSError: likewise.
-    """
-    result: list[Any] = [None]
-    if rank() == 0:
-        try:
-            result = [make()]
-        except (ValueError, OSError) as error:
-            result = [error]
-    if world_size() > 1:
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        dist.broadcast_object_list(result, src=0, group=patient)
-        dist.destroy_process_group(patient)
-    if isinstance(result[0], Exception):
-        raise result[0]
-    return cast(T, result[0])
 
 
 def _topology(device: torch.device, local_world_size: int) -> Topology:

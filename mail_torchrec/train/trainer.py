@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.collectives import from_rank_0, rank, world_size
 from mail_torchrec.config import Config, dump_config, load_config
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
@@ -19,7 +19,7 @@ from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
 from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
-from mail_torchrec.embeddings.sharding import from_rank_0
+from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.train.assembly import Assembled, assemble, describe_plan
 from mail_torchrec.train.evaluation import evaluate, outputs, total_counts
@@ -48,7 +48,7 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
     Raises:
         ValueError: something about the configuration or the data; the message says what to do.
     """
-    with process_group(config.train.device) as device:
+    with process_group(config.train.device, config.train.timeout) as device:
         from_rank_0(run_dir.create)
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         encoders = _encoders(config, source, run_dir)
@@ -60,10 +60,13 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
             run_dir.config.write_text(dump_config(config))
         with Progress(run_dir, config.train.epochs * len(train_data.reader), config.train.log_every) as progress:
             for epoch in range(config.train.epochs):
-                _train_epoch(assembled, train_data, epoch, progress)
-            save_weights(assembled.model, run_dir.weights)  # before the test data can go wrong
+                with phase(f"training, epoch {epoch + 1}"):
+                    _train_epoch(assembled, train_data, epoch, progress)
+            with phase("saving the weights"):  # before the test data can go wrong
+                save_weights(assembled.model, run_dir.weights)
             predictions = run_dir.predictions if config.train.save_predictions else None
-            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+            with phase("evaluation"):
+                figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
             progress.event({"evaluation": figures, "counts": counts})
         _say_counts("test", counts)
         if rank() == 0:
@@ -85,7 +88,8 @@ def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str], predic
         ValueError: no finished run there, or data that does not fit its schema.
     """
     with opened_run(run_dir, data, overrides) as (assembled, test_data):
-        figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+        with phase("evaluation"):
+            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
         _say_counts(test_data.reader.path, counts)
         return figures
 
@@ -95,7 +99,7 @@ def opened_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> Itera
     """A finished run, its weights loaded, and its test data or other files; arguments and errors as :func:`evaluate_run`."""
     run_dir.check()
     config = load_config(run_dir.config, overrides)
-    with process_group(config.train.device) as device:
+    with process_group(config.train.device, config.train.timeout) as device:
         source = Source(data or config.data.path(config.data.test), config.schema_)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         assembled = assemble(config, encoders, device)
@@ -109,7 +113,8 @@ def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
     def build() -> None:
         fit_encoders(source, config.schema_, config.data.cold_start, progress=True).save(run_dir.vocabularies)
 
-    from_rank_0(build)
+    with phase("fitting the vocabularies"):
+        from_rank_0(build)
     return Encoders.load(run_dir.vocabularies, config.schema_)
 
 
