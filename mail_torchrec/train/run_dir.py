@@ -68,6 +68,20 @@ class RunDir:
         """Final metrics."""
         return self.path / "metrics.json"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other jobs out for the block; every rank calls it.
+
+        A restarted job waits for the last ranks of the one before it.
+
+        Raises:
+            ValueError: another job holds the directory.
+        """
+        with ExitStack() as lock:
+            patience = _PATIENCE if num_restarts() else 0.0
+            from_rank_0(lambda: lock.enter_context(locked(self.path, patience)))
+            yield
+
     def create(self) -> None:
         """Makes the directory.
 

@@ -48,7 +48,7 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         explained = watch.explain(error)
         if explained is error:
             raise
-        raise explained from error
+        raise explained from None  # the transport's own error names a port at best
     finally:
         dist.destroy_process_group()
         watch.stop()

@@ -48,7 +48,7 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
     Raises:
         ValueError: something about the configuration or the data; the message says what to do.
     """
-    with process_group(config.train.device, config.train.timeout) as device:
+    with process_group(config.train.device, config.train.timeout) as device, run_dir.held():
         from_rank_0(run_dir.create)
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         encoders = _encoders(config, source, run_dir)

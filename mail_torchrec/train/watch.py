@@ -60,7 +60,7 @@ class Watch:
     def __init__(self, store: Any, rank: int, world_size: int, timeout: float, *, judges: bool) -> None:
         self._store, self._rank, self._world_size, self._timeout, self._judges = store, rank, world_size, timeout, judges
         self._done = Event()
-        self._raised_at = ""
+        self._raised_at, self._told = "", ""
         # A connection of its own: the main thread may sit in a call to the store.
         self._thread = Thread(target=self._look, args=(store.clone(),), name="watch", daemon=True)
 
@@ -78,37 +78,39 @@ class Watch:
         from_transport = is_transport_error(error)
         self._raised_at = _place(extract_tb(error.__traceback__))
         try:
-            trouble = self._announce(self._store, None if from_transport else _in_words(error), bool(_TIMED_OUT.search(str(error))))
-            if not from_transport:
-                return error
-            explained = LostRankError(self._tell(self._store, trouble))
+            if not (from_transport and self._told):  # what happened is not known yet
+                timed_out = bool(_TIMED_OUT.search(str(error)))
+                self._tell(self._store, self._announce(self._store, None if from_transport else _in_words(error), timed_out))
         except dist.DistError:  # the store went with the process that kept it
-            explained = LostRankError(
+            self._told = self._told or (
                 f"rank {self._rank} lost another rank in '{_phase()}', and with it the store that would tell more: rank 0 or its launcher "
                 "is gone (killed, out of memory, or its host)"
             )
+        if not from_transport:
+            return error
         time.sleep(_AFTER_YOU)
-        return explained
+        return LostRankError(self._told)
 
     def _announce(self, store: Any, error: str | None, timed_out: bool) -> dict[str, Any]:
         """This rank's trouble, or that of the rank that was first."""
         mine = json.dumps({"rank": self._rank, "phase": _phase(), "error": error, "timed_out": timed_out, "timeout": self._timeout})
         first: dict[str, Any] = json.loads(store.compare_set(_TROUBLE, "", mine))
-        if first["rank"] == self._rank and first["error"] is None:
+        if first["rank"] == self._rank:  # so all know before this rank ends, with the store perhaps
             store.set(_SUMMARY, self._call_roll(store))
         return first
 
-    def _tell(self, store: Any, trouble: dict[str, Any]) -> str:
-        """What happened, seen from this rank."""
-        if trouble["error"] is not None:
-            return f"rank {trouble['rank']} failed in '{trouble['phase']}': {trouble['error']} (rank {self._rank} ends with it)"
-        waited = f"waited {trouble['timeout']:g} s (train.timeout) for other ranks" if trouble["timed_out"] else "lost another rank"
-        try:
-            store.wait([_SUMMARY], timedelta(seconds=_ROLL + 1))
-            summary = store.get(_SUMMARY).decode()
-        except dist.DistError:
-            summary = "that rank has ended since, without telling more"
-        return f"rank {trouble['rank']} {waited} in '{trouble['phase']}': {summary}"
+    def _tell(self, store: Any, trouble: dict[str, Any]) -> None:
+        """Puts what happened into ``_told``."""
+        told = f"rank {trouble['rank']} failed in '{trouble['phase']}': {trouble['error']}"
+        if trouble["error"] is None:
+            waited = f"waited {trouble['timeout']:g} s (train.timeout) for other ranks" if trouble["timed_out"] else "lost another rank"
+            told = f"rank {trouble['rank']} {waited} in '{trouble['phase']}'"
+            try:
+                store.wait([_SUMMARY], timedelta(seconds=_ROLL + 1))
+                told += f": {store.get(_SUMMARY).decode()}"
+            except dist.DistError:
+                told += ", and has ended since without telling more"
+        self._told = told
 
     def _call_roll(self, store: Any) -> str:
         """What each rank is busy with, and which do not answer."""
@@ -127,18 +129,17 @@ class Watch:
 
     def _look(self, store: Any) -> None:
         while not self._done.wait(_LOOK_EVERY):
+            phase = current_phase()
+            overdue = self._judges and not phase.patient and phase.seconds > self._timeout
             try:
-                phase = current_phase()
-                if self._judges and not phase.patient and phase.seconds > self._timeout:
+                if overdue or store.check([_TROUBLE]):
                     self._answer(store)
-                    self._end(self._tell(store, self._announce(store, None, timed_out=True)))
-                if store.check([_TROUBLE]):
-                    self._answer(store)
-                    if self._done.wait(_GRACE):
-                        return
-                    self._end(self._tell(store, json.loads(store.get(_TROUBLE))))
-            except dist.DistError:
-                return  # the store is gone: this rank's next collective fails and says so
+                    self._tell(store, self._announce(store, None, timed_out=True) if overdue else json.loads(store.get(_TROUBLE)))
+            except dist.DistError:  # the store is gone
+                if not self._told:
+                    return  # this rank's next collective fails and says so
+            if self._told and not self._done.wait(0 if overdue else _GRACE):
+                self._end(self._told)
 
     def _answer(self, store: Any) -> None:
         place = self._raised_at or _place(extract_stack(sys._current_frames()[main_thread().ident or 0]))
@@ -146,7 +147,7 @@ class Watch:
 
     def _end(self, message: str) -> None:
         """Ends a process whose main thread does not come back."""
-        sys.stderr.write(f"Error: {message}; rank {self._rank} was in '{_phase()}' and is ended\n")
+        sys.stderr.write(f"Error: {message}; rank {self._rank}, in '{_phase()}', is ended\n")
         tell_launcher(LostRankError(message))
         sys.stderr.flush()
         os._exit(1)
