@@ -33,8 +33,8 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
     Stopped half way, the same call goes on from there.
 
     Raises:
-        ValueError: another run is at it; a file is missing, empty, of another layout or too malformed; ``out`` holds something else, or was begun with other
-            settings or files; there are no training rows; the engine fails.
+        ValueError: a file is missing, empty, of another layout or too malformed; ``out`` holds something else, was begun with other
+            settings or files, or another process is at it; there are no training rows; the engine fails.
     """
     dataset = DATASETS[name]
     paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
@@ -46,10 +46,10 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
         if _is_finished(out, inputs):
             finished: Record = json.loads((out / "prepared.json").read_text())
             return finished
-        return _run(dataset, settings, inputs, paths, out)
+        return _run(dataset, settings, inputs, paths, raw, out)
 
 
-def _run(dataset: Dataset, settings: PrepareSettings, inputs: Record, paths: dict[RawFile, Path], out: Path) -> Record:
+def _run(dataset: Dataset, settings: PrepareSettings, inputs: Record, paths: dict[RawFile, Path], raw: Path, out: Path) -> Record:
     """Step by step, each once."""
     buckets = inputs["buckets"]
     with (
@@ -64,7 +64,7 @@ def _run(dataset: Dataset, settings: PrepareSettings, inputs: Record, paths: dic
         first_test_day = days["last"] - settings.test_days + 1
         if days["first"] >= first_test_day:
             raise ValueError(
-                f"all impressions lie in the last {settings.test_days} days, which are for testing; choose fewer with --test-days, "
+                f"{raw}: all impressions lie in the last {settings.test_days} days, which are for testing; choose fewer with --test-days, "
                 "or give files of more days"
             )
         for bucket in range(buckets):

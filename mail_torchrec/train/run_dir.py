@@ -1,7 +1,16 @@
 """What a run directory holds, by name."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from mail_torchrec.collectives import from_rank_0
+from mail_torchrec.launcher import num_restarts
+from mail_torchrec.lock import locked
+
+# Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending, on another host.
+_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -10,6 +19,7 @@ class RunDir:
 
     ::
 
+        .lock                who writes here now, or did last
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
         plan.json            which rank holds which part of which table
