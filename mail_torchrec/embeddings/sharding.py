@@ -1,5 +1,6 @@
 """Planning and sharding: the same plan, or the same error, on every rank."""
 
+import sys
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from tqdm import tqdm
 
 from mail_torchrec.collectives import from_rank_0, world_size
+from mail_torchrec.embeddings.few_rows import without_empty_shards
 from mail_torchrec.settings import Settings
 
 ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
@@ -83,12 +86,14 @@ def plan_sharding(
     settings: ShardingSettings,
     all_sharders: list[ModuleSharder[nn.Module]],
     *,
-    table_names: list[str],
+    num_rows: dict[str, int],
     batch_size: int,
     device: torch.device,
     local_world_size: int,
 ) -> ShardingPlan:
-    """Plans on rank 0 and gives every rank the plan or the error.
+    """Plans on rank 0 and gives every rank the plan or the error; ``num_rows`` is of every table.
+
+    A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is said.
 
     Raises:
         ValueError: on every rank, where a constraint names an unknown table or no plan meets the constraints.
@@ -98,7 +103,7 @@ def plan_sharding(
         planner = EmbeddingShardingPlanner(
             topology=_topology(device, local_world_size),
             batch_size=batch_size,
-            constraints=_constraints(settings, table_names),
+            constraints=_constraints(settings, num_rows, local_world_size),
             debug=False,
         )
         try:
@@ -147,10 +152,11 @@ def shard(
     )
 
 
-def _constraints(settings: ShardingSettings, table_names: list[str]) -> dict[str, ParameterConstraints]:
-    if unknown := sorted(set(settings.tables) - set(table_names)):
-        raise ValueError(f"sharding.tables: no table is called {unknown}; the tables are {', '.join(table_names)}")
-    return {
-        name: ParameterConstraints(sharding_types=list(settings.tables.get(name, settings.types)), min_partition=settings.min_partition)
-        for name in table_names
-    }
+def _constraints(settings: ShardingSettings, num_rows: dict[str, int], local_world_size: int) -> dict[str, ParameterConstraints]:
+    if unknown := sorted(set(settings.tables) - set(num_rows)):
+        raise ValueError(f"sharding.tables: no table is called {unknown}; the tables are {', '.join(num_rows)}")
+    wanted: dict[str, list[str]] = {name: list(settings.tables.get(name, settings.types)) for name in num_rows}
+    allowed = {name: without_empty_shards(types, num_rows[name], world_size(), local_world_size) for name, types in wanted.items()}
+    if small := [name for name in num_rows if not set(allowed[name]) & set(wanted[name])]:
+        tqdm.write(f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row each: table_wise", file=sys.stderr)
+    return {name: ParameterConstraints(sharding_types=types, min_partition=settings.min_partition) for name, types in allowed.items()}

@@ -105,7 +105,7 @@ def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Tower
             model,
             config.sharding,
             all_sharders,
-            table_names=list(table_sizes(config.schema_, lookups, encoders.num_rows)),
+            num_rows={table: rows for table, (rows, _) in table_sizes(config.schema_, lookups, encoders.num_rows).items()},
             batch_size=config.train.batch_size,
             device=device,
             local_world_size=local_world_size(),

@@ -66,7 +66,6 @@ def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, 
     pq.write_table(table, tmp_path / "rows/train/a.parquet", row_group_size=50)
     ended = under_torchrun(3, *train_arguments(tmp_path / "rows", tmp_path))
     assert ended.code != 0
-    assert ended.output.count("column 'clicked' should be 0 or 1, received 2 in row 49") <= 3
     report = ended.output[ended.output.rindex("Root Cause") :]
     assert "a.parquet, row group 3: column 'clicked' should be 0 or 1, received 2 in row 49" in report
     assert "gloo" not in ended.output
