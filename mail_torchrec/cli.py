@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.exceptions import Exit
 
-from mail_torchrec.launcher import tell_launcher
+from mail_torchrec.launcher import num_restarts, tell_launcher
 from mail_torchrec.quiet import quiet_third_parties
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -52,11 +52,18 @@ def main(traceback: bool) -> None:
 
 @main.command()
 @_CONFIG
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet, but with --resume.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart by torchrun or Slurm implies it.",
+)
 @click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
 @_OVERRIDES
-def train(config_path: Path, run_dir: Path | None, preset: str | None, print_config: bool, overrides: tuple[str, ...]) -> None:
+def train(
+    config_path: Path, run_dir: Path | None, resume: bool, preset: str | None, print_config: bool, overrides: tuple[str, ...]
+) -> None:
     """Train, evaluate and save one run.
 
     Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
@@ -76,7 +83,7 @@ def train(config_path: Path, run_dir: Path | None, preset: str | None, print_con
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    figures = run(config, RunDir(run_dir))
+    figures = run(config, RunDir(run_dir), resume=resume or num_restarts() > 0)
     if _is_first_rank():
         click.echo(json.dumps({config.name: figures}))
 

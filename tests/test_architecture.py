@@ -18,6 +18,7 @@ LAYERS = [
     ["embeddings", "fields", "objective"],
     ["parts"],
     ["model"],
+    ["checkpoint"],
     ["config", "train"],
     ["doctor", "reproduce"],
     ["cli", "__main__"],

@@ -20,11 +20,11 @@ from mail_torchrec.train.metrics import Conversions, Figures, report
 from mail_torchrec.train.predictions import Predictions
 
 
-def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outputs]:
-    """Runs the pipeline over a loader, in training or evaluation as the model stands."""
+def outputs(assembled: Assembled, loader: "DataLoader[Batch]", first: int = 1) -> Iterator[Outputs]:
+    """Runs the pipeline over a loader, in training or evaluation as the model stands; steps are called ``first``, ``first + 1``, ..."""
     batches = _read(loader)
-    for step in count(1):
-        with phase(f"step {step} of {len(loader)}"):
+    for step in count(first):
+        with phase(f"step {step}"):
             try:
                 output = assembled.pipeline.progress(batches)
             except StopIteration:

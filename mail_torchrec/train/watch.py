@@ -25,9 +25,9 @@ from mail_torchrec.phases import current_phase
 
 _LOOK_EVERY = 0.5
 # How long the roll is waited for, and how long a rank has to end by itself: seconds.
-_ROLL, _GRACE = 4.0, 15.0
+_ROLL, _GRACE = 3.0, 15.0
 # Who merely waited for a failed rank ends after it, so that the launcher's report begins with that one.
-_AFTER_YOU = 2.0
+_AFTER_YOU = 1.5
 _TROUBLE, _SUMMARY = "mail_torchrec/trouble", "mail_torchrec/summary"
 _TRANSPORT = re.compile(r"gloo|nccl|c10d|tcpstore|processgroup", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)

@@ -38,7 +38,7 @@ def faulty(fault: str, rank: int) -> dict[str, Any]:
     return {"tower": "tests.faulty_tower:FaultyTower", "tower_options": {"fault": fault, "rank": rank, "step": 3}}
 
 
-STEP = r"'training, epoch 1, step 3 of \d'"
+STEP = "'training, epoch 1, step 3'"
 
 
 @pytest.mark.parametrize(("ranks", "fault", "rank", "timeout", "told_by", "said"), [
