@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import click
+from click.exceptions import Exit
 
+from mail_torchrec.launcher import num_restarts, tell_launcher
 from mail_torchrec.quiet import quiet_third_parties
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -23,11 +25,16 @@ class _Cli(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
+            tell_launcher(error)
             if ctx.params["traceback"]:
                 raise
-            _tell_launcher(error)
             # A reader process hands over its error with the traceback before the message.
             raise click.ClickException(str(error).rpartition("\nValueError: ")[2]) from error
+        except (click.ClickException, click.Abort, Exit):
+            raise
+        except Exception as error:  # a fault of ours: with its traceback
+            tell_launcher(error)
+            raise
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -76,7 +83,7 @@ def train(
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    figures = run(config, RunDir(run_dir), resume=resume or _is_restart())
+    figures = run(config, RunDir(run_dir), resume=resume or num_restarts() > 0)
     if _is_first_rank():
         click.echo(json.dumps({config.name: figures}))
 
@@ -229,19 +236,6 @@ def doctor() -> None:
     from mail_torchrec.doctor import main as diagnose
 
     sys.exit(diagnose())
-
-
-def _tell_launcher(error: Exception) -> None:
-    """Hands the error to torchrun, whose report of the failure ends with it instead of a bare exit code."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
-
-
-def _is_restart() -> bool:
-    """Whether torchrun or Slurm started this job before: its workers anew, or the whole of it requeued."""
-    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _is_first_rank() -> bool:

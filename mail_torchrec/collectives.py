@@ -1,10 +1,19 @@
-"""Sums and gathers over ranks; the identity in one process."""
+"""Sums, gathers and answers over ranks; the identity in one process."""
 
-from typing import Any, cast
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mail_torchrec.phases import phase
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=24)
 
 
 def world_size() -> int:
@@ -55,3 +64,41 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+
+def from_rank_0(make: Callable[[], T]) -> T:
+    """What ``make()`` returns on rank 0, on every rank; an error there is raised on every rank.
+
+    The others wait as long as it takes: rank 0 may be reading all of the training data. Should it die, their connection to it breaks.
+
+    Raises:
+        Exception: ``make`` raised it; on the other ranks a copy, or a RuntimeError with its text where it cannot be copied.
+    """
+    if world_size() == 1:
+        return make()
+    # Before rank 0 begins, so that all are connected when it does.
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    error: Exception | None = None
+    result: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            with phase("as rank 0", patient=True):
+                result[0] = make()
+        except Exception as raised:
+            error, result[1] = raised, _copyable(raised)
+    with phase("waiting for rank 0", patient=True):
+        dist.broadcast_object_list(result, src=0, group=patient)
+    dist.destroy_process_group(patient)
+    if error is not None:
+        raise error
+    if result[1] is not None:
+        raise result[1]
+    return cast(T, result[0])
+
+
+def _copyable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # its class may have any constructor
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mail_torchrec"
 # Lower to higher; a module may import its own layer and those before it.
 LAYERS = [
-    ["settings", "quiet", "auc", "installation", "collectives"],
+    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives"],
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],

@@ -47,6 +47,7 @@ class Saver:
         self._thread: Thread | None = None
         self._published: int | None = None
         self._error: SaveError | None = None
+        self._broken: Exception | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +98,8 @@ class Saver:
             self._conclude(must=False)
 
     def _conclude(self, *, must: bool) -> None:
+        if self._broken is not None:
+            raise self._broken
         error, self._error = self._error, None
         if error is not None:
             self._tell({"checkpoint_failed": str(error)})
@@ -111,6 +114,8 @@ class Saver:
             self._error = error
             if rank() == 0:
                 tqdm.write(f"WARNING: {error}", file=sys.stderr)
+        except Exception as error:  # the connections to the other ranks broke; the main thread raises it
+            self._broken = error
 
 
 def write_checkpoint(

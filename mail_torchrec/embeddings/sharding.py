@@ -1,8 +1,7 @@
 """Planning and sharding: the same plan, or the same error, on every rank."""
 
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+import sys
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,13 +14,11 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from tqdm import tqdm
 
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.collectives import from_rank_0, world_size
+from mail_torchrec.embeddings.few_rows import without_empty_shards
 from mail_torchrec.settings import Settings
-
-T = TypeVar("T")
-
-_PATIENCE = timedelta(hours=24)
 
 ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
 OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam"]
@@ -89,12 +86,14 @@ def plan_sharding(
     settings: ShardingSettings,
     all_sharders: list[ModuleSharder[nn.Module]],
     *,
-    table_names: list[str],
+    num_rows: dict[str, int],
     batch_size: int,
     device: torch.device,
     local_world_size: int,
 ) -> ShardingPlan:
-    """Plans on rank 0 and gives every rank the plan or the error.
+    """Plans on rank 0 and gives every rank the plan or the error; ``num_rows`` is of every table.
+
+    A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is said.
 
     Raises:
         ValueError: on every rank, where a constraint names an unknown table or no plan meets the constraints.
@@ -104,7 +103,7 @@ def plan_sharding(
         planner = EmbeddingShardingPlanner(
             topology=_topology(device, local_world_size),
             batch_size=batch_size,
-            constraints=_constraints(settings, table_names),
+            constraints=_constraints(settings, num_rows, local_world_size),
             debug=False,
         )
         try:
@@ -136,30 +135,6 @@ def check_no_empty_shard(plan: ShardingPlan) -> None:
                 )
 
 
-def from_rank_0(make: Callable[[], T]) -> T:
-    """What ``make()`` returns on rank 0, on every rank; an error there is raised on every rank.
-
-    The others wait as long as it takes: rank 0 may be reading all of the training data.
-
-    Raises:
-        ValueError: ``make`` raised it.
-        OSError: likewise.
-    """
-    result: list[Any] = [None]
-    if rank() == 0:
-        try:
-            result = [make()]
-        except (ValueError, OSError) as error:
-            result = [error]
-    if world_size() > 1:
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        dist.broadcast_object_list(result, src=0, group=patient)
-        dist.destroy_process_group(patient)
-    if isinstance(result[0], Exception):
-        raise result[0]
-    return cast(T, result[0])
-
-
 def _topology(device: torch.device, local_world_size: int) -> Topology:
     """The ranks as the planner sees them, with this device's own memory where it is a GPU."""
     hbm_cap = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
@@ -177,10 +152,11 @@ def shard(
     )
 
 
-def _constraints(settings: ShardingSettings, table_names: list[str]) -> dict[str, ParameterConstraints]:
-    if unknown := sorted(set(settings.tables) - set(table_names)):
-        raise ValueError(f"sharding.tables: no table is called {unknown}; the tables are {', '.join(table_names)}")
-    return {
-        name: ParameterConstraints(sharding_types=list(settings.tables.get(name, settings.types)), min_partition=settings.min_partition)
-        for name in table_names
-    }
+def _constraints(settings: ShardingSettings, num_rows: dict[str, int], local_world_size: int) -> dict[str, ParameterConstraints]:
+    if unknown := sorted(set(settings.tables) - set(num_rows)):
+        raise ValueError(f"sharding.tables: no table is called {unknown}; the tables are {', '.join(num_rows)}")
+    wanted: dict[str, list[str]] = {name: list(settings.tables.get(name, settings.types)) for name in num_rows}
+    allowed = {name: without_empty_shards(types, num_rows[name], world_size(), local_world_size) for name, types in wanted.items()}
+    if small := [name for name in num_rows if not set(allowed[name]) & set(wanted[name])]:
+        tqdm.write(f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row each: table_wise", file=sys.stderr)
+    return {name: ParameterConstraints(sharding_types=types, min_partition=settings.min_partition) for name, types in allowed.items()}

@@ -16,8 +16,7 @@ def stored_dim(dim: int) -> int:
     return -(-dim // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
-# FBGEMM's CPU kernels take a table without rows for one that shares its neighbour's, and read past the end where it is the last.
-# Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this is enough for 32 ranks.
+# Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this is enough for 32 ranks, and more see few_rows.py.
 _LEAST_ROWS = 1024
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mail_torchrec.lock import LOCK, locked
 from mail_torchrec.prepare.alimama import ALIMAMA
 from mail_torchrec.prepare.dataset import Dataset, Tables
 from mail_torchrec.prepare.engine import Engine, open_engine
@@ -32,8 +33,8 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
     Stopped half way, the same call goes on from there.
 
     Raises:
-        ValueError: a file is missing, empty, of another layout or too malformed; ``out`` holds something else, or was begun with other
-            settings or files; there are no training rows; the engine fails.
+        ValueError: a file is missing, empty, of another layout or too malformed; ``out`` holds something else, was begun with other
+            settings or files, or another process is at it; there are no training rows; the engine fails.
     """
     dataset = DATASETS[name]
     paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
@@ -41,9 +42,16 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> Recor
     buckets = settings.buckets or -(-size // BUCKET_BYTES)
     inputs: Record = {"dataset": name, "engine": settings.engine.value, "history": settings.history, "test_days": settings.test_days}
     inputs |= {"buckets": buckets, "files": {file.name: _identity(path) for file, path in paths.items()}}
-    if _is_finished(out, inputs):
-        finished: Record = json.loads((out / "prepared.json").read_text())
-        return finished
+    with locked(out):
+        if _is_finished(out, inputs):
+            finished: Record = json.loads((out / "prepared.json").read_text())
+            return finished
+        return _run(dataset, settings, inputs, paths, raw, out)
+
+
+def _run(dataset: Dataset, settings: PrepareSettings, inputs: Record, paths: dict[RawFile, Path], raw: Path, out: Path) -> Record:
+    """Step by step, each once."""
+    buckets = inputs["buckets"]
     with (
         closing(open_engine(settings, out / _WORK / "spill")) as engine,
         Steps(out / _WORK, len(paths) + 1 + buckets, engine.progress) as steps,
@@ -94,8 +102,8 @@ def _is_finished(out: Path, inputs: Record) -> bool:
             if other := [*(f"{key} was {begun.get(key)}, now {inputs[key]}" for key in keys), *(f"{name} has changed" for name in files)]:
                 raise ValueError(f"'{out}' was begun with other settings or files: {'; '.join(other)}; choose another --out, or delete it")
             return path.name == "prepared.json"
-    if out.exists() and set(os.listdir(out)) - {_WORK}:
-        raise ValueError(f"'{out}' should be empty or not exist, it holds {sorted(os.listdir(out))[:5]}; choose another --out")
+    if others := set(os.listdir(out)) - {_WORK, LOCK}:
+        raise ValueError(f"'{out}' should be empty or not exist, it holds {sorted(others)[:5]}; choose another --out")
     (out / _WORK).mkdir(parents=True, exist_ok=True)
     _write_whole(out / _WORK / "begun.json", json.dumps({"inputs": inputs}))
     return False

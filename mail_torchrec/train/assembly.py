@@ -18,6 +18,7 @@ from mail_torchrec.embeddings.initial import initialise_tables
 from mail_torchrec.embeddings.sharding import plan_sharding, shard, sharders
 from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.model import Mail, Towers
+from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.batch_norm import synchronise_batch_norms
 from mail_torchrec.train.optimizers import build_optimizer
@@ -99,16 +100,18 @@ def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Tower
         synchronise_batch_norms(towers)
     model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers)
     all_sharders = sharders(config.train.tables, config.train.betas, device)
-    plan = plan_sharding(
-        model,
-        config.sharding,
-        all_sharders,
-        table_names=list(table_sizes(config.schema_, lookups, encoders.num_rows)),
-        batch_size=config.train.batch_size,
-        device=device,
-        local_world_size=local_world_size(),
-    )
-    sharded = shard(model, plan, all_sharders, device)
+    with phase("planning"):
+        plan = plan_sharding(
+            model,
+            config.sharding,
+            all_sharders,
+            num_rows={table: rows for table, (rows, _) in table_sizes(config.schema_, lookups, encoders.num_rows).items()},
+            batch_size=config.train.batch_size,
+            device=device,
+            local_world_size=local_world_size(),
+        )
+    with phase("sharding the tables"):
+        sharded = shard(model, plan, all_sharders, device)
     initialise_tables(sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
     optimizer = build_optimizer(sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer)
     return Assembled(sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, device, plan)

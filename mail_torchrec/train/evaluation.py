@@ -1,6 +1,7 @@
 """Scores of a whole data set -> AUC and GAUC for new, old and all rows."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ from mail_torchrec.collectives import gather_rows, rank
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.reader import Reader
 from mail_torchrec.model import Outputs
+from mail_torchrec.phases import phase
 from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.metrics import Conversions, Figures, report
 from mail_torchrec.train.predictions import Predictions
 
 
-def outputs(assembled: Assembled, loader: "DataLoader[Batch]") -> Iterator[Outputs]:
-    """Runs the pipeline over a loader, in training or evaluation as the model stands."""
-    batches = iter(loader)
-    while True:
-        try:
-            output = assembled.pipeline.progress(batches)
-        except StopIteration:
-            return
+def outputs(assembled: Assembled, loader: "DataLoader[Batch]", first: int = 1) -> Iterator[Outputs]:
+    """Runs the pipeline over a loader, in training or evaluation as the model stands; steps are called ``first``, ``first + 1``, ..."""
+    batches = _read(loader)
+    for step in count(first):
+        with phase(f"step {step}"):
+            try:
+                output = assembled.pipeline.progress(batches)
+            except StopIteration:
+                return
         assert assembled.is_pipelined(), "a table collection was not prefetched for: was its input changed before the call?"
         yield output
+
+
+def _read(loader: "DataLoader[Batch]") -> Iterator[Batch]:
+    batches = iter(loader)
+    while True:
+        with phase("reading"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def evaluate(

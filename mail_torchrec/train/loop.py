@@ -14,6 +14,7 @@ from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.deal import Position
 from mail_torchrec.data.reader import Reader
+from mail_torchrec.phases import phase
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.evaluation import outputs, total_counts
 from mail_torchrec.train.progress import Progress
@@ -62,7 +63,8 @@ class Loop:
             self._counts += torch.tensor(counts, device=self._counts.device)
         self._position = position
         for epoch in range(position.epoch, self.num_epochs):
-            self._epoch(epoch)
+            with phase(f"training, epoch {epoch + 1}"):
+                self._epoch(epoch)
             self._position, self._counts = Position(epoch=epoch + 1), self._zeros()
         self._save(wait=True)
         if self.stop.is_due_now():
@@ -71,7 +73,7 @@ class Loop:
     def _epoch(self, epoch: int) -> None:
         reader = self.data.reader
         reader.set_epoch(epoch, self._position.taken)
-        steps = outputs(self.assembled, self.data.loader) if reader.steps_left else ()
+        steps = outputs(self.assembled, self.data.loader, self.progress.num_done + 1) if reader.steps_left else ()
         for done, output in enumerate(steps, start=1):
             self.progress.step(output.losses, len(output.batch))
             self._counts += output.batch.counts
@@ -88,7 +90,8 @@ class Loop:
     def _save(self, *, wait: bool = False) -> None:
         step, position, progressed = self.progress.num_done, self._position, self.progress.progressed()
         mine = Rank(losses=self.progress.sums(), counts=self._counts.tolist())
-        self.saver.save(step, state_of(self.assembled), mine, lambda ranks: self.describe(step, position, progressed, ranks), wait=wait)
+        with phase("saving a checkpoint", patient=True):
+            self.saver.save(step, state_of(self.assembled), mine, lambda ranks: self.describe(step, position, progressed, ranks), wait=wait)
 
     def _leave(self) -> None:
         if rank() == 0:

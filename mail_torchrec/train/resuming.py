@@ -8,10 +8,9 @@ from tqdm import tqdm
 
 from mail_torchrec.checkpoint.folder import Checkpoints, digests, fault, read_sums
 from mail_torchrec.checkpoint.manifest import CONFIG, Manifest, read_manifest
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.collectives import from_rank_0, rank, world_size
 from mail_torchrec.config import Config, differences, load_config
 from mail_torchrec.data.source import Source
-from mail_torchrec.embeddings.sharding import from_rank_0
 from mail_torchrec.train.run_dir import RunDir
 
 _FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_rows", "train.epochs",

@@ -1,9 +1,17 @@
 """What a run directory holds, by name."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
+from mail_torchrec.collectives import from_rank_0
+from mail_torchrec.launcher import num_restarts
+from mail_torchrec.lock import locked
+
+# Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending, on another host.
+_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -12,6 +20,7 @@ class RunDir:
 
     ::
 
+        .lock                who writes here now, or did last
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
         plan.json            which rank holds which part of which table
@@ -69,6 +78,20 @@ class RunDir:
     def metrics(self) -> Path:
         """Final metrics."""
         return self.path / "metrics.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other jobs out for the block; every rank calls it.
+
+        A restarted job waits for the last ranks of the one before it.
+
+        Raises:
+            ValueError: another job holds the directory.
+        """
+        with ExitStack() as lock:
+            patience = _PATIENCE if num_restarts() else 0.0
+            from_rank_0(lambda: lock.enter_context(locked(self.path, patience)))
+            yield
 
     def open(self, *, resume: bool) -> None:
         """Makes the directory, or opens it for a run that goes on.

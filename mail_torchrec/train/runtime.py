@@ -7,34 +7,68 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
-# A collective that waits longer than this has lost a rank.
-_TIMEOUT = timedelta(minutes=10)
+from mail_torchrec.phases import forget_phases
+from mail_torchrec.train.watch import LostRankError, Watch
+
+_TIMEOUT = 600.0
 
 
 @contextmanager
-def process_group(device_name: str) -> Iterator[torch.device]:
+def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch.device]:
     """Joins the process group that torchrun's environment describes, or makes one of this process alone.
 
     Args:
         device_name: auto, cpu or cuda.
+        timeout: seconds that a collective waits for the other ranks.
 
     Yields:
         This process's device.
 
     Raises:
         ValueError: CUDA was asked for and is not there.
+        LostRankError: within seconds of another rank's end, or after the timeout; it names rank and phase.
     """
     device = _device(device_name)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+    forget_phases()
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield device
+        finally:
+            dist.destroy_process_group()
+        return
+    _join(device, timeout)
+    watch = Watch(_get_default_store(), dist.get_rank(), dist.get_world_size(), timeout, judges=device.type == "cuda")
+    watch.start()
     try:
         yield device
+    except Exception as error:
+        explained = watch.explain(error)
+        if explained is error:
+            raise
+        raise explained from None  # the transport's own error names a port at best
     finally:
         dist.destroy_process_group()
+        watch.stop()
+
+
+def _join(device: torch.device, timeout: float) -> None:
+    # NCCL's own watchdog, which aborts without a word on the phase, comes after ours.
+    waits = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
+    try:
+        dist.init_process_group(_backend(device), timeout=waits)
+    except dist.DistError as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise LostRankError(
+            f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {where} for {os.environ['WORLD_SIZE']} ranks to join: "
+            f"{error}"
+        ) from error
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def local_world_size() -> int:

@@ -27,5 +27,7 @@ class TrainSettings(Settings):
     """auto: CUDA where there is one."""
     save_predictions: bool = False
     """Write the score, label, user and part (new or old) of every test row as predictions.npz."""
+    timeout: float = Field(default=600, gt=0)
+    """Seconds that a rank waits for the others in a collective, before the job ends and says who is missing."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two lines of metrics.jsonl, TensorBoard points and checks of the losses."""

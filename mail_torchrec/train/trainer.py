@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mail_torchrec.checkpoint.manifest import CONFIG, PLAN, Manifest, Progressed, Rank
 from mail_torchrec.checkpoint.saver import Saver
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.collectives import from_rank_0, rank, world_size
 from mail_torchrec.config import Config, dump_config, load_config
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.deal import Position
@@ -23,7 +23,7 @@ from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
 from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
-from mail_torchrec.embeddings.sharding import from_rank_0
+from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.train.assembly import Assembled, assemble, describe_plan, table_keys
 from mail_torchrec.train.evaluation import evaluate
@@ -53,10 +53,11 @@ def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str,
         ValueError: something about the configuration or the data; the message says what to do.
         SystemExit: the run was told to stop (SIGTERM), and is saved.
     """
-    with process_group(config.train.device) as device:
+    with process_group(config.train.device, config.train.timeout) as device, run_dir.held():
         if (finished := from_rank_0(lambda: _begin(config, run_dir, resume))) is not None:
             return finished
-        folder = newest_good(run_dir.checkpoints, set_aside=True) if resume else None
+        with phase("checking the checkpoints"):
+            folder = newest_good(run_dir.checkpoints, set_aside=True) if resume else None
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         saved = from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
         encoders = Encoders.load(run_dir.vocabularies, config.schema_) if saved else _encoders(config, source, run_dir)
@@ -76,12 +77,14 @@ def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str,
                 loop = Loop(assembled, train_data, progress, saver, stop, describe, config.train.epochs, config.checkpoint.every)
                 if folder and saved:
                     tables = table_keys(config, assembled.lookups, encoders)
-                    restore(assembled, folder, saved.step, tables, set(config.checkpoint.restart_state))
+                    with phase("loading the checkpoint"):
+                        restore(assembled, folder, saved.step, tables, set(config.checkpoint.restart_state))
                     loop.run(saved.position, counted(saved.ranks).counts)
                 else:
                     loop.run(Position(epoch=0), [])
             predictions = run_dir.predictions if config.train.save_predictions else None
-            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+            with phase("evaluation"):
+                figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
             progress.event({"evaluation": figures, "counts": counts})
         say_counts("test", counts)
         if rank() == 0:
@@ -150,7 +153,8 @@ def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str], predic
         ValueError: no finished run there, or data that does not fit its schema.
     """
     with opened_run(run_dir, data, overrides) as (assembled, test_data):
-        figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+        with phase("evaluation"):
+            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
         say_counts(test_data.reader.path, counts)
         return figures
 
@@ -160,7 +164,7 @@ def opened_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> Itera
     """A finished run, its weights loaded, and its test data or other files; arguments and errors as :func:`evaluate_run`."""
     run_dir.check()
     config = load_config(run_dir.config, overrides)
-    with process_group(config.train.device) as device:
+    with process_group(config.train.device, config.train.timeout) as device:
         source = Source(data or config.data.path(config.data.test), config.schema_)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         assembled = assemble(config, encoders, device)
@@ -176,7 +180,8 @@ def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
     def build() -> None:
         fit_encoders(source, config.schema_, config.data.cold_start, progress=True).save(run_dir.vocabularies)
 
-    from_rank_0(build)
+    with phase("fitting the vocabularies"):
+        from_rank_0(build)
     return Encoders.load(run_dir.vocabularies, config.schema_)
 
 

@@ -29,7 +29,7 @@ PLANS = {
     "row_wise": {"types": ["row_wise"]},
     "column_wise": {"types": ["column_wise"], "min_partition": 4},
 }
-NUM_STEPS, NUM_ROWS = 4, 42
+NUM_STEPS, NUM_ROWS = 6, 42
 
 
 def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -73,14 +73,19 @@ def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any
 
 
 def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:
-    """This rank's part of the global batches. In step 0 the last rank has new rows alone; in step 1 the last row has weight 0."""
+    """This rank's part of the global batches.
+
+    In step 0 the first of two ranks has old rows alone and the last one new rows; in step 1 the last row has weight 0; in the last two
+    steps there is no old row on any rank, and no new one.
+    """
     reader = Reader(
         source, config.schema_, encoders, assembled.lookups, config.data,
         share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.lookups),
     )  # fmt: skip
     window = Window.concatenate([reader._encode(source.read(group), source.file(group)) for group in source.row_groups])
     new, old = np.flatnonzero(window.is_new_R), np.flatnonzero(~window.is_new_R)
-    rows_of = [np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]), *users_apart(window.users_R)]
+    rows_of = [np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]), *users_apart(window.users_R, NUM_STEPS - 3)]
+    rows_of += [rows[next(users_apart(window.users_R[rows], 1))] for rows in (new, old)]
     result: list[Batch] = []
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
         is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
@@ -90,10 +95,10 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     return iter(result)
 
 
-def users_apart(users_R: Any) -> Iterator[Any]:
-    """The rows of further steps, no user in both halves of one: MetaEmb pairs the rows of a user that one rank has."""
+def users_apart(users_R: Any, num_steps: int) -> Iterator[Any]:
+    """The rows of so many steps, no user in both halves of one: MetaEmb pairs the rows of a user that one rank has."""
     by_user, start = np.argsort(users_R, kind="stable"), 0
-    for _ in range(1, NUM_STEPS):
+    for _ in range(num_steps):
         halves = []
         for _ in range(2):
             halves.append(by_user[start : start + NUM_ROWS // 2])

@@ -213,7 +213,13 @@ def test_a_killed_preparation_goes_on_and_keeps_what_was_finished(tmp_path: Path
     assert not (out / "train").exists() and not (out / "prepared.json").exists()
     prepare("kuairand", raw, out, "--buckets", "3")
     assert done[6:] == ["rows-00001.half", "rows-00002.half"]
-    assert len(rows_of(out)) == 300 and sorted(path.name for path in out.iterdir()) == ["config.yaml", "prepared.json", "test", "train"]
+    assert len(rows_of(out)) == 300 and sorted(path.name for path in out.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "prepared.json",
+        "test",
+        "train",
+    ]
     prepare("kuairand", raw, out, "--buckets", "3")  # nothing left to do
     assert len(done) == 8
 

@@ -1,0 +1,112 @@
+"""A rank that fails, dies or sticks: the others end within seconds, and say which rank, where and why."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mail_torchrec.collectives import from_rank_0, rank
+from mail_torchrec.phases import current_phase, forget_phases, phase
+from mail_torchrec.train.watch import _ranks
+from tests.distributed.processes import under_torchrun, without_launcher
+from tests.distributed.ranks import run_ranks
+from tests.small_rows import config_tree, write_rows
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "train/a.parquet", 200, seed=1)
+    return folder
+
+
+def train_arguments(root: Path, folder: Path, timeout: float = 60, **model: Any) -> list[str]:
+    tree = config_tree(
+        root, data={"root": str(root), "test": "train"}, model={"zero_shot": None} | model, train={"batch_size": 16, "timeout": timeout}
+    )
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree))
+    return ["train", "--config", str(folder / "c.yaml"), "--run-dir", str(folder / "run")]
+
+
+def faulty(fault: str, rank: int) -> dict[str, Any]:
+    return {"tower": "tests.faulty_tower:FaultyTower", "tower_options": {"fault": fault, "rank": rank, "step": 3}}
+
+
+STEP = "'training, epoch 1, step 3'"
+
+
+@pytest.mark.parametrize(("ranks", "fault", "rank", "timeout", "told_by", "said"), [
+    # An unexpected error, on the rank that keeps the store.
+    (2, "raise", 0, 600, 1, rf"Error: rank 0 failed in {STEP}: KeyError: 'a fault of our own'"),
+    (3, "kill", 1, 600, 2, rf"Error: rank \d lost another rank in {STEP}: no answer from rank 1: killed, out of memory, or the host is "
+     rf"gone; ranks 0, 2 in {STEP} at \S*mail_torchrec/"),
+    # The stuck rank is ended too, with the same words.
+    (2, "sleep", 1, 4, 2, rf"Error: rank 0 waited 4 s \(train.timeout\) for other ranks in {STEP}: .*"
+     rf"rank 1 in {STEP} at \S+ > tests/faulty_tower.py:\d+"),
+])  # fmt: skip
+def test_ranks_without_a_launcher_end_within_seconds_and_name_the_rank(
+    root: Path, tmp_path: Path, ranks: int, fault: str, rank: int, timeout: float, told_by: int, said: str
+) -> None:
+    ended = without_launcher(ranks, *train_arguments(root, tmp_path, timeout, **faulty(fault, rank)), timeout=100)
+    assert all(end.code != 0 for end in ended)
+    assert sum(bool(re.search(said, end.output)) for end in ended) == told_by, "\n=====\n".join(end.output for end in ended)
+
+
+def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows/train/a.parquet", 200, seed=1)
+    table = pq.read_table(tmp_path / "rows/train/a.parquet")
+    labels = [*table["clicked"].to_pylist()[:-1], 2]  # the last row group's, which one rank reads
+    table = table.set_column(table.schema.get_field_index("clicked"), "clicked", pa.array(labels))
+    pq.write_table(table, tmp_path / "rows/train/a.parquet", row_group_size=50)
+    ended = under_torchrun(3, *train_arguments(tmp_path / "rows", tmp_path))
+    assert ended.code != 0
+    report = ended.output[ended.output.rindex("Root Cause") :]
+    assert "a.parquet, row group 3: column 'clicked' should be 0 or 1, received 2 in row 49" in report
+    assert "gloo" not in ended.output
+
+
+class UnpicklableError(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def errors_of_rank_0() -> list[Any]:
+    def fail(error: Exception) -> Any:
+        raise error
+
+    seen: list[Any] = [from_rank_0(lambda: rank() + 7)]
+    for error in (KeyError("x"), ValueError("bad"), UnpicklableError(1, 2)):
+        try:
+            from_rank_0(lambda error=error: fail(error))  # type: ignore[misc]
+        except Exception as raised:
+            seen.append((type(raised).__name__, str(raised)))
+    return seen
+
+
+def test_any_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
+    first, second = run_ranks(2, errors_of_rank_0, tmp_path)
+    assert first == [7, ("KeyError", "'x'"), ("ValueError", "bad"), ("UnpicklableError", "1 and 2")]
+    assert second == [7, ("KeyError", "'x'"), ("ValueError", "bad"), ("RuntimeError", "UnpicklableError: 1 and 2")]
+
+
+def test_a_phase_tells_where_an_error_was_raised() -> None:
+    forget_phases()
+    with phase("training"):
+        with phase("step 1"), phase("reading", patient=True):
+            assert current_phase().name == "training, step 1, reading" and current_phase().patient
+        assert current_phase().name == "training" and not current_phase().patient
+        with pytest.raises(KeyError), phase("step 2"):
+            raise KeyError
+        assert current_phase().name == "training, step 2"
+    forget_phases()
+
+
+@pytest.mark.parametrize(("ranks", "text"), [({3}, "rank 3"), ({0, 1, 2, 5}, "ranks 0-2, 5"), ([4, 2], "ranks 2, 4")])
+def test_ranks_in_words(ranks: Any, text: str) -> None:
+    assert _ranks(ranks) == text
