@@ -1,7 +1,7 @@
 """TorchX components: how a job is started on this machine, on a Slurm cluster, on Kubernetes or on AWS Batch.
 
     torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml --run_dir runs/a -- train.epochs=2
-    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --memMB 500000 --max_retries 5
+    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --max_retries 5
 
 TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads the help from the signatures and the
 docstrings below, and knows ``Dict``, ``List`` and ``Optional`` from typing only.

@@ -33,8 +33,8 @@ needs_slurm = pytest.mark.skipif(bool(_lacks(_SLURM)), reason=f"{_lacks(_SLURM)}
 
 def environment() -> dict[str, str]:
     """This environment, with this checkout and the programs beside this Python first."""
-    programs = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT)}
+    return os.environ | {name: f"{path}:{os.environ.get(name, '')}" for name, path in first.items()} | {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Hosts:
 
     def run(self, host: str, *command: str, timeout: float = 120) -> str:
         """Runs a command on a host to its end; its standard output. Fails with all that it said where it fails."""
-        done = subprocess.run([*self._enter(host), *command], cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=timeout)
+        words = [*self._enter(host), *command]
+        done = subprocess.run(words, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, f"{command} on {host}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -92,6 +92,7 @@ def test_aws_batch_is_asked_for_what_the_command_says() -> None:
     assert (definition["nodeProperties"]["numNodes"], definition["retryStrategy"]["attempts"]) == (2, 3)
     [group] = definition["nodeProperties"]["nodeRangeProperties"]
     container = group["container"]
-    assert {needed["type"]: needed["value"] for needed in container["resourceRequirements"]} == {"VCPU": "64", "MEMORY": "500000", "GPU": "8"}
+    needed = {need["type"]: need["value"] for need in container["resourceRequirements"]}
+    assert needed == {"VCPU": "64", "MEMORY": "500000", "GPU": "8"}
     assert "--nnodes 2 --nproc_per_node 8" in container["command"][-1]
     assert "train --config /mnt/my.yaml --run-dir /mnt/runs/a --resume data.root=s3://BUCKET/data" in container["command"][-1]
