@@ -8,8 +8,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from mail_torchrec.phases import forget_phases
+from mail_torchrec.train.meeting import meet
 from mail_torchrec.train.watch import LostRankError, Watch
 
 _TIMEOUT = 600.0
@@ -58,8 +60,10 @@ def _join(device: torch.device, timeout: float) -> None:
     # NCCL's own watchdog, which aborts without a word on the phase, comes after ours.
     waits = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
     try:
-        dist.init_process_group(_backend(device), timeout=waits)
-    except dist.DistError as error:
+        store, rank, world_size = next(rendezvous("env://", timeout=waits))
+        store = meet(store, rank, world_size, waits)
+        dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world_size, timeout=waits)
+    except RuntimeError as error:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise LostRankError(
             f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {where} for {os.environ['WORLD_SIZE']} ranks to join: "

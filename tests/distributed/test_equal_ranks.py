@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import save
 
 from mail_torchrec.config import Config
 from mail_torchrec.data.batch import Batch
@@ -18,7 +19,6 @@ from mail_torchrec.data.window import Window
 from mail_torchrec.train.assembly import assemble, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.trainer import samplers
-from mail_torchrec.train.weights import save_weights
 from tests.distributed.ranks import run_ranks
 from tests.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
@@ -52,7 +52,7 @@ def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], w
             output = assembled.pipeline.progress(batches)
             scores.append(torch.stack([output.logits_B, *output.tasks.values()], dim=1))
     figures = evaluated(config, source, encoders, assembled)
-    save_weights(assembled.model, Path(weights))
+    save(assembled.model.state_dict(), checkpoint_id=weights)
     kinds = {p.sharding_type for module in assembled.plan.plan.values() for p in module.values()}
     return {
         "losses": losses,
