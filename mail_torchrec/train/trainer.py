@@ -21,7 +21,7 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.embeddings.sharding import from_rank_0
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, describe_plan
+from mail_torchrec.train.assembly import Assembled, assemble
 from mail_torchrec.train.evaluation import evaluate, outputs, total_counts
 from mail_torchrec.train.metrics import Figures
 from mail_torchrec.train.pictures import draw_loss_curves
@@ -39,8 +39,13 @@ class Loaded:
     loader: "DataLoader[Batch]"
 
 
-def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
+def train(config: Config, run_dir: RunDir, plan: Path | None = None) -> dict[str, Figures]:
     """Trains and evaluates one run; every rank calls it.
+
+    Args:
+        config: everything but the data.
+        run_dir: where it writes.
+        plan: a plan file to shard by; None plans anew.
 
     Returns:
         The final figures, as in metrics.json.
@@ -52,11 +57,11 @@ def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
         from_rank_0(run_dir.create)
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         encoders = _encoders(config, source, run_dir)
-        assembled = assemble(config, encoders, device)
+        assembled = assemble(config, encoders, device, plan)
         train_data = _load(config, encoders, assembled, source, training=True)
         test_data = _load(config, encoders, assembled, test_source, training=False)
         if rank() == 0:
-            run_dir.plan.write_text(describe_plan(assembled.plan) if assembled.plan else "{}\n")
+            run_dir.plan.write_text(assembled.plan_file)
             run_dir.config.write_text(dump_config(config))
         with Progress(run_dir, config.train.epochs * len(train_data.reader), config.train.log_every) as progress:
             for epoch in range(config.train.epochs):
