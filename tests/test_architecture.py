@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mail_torchrec"
 # Lower to higher; a module may import its own layer and those before it.
 LAYERS = [
-    ["settings", "quiet", "auc", "installation", "collectives"],
+    ["settings", "quiet", "auc", "installation", "collectives", "page"],
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],
@@ -19,7 +19,7 @@ LAYERS = [
     ["parts"],
     ["model"],
     ["config", "train"],
-    ["doctor", "reproduce"],
+    ["doctor", "planning", "reproduce"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.

@@ -35,6 +35,9 @@ _STATE: dict[OptimizerName, tuple[int, int]] = {
 """Optimizer -> its float32 values for each weight, and for each row."""
 
 
+_SIMPLEST_FIRST = ("table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
+
+
 def state_bytes(optimizer: OptimizerName, rows: int, columns: int) -> int:
     """Bytes of a fused optimizer's state for so many rows and columns."""
     a_weight, a_row = _STATE[optimizer]
@@ -114,7 +117,8 @@ def enumerate_choices(
 
 def _without_empty(choices: list[Choice]) -> list[Choice]:
     """Choices whose every shard has rows, where there is one."""
-    found = sorted(choices, key=lambda choice: (choice.sharding_type, choice.kernel))  # TorchRec's order is that of a set
+    # TorchRec's order is that of a set; equals are decided for the simpler.
+    found = sorted(choices, key=lambda choice: (_SIMPLEST_FIRST.index(choice.sharding_type), choice.kernel))
     return [choice for choice in found if not choice.has_empty_shard] or found
 
 

@@ -20,7 +20,7 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from mail_torchrec.embeddings.choices import MEMORIES, Memory, OptimizerName, enumerate_choices, num_bytes
+from mail_torchrec.embeddings.choices import MEMORIES, Choice, Memory, OptimizerName, enumerate_choices, num_bytes
 from mail_torchrec.embeddings.hardware import Hardware
 from mail_torchrec.embeddings.search import Layout, family
 from mail_torchrec.settings import Settings
@@ -67,15 +67,15 @@ class Workload:
     optimizer: OptimizerName
 
 
-def layouts_of(
+def choices_of(
     tables: nn.Module,
     sharders: Sequence[ModuleSharder[nn.Module]],
     settings: ShardingSettings,
     workload: Workload,
     machine: Hardware,
     world_size: int,
-) -> list[Layout]:
-    """Layouts within the constraints, from the fastest to the leanest; memory is not looked at.
+) -> dict[str, list[Choice]]:
+    """Table -> its choices within the constraints.
 
     Args:
         tables: holds both collections, on the meta device.
@@ -90,12 +90,16 @@ def layouts_of(
     """
     check_constraints(settings, workload, machine, world_size)
     given = constraints(settings, workload)
-    choices = enumerate_choices(tables, sharders, given, machine.topology(world_size), workload.batch_size, workload.optimizer)
+    return enumerate_choices(tables, sharders, given, machine.topology(world_size), workload.batch_size, workload.optimizer)
+
+
+def layouts_of(choices: dict[str, list[Choice]], machine: Hardware, world_size: int) -> list[Layout]:
+    """Layouts from the fastest to the leanest; memory is not looked at."""
     return family(choices, world_size, min(machine.ranks_a_host, world_size))
 
 
 def check_constraints(settings: ShardingSettings, workload: Workload, machine: Hardware, world_size: int) -> None:
-    """Raises ValueError as :func:`layouts_of`."""
+    """Raises ValueError as :func:`choices_of`."""
     for key, given in (("tables", settings.tables), ("table_kernels", settings.table_kernels)):
         if unknown := sorted(set(given) - set(workload.sizes)):
             raise ValueError(f"sharding.{key}: no table is called {unknown}; the tables are {', '.join(workload.sizes)}")

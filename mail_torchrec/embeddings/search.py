@@ -19,6 +19,8 @@ from mail_torchrec.embeddings.choices import MEMORIES, Choice, Floats, Memory
 Ranks = NDArray[np.int64]
 
 _LEANNESS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6)
+_PRICE: dict[Memory, float] = {"hbm": 1.0, "host": 0.05, "ssd": 0.01}
+"""What a byte of each memory counts beside one of the GPU's: those that there is more of are to be filled evenly too."""
 # Total work and total memory count a little too, or a table below the peak would not care what it costs.
 _TOTAL = 0.1
 
@@ -51,13 +53,12 @@ def family(choices: dict[str, list[Choice]], world_size: int, ranks_a_host: int)
         world_size: R.
         ranks_a_host: L; it divides R.
     """
-    scarce: Memory = "hbm" if any(choice.memory_S["hbm"].any() for found in choices.values() for choice in found) else "host"
     layouts = []
     for by_time, leanness in product((True, False), _LEANNESS):
-        greedy = _Greedy(choices, world_size, ranks_a_host, scarce, leanness)
+        greedy = _Greedy(choices, world_size, ranks_a_host, leanness)
         for table in greedy.heaviest_first(by_time):
             greedy.add(table)
-        layouts.append(greedy.layout())
+        layouts.append(layout_of(greedy.chosen, world_size))
     return sorted(layouts, key=lambda layout: layout.step_ms)
 
 
@@ -76,7 +77,6 @@ class _Greedy:
     choices: dict[str, list[Choice]]
     world_size: int
     ranks_a_host: int
-    scarce: Memory
     leanness: float
     chosen: dict[str, tuple[Choice, Ranks]] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class _Greedy:
         return min(float(choice.time_S.sum()) for choice in self.choices[table])
 
     def _least_memory(self, table: str) -> float:
-        return min(float(choice.memory_S[self.scarce].sum()) for choice in self.choices[table])
+        return min(float(_priced(choice).sum()) for choice in self.choices[table])
 
     def heaviest_first(self, by_time: bool) -> list[str]:
         """The order in which tables are placed: large parts first pack best."""
@@ -106,11 +106,11 @@ class _Greedy:
         _, choice, ranks = best
         self.chosen[table] = choice, ranks
         np.add.at(self.time_R, ranks, choice.time_S)
-        np.add.at(self.full_R, ranks, choice.memory_S[self.scarce])
+        np.add.at(self.full_R, ranks, _priced(choice))
 
     def _objective(self, choice: Choice, ranks: Ranks) -> float:
         """Of the layout with this table; ranks take one shard of it each, or the few extra ones are left out of the peak."""
-        time_S, full_S = choice.time_S, choice.memory_S[self.scarce]
+        time_S, full_S = choice.time_S, _priced(choice)
         slowest = max(self.time_R.max(), (self.time_R[ranks] + time_S).max())
         fullest = max(self.full_R.max(), (self.full_R[ranks] + full_S).max())
         time = (slowest + _TOTAL * time_S.sum()) / self.mean_time
@@ -138,13 +138,20 @@ class _Greedy:
         local = np.argsort(load_HL[hosts[0]], kind="stable")
         return hosts[0] * self.ranks_a_host + np.resize(local, num_shards)
 
-    def layout(self) -> Layout:
-        """What came out."""
-        memory_R: dict[Memory, Floats] = {kind: np.zeros(self.world_size) for kind in MEMORIES}
-        lookup_R, comms_R = np.zeros(self.world_size), np.zeros(self.world_size)
-        for choice, ranks in self.chosen.values():
-            np.add.at(lookup_R, ranks, choice.lookup_S)
-            np.add.at(comms_R, ranks, choice.comms_S)
-            for kind in MEMORIES:
-                np.add.at(memory_R[kind], ranks, choice.memory_S[kind])
-        return Layout(self.chosen, memory_R, lookup_R, comms_R)
+
+def layout_of(chosen: dict[str, tuple[Choice, Ranks]], world_size: int) -> Layout:
+    """Choices and ranks, with what each rank then carries."""
+    memory_R: dict[Memory, Floats] = {kind: np.zeros(world_size) for kind in MEMORIES}
+    lookup_R, comms_R = np.zeros(world_size), np.zeros(world_size)
+    for choice, ranks in chosen.values():
+        np.add.at(lookup_R, ranks, choice.lookup_S)
+        np.add.at(comms_R, ranks, choice.comms_S)
+        for kind in MEMORIES:
+            np.add.at(memory_R[kind], ranks, choice.memory_S[kind])
+    return Layout(chosen, memory_R, lookup_R, comms_R)
+
+
+def _priced(choice: Choice) -> Floats:
+    """Each shard's memory as one figure."""
+    priced_S: Floats = np.sum([_PRICE[kind] * choice.memory_S[kind] for kind in MEMORIES], axis=0)
+    return priced_S

@@ -25,6 +25,7 @@ from mail_torchrec.embeddings.planner import (
     capacity_for_tables,
     check_constraints,
     check_no_empty_shard,
+    choices_of,
     cuda_or_cpu,
     layouts_of,
     sharding_plan,
@@ -118,7 +119,8 @@ def plan_sharding(
         if saved is not None:
             made = load_plan(saved, job, settings.ssd_directory)
         else:
-            layouts = layouts_of(tables, all_sharders, settings, workload, machine, world_size())
+            choices = choices_of(tables, all_sharders, settings, workload, machine, world_size())
+            layouts = layouts_of(choices, machine, world_size())
             made = sharding_plan(_fitting(layouts, settings, machine, dense_bytes), settings, kind, local_world_size)
         if kind == "cpu":
             check_no_empty_shard(made)

@@ -10,8 +10,8 @@ import torch
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.embeddings.choices import Choice, Floats, Memory, state_bytes, weight_bytes
 from mail_torchrec.embeddings.plan_file import MadeFor, plan_text
-from mail_torchrec.embeddings.planner import Workload, capacity_for_tables, layouts_of, shortage, sharding_plan
-from mail_torchrec.embeddings.search import Layout, fastest_that_fits, nearest_miss
+from mail_torchrec.embeddings.planner import Workload, capacity_for_tables, choices_of, layouts_of, sharding_plan, shortage
+from mail_torchrec.embeddings.search import Layout, fastest_that_fits, layout_of, nearest_miss
 from mail_torchrec.embeddings.sharding import sharders
 from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.planning.question import Case
@@ -164,19 +164,46 @@ def answer(case: Case, dense: DenseCost | None = None) -> Answer:
     Raises:
         ValueError: a constraint that cannot be met.
     """
+    workload, choices, dense = _asked(case, dense)
+    layouts = layouts_of(choices, case.machine, case.ranks)
+    capacity = capacity_for_tables(case.machine, sum(dense.memory(case.config.train.batch_size, case.ranks).values()))
+    layout = fastest_that_fits(layouts, capacity)
+    return _judged(case, workload, dense, layout or nearest_miss(layouts, capacity), capacity)
+
+
+def answer_of_plan(case: Case, tree: dict[str, Any]) -> Answer:
+    """Estimates a plan that was read from a file.
+
+    Raises:
+        ValueError: the plan is not of this case's tables.
+    """
+    workload, choices, dense = _asked(case, None)
+    chosen = {}
+    for table, placed in tree["tables"].items():
+        same = [
+            choice for choice in choices.get(table, [])
+            if (choice.sharding_type, choice.kernel, len(choice.sizes_S2))
+            == (placed["sharding_type"], placed["compute_kernel"], len(placed["shards"]))
+        ]  # fmt: skip
+        if not same:
+            raise ValueError(f"the plan places '{table}' as {placed['sharding_type']}, which its configuration does not allow")
+        chosen[table] = same[0], np.asarray([shard[0] for shard in placed["shards"]], np.int64)
+    capacity = capacity_for_tables(case.machine, sum(dense.memory(case.config.train.batch_size, case.ranks).values()))
+    return _judged(case, workload, dense, layout_of(chosen, case.ranks), capacity)
+
+
+def _asked(case: Case, dense: DenseCost | None) -> tuple[Workload, dict[str, list[Choice]], DenseCost]:
     config, machine = case.config, case.machine
     lookups = lookups_of(config)
-    dense = dense or dense_cost(config, lookups, case.num_rows)
     workload = workload_of(config, lookups, case.num_rows)
-    collections = _collections(case, lookups)
     both = sharders(config.train.tables, config.train.betas, torch.device(machine.device))
-    layouts = layouts_of(collections, both, config.sharding, workload, machine, case.ranks)
-    capacity = capacity_for_tables(machine, sum(dense.memory(config.train.batch_size, case.ranks).values()))
-    layout = fastest_that_fits(layouts, capacity)
-    if layout is not None:
-        return Answer(case, workload, dense, layout, fits=True)
-    nearest = nearest_miss(layouts, capacity)
-    return Answer(case, workload, dense, nearest, fits=False, lacks=shortage(nearest, capacity))
+    choices = choices_of(_collections(case, lookups), both, config.sharding, workload, machine, case.ranks)
+    return workload, choices, dense or dense_cost(config, lookups, case.num_rows)
+
+
+def _judged(case: Case, workload: Workload, dense: DenseCost, layout: Layout, capacity: dict[Memory, float]) -> Answer:
+    fits = not layout.excess(capacity)
+    return Answer(case, workload, dense, layout, fits, "" if fits else shortage(layout, capacity))
 
 
 def _collections(case: Case, lookups: Lookups) -> torch.nn.Module:

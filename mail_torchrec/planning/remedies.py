@@ -37,9 +37,15 @@ def remedies(missed: Answer) -> list[Remedy]:
     """Everything that could help a point that does not fit, what helps first, fastest first."""
     tried = []
     for change, case in _changed(missed.case):
-        tried.append(Remedy(change, answer(case, _dense(missed.dense, case.config))))
+        found = answer(case, _dense(missed.dense, case.config))
+        if "sharding.kernels" not in change or not found.fits or _off_gpu(found):  # else it is the same change without the kernel
+            tried.append(Remedy(change, found))
     tried += _more_ranks(missed)
     return sorted(tried, key=lambda remedy: (not remedy.answer.fits, remedy.answer.step.total))
+
+
+def _off_gpu(found: Answer) -> bool:
+    return any(choice.kernel != "fused" for choice, _ in found.layout.chosen.values())
 
 
 def _dense(cost: DenseCost, config: Config) -> DenseCost:

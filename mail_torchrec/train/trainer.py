@@ -28,6 +28,7 @@ from mail_torchrec.train.pictures import draw_loss_curves
 from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
+from mail_torchrec.train.usage import usage
 from mail_torchrec.train.weights import load_weights, save_weights
 
 
@@ -66,6 +67,7 @@ def train(config: Config, run_dir: RunDir, plan: Path | None = None) -> dict[str
         with Progress(run_dir, config.train.epochs * len(train_data.reader), config.train.log_every) as progress:
             for epoch in range(config.train.epochs):
                 _train_epoch(assembled, train_data, epoch, progress)
+            progress.event({"usage": usage(assembled)})
             save_weights(assembled.model, run_dir.weights)  # before the test data can go wrong
             predictions = run_dir.predictions if config.train.save_predictions else None
             figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
