@@ -1,6 +1,6 @@
 """The answer to one point: does it fit, by which plan, with how much memory and time."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -177,17 +177,21 @@ def answer_of_plan(case: Case, tree: dict[str, Any]) -> Answer:
     Raises:
         ValueError: the plan is not of this case's tables.
     """
+    placed = tree["tables"].items()
+    sharding = case.config.sharding.model_copy(
+        update={
+            "tables": {table: [entry["sharding_type"]] for table, entry in placed},
+            "table_kernels": {table: [entry["compute_kernel"]] for table, entry in placed},
+        }
+    )
+    case = replace(case, config=case.config.model_copy(update={"sharding": sharding}))
     workload, choices, dense = _asked(case, None)
     chosen = {}
-    for table, placed in tree["tables"].items():
-        same = [
-            choice for choice in choices.get(table, [])
-            if (choice.sharding_type, choice.kernel, len(choice.sizes_S2))
-            == (placed["sharding_type"], placed["compute_kernel"], len(placed["shards"]))
-        ]  # fmt: skip
+    for table, entry in placed:
+        same = [choice for choice in choices.get(table, []) if len(choice.sizes_S2) == len(entry["shards"])]
         if not same:
-            raise ValueError(f"the plan places '{table}' as {placed['sharding_type']}, which its configuration does not allow")
-        chosen[table] = same[0], np.asarray([shard[0] for shard in placed["shards"]], np.int64)
+            raise ValueError(f"the plan cuts '{table}' into {len(entry['shards'])} shards, which its configuration does not explain")
+        chosen[table] = same[0], np.asarray([shard[0] for shard in entry["shards"]], np.int64)
     capacity = capacity_for_tables(case.machine, sum(dense.memory(case.config.train.batch_size, case.ranks).values()))
     return _judged(case, workload, dense, layout_of(chosen, case.ranks), capacity)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mail_torchrec.embeddings.choices import describe
 from mail_torchrec.planning.answer import TABLE_PARTS, Answer
@@ -116,8 +117,9 @@ def draw_steps(answers: Sequence[Answer], out_png: Path) -> None:
     panel.invert_yaxis()
     _frame(panel, left)
     panel.set_xlabel("estimated milliseconds a step", color=INK)
-    panel.set_title("A step: ranks x rows a rank", loc="left", color=INK, fontsize=11)
-    panel.legend(loc="lower right", frameon=False, fontsize=8.5)
+    panel.set_title("Parts of a step: ranks x rows a rank", loc="left", color=INK, fontsize=11)
+    patches = [Patch(color=_COLOURS[part], label=part) for part in ("lookup", "communication", "dense")]
+    panel.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8.5, borderaxespad=0.2)
     save(figure, out_png)
 
 
