@@ -100,8 +100,9 @@ class _Greedy:
         best: tuple[float, Choice, Ranks] | None = None
         for choice in self.choices[table]:
             ranks = self._ranks(choice)
-            if best is None or self._objective(choice, ranks) < best[0]:
-                best = self._objective(choice, ranks), choice, ranks
+            objective = self._objective(choice, ranks)
+            if best is None or objective < best[0]:
+                best = objective, choice, ranks
         assert best is not None
         _, choice, ranks = best
         self.chosen[table] = choice, ranks
@@ -109,7 +110,7 @@ class _Greedy:
         np.add.at(self.full_R, ranks, _priced(choice))
 
     def _objective(self, choice: Choice, ranks: Ranks) -> float:
-        """Of the layout with this table; ranks take one shard of it each, or the few extra ones are left out of the peak."""
+        """Of the layout with this table; where there are more shards than ranks, the peak sees one of each rank's."""
         time_S, full_S = choice.time_S, _priced(choice)
         slowest = max(self.time_R.max(), (self.time_R[ranks] + time_S).max())
         fullest = max(self.full_R.max(), (self.full_R[ranks] + full_S).max())
@@ -132,11 +133,14 @@ class _Greedy:
         hosts = np.argsort(load_HL.max(axis=1), kind="stable")
         if choice.placed == "multi_host":  # one group of L row shards for each group of columns
             groups = np.resize(hosts, num_shards // self.ranks_a_host)
-            return (groups[:, None] * self.ranks_a_host + np.arange(self.ranks_a_host)).ravel()
+            together: Ranks = (groups[:, None] * self.ranks_a_host + np.arange(self.ranks_a_host)).ravel()
+            return together
         if num_shards == self.ranks_a_host:  # rows over the ranks of a host, in their order
-            return hosts[0] * self.ranks_a_host + np.arange(self.ranks_a_host)
-        local = np.argsort(load_HL[hosts[0]], kind="stable")
-        return hosts[0] * self.ranks_a_host + np.resize(local, num_shards)
+            local = np.arange(self.ranks_a_host)
+        else:
+            local = np.resize(np.argsort(load_HL[hosts[0]], kind="stable"), num_shards)
+        on_host: Ranks = hosts[0] * self.ranks_a_host + local
+        return on_host
 
 
 def layout_of(chosen: dict[str, tuple[Choice, Ranks]], world_size: int) -> Layout:

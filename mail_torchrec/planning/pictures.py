@@ -100,7 +100,7 @@ def draw_placement(found: Answer, out_png: Path) -> None:
 
 def draw_steps(answers: Sequence[Answer], out_png: Path) -> None:
     """Draws the parts of a step for every point, and the rows a second; points that do not fit are hatched."""
-    figure = Figure(figsize=(8.4, 1.2 + 0.34 * len(answers)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.5 + 0.34 * len(answers)), layout="constrained")
     panel = figure.subplots()
     left = np.zeros(len(answers))
     for part in ("lookup", "communication", "dense"):
@@ -119,14 +119,14 @@ def draw_steps(answers: Sequence[Answer], out_png: Path) -> None:
     panel.set_xlabel("estimated milliseconds a step", color=INK)
     panel.set_title("Parts of a step: ranks x rows a rank", loc="left", color=INK, fontsize=11)
     patches = [Patch(color=_COLOURS[part], label=part) for part in ("lookup", "communication", "dense")]
-    panel.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8.5, borderaxespad=0.2)
+    figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False, fontsize=8.5)
     save(figure, out_png)
 
 
 def _frame(panel: Any, left: Any) -> None:
     tidy(panel, "x")
     panel.margins(y=0.02)
-    panel.set_xlim(0, 1.3 * float(left.max()))
+    panel.set_xlim(0, 1.5 * float(left.max()))
 
 
 def _short(value: float) -> str:
