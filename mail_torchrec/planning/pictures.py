@@ -65,6 +65,7 @@ def draw_placement(found: Answer, out_png: Path) -> None:
     """Draws which rank holds how much of which table: the largest tables, one a line, darker where more lies."""
     size = {table: float(choice.sizes_S2.prod(axis=1).sum()) for table, (choice, _) in found.layout.chosen.items()}
     largest = sorted(size, key=lambda table: size[table], reverse=True)[:_MOST_TABLES]
+    largest.sort(key=lambda table: (-len(found.layout.chosen[table][1]), int(found.layout.chosen[table][1][0])))
     bytes_TR = np.zeros((len(largest), found.case.ranks))
     for row, table in enumerate(largest):
         choice, ranks = found.layout.chosen[table]
