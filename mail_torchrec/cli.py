@@ -59,10 +59,17 @@ def main(traceback: bool) -> None:
     help="Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart by torchrun or Slurm implies it.",
 )
 @click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Shard by this plan.json, of `mail-torchrec plan` or of a run.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
 @_OVERRIDES
 def train(
-    config_path: Path, run_dir: Path | None, resume: bool, preset: str | None, print_config: bool, overrides: tuple[str, ...]
+    config_path: Path,
+    run_dir: Path | None,
+    resume: bool,
+    preset: str | None,
+    plan: Path | None,
+    print_config: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train, evaluate and save one run.
 
@@ -83,7 +90,7 @@ def train(
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    figures = run(config, RunDir(run_dir), resume=resume or num_restarts() > 0)
+    figures = run(config, RunDir(run_dir), plan, resume=resume or num_restarts() > 0)
     if _is_first_rank():
         click.echo(json.dumps({config.name: figures}))
 
@@ -228,6 +235,53 @@ def reproduce(
     options = ["--config", str(config_path), "--out", str(out), "--seeds", str(seeds), *(["--paper", paper] if paper else [])]
     command = ["mail-torchrec", "reproduce", what, *options, *(word for name in chosen for word in ("--method", name)), *overrides]
     click.echo(carry_out(Order(what, config_path, out, seeds, jobs, threads, chosen, overrides, paper), shlex.join(command)))
+
+
+@main.command()
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML file; launch/configs/ holds examples.")
+@click.option("--hardware", help="What a rank runs on: a100-40, a100-80, h100, h200, b200, cpu.")
+@click.option("--ranks", help="Numbers of ranks, such as 8,16,64.")
+@click.option("--batch-size", help="Rows a rank, such as 1024,4096; by default the configuration's.")
+@click.option("--vary", multiple=True, help="Settings to try: 'train.tables.name=adagrad;rowwise_adagrad'. May be given several times.")
+@click.option("--rows", multiple=True, help="TABLE=N, rows of a vocabulary that is not built yet. May be given several times.")
+@click.option("--set", "figures", multiple=True, help="A figure of the hardware, such as hbm_gib=96. May be given several times.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report (HTML, Markdown, JSON), its pictures and plans.")
+@click.option("--compare", type=click.Path(path_type=Path), help="A finished run: its estimate beside what it took.")
+@_OVERRIDES
+def plan(
+    config_path: Path | None,
+    hardware: str | None,
+    ranks: str | None,
+    batch_size: str | None,
+    vary: tuple[str, ...],
+    rows: tuple[str, ...],
+    figures: tuple[str, ...],
+    out: Path | None,
+    compare: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say whether tables fit, by which plan, how fast, and what would help: on any machine, without GPU or data.
+
+    \b
+    mail-torchrec plan --config launch/configs/billions.yaml --hardware h100 --ranks 8,64 --out runs/plan
+    torchrun --nproc-per-node 8 -m mail_torchrec train --config FILE --run-dir DIR --plan runs/plan/plan-8x4096.json
+    mail-torchrec plan --compare DIR --hardware h100
+    """  # noqa: D301
+    if compare is not None:
+        from mail_torchrec.planning.compare import compare as side_by_side
+        from mail_torchrec.train.run_dir import RunDir
+
+        click.echo(side_by_side(RunDir(compare), hardware, figures))
+        return
+    if config_path is None or hardware is None or ranks is None:
+        raise click.UsageError("Missing option '--config', '--hardware' or '--ranks' (or '--compare').")
+    from mail_torchrec.planning.command import plan as answer
+    from mail_torchrec.planning.question import question
+
+    asked = question(
+        config_path, overrides, hardware_name=hardware, figures=figures, ranks=ranks, batch_sizes=batch_size, vary=vary, rows=rows
+    )
+    click.echo(answer(asked, out, shlex.join(["mail-torchrec", *sys.argv[1:]])))
 
 
 @main.command()

@@ -1,7 +1,9 @@
 """Sums, gathers and answers over ranks; the identity in one process."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -14,15 +16,30 @@ from mail_torchrec.phases import phase
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=24)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is its own world: for what one rank does by itself while a process group stands."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def world_size() -> int:
     """Ranks of the process group, 1 where there is none."""
+    if _alone.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's rank, 0 where there is no process group."""
+    if _alone.get():
+        return 0
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

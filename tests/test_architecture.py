@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mail_torchrec"
 # Lower to higher; a module may import its own layer and those before it.
 LAYERS = [
-    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives"],
+    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives", "page"],
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],
@@ -20,7 +20,7 @@ LAYERS = [
     ["model"],
     ["checkpoint"],
     ["config", "train"],
-    ["doctor", "reproduce"],
+    ["doctor", "planning", "reproduce"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.

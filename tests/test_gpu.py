@@ -45,3 +45,19 @@ def test_cuda_and_cpu_begin_alike_and_the_weights_move_between_them(root: Path, 
 def test_cuda_has_every_fused_optimizer(root: Path, tmp_path: Path, optimizer: str) -> None:
     curve = losses(root, tmp_path / "run", {"device": "cuda", "tables": {"name": optimizer, "learning_rate": 0.01}})
     assert curve[-1]["loss/L_rt"] < curve[0]["loss/L_rt"]
+
+
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+def test_tables_may_lie_in_host_memory(root: Path, tmp_path: Path, kernel: str) -> None:
+    """The same losses as from the GPU's own memory; what the run took is written down."""
+    curves = {}
+    for name, sharding in (("fused", {}), (kernel, {"kernels": [kernel], "cache_load_factor": 0.1})):
+        tree = config_tree(root, train={"batch_size": 50, "log_every": 1, "device": "cuda"}, sharding=sharding)
+        train(Config.model_validate(tree), RunDir(tmp_path / name))
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves[name] = [line["loss/L_rt"] for line in lines if "loss/L_rt" in line]
+        [usage] = [line["usage"] for line in lines if "usage" in line]
+        assert usage["device"] == "cuda" and usage["peak"][0] > usage["table_weights"][0] * (name == "fused")
+        plan = json.loads((tmp_path / name / "plan.json").read_text())["tables"]
+        assert {table["compute_kernel"] for table in plan.values()} == {name}
+    assert curves[kernel] == pytest.approx(curves["fused"], abs=1e-3)

@@ -1,7 +1,8 @@
 """Planning and sharding: the same plan, or the same error, on every rank."""
 
 import sys
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,17 +12,28 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 from tqdm import tqdm
 
 from mail_torchrec.collectives import from_rank_0, world_size
-from mail_torchrec.embeddings.few_rows import without_empty_shards
+from mail_torchrec.embeddings.choices import OptimizerName
+from mail_torchrec.embeddings.hardware import Hardware, this_hardware
+from mail_torchrec.embeddings.plan_file import MadeFor, load_plan
+from mail_torchrec.embeddings.planner import (
+    ShardingSettings,
+    Workload,
+    allowed_types,
+    capacity_for_tables,
+    check_constraints,
+    check_no_empty_shard,
+    choices_of,
+    cuda_or_cpu,
+    layouts_of,
+    sharding_plan,
+    shortage,
+)
+from mail_torchrec.embeddings.search import Layout, fastest_that_fits, nearest_miss
 from mail_torchrec.settings import Settings
-
-ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
-OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam"]
 
 _FUSED: dict[str, EmbOptimType] = {
     "sgd": EmbOptimType.EXACT_SGD,
@@ -42,19 +54,6 @@ class TableOptimizerSettings(Settings):
     learning_rate: float = Field(default=0.02, gt=0)
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator of the adaptive ones."""
-
-
-class ShardingSettings(Settings):
-    """What the planner may choose from."""
-
-    enabled: bool = True
-    """False keeps whole tables in the one process as plain autograd modules, which any table optimizer can train."""
-    types: list[ShardingName] = Field(default=["table_wise", "column_wise", "row_wise"], min_length=1)
-    """Sharding types allowed for every table; one alone forces it."""
-    tables: dict[str, list[ShardingName]] = {}
-    """Table -> the types allowed for it instead."""
-    min_partition: int | None = Field(default=None, ge=4)
-    """Column-wise: the narrowest shard, in columns (the planner's own default is wide enough to keep small tables whole)."""
 
 
 class _RowWiseOnCpu(EmbeddingBagCollectionSharder):
@@ -82,63 +81,71 @@ def sharders(optimizer: TableOptimizerSettings, betas: tuple[float, float], devi
 
 
 def plan_sharding(
-    model: nn.Module,
+    tables: nn.Module,
     settings: ShardingSettings,
     all_sharders: list[ModuleSharder[nn.Module]],
     *,
-    num_rows: dict[str, int],
-    batch_size: int,
+    workload: Workload,
     device: torch.device,
     local_world_size: int,
-) -> ShardingPlan:
-    """Plans on rank 0 and gives every rank the plan or the error; ``num_rows`` is of every table.
+    dense_bytes: int,
+    saved: Path | None = None,
+) -> tuple[ShardingPlan, MadeFor]:
+    """Plans on rank 0, or reads a saved plan there, and gives every rank the plan or the error.
 
     A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is said.
 
+    Args:
+        tables: the model, or whatever holds its collections under the same names.
+        settings: the constraints.
+        all_sharders: of both collections.
+        workload: the tables and what a step asks of them.
+        device: this rank's.
+        local_world_size: ranks a host.
+        dense_bytes: what the towers and their optimizers take of a rank's memory.
+        saved: a plan file to be used instead of planning.
+
     Raises:
-        ValueError: on every rank, where a constraint names an unknown table or no plan meets the constraints.
+        ValueError: on every rank, where a constraint names an unknown table or cannot be met, the tables do not fit, or the saved plan
+            was made for another job.
     """
+    kind = cuda_or_cpu(device)
+    job = MadeFor(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
 
     def plan() -> ShardingPlan:
-        planner = EmbeddingShardingPlanner(
-            topology=_topology(device, local_world_size),
-            batch_size=batch_size,
-            constraints=_constraints(settings, num_rows, local_world_size),
-            debug=False,
+        machine = this_hardware(device, local_world_size)
+        check_constraints(settings, workload, machine, world_size())
+        if saved is not None:
+            made = load_plan(saved, job, settings.ssd_directory)
+        else:
+            _say_too_small(settings, workload, local_world_size)
+            choices = choices_of(tables, all_sharders, settings, workload, machine, world_size())
+            layouts = layouts_of(choices, machine, world_size())
+            made = sharding_plan(_fitting(layouts, settings, machine, dense_bytes), settings, kind, local_world_size)
+        if kind == "cpu":
+            check_no_empty_shard(made)
+        return made
+
+    return from_rank_0(plan), job
+
+
+def _say_too_small(settings: ShardingSettings, workload: Workload, local_world_size: int) -> None:
+    allowed = allowed_types(settings, workload, world_size(), local_world_size)
+    if small := [name for name, types in allowed.items() if not set(types) & set(settings.tables.get(name, settings.types))]:
+        tqdm.write(f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row each: table_wise", file=sys.stderr)
+
+
+def _fitting(layouts: list[Layout], settings: ShardingSettings, machine: Hardware, dense_bytes: int) -> Layout:
+    """The fastest layout that fits beside the towers; raises ValueError where none does."""
+    capacity = capacity_for_tables(machine, dense_bytes)
+    layout = fastest_that_fits(layouts, capacity)
+    if layout is None:
+        lacking = shortage(nearest_miss(layouts, capacity), capacity)
+        raise ValueError(
+            f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}, sharding.kernels="
+            f"{settings.kernels}: the best lacks {lacking}; `mail-torchrec plan` says what helps"
         )
-        try:
-            made = planner.plan(model, all_sharders)
-            if device.type == "cpu":
-                check_no_empty_shard(made)
-            return made
-        except PlannerError as error:
-            raise ValueError(
-                f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}: {error}"
-            ) from error
-
-    return from_rank_0(plan)
-
-
-def check_no_empty_shard(plan: ShardingPlan) -> None:
-    """Refuses what FBGEMM's CPU kernels cannot do.
-
-    Raises:
-        ValueError: a rank's shard of a table has no rows.
-    """
-    for module_plan in plan.plan.values():
-        for table, sharding in module_plan.items():
-            shards = getattr(sharding.sharding_spec, "shards", [])
-            if any(0 in shard.shard_sizes for shard in shards):
-                raise ValueError(
-                    f"sharding: on CPU every rank needs a row of a {sharding.sharding_type} table, and '{table}' has too few "
-                    f"for {len(shards)} ranks; use fewer ranks, or sharding.tables={{{table}: [table_wise]}}"
-                )
-
-
-def _topology(device: torch.device, local_world_size: int) -> Topology:
-    """The ranks as the planner sees them, with this device's own memory where it is a GPU."""
-    hbm_cap = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Topology(world_size=world_size(), compute_device=device.type, local_world_size=local_world_size, hbm_cap=hbm_cap)
+    return layout
 
 
 def shard(
@@ -150,13 +157,3 @@ def shard(
     return DistributedModelParallel(
         module=model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=all_sharders
     )
-
-
-def _constraints(settings: ShardingSettings, num_rows: dict[str, int], local_world_size: int) -> dict[str, ParameterConstraints]:
-    if unknown := sorted(set(settings.tables) - set(num_rows)):
-        raise ValueError(f"sharding.tables: no table is called {unknown}; the tables are {', '.join(num_rows)}")
-    wanted: dict[str, list[str]] = {name: list(settings.tables.get(name, settings.types)) for name in num_rows}
-    allowed = {name: without_empty_shards(types, num_rows[name], world_size(), local_world_size) for name, types in wanted.items()}
-    if small := [name for name in num_rows if not set(allowed[name]) & set(wanted[name])]:
-        tqdm.write(f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row each: table_wise", file=sys.stderr)
-    return {name: ParameterConstraints(sharding_types=types, min_partition=settings.min_partition) for name, types in allowed.items()}

@@ -59,6 +59,36 @@ def build_tables(
     return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(tables=unpooled, device=device)
 
 
+def mean_lengths(
+    schema: Schema, lookups: Lookups, known: dict[str, float], *, batch_size: int, num_negatives: int
+) -> dict[str, list[float]]:
+    """Table -> the ids a row of the batch that each key looks up, in the order of the table's keys.
+
+    Args:
+        schema: columns.
+        lookups: keys.
+        known: list column -> its mean length; a list that is not among them counts as full.
+        batch_size: rows a rank.
+        num_negatives: of the match loss, drawn once a batch.
+
+    Raises:
+        ValueError: a known length is of no list column, or not between 0 and its max_length.
+    """
+    for name, length in known.items():
+        if name not in schema.lists:
+            raise ValueError(f"sharding.lengths: no list column is called '{name}'; the lists are {', '.join(schema.lists) or 'none'}")
+        if not 0 <= length <= schema.columns[name].max_length:
+            raise ValueError(
+                f"sharding.lengths.{name} should lie between 0 and its max_length, {schema.columns[name].max_length}, received {length}"
+            )
+    of_key = {name: float(known.get(name, schema.columns[name].max_length)) for name in schema.lists}
+    of_key |= {keys.negatives: num_negatives / batch_size for keys in lookups.match.values()}
+    lengths: dict[str, list[float]] = {}
+    for key, table in (lookups.pooled | lookups.unpooled).items():
+        lengths.setdefault(table, []).append(of_key.get(key, 1.0))
+    return lengths
+
+
 def table_settings(schema: Schema, table: str) -> Table:
     """A table's settings; a twin has those of its item table."""
     twins = {output_table(name): name for name in schema.sequence_tables}

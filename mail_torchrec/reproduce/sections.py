@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mail_torchrec.reproduce.page import as_html
+from mail_torchrec.page import as_html
 
 SECTIONS = ("table2", "table3", "figures", "warmup")
 """In the order of the report."""

@@ -1,8 +1,8 @@
 """From a configuration to a model that can train: the one place where the parts are put together."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +15,15 @@ from mail_torchrec.config import Config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.lookups import Lookups, plan_lookups
 from mail_torchrec.embeddings.initial import initialise_tables
+from mail_torchrec.embeddings.plan_file import plan_text
+from mail_torchrec.embeddings.planner import Workload
 from mail_torchrec.embeddings.sharding import plan_sharding, shard, sharders
-from mail_torchrec.embeddings.tables import build_tables, table_sizes
+from mail_torchrec.embeddings.tables import build_tables, mean_lengths, table_sizes
 from mail_torchrec.model import Mail, Towers
 from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.batch_norm import synchronise_batch_norms
+from mail_torchrec.train.dense import dense_cost, num_negatives
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.runtime import local_world_size
 
@@ -61,6 +64,8 @@ class Assembled:
     device: torch.device
     plan: ShardingPlan | None
     """None where the tables are not sharded."""
+    plan_file: str = "{}\n"
+    """The plan as text, see ``embeddings/plan_file.py``."""
 
     def is_pipelined(self) -> bool:
         """Whether TorchRec's pipeline took both table collections in, which it leaves out without a word where it cannot."""
@@ -77,17 +82,25 @@ def lookups_of(config: Config) -> Lookups:
     return plan_lookups(config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower))
 
 
-def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assembled:
+def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Path | None = None) -> Assembled:
     """Meta tables -> towers -> plan -> shard -> initial weights -> optimizers -> pipeline.
 
+    Args:
+        config: everything but the data.
+        encoders: what the training data taught.
+        device: this rank's.
+        plan: a plan file to shard by; None plans anew.
+
     Raises:
-        ValueError: a tower, an optimizer or a sharding constraint that cannot be had; see there.
+        ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan made for another job; see there.
     """
     lookups = lookups_of(config)
     torch.manual_seed(config.train.seed)
     towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
     if config.sharding.enabled:
-        assembled = _sharded(config, encoders, lookups, towers, device)
+        assembled = _sharded(config, encoders, lookups, towers, device, plan)
+    elif plan is not None:
+        raise ValueError(f"--plan {plan}: sharding.enabled=false keeps whole tables, which need no plan; leave one of the two out")
     else:
         assembled = _whole(config, encoders, lookups, towers, device)
     # Parameters are equal on all ranks, dropout is not.
@@ -95,26 +108,43 @@ def assemble(config: Config, encoders: Encoders, device: torch.device) -> Assemb
     return assembled
 
 
-def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
+def workload_of(config: Config, lookups: Lookups, num_rows: dict[str, int]) -> Workload:
+    """What a step asks of the tables, as the planner sees it."""
+    batch_size = config.train.batch_size
+    lengths = mean_lengths(config.schema_, lookups, config.sharding.lengths, batch_size=batch_size, num_negatives=num_negatives(config))
+    return Workload(table_sizes(config.schema_, lookups, num_rows), lengths, batch_size, config.train.tables.name)
+
+
+def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device, saved: Path | None) -> Assembled:
     if world_size() > 1:
         synchronise_batch_norms(towers)
     model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers)
     all_sharders = sharders(config.train.tables, config.train.betas, device)
     with phase("planning"):
-        plan = plan_sharding(
+        plan, made_for = plan_sharding(
             model,
             config.sharding,
             all_sharders,
-            num_rows={table: rows for table, (rows, _) in table_sizes(config.schema_, lookups, encoders.num_rows).items()},
-            batch_size=config.train.batch_size,
+            workload=workload_of(config, lookups, encoders.num_rows),
             device=device,
             local_world_size=local_world_size(),
+            dense_bytes=_dense_bytes(config, encoders, lookups, device) if rank() == 0 and saved is None else 0,
+            saved=saved,
         )
     with phase("sharding the tables"):
         sharded = shard(model, plan, all_sharders, device)
     initialise_tables(sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
     optimizer = build_optimizer(sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer)
-    return Assembled(sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, device, plan)
+    return Assembled(
+        sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, device, plan, plan_text(plan, made_for)
+    )
+
+
+def _dense_bytes(config: Config, encoders: Encoders, lookups: Lookups, device: torch.device) -> int:
+    """What the towers take of a GPU; a host's memory has room for them in its reserved share."""
+    if device.type == "cpu":
+        return 0
+    return int(sum(dense_cost(config, lookups, encoders.num_rows).memory(config.train.batch_size, world_size()).values()))
 
 
 def _whole(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
@@ -133,25 +163,6 @@ def table_keys(config: Config, lookups: Lookups, encoders: Encoders) -> dict[str
         (f"pooled_tables.embedding_bags.{name}.weight" if name in pooled else f"unpooled_tables.embeddings.{name}.weight"): name
         for name in table_sizes(config.schema_, lookups, encoders.num_rows)
     }
-
-
-def describe_plan(plan: ShardingPlan) -> str:
-    """The plan as JSON: table -> sharding type, kernel, ranks, and each shard's offsets, sizes and place."""
-    tables: dict[str, Any] = {}
-    for module_plan in plan.plan.values():
-        for name, parameter in module_plan.items():
-            spec = parameter.sharding_spec
-            shards = [
-                {"offsets": shard.shard_offsets, "sizes": shard.shard_sizes, "placement": str(shard.placement)}
-                for shard in getattr(spec, "shards", [])
-            ]
-            tables[name] = {
-                "sharding_type": parameter.sharding_type,
-                "compute_kernel": parameter.compute_kernel,
-                "ranks": parameter.ranks,
-                "shards": shards,
-            }
-    return json.dumps(tables, indent=1) + "\n"
 
 
 def _scale(config: Config) -> float:

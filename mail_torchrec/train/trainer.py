@@ -25,7 +25,7 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, describe_plan, table_keys
+from mail_torchrec.train.assembly import Assembled, assemble, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.loop import Describe, Loaded, Loop, counted, say_counts
 from mail_torchrec.train.metrics import Figures
@@ -36,14 +36,16 @@ from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.state import load_model, restore
 from mail_torchrec.train.stopping import StopSignal, ignore_sigterm
+from mail_torchrec.train.usage import usage
 
 
-def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str, Figures]:
+def train(config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: bool = False) -> dict[str, Figures]:
     """Trains and evaluates one run; every rank calls it.
 
     Args:
         config: of the run.
         run_dir: where it writes.
+        plan: a plan file to shard by; None plans anew.
         resume: go on from the newest good checkpoint there, where there is one. A finished run gives its figures.
 
     Returns:
@@ -61,10 +63,10 @@ def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str,
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         saved = from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
         encoders = Encoders.load(run_dir.vocabularies, config.schema_) if saved else _encoders(config, source, run_dir)
-        assembled = assemble(config, encoders, device)
+        assembled = assemble(config, encoders, device, plan)
         train_data = _load(config, encoders, assembled, source, training=True)
         test_data = _load(config, encoders, assembled, test_source, training=False)
-        documents = {CONFIG: dump_config(config), PLAN: describe_plan(assembled.plan) if assembled.plan else "{}\n"}
+        documents = {CONFIG: dump_config(config), PLAN: assembled.plan_file}
         if rank() == 0:
             run_dir.plan.write_text(documents[PLAN])
             run_dir.config.write_text(documents[CONFIG])
@@ -82,6 +84,7 @@ def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str,
                     loop.run(saved.position, counted(saved.ranks).counts)
                 else:
                     loop.run(Position(epoch=0), [])
+            progress.event({"usage": usage(assembled)})
             predictions = run_dir.predictions if config.train.save_predictions else None
             with phase("evaluation"):
                 figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)

@@ -9,7 +9,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from mail_torchrec.data.lookups import plan_lookups
 from mail_torchrec.data.schema import Schema
-from mail_torchrec.embeddings.sharding import TableOptimizerSettings, check_no_empty_shard, sharders
+from mail_torchrec.embeddings.planner import check_no_empty_shard
+from mail_torchrec.embeddings.sharding import TableOptimizerSettings, sharders
 from mail_torchrec.embeddings.tables import table_sizes
 from tests.small_rows import SCHEMA
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from mail_torchrec.reproduce.page import as_html
+from mail_torchrec.page import as_html
 from mail_torchrec.reproduce.sections import Section, write_report
 
 VOID = {"meta", "img", "br"}
