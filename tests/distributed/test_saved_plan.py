@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
 from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import _load, train
+from mail_torchrec.train.trainer import samplers, train
 from tests.distributed.ranks import run_ranks
 from tests.small_rows import config_tree, write_rows
 
@@ -54,7 +56,12 @@ def losses_by_plan(config: Path, plans: dict[str, Path | None]) -> dict[str, Any
         except ValueError as error:
             found[name] = str(error)
             continue
-        batches = iter(_load(settings, encoders, assembled, source, training=True).loader)
+        reader = Reader(
+            source, settings.schema_, encoders, assembled.lookups, settings.data,
+            share=Share(dist.get_rank(), dist.get_world_size()), batch_size=8, shuffle=True, seed=3,
+            samplers=samplers(settings, encoders, assembled.lookups),
+        )  # fmt: skip
+        batches = iter(reader)
         found[name] = assembled.plan_file, [float(assembled.pipeline.progress(batches).losses["L_rt"]) for _ in range(4)]
     return found
 
