@@ -34,13 +34,6 @@ def test_the_newest_are_kept_and_leftovers_are_cleaned(tmp_path: Path) -> None:
     assert sorted(path.name for path in checkpoints.path.iterdir()) == ["step-00000100", "step-123456789"]
 
 
-def test_a_step_that_is_reached_again_replaces_the_first(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    old = published(checkpoints, 5)
-    (old / "extra").touch()
-    assert published(checkpoints, 5) == old and not (old / "extra").exists()
-
-
 def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
     folder = published(Checkpoints(tmp_path), 5)
 

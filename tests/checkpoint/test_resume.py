@@ -92,7 +92,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(root: Path, finished: Path
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "workers": {"data": {"num_workers": 2}},
+    "workers": {"data": {"num_workers": 2}, "train": {"epochs": 1}},
     "unsharded_adam": {"sharding": {"enabled": False}, "train": {"tables": {"name": "adam"}}},
     "rowwise_adagrad": {"train": {"tables": {"name": "rowwise_adagrad"}}},
     "sync": {"checkpoint": {"mode": "sync"}},
@@ -106,7 +106,7 @@ def test_so_does_every_kind_of_run(root: Path, tmp_path: Path, variant: str) -> 
     sections = VARIANTS[variant]
     config = configuration(root, **sections | {"data": {"root": str(root)} | sections.get("data", {})})
     train(config, RunDir(tmp_path / "straight"))
-    killed = as_killed(tmp_path / "straight", tmp_path / "killed", 10)
+    killed = as_killed(tmp_path / "straight", tmp_path / "killed", 5)
     train(config, RunDir(killed), resume=True)
     assert_equal_runs(tmp_path / "straight", killed)
 
