@@ -52,8 +52,12 @@ def build(root: str, plan: str, optimizer: str, seed: int) -> tuple[Assembled, d
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
     """The state of all ranks put together from its shards, without DCP."""
-    mine = {key: ([(s.metadata.shard_offsets, s.tensor) for s in value.local_shards()], value.metadata().size) if isinstance(value, ShardedTensor)
-            else ([([0] * value.dim(), value)], value.size()) for key, value in state.items()}  # fmt: skip
+    mine = {}
+    for key, value in state.items():
+        if isinstance(value, ShardedTensor):
+            mine[key] = [(shard.metadata.shard_offsets, shard.tensor) for shard in value.local_shards()], value.metadata().size
+        else:
+            mine[key] = [([0] * value.dim(), value)], value.shape
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     found: dict[str, Tensor] = {}
