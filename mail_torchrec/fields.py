@@ -46,13 +46,22 @@ class InputAssembler:
 
     def __call__(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
         """The ranking tower's inputs, with the real behaviours."""
-        stored = pooled.to_dict() | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
+        stored = self._means(batch, pooled) | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
         fields = {name: self._narrow(name, values) for name, values in stored.items()}
         attributes, context, items = (
             _stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
         )
         sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
         return RankingInputs(attributes, context, items, batch.numeric_BN, sequences, self._first_order(stored))
+
+    def _means(self, batch: Batch, pooled: KeyedTensor) -> dict[str, Tensor]:
+        """The mean of each list, so that a long one does not outweigh a short one.
+
+        Not by the collection: where it has row-wise tables beside others, TorchRec divides the others' means once more by the lengths.
+        """
+        found = pooled.to_dict()
+        lists = [name for name in self.schema.lists if name in found]
+        return found | {name: found[name] / batch.pooled[name].lengths().clamp(min=1)[:, None] for name in lists}
 
     def _narrow(self, name: str, values: Tensor) -> Tensor:
         """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""

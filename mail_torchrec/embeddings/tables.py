@@ -41,12 +41,12 @@ def build_tables(
 ) -> tuple[EmbeddingBagCollection, EmbeddingCollection]:
     """The pooled tables (attributes, context, item fields) and the unpooled ones (behaviours, target items, V').
 
-    Lists are pooled by their mean, so that a long list does not outweigh a short one.
+    Pooled lists come as sums; ``fields.py`` makes means of them.
     """
     sizes = table_sizes(schema, lookups, num_rows)
     pooled = [
         EmbeddingBagConfig(
-            num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.MEAN
+            num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.SUM
         )
         for table, (rows, dim) in sizes.items()
         if table in lookups.pooled.values()

@@ -71,6 +71,20 @@ def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, 
     assert "gloo" not in ended.output
 
 
+def test_torchrun_restarts_a_job_whose_rank_was_killed_and_it_ends_as_if_nothing_had_been(root: Path, tmp_path: Path) -> None:
+    said = {}
+    for name, step in (("calm", 10**6), ("killed", 5)):
+        (tmp_path / name).mkdir()
+        tower = faulty("kill", 1)
+        arguments = train_arguments(root, tmp_path / name, **tower | {"tower_options": tower["tower_options"] | {"step": step}})
+        ended = under_torchrun(2, *arguments, "checkpoint.every=2", options=("--max-restarts", "3"))
+        assert ended.code == 0, ended.output
+        said[name] = ended.output
+    assert re.search(r"going on after step (2|4)\b", said["killed"]) and "going on" not in said["calm"]
+    calm, killed = ((tmp_path / name / "run/metrics.json").read_text() for name in said)
+    assert calm == killed
+
+
 class UnpicklableError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
