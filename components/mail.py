@@ -49,7 +49,7 @@ def train(
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
     arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
@@ -88,7 +88,7 @@ def evaluate(
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
     return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, max_retries=max_retries, **placement)
 
 
