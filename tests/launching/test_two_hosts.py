@@ -35,7 +35,8 @@ def test_a_host_that_was_cut_off_comes_back(two: Hosts, folder: Path) -> None:
     def said() -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-5000:]}" for log in logs.values())
 
-    processes = [two.start(host, *command, log=log) for host, log in logs.items()]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]} | {"OMP_NUM_THREADS": "1"}
+    processes = [two.start(host, *command, log=log, **variables) for host, log in logs.items()]
     wait_for(lambda: list(run.glob("checkpoints/step-*")), "a checkpoint", also=said)
     so_far = len(logs["n1"].read_text())
     two.run("head", "ip", "link", "set", "n2", "down")
