@@ -49,7 +49,7 @@ def train(
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
     arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
@@ -88,7 +88,7 @@ def evaluate(
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
     return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, max_retries=max_retries, **placement)
 
 
@@ -130,5 +130,7 @@ def plan(
 
 def _ranks(command: str, *arguments: str, max_restarts: int = 0, env: Optional[Dict[str, str]], **placement: Any) -> AppDef:
     """A command of the package under torchrun on every host; where and how goes to TorchX as it is."""
-    restarts = {"PET_MAX_RESTARTS": str(max_restarts)} if max_restarts else {}  # read by torchrun; TorchX has no parameter for it
+    # Read by torchrun; TorchX has no parameters for them. The second gives each restart a store of its own: in a shared one the ranks find
+    # addresses of the ranks before them, where the hosts did not lose their ranks equally often.
+    restarts = {"PET_MAX_RESTARTS": str(max_restarts), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if max_restarts else {}
     return ddp(command, *arguments, m="mail_torchrec", name=f"/mail-{command}", env={**restarts, **(env or {})}, **placement)

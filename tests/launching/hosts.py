@@ -49,10 +49,11 @@ class Hosts:
     init: int
     folder: Path
 
-    def start(self, host: str, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        """Starts a command on head, n1 or n2; what it says goes to the log."""
+    def start(self, host: str, *command: str, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+        """Starts a command on head, n1 or n2, with environment variables beside ours; what it says goes to the log."""
+        words = [*self._enter(host), *command]
         with log.open("ab") as file:
-            return subprocess.Popen([*self._enter(host), *command], cwd=self.folder, env=environment(), stdout=file, stderr=file)
+            return subprocess.Popen(words, cwd=self.folder, env=environment() | variables, stdout=file, stderr=file)
 
     def run(self, host: str, *command: str, timeout: float = 120) -> str:
         """Runs a command on a host to its end; its standard output. Fails with all that it said where it fails."""
