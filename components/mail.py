@@ -130,7 +130,6 @@ def plan(
 
 def _ranks(command: str, *arguments: str, max_restarts: int = 0, env: Optional[Dict[str, str]], **placement: Any) -> AppDef:
     """A command of the package under torchrun on every host; where and how goes to TorchX as it is."""
-    # Read by torchrun; TorchX has no parameters for them. The second gives each restart a store of its own: in a shared one the ranks find
-    # addresses of the ranks before them, where the hosts did not lose their ranks equally often.
-    restarts = {"PET_MAX_RESTARTS": str(max_restarts), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if max_restarts else {}
+    # Read by torchrun; TorchX has no parameter for it.
+    restarts = {"PET_MAX_RESTARTS": str(max_restarts)} if max_restarts else {}
     return ddp(command, *arguments, m="mail_torchrec", name=f"/mail-{command}", env={**restarts, **(env or {})}, **placement)

@@ -29,7 +29,7 @@ _ROLL, _GRACE = 3.0, 15.0
 # Who merely waited for a failed rank ends after it, so that the launcher's report begins with that one.
 _AFTER_YOU = 1.5
 _TROUBLE, _SUMMARY = "mail_torchrec/trouble", "mail_torchrec/summary"
-_TRANSPORT = re.compile(r"gloo|nccl|c10d|tcpstore|processgroup", re.IGNORECASE)
+_TRANSPORT = re.compile(r"gloo|nccl|c10d|tcpstore|processgroup|pair closure", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 
 
