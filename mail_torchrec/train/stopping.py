@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from threading import Timer
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -75,6 +76,20 @@ class StopSignal:
         os._exit(EXIT_CODE)
 
 
-def ignore_sigterm(worker: int) -> None:
-    """For reader processes: a launcher signals them as well, and the training needs them until it has stopped."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def start_fork_server() -> None:
+    """Starts the process that reader processes are forked from, with SIGTERM ignored.
+
+    A launcher signals the whole process group of a rank, and the training needs its readers until it has stopped. They take the fork
+    server's end for that of the training, so it has to outlive the signal; it ends with the training.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave_process_group(worker: int) -> None:
+    """For reader processes: out of the launcher's reach, but not of the training's, which may have to terminate them."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

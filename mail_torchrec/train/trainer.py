@@ -35,7 +35,7 @@ from mail_torchrec.train.resuming import check_same_run, newest_good, vocabulary
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.state import load_model, restore
-from mail_torchrec.train.stopping import StopSignal, ignore_sigterm
+from mail_torchrec.train.stopping import StopSignal, leave_process_group, start_fork_server
 from mail_torchrec.train.usage import usage
 
 
@@ -203,6 +203,8 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
         samplers=negatives,
     )
     workers = config.data.num_workers
+    if workers:
+        start_fork_server()
     loader: DataLoader[Batch] = DataLoader(
         reader,
         batch_size=None,
@@ -210,7 +212,7 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         multiprocessing_context="forkserver" if workers else None,  # a plain fork copies CUDA and S3 clients, which do not survive it
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=leave_process_group,
         generator=torch.Generator(),  # else each epoch draws from the generator of the dropout, and a resumed one once more
     )
     return Loaded(reader, loader)
