@@ -59,7 +59,7 @@ class InputAssembler:
 
         Not by the collection: where it has row-wise tables beside others, TorchRec divides the others' means once more by the lengths.
         """
-        found = pooled.to_dict()
+        found: dict[str, Tensor] = pooled.to_dict()
         lists = [name for name in self.schema.lists if name in found]
         return found | {name: found[name] / batch.pooled[name].lengths().clamp(min=1)[:, None] for name in lists}
 

@@ -60,9 +60,9 @@ def _taken(file: IO[str], folder: Path) -> bool:
     return True
 
 
-def _myself() -> dict[str, str | int]:
-    job = {name: os.environ[name] for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID") if name in os.environ}
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")} | job
+def _myself() -> dict[str, str]:
+    myself = {"host": socket.gethostname(), "pid": str(os.getpid()), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    return myself | {name: os.environ[name] for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID") if name in os.environ}
 
 
 def _owner(file: IO[str]) -> str:

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -125,12 +126,11 @@ def wait_for(moment: str, job: Job, dice: random.Random) -> bool:
     delay = {"while starting": dice.uniform(0, 8), "at random": dice.uniform(0, 4), "while saving": dice.uniform(0, 0.03)}[moment]
     while job.process.poll() is None:
         if reached is None:
-            is_reached = {
-                "while starting": lambda: True,
-                "at random": lambda: newest_step(job.run_dir) > first,
-                "while saving": lambda: is_saving(job.run_dir, begin),
-            }[moment]
-            reached = time.time() if is_reached() else None
+            if moment == "while saving":
+                is_reached = is_saving(job.run_dir, begin)
+            else:
+                is_reached = moment == "while starting" or newest_step(job.run_dir) > first
+            reached = time.time() if is_reached else None
         elif time.time() - reached >= delay:
             return True
         time.sleep(0.002)
@@ -156,7 +156,7 @@ class Kill:
     resumed: int | None = None
 
 
-def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: "tqdm[None]") -> list[Kill]:
+def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: Any) -> list[Kill]:
     """Trains one run to its end, killing it on the way at most ``left`` times."""
     kills: list[Kill] = []
     job.start()
