@@ -1,0 +1,56 @@
+"""The command line: one sub-command, one call."""
+
+import sys
+
+import click
+from click.exceptions import Exit
+
+from mail_torchrec.cli import data, experiments, runs
+from mail_torchrec.launcher import tell_launcher
+from mail_torchrec.quiet import quiet_third_parties
+
+
+class _Cli(click.Group):
+    """Prints a user's error as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            tell_launcher(error)
+            if ctx.params["traceback"]:
+                raise
+            # A reader process hands over its error with the traceback before the message.
+            raise click.ClickException(str(error).rpartition("\nValueError: ")[2]) from error
+        except (click.ClickException, click.Abort, Exit):
+            raise
+        except Exception as error:  # a fault of ours: with its traceback
+            tell_launcher(error)
+            raise
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--traceback", is_flag=True, help="Show where an error was raised.")
+def main(traceback: bool) -> None:
+    """Train click models with sharded tables and a zero-shot tower for new users (MAIL, CIKM 2021).
+
+    \b
+    mail-torchrec synthesize --out worlds/demo
+    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo data.root=worlds/demo
+    mail-torchrec compare runs/demo
+    """  # noqa: D301 -- Click's mark for lines to keep is a real \\b
+    quiet_third_parties()
+
+
+@main.command()
+def doctor() -> None:
+    """Check the installation: versions, devices, and for a mismatch the cause and the fix."""
+    from mail_torchrec.doctor import main as diagnose
+
+    sys.exit(diagnose())
+
+
+for command in (
+    data.synthesize, data.prepare, runs.train, runs.evaluate, runs.compare, runs.checkpoint, experiments.plan, experiments.reproduce,
+):  # fmt: skip
+    main.add_command(command)

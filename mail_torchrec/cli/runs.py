@@ -1,0 +1,122 @@
+"""Commands that make runs, look at them and compare them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from mail_torchrec.cli.options import CONFIG, OVERRIDES
+from mail_torchrec.launcher import num_restarts
+
+
+@click.command()
+@CONFIG
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet, but with --resume.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart by torchrun or Slurm implies it.",
+)
+@click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Shard by this plan.json, of `mail-torchrec plan` or of a run.")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
+@OVERRIDES
+def train(
+    config_path: Path,
+    run_dir: Path | None,
+    resume: bool,
+    preset: str | None,
+    plan: Path | None,
+    print_config: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train, evaluate and save one run.
+
+    Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
+    model.zero_shot=null. Alone it trains in one process; over more ranks:
+
+    \b
+    torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
+    """  # noqa: D301
+    from mail_torchrec.config import dump_config, load_config, preset_overrides
+
+    config = load_config(config_path, [*(preset_overrides(preset) if preset else []), *overrides])
+    if print_config:
+        click.echo(dump_config(config), nl=False)
+        return
+    if run_dir is None:
+        raise click.UsageError("Missing option '--run-dir'.")
+    from mail_torchrec.train.run_dir import RunDir
+    from mail_torchrec.train.trainer import train as run
+
+    figures = run(config, RunDir(run_dir), plan, resume=resume or num_restarts() > 0)
+    if _is_first_rank():
+        click.echo(json.dumps({config.name: figures}))
+
+
+@click.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--data", help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="File (.npz) for score, label, user and part of every row.")
+@OVERRIDES
+def evaluate(run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]) -> None:
+    """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
+
+    Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0 scores every user with
+    the history there is, data.cold_start.keep=5 gives each hidden one the newest five behaviours back.
+    """
+    from mail_torchrec.train.run_dir import RunDir
+    from mail_torchrec.train.trainer import evaluate_run
+
+    figures = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
+    if _is_first_rank():
+        click.echo(json.dumps(figures, indent=2))
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["list", "verify", "show"]))
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+def checkpoint(what: str, folder: Path) -> None:
+    """Look at the checkpoints of a run; DIR is the run's directory, or one checkpoint.
+
+    \b
+    list    step, epoch, time, size, ranks and state of each
+    verify  compare every file with its checksum; exits with 1 where one is damaged
+    show    tables, towers, optimizer state and position of the newest, or of the one that DIR names
+    """  # noqa: D301
+    from mail_torchrec.checkpoint import inspection
+
+    if what == "verify":
+        faults = inspection.verify(folder)
+        click.echo("\n".join(faults) or "every file is as it was written")
+        sys.exit(1 if faults else 0)
+    click.echo(inspection.listed(folder) if what == "list" else inspection.shown(folder))
+
+
+@click.command()
+@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", help="A method; the others' differences from it are shown too, paired by seed.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as comparison.md, .json and .png.")
+def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> None:
+    """Print finished runs as one table, method by new / old / all, and name their files.
+
+    Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
+    """
+    from mail_torchrec.train.pictures import write_comparison
+    from mail_torchrec.train.report import as_markdown
+    from mail_torchrec.train.report import compare as rows_of
+    from mail_torchrec.train.run_dir import RunDir
+
+    rows = rows_of(run_dirs, base)
+    click.echo(as_markdown(rows))
+    if out is not None:
+        click.echo("\n".join(map(str, write_comparison(rows, as_markdown(rows), out))))
+    for path in run_dirs:
+        run = RunDir(path)
+        click.echo(f"{run.metrics}  {run.log}  {run.curves}  {run.tensorboard}/")
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
