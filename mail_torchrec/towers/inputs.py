@@ -147,6 +147,10 @@ class SharedSequence(BehaviourSequence):
         is_virtual_B = users.is_virtual_B.index_select(0, user_of_row_B)
         return SharedSequence(*of_row, target_BD, is_virtual_B, match, of_users=users, user_of_row_B=user_of_row_B)
 
+    def apart(self) -> BehaviourSequence:
+        """The same rows, each as a user of its own."""
+        return BehaviourSequence(self.values_BTD, self.lengths_B, self.actions_BT, self.target_BD, self.is_virtual_B, self.match)
+
     @property
     def users(self) -> BehaviourSequence:
         """The behaviours once a user."""
