@@ -46,11 +46,18 @@ def main(traceback: bool) -> None:
 
 @main.command()
 @_CONFIG
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet, but with --resume.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart by torchrun or Slurm implies it.",
+)
 @click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
 @_OVERRIDES
-def train(config_path: Path, run_dir: Path | None, preset: str | None, print_config: bool, overrides: tuple[str, ...]) -> None:
+def train(
+    config_path: Path, run_dir: Path | None, resume: bool, preset: str | None, print_config: bool, overrides: tuple[str, ...]
+) -> None:
     """Train, evaluate and save one run.
 
     Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
@@ -70,7 +77,7 @@ def train(config_path: Path, run_dir: Path | None, preset: str | None, print_con
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    figures = run(config, RunDir(run_dir))
+    figures = run(config, RunDir(run_dir), resume=resume or _is_restart())
     if _is_first_rank():
         click.echo(json.dumps({config.name: figures}))
 
@@ -273,6 +280,11 @@ def _tell_launcher(error: Exception) -> None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
+
+
+def _is_restart() -> bool:
+    """Whether torchrun or Slurm started this job before: its workers anew, or the whole of it requeued."""
+    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _is_first_rank() -> bool:

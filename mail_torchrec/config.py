@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
+from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.data.reader import DataSettings
 from mail_torchrec.data.schema import Schema
 from mail_torchrec.embeddings.sharding import ShardingSettings
@@ -32,6 +33,7 @@ class Config(Settings):
     model: ModelSettings = ModelSettings()
     sharding: ShardingSettings = ShardingSettings()
     train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
@@ -90,6 +92,22 @@ def dump_config(config: Config) -> str:
     """The whole configuration as YAML, defaults filled in; :func:`load_config` reads it back equal."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=140)
     return text
+
+
+def differences(found: Config, wanted: Config) -> list[str]:
+    """What two configurations have not in common, a line a setting: ``section.key: 1 there, 2 now``."""
+    flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
+    keys = dict.fromkeys([*flat[0], *flat[1]])
+    return [f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now" for key in keys if flat[0].get(key) != flat[1].get(key)]
+
+
+def _flat(tree: object, key: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    leaves: dict[str, object] = {}
+    for name, child in tree.items():
+        leaves |= _flat(child, f"{key}.{name}" if key else name)
+    return leaves
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -19,6 +19,7 @@ LAYERS = [
     ["embeddings"],
     ["parts"],
     ["model"],
+    ["checkpoint"],
     ["config", "train"],
     ["doctor", "reproduce"],
     ["cli", "__main__"],

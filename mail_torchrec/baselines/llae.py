@@ -60,6 +60,7 @@ class LLAE(Filler):
 
     map_PQ: Tensor
     offset_Q: Tensor
+    num_steps: Tensor
 
     def __init__(self, settings: LLAESettings, sequences: dict[str, SequenceShape], num_attributes: int) -> None:
         super().__init__(sequences)
@@ -68,7 +69,9 @@ class LLAE(Filler):
         self.moments = RunningCovariance(num_attributes + num_pooled, settings.momentum)
         self.register_buffer("map_PQ", torch.zeros(num_attributes, num_pooled))
         self.register_buffer("offset_Q", torch.zeros(num_pooled))
-        self._steps = 0
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        self._steps = 0  # the same number; reading the buffer would wait for the device
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_steps", int(module.num_steps)))
 
     def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
         """Old rows into the moments; every ``solve_every`` steps the equation is solved again."""
@@ -76,6 +79,7 @@ class LLAE(Filler):
         if self._steps % self.settings.solve_every == 0:
             self._solve()
         self._steps += 1
+        self.num_steps += 1
 
     def make(self, attributes_NP: Tensor) -> Tensor:
         """The decoded attributes [N, Q]."""

@@ -1,20 +1,8 @@
-"""Parquet -> batches: row groups dealt to ranks and workers, shuffled by epoch, every rank the same number of steps.
+"""Parquet -> batches: the rows of an epoch, dealt to ranks and reader processes (``data/deal.py``), shuffled, cut into batches."""
 
-How an epoch is dealt. The row groups, in an order shuffled by (seed, epoch), form one sequence of N rows. It is cut into equal
-runs, one a rank (a row group on a border is read by both sides), each run into the same number of steps
-``ceil(N / (ranks * batch_size))``, again of equal size. So no rank runs out before another, every row is read once, and there
-is no small last batch: the tail is spread over all batches, which hold ``batch_size`` rows or a few less. Where N is no
-multiple of the ranks, the runs that are one row short repeat their last row with weight 0: row-wise sharded tables need
-batches of one size on all ranks. Weight 0 keeps it out of losses and figures; only batch norm's statistics see it.
-
-With workers, each reads a contiguous part of its rank's steps.
-"""
-
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -24,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.data.batch import Batch, MatchIds
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.deal import Deal, Layout, Piece, Taken, num_steps
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
@@ -104,9 +93,11 @@ class Reader(IterableDataset[Batch]):
             raise ValueError(f"'{source.path}' holds {source.num_rows} rows for {share.world_size} ranks; use fewer ranks or more rows")
         self._source, self._schema, self._lookups, self._settings = source, schema, lookups, settings
         self._encode = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
-        self._share, self._shuffle, self._seed, self._samplers = share, shuffle, seed, samplers or {}
-        self._num_steps = -(-source.num_rows // (share.world_size * batch_size))
-        self._epoch = 0
+        self._rank, self._shuffle, self._seed, self._samplers = share.rank, shuffle, seed, samplers or {}
+        self.layout = Layout(
+            ranks=share.world_size, workers=max(settings.num_workers, 1), batch_size=batch_size, shuffle_rows=settings.shuffle_rows
+        )
+        self.set_epoch(0)
         self._scalars, self._lists = schema.scalars, schema.lists
         self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
         self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
@@ -115,72 +106,111 @@ class Reader(IterableDataset[Batch]):
         self.count_names += [f"distinct/{schema.group_key}"] if self._by_user else []
 
     def __len__(self) -> int:
-        return self._num_steps
+        return num_steps(self._source.num_rows, self.layout)
 
     @property
     def path(self) -> str:
         """Where its rows are."""
         return self._source.path
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the shuffle of the next iteration."""
-        self._epoch = epoch
+    @property
+    def steps_left(self) -> int:
+        """Steps that the next iteration has."""
+        return len(self._deal) - self._done
+
+    def set_epoch(self, epoch: int, taken: Sequence[Taken] = ()) -> None:
+        """Chooses the shuffle of the next iteration, and where it begins.
+
+        Args:
+            epoch: from 0.
+            taken: what was trained on in this epoch, see :meth:`taken`. Under the layout of the last of them the next batches are those
+                that would have followed; under another one the rows that are left are dealt anew, each of them once.
+        """
+        self._epoch, self._done, self._before = epoch, 0, tuple(taken)
+        self._deal = Deal(self._shuffled_groups(), taken[0].layout if taken else self.layout)
+        layouts = [*(part.layout for part in taken), self.layout]
+        for part, layout in zip(taken, layouts[1:], strict=True):
+            if part is taken[-1] and layout == part.layout:
+                self._done, self._before = part.steps, tuple(taken[:-1])
+            else:
+                self._deal = Deal(list(self._left(part.steps)), layout, self._deal.first_step + part.steps)
+
+    def taken(self, steps: int) -> tuple[Taken, ...]:
+        """What was trained on in this epoch when ``steps`` steps of the iteration are done."""
+        return (*self._before, Taken(layout=self.layout, steps=self._done + steps))
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        all_steps = range(self._num_steps) if worker is None else _cut(self._num_steps, worker.num_workers, worker.id)
-        bounds, run = self._step_bounds(), self._run()
-        order = self._group_order()
-        ends = list(accumulate(group.num_rows for group in order))
+        info, deal = get_worker_info(), self._deal
+        assert deal.layout.workers == (info.num_workers if info else 1), "data.num_workers is not the DataLoader's"
+        # Reader processes take turns from the first on, so the first of them takes the part of the one whose turn it is.
+        turns = deal.turns()[self._done :]
+        part = (turns[0][0] + (info.id if info else 0)) % deal.layout.workers if turns else 0
+        first, bounds, run = deal.untaken(self._done)[part], deal.bounds(self._rank), deal.run(self._rank)
         decode = lru_cache(maxsize=1)(self._decode)  # a row group on the border of two windows is decoded once
-        for steps in _windows(all_steps, bounds, self._settings.shuffle_rows):
-            start, stop = bounds[steps.start], bounds[steps.stop]
-            slices = _slices(ends, min(start, run.stop - 1), min(stop, run.stop))
-            window = Window.concatenate([decode(order[i]).take(rows) for i, rows in slices])
-            permutation = self._permutation(steps.start, stop - start, window)
-            for step in steps:
+        for steps in deal.windows(self._rank, part):
+            if steps.stop <= first:
+                continue
+            start = bounds[steps.start]
+            window = self._window(self._rank, steps, decode)
+            permutation = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
+            for step in range(max(first, steps.start), steps.stop):
                 rows = permutation[bounds[step] - start : bounds[step + 1] - start]
-                yield self._batch(window.take(np.minimum(rows, len(window) - 1)), rows < run.stop - start, step)
+                batch = window.take(np.minimum(rows, len(window) - 1))
+                yield self._batch(batch, rows < run.stop - start, deal.first_step + step)
+
+    def _shuffled_groups(self) -> list[Piece]:
+        groups = self._source.row_groups
+        if self._shuffle:
+            groups = [groups[i] for i in np.random.default_rng([self._seed, self._epoch]).permutation(len(groups))]
+        return [Piece(group, range(group.num_rows)) for group in groups]
+
+    def _left(self, steps: int) -> Iterator[Piece]:
+        """What ``steps`` steps of the deal leave over."""
+        deal = self._deal
+        parts = [(part, first, rank) for rank in range(deal.layout.ranks) for part, first in enumerate(deal.untaken(steps))]
+        for part, first, rank in parts:
+            bounds, run = deal.bounds(rank), deal.run(rank)
+            for window in deal.windows(rank, part):
+                start, stop = bounds[window.start], min(bounds[window.stop], run.stop)
+                if first <= window.start:
+                    yield from deal.part_of(range(start, stop))
+                elif first < window.stop:  # some of its shuffled rows were taken
+                    rows = self._window(rank, window, self._decode) if self._by_user else None
+                    order = self._permutation(rank, deal.first_step + window.start, bounds[window.stop] - start, rows)
+                    places = start + np.sort(order[bounds[first] - start :])
+                    yield from deal.part_of(places[places < stop])
+
+    def _window(self, rank: int, steps: range, decode: Callable[[RowGroup], Window]) -> Window:
+        """The rows of these steps."""
+        bounds, last = self._deal.bounds(rank), max(self._deal.run(rank).stop - 1, 0)
+        slices = self._deal.slices(min(bounds[steps.start], last), min(bounds[steps.stop], last + 1))
+        return Window.concatenate([decode(piece.group).take(piece.places(rows)) for _, piece, rows in slices])
 
     def _decode(self, group: RowGroup) -> Window:
         return self._encode(self._source.read(group), self._source.file(group))
 
-    def _run(self) -> range:
-        """The rows of this rank, in the order of the epoch."""
-        return _cut(self._source.num_rows, self._share.world_size, self._share.rank)
-
-    def _step_bounds(self) -> list[int]:
-        """Where each step begins, and where the last one ends: at most one row behind the run."""
-        start, longest = self._run().start, -(-self._source.num_rows // self._share.world_size)
-        return [start + longest * step // self._num_steps for step in range(self._num_steps + 1)]
-
-    def _group_order(self) -> list[RowGroup]:
-        groups = self._source.row_groups
-        if not self._shuffle:
-            return groups
-        return [groups[i] for i in np.random.default_rng([self._seed, self._epoch]).permutation(len(groups))]
-
-    def _permutation(self, step: int, num_rows: int, window: Window) -> Ints:
-        """An order of a window's rows; one more than it holds where its last row is repeated."""
+    def _permutation(self, rank: int, step: int, num_rows: int, window: Window | None) -> Ints:
+        """An order of a window's rows; one more than it holds where its last row is repeated. Without ``group_by_user`` of no content."""
         if not self._shuffle:
             return np.arange(num_rows)
-        random = self._random(step, stream=0)
+        random = self._random(rank, step, stream=0)
         order = random.permutation(num_rows)
         if not self._by_user:
             return order
+        assert window is not None
         users, user_R = np.unique(window.users_R, return_inverse=True)
         places = random.permutation(len(users))[user_R[np.minimum(order, len(window) - 1)]]
         return order[np.argsort(places, kind="stable")]
 
-    def _random(self, step: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self._seed, self._epoch, self._share.rank, step, stream])
+    def _random(self, rank: int, step: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, self._epoch, rank, step, stream])
 
     def _batch(self, window: Window, is_real_R: Bools, step: int) -> Batch:
         one_a_row = np.ones(len(window), dtype=np.int64)
         ids = {name: Ragged(column, one_a_row) for name, column in zip(self._scalars, window.scalars_RC.T, strict=True)} | window.lists
         match = {}
         for stream, sequence in enumerate(self._lookups.match, start=1):
-            match[sequence] = self._match(len(window), sequence, self._random(step, stream), ids)
+            match[sequence] = self._match(len(window), sequence, self._random(self._rank, step, stream), ids)
         return Batch(
             _jagged(self._pooled, ids),
             _jagged(self._unpooled, ids),
@@ -214,27 +244,6 @@ class Reader(IterableDataset[Batch]):
         ids[keys.negatives] = Ragged(negatives, np.diff(len(negatives) * np.arange(num_rows + 1) // num_rows))
         log_q = [sampler.log_expected(rows) if sampler else np.zeros(len(rows), dtype=np.float32) for rows in (last, negatives)]
         return MatchIds(*(torch.from_numpy(part) for part in (last, negatives, *log_q)))
-
-
-def _cut(num: int, parts: int, part: int) -> range:
-    """Part ``part`` of ``num`` things cut into equal runs."""
-    return range(num * part // parts, num * (part + 1) // parts)
-
-
-def _windows(steps: range, bounds: list[int], shuffle_rows: int) -> Iterator[range]:
-    """Runs of steps that hold ``shuffle_rows`` rows together, the last one less."""
-    start = steps.start
-    for stop in range(steps.start + 1, steps.stop + 1):
-        if bounds[stop] - bounds[start] >= shuffle_rows or stop == steps.stop:
-            yield range(start, stop)
-            start = stop
-
-
-def _slices(ends: list[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
-    """Rows ``start .. stop`` of things laid end to end: which thing, and which of its rows."""
-    for i in range(bisect_right(ends, start), bisect_left(ends, stop) + 1):
-        before = ends[i - 1] if i else 0
-        yield i, slice(max(start - before, 0), min(stop, ends[i]) - before)
 
 
 def _last(ragged: Ragged) -> Ints:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from mail_torchrec.config import Config, dump_config, load_config
+from mail_torchrec.config import Config, differences, dump_config, load_config
 from mail_torchrec.data.source import Source
 from mail_torchrec.model import Towers
 from mail_torchrec.quiet import bar_interval
@@ -79,7 +79,7 @@ class Run:
         if not self.run_dir.metrics.exists():
             return False
         try:
-            other = _differences(load_config(self.run_dir.config, []), self.config)
+            other = differences(load_config(self.run_dir.config, []), self.config)
         except ValueError as error:
             other = [str(error)]
         if other:
@@ -225,21 +225,6 @@ def _start(job: Job, threads: int) -> "subprocess.Popen[bytes]":
 def _check_buildable(config: Config) -> None:
     with torch.device("meta"):
         Towers(config.model, config.schema_, lookups_of(config), dict.fromkeys(config.schema_.table_names, 3))
-
-
-def _differences(found: Config, wanted: Config) -> list[str]:
-    flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
-    keys = dict.fromkeys([*flat[0], *flat[1]])
-    return [f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now" for key in keys if flat[0].get(key) != flat[1].get(key)]
-
-
-def _flat(tree: object, key: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict) or not tree:
-        return {key: tree}
-    leaves: dict[str, object] = {}
-    for name, child in tree.items():
-        leaves |= _flat(child, f"{key}.{name}" if key else name)
-    return leaves
 
 
 @contextmanager

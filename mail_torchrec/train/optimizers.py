@@ -14,12 +14,13 @@ _RANKING = ("towers.ranking.", "towers.multi_task.", "towers.ranking_of_new.", "
 def dense_parameters(model: nn.Module, fused: KeyedOptimizer | None) -> dict[str, dict[str, nn.Parameter]]:
     """Optimizer name -> the trainable parameters that it owns: ``zero_shot`` (G_A), ``ranking`` (G_B) and, unsharded, ``tables`` (G_B).
 
-    Sharded tables are not among them: ``fused``, their optimizer, works in the backward pass.
+    Sharded tables are not among them: ``fused``, their optimizer, works in the backward pass. What other ranks hold of them stands here as
+    an empty parameter.
     """
     groups: dict[str, dict[str, nn.Parameter]] = {"zero_shot": {}, "ranking": {}, "tables": {}}
     sharded = set(fused.params) if fused is not None else set()
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and name not in sharded:
+        if parameter.requires_grad and name not in sharded and parameter.numel():
             group = "zero_shot" if name.startswith(_ZERO_SHOT) else "ranking" if name.startswith(_RANKING) else "tables"
             groups[group][name] = parameter
     return groups
@@ -44,7 +45,21 @@ def build_optimizer(
         optimizers.append(("zero_shot", _adam(groups["zero_shot"], settings, zero_shot_scale)))
     if groups["tables"]:
         optimizers.append(("tables", KeyedOptimizerWrapper(groups["tables"], lambda params: _table_optimizer(params, settings))))
+    for name, optimizer in optimizers:
+        if name != "fused":
+            _materialise(optimizer)
     return CombinedOptimizer(optimizers)
+
+
+@torch.no_grad()
+def _materialise(optimizer: KeyedOptimizer) -> None:
+    """Makes the state that torch makes at the first step only: a checkpoint is read into what is there, and each key is checked."""
+    optimizer.init_state()  # a step of zero gradients, which moves nothing
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    optimizer.zero_grad()
 
 
 def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:

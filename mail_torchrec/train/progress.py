@@ -1,6 +1,7 @@
 """What a run tells while it trains: a progress bar, TensorBoard, metrics.jsonl, and a stop on a loss that is not finite."""
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mail_torchrec.checkpoint.manifest import Progressed
 from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.run_dir import RunDir
@@ -30,13 +32,27 @@ class Progress:
         run_dir: where the files go.
         num_steps: of the whole run.
         every: steps between two reports.
+        num_done: of the run's steps, those done before.
+        before: where the records stood then; what was written behind that is deleted.
+        sums: this rank's losses since the report before that.
     """
 
-    def __init__(self, run_dir: RunDir, num_steps: int, every: int) -> None:
-        self._run_dir, self._num_steps, self._every = run_dir, num_steps, every
-        self._step, self._rows, self._rows_reported = 0, 0, 0
-        self._sums: dict[str, Tensor] = {}
-        self._since, self._steps_since = time.perf_counter(), 0
+    def __init__(
+        self,
+        run_dir: RunDir,
+        num_steps: int,
+        every: int,
+        *,
+        num_done: int = 0,
+        before: Progressed | None = None,
+        sums: dict[str, Tensor] | None = None,
+    ) -> None:
+        self._run_dir, self._num_steps, self._every, self._before = run_dir, num_steps, every, before
+        self.num_done = num_done
+        """Steps done."""
+        self._rows, self._rows_reported = 0, 0
+        self._sums: dict[str, Tensor] = dict(sums or {})
+        self._since, self._steps_since = time.perf_counter(), before.steps_since_report if before else 0
         self._file: IO[str] | None = None
         self._writer: Any = None
         self._bar: Any = None
@@ -44,8 +60,16 @@ class Progress:
     def __enter__(self) -> Self:
         if rank() == 0:
             self._file = self._run_dir.log.open("a")
-            self._writer = SummaryWriter(str(self._run_dir.tensorboard))
-            self._bar = tqdm(total=self._num_steps, unit="step", desc="train", dynamic_ncols=True, mininterval=bar_interval())
+            os.truncate(self._run_dir.log, min(self._file.tell(), self._before.log_bytes if self._before else 0))
+            self._writer = SummaryWriter(str(self._run_dir.tensorboard), purge_step=self.num_done + 1 if self._before else None)
+            self._bar = tqdm(
+                total=self._num_steps,
+                initial=self.num_done,
+                unit="step",
+                desc="train",
+                dynamic_ncols=True,
+                mininterval=bar_interval(),
+            )
         self._since = time.perf_counter()
         return self
 
@@ -60,21 +84,29 @@ class Progress:
         Raises:
             NonFiniteLossError: on every rank, when a loss was not finite in the steps since the last report.
         """
-        self._step += 1
+        self.num_done += 1
         self._steps_since += 1
         self._rows += num_rows
         for name, loss in losses.items():
             self._sums[name] = self._sums[name] + loss if name in self._sums else loss.clone()
         if self._bar is not None:
             self._bar.update()
-        if self._step % self._every == 0 or self._step == self._num_steps:
+        if self.num_done % self._every == 0 or self.num_done == self._num_steps:
             self._report(next(iter(losses.values())).device)
 
     def event(self, record: dict[str, Any]) -> None:
         """Writes a line to metrics.jsonl (rank 0), the step before it."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": self._step} | record) + "\n")
+            self._file.write(json.dumps({"step": self.num_done} | record) + "\n")
             self._file.flush()
+
+    def progressed(self) -> Progressed:
+        """Where the records stand."""
+        return Progressed(steps_since_report=self._steps_since, log_bytes=self._file.tell() if self._file is not None else 0)
+
+    def sums(self) -> dict[str, float]:
+        """This rank's losses since the last report."""
+        return {name: float(value) for name, value in self._sums.items()}
 
     def _report(self, device: torch.device) -> None:
         names = list(self._sums)
@@ -82,13 +114,13 @@ class Progress:
         if world_size() > 1:
             dist.all_reduce(sums)
         means = {name: value / self._steps_since / world_size() for name, value in zip(names, sums.tolist(), strict=False)}
-        _check_finite(means, self._step - self._steps_since + 1, self._step)
+        _check_finite(means, self.num_done - self._steps_since + 1, self.num_done)
         now = time.perf_counter()
         record = {"rows_per_second": round(float(sums[-1]) / (now - self._since), 1)} | {f"loss/{k}": v for k, v in means.items()}
         self.event(record)
         if self._writer is not None:
             for name, value in record.items():
-                self._writer.add_scalar(name, value, self._step)
+                self._writer.add_scalar(name, value, self.num_done)
             self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
         self._since, self._steps_since, self._rows_reported = now, 0, self._rows
         self._sums.clear()

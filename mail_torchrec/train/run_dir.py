@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mail_torchrec.checkpoint.folder import Checkpoints
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -16,7 +18,7 @@ class RunDir:
         metrics.jsonl        losses and rows/s on the way
         loss_curves.png      the same as a picture
         tensorboard/         the same for TensorBoard
-        weights/             final weights (torch.distributed.checkpoint)
+        checkpoints/         states on the way, and that of the end
         predictions.npz      score, label, user and part of every test row, where train.save_predictions asks for them
         metrics.json         final AUC and GAUC for new, old and all rows; written last
     """
@@ -54,9 +56,9 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
-    def weights(self) -> Path:
-        """Final weights."""
-        return self.path / "weights"
+    def checkpoints(self) -> Checkpoints:
+        """Saved states."""
+        return Checkpoints(self.path / "checkpoints")
 
     @property
     def predictions(self) -> Path:
@@ -68,23 +70,26 @@ class RunDir:
         """Final metrics."""
         return self.path / "metrics.json"
 
-    def create(self) -> None:
-        """Makes the directory.
+    def open(self, *, resume: bool) -> None:
+        """Makes the directory, or opens it for a run that goes on.
 
         Raises:
-            ValueError: it already holds a run.
+            ValueError: it already holds a run, which is not to be resumed.
         """
-        if self.config.exists():
-            state = "finished" if self.metrics.exists() else "unfinished"
+        if self.config.exists() and not resume:
+            state, remedy = ("finished", "") if self.metrics.exists() else ("unfinished", "add --resume to go on with it, or ")
             raise ValueError(
-                f"run directory '{self.path}' already holds a run ({state}); choose another --run-dir, or move or delete that one"
+                f"run directory '{self.path}' already holds a run ({state}); {remedy}choose another --run-dir, or move or delete that one"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
 
     def check(self) -> None:
-        """Raises ValueError where this is no finished run."""
-        for needed in (self.config, self.vocabularies, self.weights):
+        """Raises ValueError where there is nothing to evaluate."""
+        for needed in (self.config, self.vocabularies, self.checkpoints.path):
             if not needed.exists():
                 raise ValueError(
-                    f"'{self.path}' should be the directory of a finished run, but '{needed.name}' is missing; was the training stopped?"
+                    f"'{self.path}' should be the directory of a trained run, but '{needed.name}' is missing; was the training stopped?"
                 )
+        if not self.checkpoints.published():
+            raise ValueError(f"'{self.path}' has no checkpoint yet; was the training stopped? train --resume goes on with it")

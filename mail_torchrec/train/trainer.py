@@ -4,16 +4,20 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mail_torchrec.checkpoint.manifest import CONFIG, PLAN, Manifest, Progressed, Rank
+from mail_torchrec.checkpoint.saver import Saver
 from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.config import Config, dump_config, load_config
 from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.deal import Position
 from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
@@ -21,55 +25,116 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.embeddings.sharding import from_rank_0
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, describe_plan
-from mail_torchrec.train.evaluation import evaluate, outputs, total_counts
+from mail_torchrec.train.assembly import Assembled, assemble, describe_plan, table_keys
+from mail_torchrec.train.evaluation import evaluate
+from mail_torchrec.train.loop import Describe, Loaded, Loop, counted, say_counts
 from mail_torchrec.train.metrics import Figures
 from mail_torchrec.train.pictures import draw_loss_curves
 from mail_torchrec.train.progress import Progress
+from mail_torchrec.train.resuming import check_same_run, newest_good, vocabulary_sums
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.runtime import process_group
-from mail_torchrec.train.weights import load_weights, save_weights
+from mail_torchrec.train.state import load_model, restore
+from mail_torchrec.train.stopping import StopSignal, ignore_sigterm
 
 
-@dataclass
-class Loaded:
-    """A reader and the loader that runs it."""
-
-    reader: Reader
-    loader: "DataLoader[Batch]"
-
-
-def train(config: Config, run_dir: RunDir) -> dict[str, Figures]:
+def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str, Figures]:
     """Trains and evaluates one run; every rank calls it.
+
+    Args:
+        config: of the run.
+        run_dir: where it writes.
+        resume: go on from the newest good checkpoint there, where there is one. A finished run gives its figures.
 
     Returns:
         The final figures, as in metrics.json.
 
     Raises:
         ValueError: something about the configuration or the data; the message says what to do.
+        SystemExit: the run was told to stop (SIGTERM), and is saved.
     """
     with process_group(config.train.device) as device:
-        from_rank_0(run_dir.create)
+        if (finished := from_rank_0(lambda: _begin(config, run_dir, resume))) is not None:
+            return finished
+        folder = newest_good(run_dir.checkpoints, set_aside=True) if resume else None
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
-        encoders = _encoders(config, source, run_dir)
+        saved = from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
+        encoders = Encoders.load(run_dir.vocabularies, config.schema_) if saved else _encoders(config, source, run_dir)
         assembled = assemble(config, encoders, device)
         train_data = _load(config, encoders, assembled, source, training=True)
         test_data = _load(config, encoders, assembled, test_source, training=False)
+        documents = {CONFIG: dump_config(config), PLAN: describe_plan(assembled.plan) if assembled.plan else "{}\n"}
         if rank() == 0:
-            run_dir.plan.write_text(describe_plan(assembled.plan) if assembled.plan else "{}\n")
-            run_dir.config.write_text(dump_config(config))
-        with Progress(run_dir, config.train.epochs * len(train_data.reader), config.train.log_every) as progress:
-            for epoch in range(config.train.epochs):
-                _train_epoch(assembled, train_data, epoch, progress)
-            save_weights(assembled.model, run_dir.weights)  # before the test data can go wrong
+            run_dir.plan.write_text(documents[PLAN])
+            run_dir.config.write_text(documents[CONFIG])
+        with _progress(config, run_dir, train_data, saved) as progress:
+            with (
+                Saver(run_dir.checkpoints, config.checkpoint, documents, progress.event) as saver,
+                StopSignal(config.checkpoint.grace) as stop,
+            ):
+                describe = _describe(config, source, run_dir)
+                loop = Loop(assembled, train_data, progress, saver, stop, describe, config.train.epochs, config.checkpoint.every)
+                if folder and saved:
+                    tables = table_keys(config, assembled.lookups, encoders)
+                    restore(assembled, folder, saved.step, tables, set(config.checkpoint.restart_state))
+                    loop.run(saved.position, counted(saved.ranks).counts)
+                else:
+                    loop.run(Position(epoch=0), [])
             predictions = run_dir.predictions if config.train.save_predictions else None
             figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
             progress.event({"evaluation": figures, "counts": counts})
-        _say_counts("test", counts)
+        say_counts("test", counts)
         if rank() == 0:
             draw_loss_curves([run_dir.log], run_dir.curves)
             run_dir.metrics.write_text(json.dumps(figures, indent=2) + "\n")
         return figures
+
+
+def _begin(config: Config, run_dir: RunDir, resume: bool) -> dict[str, Figures] | None:
+    """Opens the run directory; the figures of a run that is finished, and was not given more epochs."""
+    run_dir.open(resume=resume)
+    if not run_dir.metrics.exists():
+        return None
+    epochs = load_config(run_dir.config, []).train.epochs
+    if config.train.epochs > epochs:
+        run_dir.metrics.unlink()
+        return None
+    tqdm.write(f"the run in '{run_dir.path}' is finished, with {epochs} epochs; these are its figures", file=sys.stderr)
+    figures: dict[str, Figures] = json.loads(run_dir.metrics.read_text())
+    return figures
+
+
+def _progress(config: Config, run_dir: RunDir, data: Loaded, saved: Manifest | None) -> Progress:
+    """The records of a run, from where it stands."""
+    if saved is None:
+        return Progress(run_dir, config.train.epochs * len(data.reader), config.train.log_every)
+    data.reader.set_epoch(saved.position.epoch, saved.position.taken)
+    left = data.reader.steps_left + (config.train.epochs - saved.position.epoch - 1) * len(data.reader)
+    if rank() == 0:
+        tqdm.write(f"going on after step {saved.step}, in epoch {saved.position.epoch + 1}: {left} steps are left", file=sys.stderr)
+    sums = {name: torch.tensor(value) for name, value in counted(saved.ranks).losses.items()}
+    return Progress(run_dir, saved.step + left, config.train.log_every, num_done=saved.step, before=saved.progress, sums=sums)
+
+
+def _describe(config: Config, source: Source, run_dir: RunDir) -> Describe:
+    sums = vocabulary_sums(run_dir) if rank() == 0 else {}
+    versions = {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
+
+    def describe(step: int, position: Position, progress: Progressed, ranks: list[Rank]) -> Manifest:
+        return Manifest(
+            step=step,
+            position=position,
+            progress=progress,
+            ranks=ranks,
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_name=config.name,
+            versions=versions,
+            num_rows=source.num_rows,
+            data=source.fingerprint,
+            vocabularies=sums,
+        )
+
+    return describe
 
 
 def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str], predictions: Path | None = None) -> dict[str, Figures]:
@@ -86,7 +151,7 @@ def evaluate_run(run_dir: RunDir, data: str | None, overrides: list[str], predic
     """
     with opened_run(run_dir, data, overrides) as (assembled, test_data):
         figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
-        _say_counts(test_data.reader.path, counts)
+        say_counts(test_data.reader.path, counts)
         return figures
 
 
@@ -99,7 +164,9 @@ def opened_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> Itera
         source = Source(data or config.data.path(config.data.test), config.schema_)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         assembled = assemble(config, encoders, device)
-        load_weights(assembled.model, run_dir.weights)
+        folder = newest_good(run_dir.checkpoints)
+        assert folder is not None
+        load_model(assembled, folder)
         yield assembled, _load(config, encoders, assembled, source, training=False)
 
 
@@ -135,6 +202,8 @@ def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Sour
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         multiprocessing_context="forkserver" if workers else None,  # a plain fork copies CUDA and S3 clients, which do not survive it
+        worker_init_fn=ignore_sigterm,
+        generator=torch.Generator(),  # else each epoch draws from the generator of the dropout, and a resumed one once more
     )
     return Loaded(reader, loader)
 
@@ -146,31 +215,3 @@ def samplers(config: Config, encoders: Encoders, lookups: Lookups) -> dict[str, 
         options, table = tower_settings(config.model.tower, config.model.tower_options), config.schema_.table_of(sequence)
         made[sequence] = NegativeSampler(Negatives(options.negatives), options.num_negatives, encoders.tables[table], table)
     return made
-
-
-def _train_epoch(assembled: Assembled, data: Loaded, epoch: int, progress: Progress) -> None:
-    data.reader.set_epoch(epoch)
-    counts = torch.zeros(len(data.reader.count_names), dtype=torch.int64, device=assembled.device)
-    for output in outputs(assembled, data.loader):
-        progress.step(output.losses, len(output.batch))
-        counts += output.batch.counts
-    named = total_counts(data.reader, counts)
-    progress.event({"epoch": epoch + 1, "counts": named})
-    _say_counts(f"epoch {epoch + 1}", named)
-
-
-_MET = {
-    "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
-    "cut": ("lists cut to their newest max_length entries", " rows"),
-    "distinct": ("different users of each batch, summed up", ""),
-    "unclicked": ("conversions without a click, which count as none", " rows"),
-}
-"""Kind of count -> what to say of it, and its unit."""
-
-
-def _say_counts(where: str, counts: dict[str, int]) -> None:
-    """What was met in the data that a person should know of."""
-    for kind, (what, unit) in _MET.items():
-        found = [f"{name.partition('/')[2]} {count:,}{unit}" for name, count in counts.items() if name.startswith(f"{kind}/")]
-        if found and rank() == 0:
-            tqdm.write(f"{where}: {what}: {', '.join(found)}", file=sys.stderr)

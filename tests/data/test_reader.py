@@ -41,7 +41,15 @@ class Readers:
         self.ages: list[int] = self.encoders.tables["age"].values.to_pylist()  # type: ignore[attr-defined]
 
     def reader(
-        self, rank: int = 0, world_size: int = 1, batch_size: int = 4, *, shuffle: bool = False, seed: int = 0, negatives: bool = False
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int = 4,
+        *,
+        num_workers: int = 0,
+        shuffle: bool = False,
+        seed: int = 0,
+        negatives: bool = False,
     ) -> Reader:
         samplers = {"history": NegativeSampler(Negatives.UNIFORM, NUM_NEGATIVES, self.encoders.tables["item"], "item")} if negatives else {}
         return Reader(
@@ -49,7 +57,7 @@ class Readers:
             self.schema,
             self.encoders,
             self.lookups,
-            self.settings,
+            self.settings.model_copy(update={"num_workers": num_workers}),
             share=Share(rank, world_size),
             batch_size=batch_size,
             shuffle=shuffle,
@@ -59,7 +67,9 @@ class Readers:
 
     def all_ranks(self, world_size: int, num_workers: int = 0, **options: Any) -> list[list[Batch]]:
         """Rank -> its batches."""
-        return [list(with_workers(self.reader(rank, world_size, **options), num_workers)) for rank in range(world_size)]
+        return [
+            list(with_workers(self.reader(rank, world_size, num_workers=num_workers, **options), num_workers)) for rank in range(world_size)
+        ]
 
     def numbers(self, batches: list[Batch]) -> list[int]:
         return [number for batch in batches for number in numbers(batch, self.ages)]
@@ -134,7 +144,7 @@ def test_reader_processes_read_every_row_once(tmp_path: Path, world_size: int) -
     readers = Readers(tmp_path, shuffle_rows=9)
     found = []
     for rank in range(world_size):
-        reader = readers.reader(rank, world_size, shuffle=True)
+        reader = readers.reader(rank, world_size, num_workers=2, shuffle=True)
         batches = list(DataLoader(reader, batch_size=None, num_workers=2))
         assert len(batches) == len(reader)
         found += readers.numbers(batches)
@@ -287,11 +297,11 @@ def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_window_lie
     readers = Readers(tmp_path, shuffle_rows=shuffle_rows, group_by_user=True)
     found: list[int] = []
     for rank in range(world_size):
-        reader = readers.reader(rank, world_size, batch_size, shuffle=True)
+        reader = readers.reader(rank, world_size, batch_size, num_workers=num_workers, shuffle=True)
         reader.set_epoch(epoch)
         with patch.object(Reader, "_permutation", autospec=True, side_effect=Reader._permutation) as permuting:
             batches = list(with_workers(reader, num_workers))
-        sizes = [call.args[2] for call in permuting.call_args_list]
+        sizes = [call.args[3] for call in permuting.call_args_list]
         assert sum(sizes) == sum(map(len, batches))
         users = [user for batch in batches for user in batch.users_B.tolist()]
         for stop, size in zip(accumulate(sizes), sizes, strict=True):

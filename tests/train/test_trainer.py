@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import fit_encoders
@@ -43,11 +42,9 @@ def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, Figu
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    sizes = FileSystemReader(run_dir / "weights").read_metadata().state_dict_metadata
-    state = {
-        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)
-    }
-    load(state, checkpoint_id=run_dir / "weights", no_dist=True)
+    folder = RunDir(run_dir).checkpoints.published()[-1]
+    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(folder).items() if "model." in key}
+    read_tensors(state, folder)
     return state
 
 
@@ -111,12 +108,12 @@ def test_weights_are_saved_before_the_test_data_can_go_wrong(root: Path, tmp_pat
 
 def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ValueError, match=r"already holds a run \(unfinished\); choose another --run-dir"):
+    with pytest.raises(ValueError, match=r"already holds a run \(unfinished\); add --resume to go on with it, or choose another --run-dir"):
         run(root, tmp_path)
 
 
 def test_evaluating_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"should be the directory of a finished run, but 'config.yaml' is missing"):
+    with pytest.raises(ValueError, match=r"should be the directory of a trained run, but 'config.yaml' is missing"):
         evaluate_run(RunDir(tmp_path), None, [])
 
 
@@ -143,7 +140,7 @@ def test_whole_and_sharded_tables_agree(root: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match=r"loss L_rt is (nan|inf).*between steps \d+ and \d+.*Lower train.learning_rate"):
         run(root, tmp_path / "run", train={"learning_rate": 1e30})
-    assert not (tmp_path / "run/weights").exists()
+    assert not RunDir(tmp_path / "run").checkpoints.published()
 
 
 def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
