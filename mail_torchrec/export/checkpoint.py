@@ -4,18 +4,18 @@ A stored part (a shard as its rank wrote it) is handed on as soon as it is read,
 largest part, whatever plan and number of ranks wrote it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mail_torchrec.checkpoint.folder import fault, read_sums
+from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
 from mail_torchrec.train.run_dir import RunDir
 
 Take = Callable[[Tensor, int, int], None]
@@ -23,56 +23,52 @@ Take = Callable[[Tensor, int, int], None]
 
 
 def weights_folder(run_dir: RunDir) -> Path:
-    """The finished run's weights.
+    """The checkpoint of the end of a run, every file compared with its checksum.
 
     Raises:
-        ValueError: no finished run.
+        ValueError: no trained run, or a damaged checkpoint.
     """
     run_dir.check()
-    return run_dir.weights
+    newest = run_dir.checkpoints.published()[-1]
+    if faults := [found for name, expected in read_sums(newest).items() if (found := fault(newest, name, expected))]:
+        raise ValueError(f"'{newest}' is damaged, copy it anew or train --resume from the one before:\n  " + "\n  ".join(faults))
+    return newest
 
 
 class StoredWeights:
-    """The weights in a checkpoint folder.
+    """The tensors of a checkpoint.
 
     Args:
-        folder: what ``torch.distributed.checkpoint`` wrote.
+        folder: the checkpoint.
 
     Raises:
         ValueError: it holds no readable metadata.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            metadata = FileSystemReader(folder).read_metadata()
-        except (OSError, UnpicklingError, EOFError, AttributeError, ImportError) as error:
-            raise _damaged(folder, error) from error
-        self._items = {key: item for key, item in metadata.state_dict_metadata.items() if isinstance(item, TensorStorageMetadata)}
+        self._folder, self._sizes = folder, {key: tuple(item.size) for key, item in saved_tensors(folder).items()}
 
     def size(self, key: str) -> tuple[int, ...]:
-        """The size of a weight.
+        """The size of a tensor.
 
         Raises:
-            ValueError: there is no such weight.
+            ValueError: there is no such tensor.
         """
-        if key not in self._items:
-            raise ValueError(f"'{self._folder}' holds no weight '{key}': its configuration is another model's")
-        return tuple(self._items[key].size)
+        if key not in self._sizes:
+            raise ValueError(f"'{self._folder}' holds no '{key}': it is of another model than the configuration beside it")
+        return self._sizes[key]
 
     def load(self, like: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole weights by key.
+        """Whole tensors by key.
 
         Raises:
             ValueError: one is missing, of another size, or unreadable.
         """
         for key, value in like.items():
             if self.size(key) != tuple(value.shape):
-                raise ValueError(
-                    f"'{self._folder}': weight '{key}' should be {tuple(value.shape)}, found {self.size(key)}; whose run is it?"
-                )
+                raise ValueError(f"'{self._folder}': '{key}' should be of size {tuple(value.shape)}, found {self.size(key)}")
         state = {key: torch.empty_like(value, device="cpu") for key, value in like.items()}
-        self._read(state, DefaultLoadPlanner())
+        self._read(state, None)
         return state
 
     def stream(self, key: str, take: Take) -> None:
@@ -81,25 +77,20 @@ class StoredWeights:
         Raises:
             ValueError: as :meth:`load`.
         """
-        size = self.size(key)
-        self._read({key: torch.empty(1).expand(size)}, _PartsPlanner(take))  # only its size is looked at
+        self._read({key: torch.empty(1).expand(self.size(key))}, _PartsPlanner(take))  # only its size is looked at
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Which of the keys are not there."""
-        return sorted(set(keys) - self._items.keys())
-
-    def _read(self, state: dict[str, Tensor], planner: DefaultLoadPlanner) -> None:
+    def _read(self, state: dict[str, Tensor], planner: DefaultLoadPlanner | None) -> None:
         try:
-            dcp.load(state, checkpoint_id=self._folder, planner=planner, no_dist=True)
+            read_tensors(state, self._folder, planner=planner)
         except (CheckpointException, OSError, RuntimeError, UnpicklingError, EOFError) as error:
-            raise _damaged(self._folder, error) from error
+            raise ValueError(f"'{self._folder}' cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
 
 
 class _PartsPlanner(DefaultLoadPlanner):
     """Loads one tensor by handing on its parts instead of copying them together."""
 
     def __init__(self, take: Take) -> None:
-        super().__init__()
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._take = take
 
     def resolve_tensor(self, read_item: Any) -> Any:
@@ -124,7 +115,3 @@ class _Destination:
 
     def copy_(self, part: Tensor) -> None:
         self._take(part, *self._offsets)
-
-
-def _damaged(folder: Path, error: BaseException) -> ValueError:
-    return ValueError(f"'{folder}' cannot be read as a checkpoint (damaged, or not copied whole?): {type(error).__name__}: {error}")

@@ -15,8 +15,8 @@ from mail_torchrec.data.requests import Request, ValueType, model_inputs
 from mail_torchrec.data.schema import Ids
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.vocabulary import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
-from mail_torchrec.embeddings.compact import CompactTables
 from mail_torchrec.export.capture import capture
+from mail_torchrec.export.compact import CompactTables
 from mail_torchrec.export.manifest import (
     ONNX_MODEL,
     VOCABULARIES,

@@ -16,7 +16,7 @@ from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.requests import Request, ValueType
 from mail_torchrec.data.source import Source
-from mail_torchrec.embeddings.compact import CompactTables
+from mail_torchrec.export.compact import CompactTables
 from mail_torchrec.export.tables import TableType
 from mail_torchrec.export.twin import PROBABILITIES
 from mail_torchrec.model import Towers

@@ -19,7 +19,7 @@ from mail_torchrec.quiet import bar_interval
 from mail_torchrec.train.assembly import lookups_of, table_keys
 from mail_torchrec.train.run_dir import RunDir
 
-_TOWERS = "towers."
+_MODEL, _TOWERS = "model.", "model.towers."
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Run:
         """
         files = {}
         keys = table_keys(self.config, self.lookups, self.encoders)
-        for key, table in tqdm(keys.items(), desc="tables", unit="table", leave=False, mininterval=bar_interval()):
-            name = self.schema_table(table)
+        for bare, table in tqdm(keys.items(), desc="tables", unit="table", leave=False, mininterval=bar_interval()):
+            key, name = _MODEL + bare, self.schema_table(table)
             dim = self.config.schema_.table(name).dim or self.config.schema_.dim
             columns = dim + (table in self.lookups.first_order)
             stored = RawFile(folder / f"{table}.float32", "float32", (self.encoders.num_rows[name], columns))

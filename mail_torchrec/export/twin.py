@@ -132,7 +132,7 @@ class Twin(nn.Module):
         if name not in self.lookups.match:
             return None
         ids_B = given[self.schema.target_of(name)]
-        target_BD = self._look_up(output_table(self.schema.table_of(name)), ids_B)
+        target_BD = self._look_up(output_table(self.schema.table_of(name)), ids_B)[:, : self.schema.table_dim(name)]
         none_B = torch.zeros_like(target_BD[:, 0])
         return Match(target_BD, torch.zeros_like(target_BD), target_BD[:0], ids_B, ids_B[:0], none_B, none_B[:0])
 

@@ -89,11 +89,11 @@ def test_the_twin_scores_rows_as_the_trainer_does(root: Path, tmp_path: Path, ca
     whole = Whole(root, tmp_path, **CASES[case])
     expected = whole.trained(300)
     requests = requests_of(whole.path, whole.config.schema_, range(300))
-    assert expected["pctr"].std() > 0.01
+    assert expected["pctr"].std() > 0.003
     for num_rows in (1, 2, 17, 300):
         found = whole.by_twin(requests[:num_rows])
         for name, values in expected.items():
-            torch.testing.assert_close(found[name], values[:num_rows], rtol=0, atol=1e-6)
+            torch.testing.assert_close(found[name], values[:num_rows], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["mail-dmr", "tasks-own-dmr", "all_fields-dmr", "two-sequences", "mail-emblr", "users-own"])
@@ -109,7 +109,7 @@ def test_one_user_with_many_candidates_scores_as_rows_of_that_user(root: Path, t
     together, apart = whole.by_twin(requests), whole.by_twin(pairs)
     for name in ("pctr", *(["pctcvr"] if "tasks" in case else [])):
         assert len(together[name]) == 11 + 12 + 13
-        torch.testing.assert_close(together[name], apart[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(together[name], apart[name], rtol=0, atol=1e-5)
 
 
 def test_vectors_on_demand(root: Path, tmp_path: Path) -> None:

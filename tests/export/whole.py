@@ -46,9 +46,7 @@ class Whole:
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and "products" not in name:
                 positive = "running_var" in name or "square" in name or value.dim() == 0
-                value.uniform_(0.5, 1.0) if positive or name.endswith(".weight_") else value.normal_(
-                    0, 0.3
-                )
+                value.uniform_(0.5, 1.0) if positive else value.normal_(0, 0.7 if "tables" in name else 0.4)
         self.model.requires_grad_(False)
         self.types = value_types(pq.read_table(self.path), schema)
         self.encode = RequestEncoder(schema, self.encoders, self.types)
