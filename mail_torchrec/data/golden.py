@@ -82,7 +82,7 @@ def _user(table: pa.Table, row: int, most: int, is_new: bool, schema: Schema) ->
         if column.group is Group.BEHAVIOUR:
             user[source] = values[source][max(len(values[source]) - most, 0) :] if values[source] else []
         if column.group is Group.NEW_USER:
-            user[source] = is_new
+            user[source] = int(is_new)
     return user
 
 

@@ -4,7 +4,7 @@ Columns have the files' names. ``U`` users (one a request), ``N`` candidates of 
 depends on the user alone is sent, looked up and computed once. Nothing here needs torch: a client imports it as it is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,16 @@ from mail_torchrec.settings import Settings
 USER_OF_CANDIDATE = "candidate.user"
 """The input that names each candidate's user. Columns have no dot in their names."""
 
-ValueType = Literal["integer", "string", "boolean", "number"]
-_ARROW = {"integer": pa.int64(), "string": pa.large_string(), "boolean": pa.bool_(), "number": pa.float64()}
+ValueType = Literal["integer", "string", "boolean", "number", "flag"]
+"""flag: a boolean, or 0 or 1."""
+_ARROW = {"integer": pa.int64(), "string": pa.large_string(), "boolean": pa.bool_(), "number": pa.float64(), "flag": pa.int8()}
+_WELCOME: dict[ValueType, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "integer": (pa.types.is_integer, pa.types.is_floating),  # of floats only whole ones can be cast
+    "string": (pa.types.is_string, pa.types.is_large_string),
+    "boolean": (pa.types.is_boolean,),
+    "number": (pa.types.is_integer, pa.types.is_floating),
+    "flag": (pa.types.is_boolean, pa.types.is_integer),
+}
 _USER_GROUPS = (Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT)
 
 
@@ -104,7 +112,7 @@ def _value_type(kind: pa.DataType, column: Column) -> ValueType:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if column.group is Group.NEW_USER:
-        return "boolean"
+        return "flag"
     if column.kind is Kind.NUMERIC:
         return "number"
     return "boolean" if pa.types.is_boolean(kind) else "integer" if pa.types.is_integer(kind) else "string"
@@ -127,16 +135,29 @@ def to_table(
     """
     arrays = {}
     for name in columns:
-        column, kind = schema.file_column(name), _ARROW[types[schema.file_column(name)]]
+        column = schema.file_column(name)
         if absent := [i for i, row in enumerate(rows) if column not in row]:
             raise ValueError(f"{what} {absent[0]} should have a value of column '{column}', or null, received none")
         is_list = schema.columns[name].kind is Kind.LIST
         try:
-            arrays[column] = pa.chunked_array([pa.array([row[column] for row in rows], pa.large_list(kind) if is_list else kind)])
+            arrays[column] = pa.chunked_array([_array([row[column] for row in rows], types[column], is_list=is_list)])
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             expected = f"a list of {types[column]} values" if is_list else f"one {types[column]}"
             raise ValueError(f"{what}: column '{column}' should hold {expected} or null: {error}") from error
     return pa.table(arrays)
+
+
+def _array(values: list[Any], kind: ValueType, *, is_list: bool) -> pa.Array:
+    """Values as one array; what is found first decides nothing, as it would if Arrow were told the type: it cuts 1.5 to 1."""
+    array = pa.array(values)
+    found = array.type
+    if is_list and not pa.types.is_null(found):
+        if not pa.types.is_list(found):
+            raise ValueError(f"received {found} values")
+        found = found.value_type
+    if not pa.types.is_null(found) and not any(welcome(found) for welcome in _WELCOME[kind]):
+        raise ValueError(f"received {found} values")
+    return array.cast(pa.large_list(_ARROW[kind]) if is_list else _ARROW[kind], safe=kind != "number")
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,7 @@ class RequestEncoder:
     def _encode(self, name: str, table: pa.Table, what: str) -> list[tuple[str, npt.NDArray[Any]]]:
         column, source = self.schema.columns[name], self.schema.file_column(name)
         if column.group is Group.NEW_USER:
-            return [(name, binary(table[source].cast(pa.int8()), file=what, name=source))]
+            return [(name, binary(table[source], file=what, name=source))]
         if column.kind is Kind.NUMERIC:
             return [(name, self.encoders.scales[name].apply(numbers(table[source], column.transform, file=what, name=source)))]
         ids, lengths = file_ids(table, self.schema, name, what, np.full(len(table), ALL))

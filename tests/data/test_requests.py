@@ -71,6 +71,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"age": "old"}, {}, "user: column 'age' should hold one integer or null"),
     ({"age": 1.5}, {}, "user: column 'age' should hold one integer or null"),
     ({"age": 2**70}, {}, "user: column 'age' should hold one integer or null"),
+    ({"age": True}, {}, "user: column 'age' should hold one integer or null"),
     ({"city": 3}, {}, "user: column 'city' should hold one string or null"),
     ({"history": 3}, {}, "user: column 'history' should hold a list of integer values or null"),
     ({"history": [[1]]}, {}, "user: column 'history' should hold a list of integer values or null"),

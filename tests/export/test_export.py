@@ -211,9 +211,7 @@ def test_smaller_tables_stay_within_their_bounds(small: RunDir, tmp_path: Path, 
 
 def test_scores_that_differ_are_refused_and_leave_nothing(small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scorer, "difference", lambda _: 0.5)
-    with pytest.raises(
-        ValueError, match=r"differ by 0.5 from the trainer's, and with float32 tables by at most 1e-05; nothing was written"
-    ):
+    with pytest.raises(ValueError, match=r"differ by 0.5 from the trainer's, and with float32 .* at most 1e-05; nothing was written"):
         export(Order(small, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
@@ -249,7 +247,7 @@ def test_bad_input_is_told(small: RunDir, tmp_path: Path) -> None:
 def test_an_unfinished_run_is_refused(small: RunDir, tmp_path: Path) -> None:
     run = copy_of(small, tmp_path)
     (run / "metrics.json").unlink()
-    assert "should be a finished run, and has no 'metrics.json' yet" in refused(run, tmp_path / "out")
+    assert "should be a finished run, but 'metrics.json' is missing; let the training end first" in refused(run, tmp_path / "out")
 
 
 def test_a_damaged_checkpoint_is_refused(small: RunDir, tmp_path: Path) -> None:
