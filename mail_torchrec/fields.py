@@ -63,12 +63,13 @@ class InputAssembler:
 
     def __call__(self, found: LookedUp, numeric_BN: Tensor) -> RankingInputs:
         """The ranking tower's inputs, with the real behaviours."""
-        groups = (self.group(group, found.fields, len(numeric_BN)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM))
+        groups = (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
+        attributes, context, items = (self.group(group, found.fields, len(numeric_BN)) for group in groups)
         sequences = {
             name: self.sequence(name, stored, self.target(name, found.fields), found.match.get(name))
             for name, stored in found.sequences.items()
         }
-        return RankingInputs(*groups, numeric_BN, sequences, self.first_order(found.fields))
+        return RankingInputs(attributes, context, items, numeric_BN, sequences, self.first_order(found.fields))
 
     def group(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
         """The fields of a group side by side, [B, F, d], or [B, 0, 0] where it has none."""

@@ -69,7 +69,9 @@ def _pool(source: Source) -> tuple[pa.Table, str]:
 
 def _evenly(rows: Ints) -> list[int]:
     """Some of the rows; none where there are none."""
-    places = np.linspace(0, len(rows) - 1, _OF_A_KIND).astype(np.int64) if len(rows) else []
+    if not len(rows):
+        return []
+    places = np.linspace(0, len(rows) - 1, _OF_A_KIND).astype(np.int64)
     return list(dict.fromkeys(int(rows[place]) for place in places))
 
 
@@ -95,7 +97,7 @@ def _candidate(table: pa.Table, row: int, user: Mapping[str, Any], schema: Schem
 
 def _without_values(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     kept = {schema.file_column(name) for name in schema.names(Group.GROUP_KEY, Group.NEW_USER)}
-    empty = {schema.file_column(name): [] for name in schema.lists}
+    empty: dict[str, list[Any]] = {schema.file_column(name): [] for name in schema.lists}
     return {column: value if column in kept else empty.get(column) for column, value in row.items()}
 
 

@@ -136,11 +136,12 @@ def to_table(
     arrays = {}
     for name in columns:
         column = schema.file_column(name)
-        if absent := [i for i, row in enumerate(rows) if column not in row]:
-            raise ValueError(f"{what} {absent[0]} should have a value of column '{column}', or null, received none")
         is_list = schema.columns[name].kind is Kind.LIST
         try:
             arrays[column] = pa.chunked_array([_array([row[column] for row in rows], types[column], is_list=is_list)])
+        except KeyError:
+            absent = next(i for i, row in enumerate(rows) if column not in row)
+            raise ValueError(f"{what} {absent} should have a value of column '{column}', or null, received none") from None
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             expected = f"a list of {types[column]} values" if is_list else f"one {types[column]}"
             raise ValueError(f"{what}: column '{column}' should hold {expected} or null: {error}") from error
@@ -207,8 +208,8 @@ class RequestEncoder:
         of_candidate = {self.schema.file_column(name) for name in candidate_columns(self.schema)}
         for request in requests:
             for what, row, known in [("user", request.user, of_user), *(("candidate", row, of_candidate) for row in request.candidates)]:
-                if unknown := sorted(set(row) - known):
-                    raise ValueError(f"{what}: column '{unknown[0]}' is none of this model's; it knows {', '.join(sorted(known))}")
+                if unknown := row.keys() - known:
+                    raise ValueError(f"{what}: column '{min(unknown)}' is none of this model's; it knows {', '.join(sorted(known))}")
 
     def _check_aligned(self, users: pa.Table) -> None:
         for sequence in self.schema.sequences:

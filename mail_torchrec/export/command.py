@@ -154,7 +154,7 @@ def _manifest(
             for name, scale in run.encoders.scales.items()
         },
         types=types,
-        schema_=schema,
+        schema=schema,
         agreement={},
         files=written,
     )

@@ -46,7 +46,7 @@ class Scorer:
         return self.run(self.encode([request]))
 
     def run(self, inputs: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
-        """Outputs by name; by default the probabilities.
+        """Outputs by name; by default the probabilities. The others cost next to nothing: the scores are computed from them.
 
         Args:
             inputs: as the manifest describes them, of any number of users and candidates.

@@ -143,9 +143,16 @@ class SharedSequence(BehaviourSequence):
     @staticmethod
     def of(users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None) -> "SharedSequence":
         """The behaviours of each row's user beside its target item."""
-        of_row = [values.index_select(0, user_of_row_B) for values in (users.values_BTD, users.lengths_B, users.actions_BT)]
-        is_virtual_B = users.is_virtual_B.index_select(0, user_of_row_B)
-        return SharedSequence(*of_row, target_BD, is_virtual_B, match, of_users=users, user_of_row_B=user_of_row_B)
+        return SharedSequence(
+            values_BTD=users.values_BTD.index_select(0, user_of_row_B),
+            lengths_B=users.lengths_B.index_select(0, user_of_row_B),
+            actions_BT=users.actions_BT.index_select(0, user_of_row_B),
+            target_BD=target_BD,
+            is_virtual_B=users.is_virtual_B.index_select(0, user_of_row_B),
+            match=match,
+            of_users=users,
+            user_of_row_B=user_of_row_B,
+        )
 
     def apart(self) -> BehaviourSequence:
         """The same rows, each as a user of its own."""
