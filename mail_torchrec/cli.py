@@ -102,6 +102,26 @@ def evaluate(run_dir: Path, data: str | None, predictions: Path | None, override
 
 
 @main.command()
+@click.argument("what", type=click.Choice(["list", "verify", "show"]))
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+def checkpoint(what: str, folder: Path) -> None:
+    """Look at the checkpoints of a run; DIR is the run's directory, or one checkpoint.
+
+    \b
+    list    step, epoch, time, size, ranks and state of each
+    verify  compare every file with its checksum; exits with 1 where one is damaged
+    show    tables, towers, optimizer state and position of the newest, or of the one that DIR names
+    """  # noqa: D301
+    from mail_torchrec.checkpoint import inspection
+
+    if what == "verify":
+        faults = inspection.verify(folder)
+        click.echo("\n".join(faults) or "every file is as it was written")
+        sys.exit(1 if faults else 0)
+    click.echo(inspection.listed(folder) if what == "list" else inspection.shown(folder))
+
+
+@main.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; its train/ and test/ must not exist yet.")
 @_OVERRIDES
 def synthesize(out: Path, overrides: tuple[str, ...]) -> None:

@@ -70,15 +70,12 @@ class LLAE(Filler):
         self.register_buffer("map_PQ", torch.zeros(num_attributes, num_pooled))
         self.register_buffer("offset_Q", torch.zeros(num_pooled))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
-        self._steps = 0  # the same number; reading the buffer would wait for the device
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_steps", int(module.num_steps)))
 
     def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
         """Old rows into the moments; every ``solve_every`` steps the equation is solved again."""
         self.moments.observe(torch.cat([attributes_NP, pooled_NQ], dim=1))
-        if self._steps % self.settings.solve_every == 0:
+        if int(self.num_steps) % self.settings.solve_every == 0:
             self._solve()
-        self._steps += 1
         self.num_steps += 1
 
     def make(self, attributes_NP: Tensor) -> Tensor:

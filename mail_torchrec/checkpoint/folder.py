@@ -53,8 +53,6 @@ class Checkpoints:
         """Gives a written checkpoint its name, in one step that cannot be half done."""
         folder, target = self.partial(step), self.target(step)
         _sync_folder(folder)
-        if target.exists():  # trained a second time from an earlier one
-            self._remove(target)
         folder.rename(target)
         _sync_folder(self.path)
         return target

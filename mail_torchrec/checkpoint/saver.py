@@ -36,16 +36,22 @@ class Saver:
         settings: how.
         documents: file name -> text of what goes into each checkpoint beside the tensors.
         tell: takes what is to be recorded of a failure.
+        published: the step of the checkpoint that the run goes on from.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, settings: CheckpointSettings, documents: dict[str, str], tell: Callable[[dict[str, Any]], None]
+        self,
+        checkpoints: Checkpoints,
+        settings: CheckpointSettings,
+        documents: dict[str, str],
+        tell: Callable[[dict[str, Any]], None],
+        published: int | None = None,
     ) -> None:
         self._checkpoints, self._settings, self._documents, self._tell = checkpoints, settings, documents, tell
         self._group = dist.new_group(backend="gloo")
         self._stager = Stager()
         self._thread: Thread | None = None
-        self._published: int | None = None
+        self._published = published
         self._error: SaveError | None = None
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ class Copy:
     """A copy of this rank's shards of a table; DCP asks it what to write (``__create_write_items__``)."""
 
     def __init__(self, value: ShardedTensor) -> None:
-        self.size = value.size()
+        self.size = full_size(value)
         self.shards = {tuple(shard.metadata.shard_offsets): _buffer(shard.tensor) for shard in value.local_shards()}
 
     def __create_write_items__(self, key: str, _: object) -> list[WriteItem]:
@@ -65,6 +65,11 @@ class Stager:
     def close(self) -> None:
         """Ends its threads."""
         self._threads.shutdown()
+
+
+def full_size(value: Any) -> torch.Size:
+    """The size of a tensor, of all shards together."""
+    return torch.Size(value.metadata().size) if isinstance(value, ShardedTensor) else value.size()
 
 
 def local_tensors(value: Any) -> list[Tensor]:

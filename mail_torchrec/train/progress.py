@@ -61,7 +61,7 @@ class Progress:
         if rank() == 0:
             self._file = self._run_dir.log.open("a")
             os.truncate(self._run_dir.log, min(self._file.tell(), self._before.log_bytes if self._before else 0))
-            self._writer = SummaryWriter(str(self._run_dir.tensorboard), purge_step=self.num_done + 1 if self._before else None)
+            self._writer = SummaryWriter(str(self._run_dir.tensorboard), purge_step=self.num_done + 1)
             self._bar = tqdm(
                 total=self._num_steps,
                 initial=self.num_done,

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
-from mail_torchrec.checkpoint.staging import State
+from mail_torchrec.checkpoint.staging import State, full_size
 from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
 from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.train.assembly import Assembled
@@ -26,7 +26,12 @@ def model_state(assembled: Assembled) -> State:
 def optimizer_state(assembled: Assembled) -> State:
     """Moments, sums and step counts, ``optimizer.PARAMETER.NAME``; of a sharded table, on the ranks that hold a part of it."""
     states = assembled.optimizer.state_dict()["state"]
-    found = {f"{_OPTIMIZER}{parameter}.{name}": value for parameter, state in states.items() for name, value in state.items()}
+    found = {
+        f"{_OPTIMIZER}{parameter}.{name}": value
+        for parameter, state in states.items()
+        for name, value in state.items()
+        if value is not None
+    }
     assert all(isinstance(value, torch.Tensor | ShardedTensor) for value in found.values())
     return found
 
@@ -109,7 +114,7 @@ class _Keys:
 def _load_model(assembled: Assembled, folder: Path, saved: dict[str, TensorStorageMetadata]) -> None:
     state = model_state(assembled)
     there = {key: tuple(value.size) for key, value in saved.items() if key.startswith(_MODEL)}
-    here = {key: tuple(value.size()) for key, value in state.items()}
+    here = {key: tuple(full_size(value)) for key, value in state.items()}
     if faults := [
         f"{key}: {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
         for key in {**there, **here}
@@ -124,13 +129,14 @@ def _unfit(key: str, value: Any, saved: dict[str, TensorStorageMetadata], model:
     """Why a saved optimizer state cannot be read into this one."""
     if key not in saved:
         return f"{key} was not saved"
-    there, here = tuple(saved[key].size), tuple(value.size())
+    there, here = tuple(saved[key].size), tuple(full_size(value))
     if there != here:
         return f"{key} has the size {there} there, {here} here"
-    [weights] = [name for name in model if f".{name.removeprefix(_MODEL)}." in key]
-    if isinstance(value, ShardedTensor) and len(here) == 1 and _columns(saved[weights].chunks) != _columns(_chunks(model[weights])):
-        # One number a row and column shard: it has no meaning for other columns.
-        return f"{key} is of the columns {_columns(saved[weights].chunks)} there, {_columns(_chunks(model[weights]))} here"
+    if isinstance(value, ShardedTensor) and len(here) == 1:  # a number a row and column shard: it has no meaning for other columns
+        [weights] = [name for name in model if f".{name.removeprefix(_MODEL)}." in key]
+        columns_there, columns_here = _columns(saved[weights].chunks), _columns(_chunks(model[weights]))
+        if columns_there != columns_here:
+            return f"{key} is of the columns {columns_there} there, {columns_here} here"
     return None
 
 

@@ -69,7 +69,7 @@ def train(config: Config, run_dir: RunDir, *, resume: bool = False) -> dict[str,
             run_dir.config.write_text(documents[CONFIG])
         with _progress(config, run_dir, train_data, saved) as progress:
             with (
-                Saver(run_dir.checkpoints, config.checkpoint, documents, progress.event) as saver,
+                Saver(run_dir.checkpoints, config.checkpoint, documents, progress.event, saved.step if saved else None) as saver,
                 StopSignal(config.checkpoint.grace) as stop,
             ):
                 describe = _describe(config, source, run_dir)

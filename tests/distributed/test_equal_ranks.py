@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors, write_tensors
 from mail_torchrec.config import Config
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
@@ -18,7 +19,6 @@ from mail_torchrec.data.window import Window
 from mail_torchrec.train.assembly import assemble, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.trainer import samplers
-from mail_torchrec.train.weights import save_weights
 from tests.distributed.ranks import run_ranks
 from tests.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
@@ -52,7 +52,7 @@ def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], w
             output = assembled.pipeline.progress(batches)
             scores.append(torch.stack([output.logits_B, *output.tasks.values()], dim=1))
     figures = evaluated(config, source, encoders, assembled)
-    save_weights(assembled.model, Path(weights))
+    write_tensors(assembled.model.state_dict(), Path(weights), dist.group.WORLD)
     kinds = {p.sharding_type for module in assembled.plan.plan.values() for p in module.values()}
     return {
         "losses": losses,
@@ -109,14 +109,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(weights: Path) -> dict[str, torch.Tensor]:
-    from torch.distributed.checkpoint import FileSystemReader, load
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    sizes = FileSystemReader(weights).read_metadata().state_dict_metadata
-    state = {
-        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in sizes.items() if isinstance(item, TensorStorageMetadata)
-    }
-    load(state, checkpoint_id=weights, no_dist=True)
+    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(weights).items()}
+    read_tensors(state, weights)
     return state
 
 

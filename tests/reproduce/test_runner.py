@@ -60,10 +60,10 @@ def test_an_unfinished_run_starts_again_and_says_so(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = stand_in(monkeypatch, tmp_path)
-    (tmp_path / "out/runs/BaseDNN/seed-1/weights").mkdir(parents=True)
+    (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").mkdir(parents=True)
     run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
     assert "BaseDNN, seed 1 was not finished; it starts again" in capsys.readouterr().err
-    assert len(calls.read_text().split()) == 2 and not (tmp_path / "out/runs/BaseDNN/seed-1/weights").exists()
+    assert len(calls.read_text().split()) == 2 and not (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").exists()
 
 
 def test_a_failed_run_stops_no_other_and_its_log_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,11 @@ def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, Figu
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     folder = RunDir(run_dir).checkpoints.published()[-1]
-    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(folder).items() if "model." in key}
+    state = {
+        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(folder).items() if key.startswith("model.")
+    }
     read_tensors(state, folder)
-    return state
+    return {key.removeprefix("model."): value for key, value in state.items()}
 
 
 def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""From any number of ranks and any plan to any other: weights exact always, optimizer state exact or refused by name."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from mail_torchrec.checkpoint.folder import Checkpoints
+from mail_torchrec.checkpoint.manifest import Manifest, Progressed, Rank
+from mail_torchrec.checkpoint.saver import write_checkpoint
+from mail_torchrec.config import Config
+from mail_torchrec.data.deal import Position
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.reader import Reader, Share
+from mail_torchrec.data.source import Source
+from mail_torchrec.train.assembly import Assembled, assemble, table_keys
+from mail_torchrec.train.state import model_state, optimizer_state, restore, state_of
+from tests.distributed.ranks import run_ranks
+from tests.small_rows import SCHEMA, config_tree, write_rows
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+RANKS = (4, 3, 2, 1)  # TorchRec compares the ranks once a process: the first time with all of them
+# Two column shards, or four.
+PLANS: dict[str, dict[str, Any]] = {
+    "table_wise": {"types": ["table_wise"]},
+    "row_wise": {"types": ["row_wise"]},
+    "column_wise": {"types": ["column_wise"], "min_partition": 8},
+}
+TABLES = {"age", "city", "hour", "tags", "actions", "item"}
+
+
+def build(root: str, plan: str, optimizer: str, seed: int) -> tuple[Assembled, dict[str, str], Any]:
+    """A small model, its tables and this rank's batches; another seed begins with other weights."""
+    model = {"tower": "base_dnn", "tower_options": {"hidden_dims": [4], "dropout": 0.0}, "zero_shot": None}
+    train = {"seed": seed, "tables": {"name": optimizer}}
+    tree = config_tree(Path(root), schema=SCHEMA | {"dim": 16}, model=model, train=train, sharding=PLANS[plan])
+    config = Config.model_validate(tree)
+    source = Source(config.data.path("train"), config.schema_)
+    encoders = fit_encoders(source, config.schema_, config.data.cold_start)
+    assembled = assemble(config, encoders, torch.device("cpu"))
+    share = Share(dist.get_rank(), dist.get_world_size())
+    reader = Reader(source, config.schema_, encoders, assembled.lookups, config.data, share=share, batch_size=20, shuffle=True, seed=seed)
+    return assembled, table_keys(config, assembled.lookups, encoders), iter(reader)
+
+
+def whole(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of all ranks put together from its shards, without DCP."""
+    mine = {}
+    for key, value in state.items():
+        if isinstance(value, ShardedTensor):
+            mine[key] = [(shard.metadata.shard_offsets, shard.tensor) for shard in value.local_shards()], value.metadata().size
+        else:
+            mine[key] = [([0] * value.dim(), value)], value.shape
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        for key, (shards, size) in part.items():
+            for offsets, tensor in shards:
+                target = found.setdefault(key, torch.full(size, float("nan"), dtype=torch.float64))
+                target[tuple(slice(start, start + length) for start, length in zip(offsets, tensor.shape, strict=True))] = tensor.double()
+    assert not any(tensor.isnan().any() for tensor in found.values())
+    return found
+
+
+def learned(assembled: Assembled) -> dict[str, Tensor]:
+    return whole(model_state(assembled) | optimizer_state(assembled))
+
+
+def columns(assembled: Assembled) -> dict[str, int]:
+    """Table -> its column shards."""
+    modules = assembled.plan.plan.values()  # type: ignore[union-attr]
+    return {
+        table: len({shard.shard_offsets[1] for shard in parameter.sharding_spec.shards})
+        for module in modules
+        for table, parameter in module.items()
+    }
+
+
+def all_worlds(root: str, folder: str, optimizer: str) -> list[str]:
+    """Saves from every number of ranks and every plan, then reads each of these into each of these; what was refused."""
+    me = dist.get_rank()
+    dist.destroy_process_group()
+    refused: list[str] = []
+    for task in (save_all, load_all):
+        for num_ranks in RANKS:
+            if me < num_ranks:
+                os.environ["LOCAL_WORLD_SIZE"] = str(num_ranks)
+                rendezvous = f"file://{folder}/{task.__name__}{num_ranks}"
+                dist.init_process_group("gloo", init_method=rendezvous, rank=me, world_size=num_ranks, timeout=timedelta(minutes=5))
+                refused += task(root, Path(folder), optimizer, num_ranks)
+                dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/end", rank=me, world_size=max(RANKS))
+    return refused
+
+
+def save_all(root: str, folder: Path, optimizer: str, num_ranks: int) -> list[str]:
+    for plan in PLANS:
+        assembled, _, batches = build(root, plan, optimizer, seed=num_ranks)
+        for _ in range(2):
+            assembled.pipeline.progress(batches)
+        manifest = Manifest(
+            step=2, position=Position(epoch=0), progress=Progressed(steps_since_report=0, log_bytes=0), ranks=[], written="",
+            config_name="", versions={}, num_rows=0, data="", vocabularies={},
+        )  # fmt: skip
+        group = dist.new_group(backend="gloo")
+        place = Checkpoints(folder / f"{num_ranks}-{plan}")
+        write_checkpoint(place, 2, state_of(assembled), Rank(), lambda _, made=manifest: made, {}, keep=1, group=group)
+        found = learned(assembled)
+        if dist.get_rank() == 0:
+            torch.save((found, columns(assembled)), folder / f"{num_ranks}-{plan}.pt")
+    return []
+
+
+def load_all(root: str, folder: Path, optimizer: str, num_ranks: int) -> list[str]:
+    refused = []
+    for plan in PLANS:
+        assembled, tables, batches = build(root, plan, optimizer, seed=9)
+        fresh = learned(assembled)
+        for source in sorted(folder.glob("*.pt")):
+            expected, columns_there = torch.load(source, weights_only=True)
+            [checkpoint] = Checkpoints(source.with_suffix("")).published()
+            here = columns(assembled)
+            torn = {table for table in TABLES if columns_there[table] != here[table]} if optimizer == "rowwise_adagrad" else set()
+            if torn:
+                with pytest.raises(ValueError, match="does not fit") as error:
+                    restore(assembled, checkpoint, 2, tables, set())
+                refused.append(f"{source.stem} -> {num_ranks}-{plan}: {error.value}")
+                for table in torn:
+                    assert f"{table}.momentum1" in str(error.value) and table in str(error.value).partition("restart_state=[")[2]
+            restore(assembled, checkpoint, 2, tables, torn)
+            found = learned(assembled)
+            assert found.keys() == fresh.keys()
+            for key, value in found.items():
+                restarted = any(key.endswith(f".{table}.momentum1") for table in torn)
+                if not restarted:
+                    assert torch.equal(value, expected[key]), (source.stem, num_ranks, plan, key)
+            assert not torn or expected.keys() == found.keys()
+        assembled.pipeline.progress(batches)  # what was read can be trained on
+    return refused
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
+def test_from_any_ranks_and_plan_to_any_other(tmp_path: Path, optimizer: str) -> None:
+    write_rows(tmp_path / "rows/train/a.parquet", 200, seed=1)
+    (tmp_path / "out").mkdir()
+    refused = run_ranks(max(RANKS), all_worlds, tmp_path / "ranks", str(tmp_path / "rows"), str(tmp_path / "out"), optimizer)[0]
+    if optimizer == "adagrad":
+        assert not refused
+    else:  # one number a row and column shard: from and to column-wise only
+        assert len(refused) > 10 and all("column_wise" in line for line in refused)
+        assert "checkpoint.restart_state=[" in refused[0] and "sharding.tables" in refused[0]
