@@ -22,6 +22,7 @@ LAYERS = [
     ["checkpoint"],
     ["config", "train"],
     ["doctor", "reproduce", "export"],
+    ["cli_inference"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.

@@ -55,6 +55,8 @@ class Order:
     table_type: TableType = "float32"
     data: str | None = None
     """Parquet file or folder that golden requests are taken from; None takes the run's test data."""
+    aoti: bool = False
+    """Also compile a package for torch alone."""
 
 
 def export(order: Order) -> Manifest:
@@ -64,6 +66,10 @@ def export(order: Order) -> Manifest:
         ValueError: no finished run, ``out`` exists, a library is missing, a tower cannot be traced, or scores differ from the trainer's.
     """
     _check_libraries()
+    if order.aoti:
+        from mail_torchrec.export.aoti import check_compiler
+
+        check_compiler()
     if order.out.exists():
         raise ValueError(f"'{order.out}' exists already; choose another --out, or move or delete that one")
     run = Run.open(order.run_dir)
@@ -78,6 +84,7 @@ def export(order: Order) -> Manifest:
 
 
 def _write(run: Run, order: Order, folder: Path) -> Manifest:
+    from mail_torchrec.export.aoti import write_aoti
     from mail_torchrec.export.onnx_graph import write_onnx
 
     schema, lookups = run.config.schema_, run.lookups
@@ -93,12 +100,14 @@ def _write(run: Run, order: Order, folder: Path) -> Manifest:
     program, outputs = capture(twin, run.config.model.tower)
     buffers = {f"tables.{name}_.{part}": file for name, parts in files.items() for part, file in parts.by_name.items()}
     write_onnx(program, [spec.name for spec in inputs], list(outputs), buffers, folder / ONNX_MODEL)
+    if order.aoti:
+        write_aoti(program, buffers, folder)
     run.encoders.save(folder / VOCABULARIES)
     write_golden(folder, requests, {name: values.tolist() for name, values in expected.items()})
     described = [_output(name, size, twin) for name, size in outputs.items()]
     manifest = _manifest(run, order, folder, types, described, files)
     manifest.write(folder)
-    manifest = manifest.model_copy(update={"agreement": {"onnx": _agreement(folder, order.table_type)}})
+    manifest = manifest.model_copy(update={"agreement": _agreement(folder, manifest, order)})
     manifest.write(folder)
     return manifest
 
@@ -112,22 +121,27 @@ def _golden_requests(run: Run, order: Order) -> tuple[list[Request], dict[str, V
     return sample_requests(source, config.schema_, run.encoders, config.data.cold_start, config.data.new_user_max_behaviours)
 
 
-def _agreement(folder: Path, table_type: TableType) -> Agreement:
-    """How the artefact scores its golden requests.
+def _agreement(folder: Path, manifest: Manifest, order: Order) -> dict[str, Agreement]:
+    """How each format scores the golden requests.
 
     Raises:
         ValueError: otherwise than the trainer.
     """
-    from mail_torchrec.export.scorer import Scorer
+    from mail_torchrec.export.aoti import AotiModel
+    from mail_torchrec.export.scorer import Scorer, largest_difference
 
-    bound, difference = BOUNDS[table_type], Scorer(folder, verify=False).difference()
-    if difference > bound:
-        raise ValueError(
-            f"the exported model's probabilities differ by {difference:.2g} from the trainer's, and with {table_type} tables by at most "
-            f"{bound:g}; nothing was written"
-            + ("; export float16 or float32 tables" if table_type != "float32" else ": does the tower compute otherwise for other batches?")
-        )
-    return Agreement(bound=bound, largest_difference=difference)
+    scorer, bound = Scorer(folder, verify=False), BOUNDS[order.table_type]
+    differences = {"onnx": scorer.difference()}
+    if order.aoti:
+        differences["aoti"] = largest_difference(folder, scorer.encode, AotiModel(folder, manifest).run)
+    for name, difference in differences.items():
+        if difference > bound:
+            remedy = "does its tower score a row otherwise in another batch?" if order.table_type == "float32" else "export wider tables"
+            raise ValueError(
+                f"the probabilities of the {name} model differ by {difference:.2g} from the trainer's, and with {order.table_type} tables "
+                f"by at most {bound:g}; nothing was written: {remedy}"
+            )
+    return {name: Agreement(bound=bound, largest_difference=difference) for name, difference in differences.items()}
 
 
 def _manifest(

@@ -1,15 +1,13 @@
 """The graph as ONNX, its tables left where they lie: each initialiser of a table names a raw file."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir
 import torch
 from torch.export import ExportedProgram
 
+from mail_torchrec.export.quiet_exporter import quiet_exporter
 from mail_torchrec.export.tables import RawFile
 
 OPSET = 20
@@ -29,7 +27,7 @@ def write_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], 
         tables: the graph's name of a buffer -> its file, below the folder of ``path``.
         path: of the model.
     """
-    with _quiet():
+    with quiet_exporter():
         exported = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, optimize=True, verbose=False
         )
@@ -60,19 +58,3 @@ def _external(name: str, file: RawFile, folder: Path) -> onnx_ir.ExternalTensor:
     return onnx_ir.ExternalTensor(
         str(location), 0, file.num_bytes, _DTYPES[file.dtype], shape=onnx_ir.Shape(file.shape), name=name, base_dir=folder
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells its own developers what it did."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -49,15 +49,3 @@ def trainer_scores(compact: CompactTables, towers: Towers) -> Scores:
     outputs = model(batch)[1]
     logits = {"click": outputs.logits_B} | outputs.tasks
     return {PROBABILITIES[task]: torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()}
-
-
-def largest_difference(found: Scores, expected: Scores) -> float:
-    """Of any probability; infinite where one is no number.
-
-    Raises:
-        ValueError: an output is missing.
-    """
-    if missing := sorted(expected.keys() - found.keys()):
-        raise ValueError(f"the model should give {sorted(expected)}, and does not give {missing}")
-    differences = np.concatenate([np.abs(found[name].astype(np.float64) - expected[name]) for name in expected])
-    return float(np.nan_to_num(differences, nan=np.inf).max())

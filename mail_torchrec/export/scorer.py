@@ -1,6 +1,6 @@
 """Raw requests -> scores by ONNX Runtime. Needs no torch: this is what a server or a client imports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,27 @@ class Scorer:
         return dict(zip(names, self._session.run(names, inputs), strict=True))
 
     def difference(self) -> float:
-        """The largest difference of any probability from the golden scores: request by request, and all requests together."""
-        golden = read_golden(self.folder)
-        one_by_one = [self.score(request) for request, _ in golden]
-        together = self.run(self.encode([request for request, _ in golden]))
-        differences = [0.0]
-        for name in self.probabilities:
-            expected = np.concatenate([scores[name] for _, scores in golden])
-            found = np.concatenate([scores[name] for scores in one_by_one])
-            differences += [float(np.abs(part - expected).max()) for part in (found, together[name])]
-        return float(np.nan_to_num(differences, nan=np.inf).max())
+        """The largest difference of any probability from the golden scores."""
+        return largest_difference(self.folder, self.encode, self.run)
+
+
+def largest_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arrays], Arrays]) -> float:
+    """From the golden scores of a folder, of any probability: request by request, and all requests together.
+
+    Args:
+        folder: what ``mail-torchrec export`` wrote.
+        encode: its requests to inputs.
+        run: inputs to outputs by name.
+    """
+    golden = read_golden(folder)
+    one_by_one = [run(encode([request])) for request, _ in golden]
+    together = run(encode([request for request, _ in golden]))
+    differences = []
+    for name in golden[0][1]:
+        expected = np.concatenate([scores[name] for _, scores in golden])
+        found = np.concatenate([scores[name] for scores in one_by_one])
+        differences += [np.abs(part - expected).max() for part in (found, together[name])]
+    return float(np.nan_to_num(differences, nan=np.inf).max())
 
 
 def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
