@@ -4,12 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Actions, Group, Schema
-from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, Match, RankingInputs, SequenceShape, position_mask
+from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, Match, RankingInputs, SequenceShape
 
 
 def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -> InputShapes:
@@ -34,68 +32,81 @@ def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -
     )
 
 
+@dataclass
+class StoredSequence:
+    """One sequence as the tables store it, zeros behind each row's length; ``S`` stored columns, of which a table's dimension counts."""
+
+    values_BTS: Tensor
+    lengths_B: Tensor
+    actions_BT: Tensor | None = None
+    """Rows of the action table, 0 behind a row's length; None where there are no actions."""
+    actions_BTS: Tensor | None = None
+    """Their vectors."""
+
+
+@dataclass
+class LookedUp:
+    """Stored vectors of a batch, by column."""
+
+    fields: dict[str, Tensor]
+    """One vector a row, [B, S]."""
+    sequences: dict[str, StoredSequence]
+    match: dict[str, Match]
+
+
 @dataclass(frozen=True)
 class InputAssembler:
-    """Makes :class:`RankingInputs` of what the two collections returned.
-
-    Fields are found by name: the column order of a ``KeyedTensor`` depends on the sharding plan.
-    """
+    """Makes :class:`RankingInputs` of looked-up vectors."""
 
     schema: Schema
     lookups: Lookups
 
-    def __call__(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
+    def __call__(self, found: LookedUp, numeric_BN: Tensor) -> RankingInputs:
         """The ranking tower's inputs, with the real behaviours."""
-        stored = self._means(batch, pooled) | {name: unpooled[name].values() for name in self.schema.unpooled_scalars}
-        fields = {name: self._narrow(name, values) for name, values in stored.items()}
-        attributes, context, items = (
-            _stack(fields, self.schema.fields(group), len(batch)) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
-        )
-        sequences = {name: self._sequence(name, batch, unpooled) for name in self.schema.sequences}
-        return RankingInputs(attributes, context, items, batch.numeric_BN, sequences, self._first_order(stored))
+        groups = (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
+        attributes, context, items = (self.group(group, found.fields, len(numeric_BN)) for group in groups)
+        sequences = {
+            name: self.sequence(name, stored, self.target(name, found.fields), found.match.get(name))
+            for name, stored in found.sequences.items()
+        }
+        return RankingInputs(attributes, context, items, numeric_BN, sequences, self.first_order(found.fields))
 
-    def _means(self, batch: Batch, pooled: KeyedTensor) -> dict[str, Tensor]:
-        """The mean of each list, so that a long one does not outweigh a short one.
+    def group(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
+        """The fields of a group side by side, [B, F, d], or [B, 0, 0] where it has none."""
+        if not (names := self.schema.fields(group)):
+            return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
+        return torch.stack([self._narrow(name, fields[name]) for name in names], dim=1)
 
-        Not by the collection: where it has row-wise tables beside others, TorchRec divides the others' means once more by the lengths.
-        """
-        found: dict[str, Tensor] = pooled.to_dict()
-        lists = [name for name in self.schema.lists if name in found]
-        return found | {name: found[name] / batch.pooled[name].lengths().clamp(min=1)[:, None] for name in lists}
+    def sequence(self, name: str, stored: StoredSequence, target_BD: Tensor, match: Match | None) -> BehaviourSequence:
+        """Behaviours, item and action joined."""
+        values_BTD, actions_BT = self._narrow(name, stored.values_BTS), stored.actions_BT
+        if actions_BT is None:
+            actions_BT = torch.zeros(values_BTD.shape[:2], dtype=torch.int64, device=values_BTD.device)
+        elif stored.actions_BTS is not None and (action := self.schema.action_of(name)) is not None:
+            values_BTD = _with_actions(values_BTD, self._narrow(action, stored.actions_BTS), self.schema.actions)
+        is_virtual_B = torch.zeros_like(stored.lengths_B, dtype=torch.bool)
+        return BehaviourSequence(values_BTD, stored.lengths_B, actions_BT, target_BD, is_virtual_B, match)
 
-    def _narrow(self, name: str, values: Tensor) -> Tensor:
-        """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
-        return values[..., : self.schema.table_dim(name)]
+    def target(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
+        """The target item's vector [B, d], as wide as the behaviours: it has no action, which is zeros where actions stand behind items."""
+        target = self.schema.target_of(sequence)
+        target_BD = self._narrow(target, fields[target])
+        return nn.functional.pad(target_BD, (0, self.schema.behaviour_dim(sequence) - target_BD.shape[1]))
 
-    def _first_order(self, stored: dict[str, Tensor]) -> Tensor | None:
-        """The sum of the fields' first-order weights: the column behind each vector, where the tables hold it."""
+    def first_order(self, fields: dict[str, Tensor]) -> Tensor | None:
+        """The sum [B] of these fields' first-order weights: the column behind each vector, where the tables hold it."""
         if not self.lookups.first_order:
             return None
-        names = [*self.schema.pooled, *self.schema.unpooled_scalars]
-        return torch.stack([stored[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
+        names = [name for name in (*self.schema.pooled, *self.schema.unpooled_scalars) if name in fields]
+        return torch.stack([fields[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
 
     def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
         """The columns of ``numeric_BN`` that are user attributes: the first ones."""
         return inputs.numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))]
 
-    def _sequence(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> BehaviourSequence:
-        length = self.schema.columns[name].max_length
-        lengths_B = batch.unpooled[name].lengths()
-        values_BTD = self._narrow(name, unpooled[name].to_padded_dense(length))
-        target = self.schema.target_of(name)
-        target_BD = self._narrow(target, unpooled[target].values())
-        actions_BT = torch.zeros(values_BTD.shape[:2], dtype=torch.int64, device=values_BTD.device)
-        if (action := self.schema.action_of(name)) is not None:
-            actions_BT = actions_BT.masked_scatter(position_mask(lengths_B, length), batch.unpooled[action].values())
-            action_BTD = self._narrow(action, unpooled[action].to_padded_dense(length))
-            values_BTD, target_BD = _with_actions(values_BTD, target_BD, action_BTD, self.schema.actions)
-        match = self._match(name, batch, unpooled) if name in self.lookups.match else None
-        return BehaviourSequence(values_BTD, lengths_B, actions_BT, target_BD, torch.zeros_like(batch.is_new_B), match)
-
-    def _match(self, name: str, batch: Batch, unpooled: dict[str, JaggedTensor]) -> Match:
-        keys, ids = self.lookups.match[name], batch.match[name]
-        target, last, negatives = (self._narrow(name, unpooled[key].values()) for key in (keys.target, keys.last, keys.negatives))
-        return Match(target, last, negatives, ids.last_B, ids.negatives_K, ids.last_log_q_B, ids.negatives_log_q_K)
+    def _narrow(self, name: str, values: Tensor) -> Tensor:
+        """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
+        return values[..., : self.schema.table_dim(name)]
 
 
 def filled(sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengths_W: Tensor) -> BehaviourSequence:
@@ -163,17 +174,7 @@ def without_negatives(inputs: RankingInputs) -> RankingInputs:
     return replace(inputs, sequences=sequences)
 
 
-def _stack(fields: dict[str, Tensor], names: list[str], num_rows: int) -> Tensor:
-    """[B, len(names), d], or [B, 0, 0] where a group has no field."""
-    if not names:
-        return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
-    return torch.stack([fields[name] for name in names], dim=1)
-
-
-def _with_actions(values_BTD: Tensor, target_BD: Tensor, actions_BTD: Tensor, how: Actions) -> tuple[Tensor, Tensor]:
-    """Behaviour vectors and a target of the same width; a target has no action, which is zeros where actions stand behind items."""
+def _with_actions(values_BTD: Tensor, actions_BTD: Tensor, how: Actions) -> Tensor:
     if how is Actions.PRODUCT:
-        return values_BTD * actions_BTD, target_BD
-    if how is Actions.CONCAT:
-        return torch.cat([values_BTD, actions_BTD], dim=2), nn.functional.pad(target_BD, (0, actions_BTD.shape[2]))
-    return values_BTD, target_BD
+        return values_BTD * actions_BTD
+    return torch.cat([values_BTD, actions_BTD], dim=2) if how is Actions.CONCAT else values_BTD

@@ -21,6 +21,7 @@ from mail_torchrec.baselines.registry import BaselineSettings, build_filler
 from mail_torchrec.data.batch import Batch, map_parts
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
+from mail_torchrec.embeddings.looked_up import looked_up
 from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
@@ -78,6 +79,10 @@ class Outputs:
     """Logits [B] beside those of the clicks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
 
 
+Ranked = tuple[RankingOutput, dict[str, Tensor]]
+"""What a ranking tower returned, and the logits [B] of the head on it, which there may be none of."""
+
+
 class Mail(nn.Module):
     """Tables below, towers above.
 
@@ -128,22 +133,19 @@ class Towers(nn.Module):
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
-        real = self._assemble(batch, pooled, unpooled)
+        real = self._real(batch, pooled, unpooled)
         seen_BFD = self._seen(real)
-        ranked = RankingOutput.of(self.ranking(self._fill(real, seen_BFD, batch.is_new_B, self._dropped(batch))))
-        tasks = self.multi_task(ranked) if self.multi_task is not None else {}
+        ranked, tasks = self.ranked(self.filled(real, batch.is_new_B, self._dropped(batch)))
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(real, seen_BFD, batch)
+            terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(real, batch)
             terms |= self._meta_terms(real, batch)
             losses, loss = self._losses(terms, self._zero_shot_losses(real, seen_BFD, batch))
             if self.filler is not None:
                 self.filler.observe(*self._old_rows(real, seen_BFD, batch))
         elif self.ranking_of_new is not None:
-            as_new, as_new_tasks = self._ranked_as_new(real, seen_BFD, batch)
-            ranked = replace(ranked, logits_B=torch.where(batch.is_new_B, as_new.logits_B, ranked.logits_B))
-            tasks = {name: torch.where(batch.is_new_B, as_new_tasks[name], logits_B) for name, logits_B in tasks.items()}
+            ranked, tasks = chosen(batch.is_new_B, self._ranked_as_new(real, batch), (ranked, tasks))
         return loss, Outputs(ranked.logits_B.detach(), map_parts(losses, Tensor.detach), batch, map_parts(tasks, Tensor.detach))
 
     @torch.no_grad()
@@ -152,11 +154,14 @@ class Towers(nn.Module):
     ) -> tuple[dict[str, Behaviours], dict[str, Behaviours], Tensor]:
         """Real and virtual behaviours of every row, and its pooled attributes h_a [B, E]: what the zero-shot tower sees and makes."""
         assert self.zero_shot is not None
-        real = self._assemble(batch, pooled, unpooled)
+        real = self._real(batch, pooled, unpooled)
         seen_BFD = self._seen(real)
         behaviours = {name: (sequence.values_BTD, sequence.lengths_B) for name, sequence in real.sequences.items()}
         virtual = self.zero_shot.virtual(seen_BFD, self._assemble.numeric_attributes(real))
         return behaviours, virtual, self.zero_shot.pooled_fields(seen_BFD)
+
+    def _real(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
+        return self._assemble(looked_up(batch, pooled, unpooled, self._assemble.schema, self._assemble.lookups), batch.numeric_BN)
 
     def _seen(self, inputs: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
@@ -171,7 +176,7 @@ class Towers(nn.Module):
             return None
         return ~batch.is_new_B & (torch.rand_like(batch.weights_B) < self.settings.behaviour_dropout)
 
-    def _fill(self, real: RankingInputs, seen_BFD: Tensor, is_new_B: Tensor, as_new_B: Tensor | None) -> RankingInputs:
+    def filled(self, real: RankingInputs, is_new_B: Tensor, as_new_B: Tensor | None = None) -> RankingInputs:
         """New rows, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
 
         Where nothing makes any, new rows keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
@@ -185,21 +190,27 @@ class Towers(nn.Module):
             return real if as_new_B is None else emptied(real, as_new_B & ~is_new_B)
         new_W = torch.nonzero(met_as_new_B).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
-            virtual = maker.virtual(seen_BFD[new_W], self._assemble.numeric_attributes(real)[new_W])
+            virtual = maker.virtual(self._seen(real)[new_W], self._assemble.numeric_attributes(real)[new_W])
         return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})
 
-    def _ranked_as_new(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> tuple[RankingOutput, dict[str, Tensor]]:
-        """Every row ranked as a new one, by the tower for those; without auxiliary losses."""
-        inputs = self._fill(without_negatives(real), seen_BFD, batch.is_new_B, torch.ones_like(batch.is_new_B))
-        tower, head = (self.ranking, self.multi_task) if self.ranking_of_new is None else (self.ranking_of_new, self.multi_task_of_new)
+    def ranked(self, inputs: RankingInputs, *, as_new: bool = False) -> Ranked:
+        """Inputs with behaviours -> logits, of clicks and beside them; as new ones by the tower of these, where they have their own."""
+        own = as_new and self.ranking_of_new is not None
+        tower, head = (self.ranking_of_new, self.multi_task_of_new) if own else (self.ranking, self.multi_task)
+        assert tower is not None
         ranked = RankingOutput.of(tower(inputs))
-        return replace(ranked, auxiliary={}), head(ranked) if head is not None else {}
+        return ranked, head(ranked) if head is not None else {}
 
-    def _as_new_terms(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> dict[str, Term]:
+    def _ranked_as_new(self, real: RankingInputs, batch: Batch) -> Ranked:
+        """Every row ranked as a new one; without auxiliary losses."""
+        ranked, tasks = self.ranked(self.filled(without_negatives(real), batch.is_new_B, torch.ones_like(batch.is_new_B)), as_new=True)
+        return replace(ranked, auxiliary={}), tasks
+
+    def _as_new_terms(self, real: RankingInputs, batch: Batch) -> dict[str, Term]:
         """The loss of rows ranked as new ones: of all rows where new ones have a tower of their own, else of the old ones."""
         if not self.settings.as_new_weight:
             return {}
-        terms = _ranking_terms(*self._ranked_as_new(real, seen_BFD, batch), batch, self.settings.multi_task)
+        terms = _ranking_terms(*self._ranked_as_new(real, batch), batch, self.settings.multi_task)
         counted_B = batch.weights_B if self.ranking_of_new is not None else batch.weights_B * ~batch.is_new_B
         return {
             name.replace("L_", "L_new_"): replace(term, row_weights=counted_B, weight=term.weight * self.settings.as_new_weight)
@@ -258,6 +269,13 @@ class Towers(nn.Module):
 
     def _aligned_by(self, alignment: str) -> bool:
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
+
+
+def chosen(is_new_B: Tensor, of_new: Ranked, of_old: Ranked) -> Ranked:
+    """The logits of new rows from one tower, those of the others from the other."""
+    (new, new_tasks), (old, old_tasks) = of_new, of_old
+    tasks = {name: torch.where(is_new_B, new_tasks[name], logits_B) for name, logits_B in old_tasks.items()}
+    return replace(old, logits_B=torch.where(is_new_B, new.logits_B, old.logits_B)), tasks
 
 
 def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:

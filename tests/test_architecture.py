@@ -15,12 +15,13 @@ LAYERS = [
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],
-    ["embeddings", "fields", "objective"],
+    ["fields", "objective"],
+    ["embeddings"],
     ["parts"],
     ["model"],
     ["checkpoint"],
     ["config", "train"],
-    ["doctor", "planning", "reproduce"],
+    ["doctor", "planning", "reproduce", "export"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.
@@ -72,8 +73,9 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("library", "homes"), [
-    ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "fields.py", "model.py", "train"}),
+    ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "model.py", "train", "export"}),
     ("pyarrow", {"data"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
+    ("onnxruntime", {"export"}), ("onnx_ir", {"export"}),
 ])  # fmt: skip
 def test_libraries_stay_at_home(library: str, homes: set[str]) -> None:
     users = {

@@ -46,7 +46,7 @@ class Filler(nn.Module):
     def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Behaviours [N, T, d] of each sequence and their number [N]."""
         attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
-        relative_NS = self.relative_lengths.mean_D.expand(len(attributes_NP), -1)
+        relative_NS = self.relative_lengths.mean_D.expand(attributes_NP.shape[0], -1)
         parts = torch.split(self.make(attributes_NP), [shape.dim for shape in self.sequences.values()], dim=1)
         made = {}
         for index, ((name, shape), part_ND) in enumerate(zip(self.sequences.items(), parts, strict=True)):

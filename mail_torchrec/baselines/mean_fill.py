@@ -35,4 +35,4 @@ class MeanFill(Filler):
 
     def make(self, attributes_NP: Tensor) -> Tensor:
         """The mean [N, Q]."""
-        return self.pooled.mean_D.expand(len(attributes_NP), -1)
+        return self.pooled.mean_D.expand(attributes_NP.shape[0], -1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter, LoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mail_torchrec.checkpoint.staging import Copy, State
@@ -68,15 +68,22 @@ def write_tensors(state: State, folder: Path, group: dist.ProcessGroup) -> None:
     dcp.save(state, storage_writer=FileSystemWriter(folder, thread_count=1), planner=_Planner(False, False), process_group=group)
 
 
-def read_tensors(state: State, folder: Path, group: dist.ProcessGroup | None = None) -> None:
+def read_tensors(state: State, folder: Path, group: dist.ProcessGroup | None = None, planner: LoadPlanner | None = None) -> None:
     """Reads the keys of ``state`` into its tensors, whatever the shards were; their sizes must be the saved ones.
 
     Args:
         state: the tensors to fill.
         folder: a checkpoint.
         group: the ranks that read together; None reads in this process alone.
+        planner: says where what was read goes to; by default into the tensors.
     """
-    dcp.load(state, storage_reader=_Reader(folder), planner=DefaultLoadPlanner(False, False), process_group=group, no_dist=group is None)
+    dcp.load(
+        state,
+        storage_reader=_Reader(folder),
+        planner=planner or DefaultLoadPlanner(False, False),
+        process_group=group,
+        no_dist=group is None,
+    )
 
 
 def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:

@@ -39,8 +39,8 @@ class BaseDNN(nn.Module):
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B] and the last hidden layer."""
-        groups = [sequence.real_BTD for sequence in inputs.sequences.values()]
-        groups += [group for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID) if group.shape[1]]
-        z_BZ = torch.cat([*(group.sum(1) for group in groups), inputs.numeric_BN], dim=1)
+        sums = [sequence.sum_BD for sequence in inputs.sequences.values()]
+        sums += [group.sum(1) for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID) if group.shape[1]]
+        z_BZ = torch.cat([*sums, inputs.numeric_BN], dim=1)
         representation_BR = self.layers[:-1](z_BZ)
         return RankingOutput(self.layers[-1](representation_BR).squeeze(1), representation_BR=representation_BR)

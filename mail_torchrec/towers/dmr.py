@@ -135,22 +135,26 @@ class DMR(nn.Module):
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B], if wanted the match loss, and the last hidden layer."""
         features = inputs.features
-        match_losses = []
+        match_losses, vectors = [], {}
         for name, user_to_item, item_to_item in zip(self.sequences, self.user_to_item, self.item_to_item, strict=True):
             sequence = inputs.sequences[name]
-            now_BD, before_BD = user_to_item(sequence)
-            features += self._features(sequence, now_BD, *item_to_item(sequence))
+            now_UD, before_UD = user_to_item(sequence.users)
+            wanted_BD = self._wanted(sequence)
+            r_B1 = (sequence.spread(now_UD) * wanted_BD).sum(1, keepdim=True)
+            relevance_B, attended_BD = item_to_item(sequence)
+            sum_BD = sequence.sum_BD
+            features += [sum_BD, sequence.target_BD * sum_BD, r_B1, relevance_B.unsqueeze(1), attended_BD]
+            vectors[name] = now_UD, wanted_BD
             if self.has_match and self.settings.needs_match:
-                match_losses.append(_match_loss(sequence, before_BD))
+                match_losses.append(_match_loss(sequence, sequence.spread(before_UD)))
         representation_BR = self.mlp[:-1](torch.cat(features, dim=1))
-        return RankingOutput(self.mlp[-1](representation_BR).squeeze(1), self._auxiliary(match_losses), representation_BR)
+        logits_B = self.mlp[-1](representation_BR).squeeze(1)
+        return RankingOutput(logits_B, self._auxiliary(match_losses), representation_BR, vectors)
 
-    def _features(self, sequence: BehaviourSequence, now_BD: Tensor, relevance_B: Tensor, attended_BD: Tensor) -> list[Tensor]:
+    def _wanted(self, sequence: BehaviourSequence) -> Tensor:
+        """``v'_target`` [B, match_dim]."""
         match = sequence.match if self.has_match else None
-        wanted_BD = sequence.target_BD if match is None else match.target_BD
-        r_B1 = (now_BD * wanted_BD).sum(1, keepdim=True)
-        sum_BD = sequence.real_BTD.sum(1)
-        return [sum_BD, sequence.target_BD * sum_BD, r_B1, relevance_B.unsqueeze(1), attended_BD]
+        return sequence.target_BD if match is None else match.target_BD
 
     def _auxiliary(self, match_losses: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor, float]]:
         """A row's loss is the mean over its sequences that count, its weight their number: the mean over all pairs."""

@@ -32,9 +32,9 @@ class EmbLR(nn.Module):
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B]."""
-        groups = [inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID]
-        groups += [sequence.real_BTD for sequence in inputs.sequences.values()]
-        logits_B: Tensor = self.bias + torch.stack([group.sum((1, 2)) for group in groups]).sum(0)
+        sums = [group.sum((1, 2)) for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID)]
+        sums += [sequence.sum_BD.sum(1) for sequence in inputs.sequences.values()]
+        logits_B: Tensor = self.bias + torch.stack(sums).sum(0)
         if self.numeric is not None:
             logits_B = logits_B + self.numeric(inputs.numeric_BN).squeeze(1)
         return RankingOutput(logits_B)

@@ -102,6 +102,15 @@ class BehaviourSequence:
     match: Match | None = None
 
     @property
+    def users(self) -> "BehaviourSequence":
+        """The same once a user, for work in which the target item has no part: rows may share users (:class:`SharedSequence`)."""
+        return self
+
+    def spread(self, x_U: Tensor) -> Tensor:
+        """What was computed from :attr:`users`, user by user, in each row [B, ...]."""
+        return x_U
+
+    @property
     def mask_BT(self) -> Tensor:
         """True on real positions."""
         return position_mask(self.lengths_B, self.values_BTD.shape[1])
@@ -112,9 +121,56 @@ class BehaviourSequence:
         return self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
 
     @property
+    def sum_BD(self) -> Tensor:
+        """The sum of the real vectors."""
+        return self.spread(self.users.real_BTD.sum(1))
+
+    @property
     def mean_BD(self) -> Tensor:
         """The mean of the real vectors, zeros where a row has none."""
-        return self.real_BTD.sum(1) / self.lengths_B.clamp(min=1).unsqueeze(1)
+        users = self.users
+        return self.spread(users.real_BTD.sum(1) / users.lengths_B.clamp(min=1).unsqueeze(1))
+
+
+@dataclass
+class SharedSequence(BehaviourSequence):
+    """A sequence of rows that share users, as the candidates of one request do: work on :attr:`users` is done once a user."""
+
+    of_users: BehaviourSequence = field(kw_only=True)
+    """One row a user; its target means nothing."""
+    user_of_row_B: Tensor = field(kw_only=True)
+
+    @staticmethod
+    def of(users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None) -> "SharedSequence":
+        """The behaviours of each row's user beside its target item."""
+        return SharedSequence(
+            values_BTD=users.values_BTD.index_select(0, user_of_row_B),
+            lengths_B=users.lengths_B.index_select(0, user_of_row_B),
+            actions_BT=users.actions_BT.index_select(0, user_of_row_B),
+            target_BD=target_BD,
+            is_virtual_B=users.is_virtual_B.index_select(0, user_of_row_B),
+            match=match,
+            of_users=users,
+            user_of_row_B=user_of_row_B,
+        )
+
+    def apart(self) -> BehaviourSequence:
+        """The same rows, each as a user of its own."""
+        return BehaviourSequence(self.values_BTD, self.lengths_B, self.actions_BT, self.target_BD, self.is_virtual_B, self.match)
+
+    @property
+    def users(self) -> BehaviourSequence:
+        """The behaviours once a user."""
+        return self.of_users
+
+    def spread(self, x_U: Tensor) -> Tensor:
+        """Each row has what its user has."""
+        return x_U.index_select(0, self.user_of_row_B)
+
+    @property
+    def real_BTD(self) -> Tensor:
+        """Spread where they are zeros already, so that rows are not masked one by one."""
+        return self.spread(self.of_users.real_BTD)
 
 
 @dataclass
@@ -152,6 +208,9 @@ class RankingOutput:
     """Loss name -> (loss of each row [B], weight of each row in the mean [B], weight of the loss in the sum)."""
     representation_BR: Tensor | None = None
     """What the logit was computed from, for heads of further tasks; as wide as the tower's ``representation_dim`` says."""
+    vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Sequence -> each user's vector [U, D] (a row is a user where rows share none) and each row's item vector [B, D], whose product the
+    tower takes for the user's liking: what a matching stage searches by."""
 
     @staticmethod
     def of(returned: "Tensor | RankingOutput") -> "RankingOutput":

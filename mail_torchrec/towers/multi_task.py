@@ -51,7 +51,7 @@ class MultiTaskHead(nn.Module):
             ValueError: the representation is missing or not ``[B, representation_dim]``.
         """
         received = None if ranked.representation_BR is None else tuple(ranked.representation_BR.shape)
-        expected = (len(ranked.logits_B), self._dim)
+        expected = (ranked.logits_B.shape[0], self._dim)
         if received != expected:
             raise ValueError(
                 f"tower '{self._tower_name}' should return RankingOutput.representation_BR of shape {expected}, rows and its "

@@ -184,7 +184,7 @@ class ZeroShotTower(nn.Module):
             decoded = self.behaviour_decoder(code_NH, drop=drop)
             if self.settings.virtual_length == "predicted":
                 relative_NS = self.length_head(code_NH)
-        decoded_NVD = decoded.view(len(decoded), self.num_vectors, self.behaviour_dim)
+        decoded_NVD = decoded.view(decoded.shape[0], self.num_vectors, self.behaviour_dim)
         if self.settings.standardise:
             decoded_NVD = self.behaviour_scale.inverse(_rows(decoded_NVD, self.behaviour_scale)).view_as(decoded_NVD)
         max_lengths = [shape.max_length for shape in self.sequences.values()]

@@ -1,0 +1,51 @@
+"""What the two table collections returned -> plain tensors by column, as ``fields.py`` and the towers see them.
+
+Fields are found by name: the column order of a ``KeyedTensor`` depends on the sharding plan.
+"""
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.lookups import Lookups
+from mail_torchrec.data.schema import Schema
+from mail_torchrec.fields import LookedUp, StoredSequence
+from mail_torchrec.towers.inputs import Match, position_mask
+
+
+def looked_up(batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor], schema: Schema, lookups: Lookups) -> LookedUp:
+    """The stored vectors of a batch: one a row and field, and each sequence padded to its T."""
+    fields = _means(batch, pooled, schema) | {name: unpooled[name].values() for name in schema.unpooled_scalars}
+    return LookedUp(
+        fields=fields,
+        sequences={name: _sequence(name, batch, unpooled, schema) for name in schema.sequences},
+        match={name: _match(name, batch, unpooled, schema, lookups) for name in lookups.match},
+    )
+
+
+def _means(batch: Batch, pooled: KeyedTensor, schema: Schema) -> dict[str, Tensor]:
+    """The pooled fields; a list's is the mean, so that a long one does not outweigh a short one.
+
+    Not by the collection: where it has row-wise tables beside others, TorchRec divides the others' means once more by the lengths.
+    """
+    found: dict[str, Tensor] = pooled.to_dict()
+    lists = [name for name in schema.lists if name in found]
+    return found | {name: found[name] / batch.pooled[name].lengths().clamp(min=1)[:, None] for name in lists}
+
+
+def _sequence(name: str, batch: Batch, unpooled: dict[str, JaggedTensor], schema: Schema) -> StoredSequence:
+    length = schema.columns[name].max_length
+    lengths_B = batch.unpooled[name].lengths()
+    values_BTS = unpooled[name].to_padded_dense(length)
+    if (action := schema.action_of(name)) is None:
+        return StoredSequence(values_BTS, lengths_B)
+    ids_BT = torch.zeros(values_BTS.shape[:2], dtype=torch.int64, device=values_BTS.device)
+    ids_BT = ids_BT.masked_scatter(position_mask(lengths_B, length), batch.unpooled[action].values())
+    return StoredSequence(values_BTS, lengths_B, ids_BT, unpooled[action].to_padded_dense(length))
+
+
+def _match(name: str, batch: Batch, unpooled: dict[str, JaggedTensor], schema: Schema, lookups: Lookups) -> Match:
+    keys, ids, dim = lookups.match[name], batch.match[name], schema.table_dim(name)
+    target, last, negatives = (unpooled[key].values()[..., :dim] for key in (keys.target, keys.last, keys.negatives))
+    return Match(target, last, negatives, ids.last_B, ids.negatives_K, ids.last_log_q_B, ids.negatives_log_q_K)
