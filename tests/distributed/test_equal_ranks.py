@@ -29,7 +29,7 @@ PLANS = {
     "row_wise": {"types": ["row_wise"]},
     "column_wise": {"types": ["column_wise"], "min_partition": 4},
 }
-NUM_STEPS, NUM_ROWS = 6, 42
+NUM_STEPS, NUM_ROWS = 4, 42
 
 
 def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str) -> dict[str, Any]:
