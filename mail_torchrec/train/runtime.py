@@ -1,9 +1,11 @@
 """The process group and the device of this process."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Timer
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,8 @@ from mail_torchrec.train.meeting import meet
 from mail_torchrec.train.watch import LostRankError, Watch
 
 _TIMEOUT = 600.0
+# Seconds for an error of joining to be raised before the process is ended.
+_GRACE = 30.0
 
 
 @contextmanager
@@ -59,16 +63,26 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
 def _join(device: torch.device, timeout: float) -> None:
     # NCCL's own watchdog, which aborts without a word on the phase, comes after ours.
     waits = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    waited = f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {where} for {os.environ['WORLD_SIZE']} ranks to join"
+    # A store that dies meanwhile, with its launcher, is waited for without end, whatever the timeout says (torch 2.13).
+    guard = Timer(waits.total_seconds() + _GRACE, _end, [f"{waited}: it has lost the store, with its launcher perhaps"])
+    guard.daemon = True
+    guard.start()
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=waits))
         store = meet(store, rank, world_size, waits)
         dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world_size, timeout=waits)
     except RuntimeError as error:
-        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise LostRankError(
-            f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {where} for {os.environ['WORLD_SIZE']} ranks to join: "
-            f"{error}"
-        ) from error
+        raise LostRankError(f"{waited}: {error}") from error
+    finally:
+        guard.cancel()
+
+
+def _end(message: str) -> None:
+    """Ends a process whose main thread does not come back."""
+    print(f"Error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _backend(device: torch.device) -> str:

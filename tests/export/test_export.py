@@ -80,7 +80,7 @@ def exported(on_two_ranks: Path) -> Path:
 @pytest.mark.distributed
 def test_every_table_comes_whole_from_two_ranks(on_two_ranks: Path, exported: Path) -> None:
     run, manifest = Run.open(RunDir(on_two_ranks)), Manifest.read(exported)
-    kinds = {name: entry["sharding_type"] for name, entry in json.loads((on_two_ranks / "plan.json").read_text()).items()}
+    kinds = {name: entry["sharding_type"] for name, entry in json.loads((on_two_ranks / "plan.json").read_text())["tables"].items()}
     assert {kinds[name] for name in PLANS} == {"row_wise", "column_wise", "table_wise"}
     from torch.distributed.checkpoint import FileSystemReader
 
