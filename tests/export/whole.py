@@ -50,6 +50,7 @@ class Whole:
         self.model.requires_grad_(False)
         self.types = value_types(pq.read_table(self.path), schema)
         self.encode = RequestEncoder(schema, self.encoders, self.types)
+        self.files: dict[str, RawFile] = {}  # buffer of the twin -> where it lies
         self.inputs = model_inputs(schema, self.encoders.num_rows)
         self.twin = Twin(towers, self._tables(folder), self.inputs, schema, self.lookups, self.config.data.new_user_max_behaviours)
 
@@ -76,4 +77,5 @@ class Whole:
                 file.create()
                 file.write(value, 0, 0)
                 tables[key.split(".")[1]] = Table(TableFiles(file))
+                self.files[f"tables.{key.split('.')[1]}_.weight"] = file
         return tables
