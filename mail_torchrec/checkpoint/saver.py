@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,6 +21,9 @@ from mail_torchrec.checkpoint.storage import write_tensors
 from mail_torchrec.collectives import rank, world_size
 
 T = TypeVar("T")
+
+# How much later than another a rank may have written its part.
+_PATIENCE = timedelta(minutes=30)
 
 
 class SaveError(OSError):
@@ -48,7 +52,7 @@ class Saver:
         published: int | None = None,
     ) -> None:
         self._checkpoints, self._settings, self._documents, self._tell = checkpoints, settings, documents, tell
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._stager = Stager()
         self._thread: Thread | None = None
         self._published = published

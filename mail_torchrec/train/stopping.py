@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from datetime import timedelta
 from multiprocessing import forkserver
 from threading import Timer
 from types import FrameType, TracebackType
@@ -24,14 +25,15 @@ class StopSignal:
 
     Args:
         grace: seconds from SIGTERM to the end of the process at the latest.
+        timeout: seconds to wait for the other ranks.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, timeout: float) -> None:
         self._grace = grace
         self._told = False
         self._timer: Timer | None = None
         self._before: Any = None
-        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world_size() > 1 else None
         self._sum, self._work = torch.zeros(1, dtype=torch.int64), None
 
     def __enter__(self) -> Self:

@@ -73,7 +73,7 @@ def train(config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: 
         with _progress(config, run_dir, train_data, saved) as progress:
             with (
                 Saver(run_dir.checkpoints, config.checkpoint, documents, progress.event, saved.step if saved else None) as saver,
-                StopSignal(config.checkpoint.grace) as stop,
+                StopSignal(config.checkpoint.grace, config.train.timeout) as stop,
             ):
                 describe = _describe(config, source, run_dir)
                 loop = Loop(assembled, train_data, progress, saver, stop, describe, config.train.epochs, config.checkpoint.every)
