@@ -116,16 +116,57 @@ def plan(
         mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
+    return _alone("plan", "--config", config, "--out", out, *arguments, cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+
+
+def export(
+    run_dir: str,
+    out: str,
+    *arguments: str,
+    cpu: int = 2,
+    memMB: int = 16384,
+    h: Optional[str] = None,
+    image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
+    env: Optional[Dict[str, str]] = None,
+) -> AppDef:
+    """Makes an ONNX model of a finished run, in one process and without GPUs: mail-torchrec export.
+
+    Args:
+        run_dir: the directory of a finished run, of any number of ranks
+        out: the directory to write, which must not exist
+        arguments: after "--", further arguments of mail-torchrec export
+        cpu: CPU cores
+        memMB: memory, MB; the largest stored part of a table and some 2 GB
+        h: a resource registered with TorchX, in place of cpu and memMB
+        image: the container image, for schedulers that run one
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        env: environment variables, such as OMP_NUM_THREADS=8
+    """
+    return _alone("export", "--run-dir", run_dir, "--out", out, *arguments, cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+
+
+def _alone(
+    command: str,
+    *arguments: str,
+    cpu: int,
+    memMB: int,
+    h: Optional[str],
+    image: str,
+    mounts: Optional[List[str]],
+    env: Optional[Dict[str, str]],
+) -> AppDef:
+    """A command of the package in one process."""
     role = Role(
-        name="plan",
+        name=command,
         image=image,
         entrypoint="python",
-        args=["-m", "mail_torchrec", "plan", "--config", config, "--out", out, *arguments],
+        args=["-m", "mail_torchrec", command, *arguments],
         env=env or {},
         resource=resource(cpu=cpu, gpu=0, memMB=memMB, h=h),
         mounts=parse_mounts(mounts or []),
     )
-    return AppDef(name="mail-plan", roles=[role])
+    return AppDef(name=f"mail-{command}", roles=[role])
 
 
 def _ranks(command: str, *arguments: str, max_restarts: int = 0, env: Optional[Dict[str, str]], **placement: Any) -> AppDef:

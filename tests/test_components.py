@@ -33,7 +33,7 @@ def after(flag, words):
     return words[words.index(flag) + 1]
 
 
-@pytest.mark.parametrize("component", ["train", "evaluate", "plan"])
+@pytest.mark.parametrize("component", ["train", "evaluate", "plan", "export"])
 def test_torchx_accepts_the_component(component):
     assert validate(str(COMPONENTS), component) == []
 
@@ -53,10 +53,14 @@ def test_evaluate_runs_one_rank_unless_told():
     assert words[words.index("-m") + 1 :] == "mail_torchrec evaluate --run-dir runs/a --data worlds/a/test".split()
 
 
-def test_plan_is_one_process_without_torchrun():
-    (params,) = dryrun("local_cwd", "plan", ["--config", "c.yaml", "--out", "plans/a", "--", "--ranks", "8"]).request.role_params.values()
+@pytest.mark.parametrize(("component", "words", "expected"), [
+    ("plan", "--config c.yaml --out plans/a -- --ranks 8", "plan --config c.yaml --out plans/a --ranks 8"),
+    ("export", "--run_dir runs/a --out models/a -- --tables int8", "export --run-dir runs/a --out models/a --tables int8"),
+])  # fmt: skip
+def test_plan_and_export_are_one_process_without_torchrun(component, words, expected):
+    (params,) = dryrun("local_cwd", component, words.split()).request.role_params.values()
     (replica,) = params
-    assert replica.args == "python -m mail_torchrec plan --config c.yaml --out plans/a --ranks 8".split()
+    assert replica.args == f"python -m mail_torchrec {expected}".split()
 
 
 @pytest.mark.parametrize(("flags", "resumes"), [
@@ -116,7 +120,7 @@ def test_an_unknown_scheduler_argument_is_refused(capsys):
     assert "--gpus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("component", [mail.train, mail.evaluate, mail.plan])
+@pytest.mark.parametrize("component", [mail.train, mail.evaluate, mail.plan, mail.export])
 def test_the_help_explains_every_argument(component):
     _, descriptions = get_fn_docstring(component)
     assert [name for name, text in descriptions.items() if not text.strip()] == []

@@ -1,5 +1,6 @@
 """Hosts made of namespaces (launch/hosts.sh, launch/slurm/local_cluster.sh), driven from a test."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -87,3 +88,9 @@ def wait_for(condition: Callable[[], object], what: str, *, seconds: float = 300
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{also()}"
         time.sleep(0.2)
+
+
+def ranks_of_plan(run: Path) -> set[int]:
+    """The ranks that hold a part of a table of the run."""
+    tables = json.loads((run / "plan.json").read_text())["tables"].values()
+    return {shard[0] for table in tables for shard in table["shards"]}
