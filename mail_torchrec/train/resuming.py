@@ -14,7 +14,8 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.train.run_dir import RunDir
 
 _FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_rows", "train.epochs",
-         "train.batch_size", "train.eval_batch_size", "train.log_every", "train.device", "train.save_predictions")  # fmt: skip
+         "train.batch_size", "train.eval_batch_size", "train.log_every", "train.device", "train.timeout",
+         "train.save_predictions")  # fmt: skip
 """Settings that may change on the way; the training data must have the same rows wherever it lies."""
 
 
