@@ -14,7 +14,7 @@ from tests.towers_of_users import MeanTower
 
 
 class FaultyTower(MeanTower):
-    """``{fault: raise | kill | sleep, rank: 1, step: 3}``; steps count from 1."""
+    """``{fault: raise | kill | sleep | orphan, rank: 1, step: 3}``; steps count from 1."""
 
     def __init__(self, options: dict[str, Any], shapes: InputShapes) -> None:
         super().__init__({}, shapes)
@@ -23,7 +23,7 @@ class FaultyTower(MeanTower):
     def forward(self, inputs: RankingInputs) -> torch.Tensor:
         self.steps += self.training
         if rank() == self.options["rank"] and self.steps == self.options["step"] and not num_restarts():
-            {"raise": self._raise, "kill": self._kill, "sleep": self._sleep}[self.options["fault"]]()
+            {"raise": self._raise, "kill": self._kill, "sleep": self._sleep, "orphan": self._orphan}[self.options["fault"]]()
         return super().forward(inputs)
 
     def _raise(self) -> None:
@@ -33,4 +33,8 @@ class FaultyTower(MeanTower):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _sleep(self) -> None:
+        time.sleep(1000)
+
+    def _orphan(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(1000)

@@ -2,10 +2,11 @@
 
     python tools/soak.py --kills 50 --out tools/results/soak.md
 
-A small world is trained once undisturbed, then again and again with kills: a random rank by SIGKILL (torchrun starts the job anew), the
-whole job by SIGKILL, or torchrun by SIGTERM (the job saves and leaves); at a random moment, in the middle of saving, or while the job
-starts. After each kill the newest published checkpoint must not be older than before, its checksums must hold (``sha256sum``), and the
-job must go on from it. Each run that gets to its end must have the figures of the undisturbed one, to the last bit.
+A small world is trained once undisturbed, then again and again with kills: by SIGKILL a random rank (torchrun starts the job anew), the
+whole job, or torchrun alone (its ranks end by themselves), or torchrun by SIGTERM (the job saves and leaves); at a random moment, in the
+middle of saving, or while the job starts. After each kill the newest published checkpoint must not be older than before, its checksums
+must hold (``sha256sum``), and the job must go on from it. Each run that gets to its end must have the figures of the undisturbed one, to
+the last bit.
 """
 
 import json
@@ -29,7 +30,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 WORLD = ["users=600", "items=200"]
 SETTINGS = ["model.tower=base_dnn", "train.batch_size=32", "train.epochs=4", "train.log_every=5", "checkpoint.every=8", "checkpoint.keep=2"]
-KINDS = {"a rank": 5, "the job": 3, "SIGTERM": 2}
+KINDS = {"a rank": 4, "the job": 2, "torchrun": 2, "SIGTERM": 2}
 MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
 GOING_ON = re.compile(r"going on after step (\d+)")
 
@@ -89,15 +90,21 @@ class Job:
                 return True
             except subprocess.TimeoutExpired as error:
                 raise LostError("told to stop, the job was still there after two minutes") from error
+        if kind == "torchrun":
+            self.process.kill()
+            self.process.wait()
+            return True
         self.end()
         return True
 
     def end(self) -> None:
-        """Kills all of it."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        """Kills all of it: torchrun first, which would start its ranks again; each of them leads a process group."""
+        ranks = self.rank_pids()
+        for leader in (self.process.pid, *ranks):
+            try:
+                os.killpg(leader, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.process.wait()
 
 
@@ -233,7 +240,8 @@ def report(kills: list[Kill], runs: int, ranks: int, seed: int, seconds: float, 
         "| --- |" + " --: |" * len(MOMENTS),
         *(f"| {kind} | " + " | ".join(str(table[kind, moment]) for moment in MOMENTS) + " |" for kind in KINDS),
         "",
-        "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `SIGTERM`: to torchrun.",
+        "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `torchrun`: SIGKILL for it alone;",
+        "`SIGTERM`: to torchrun.",
         "",
         "| # | run | killed | when | newest checkpoint | went on from |",
         "| --: | --: | --- | --- | --: | --: |",

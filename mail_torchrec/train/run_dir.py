@@ -12,6 +12,8 @@ from mail_torchrec.lock import locked
 
 # Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending, on another host.
 _PATIENCE = 120.0
+# One that is started again by hand, which knows that nothing runs: ranks whose launcher was killed end a second after it.
+_PATIENCE_BY_HAND = 5.0
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,16 @@ class RunDir:
         return self.path / "metrics.json"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, resume: bool) -> Iterator[None]:
         """Keeps other jobs out for the block; every rank calls it.
 
-        A restarted job waits for the last ranks of the one before it.
+        A job that goes on waits for the last ranks of the one before it.
 
         Raises:
             ValueError: another job holds the directory.
         """
         with ExitStack() as lock:
-            patience = _PATIENCE if num_restarts() else 0.0
+            patience = _PATIENCE if num_restarts() else _PATIENCE_BY_HAND if resume else 0.0
             from_rank_0(lambda: lock.enter_context(locked(self.path, patience)))
             yield
 

@@ -55,7 +55,7 @@ def train(config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: 
         ValueError: something about the configuration or the data; the message says what to do.
         SystemExit: the run was told to stop (SIGTERM), and is saved.
     """
-    with process_group(config.train.device, config.train.timeout) as device, run_dir.held():
+    with process_group(config.train.device, config.train.timeout) as device, run_dir.held(resume=resume):
         if (finished := from_rank_0(lambda: _begin(config, run_dir, resume))) is not None:
             return finished
         with phase("checking the checkpoints"):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mail_torchrec.launcher import tell_launcher
+from mail_torchrec.launcher import launcher_keeps_store, tell_launcher
 from mail_torchrec.phases import current_phase
 
 _LOOK_EVERY = 0.5
@@ -136,8 +136,10 @@ class Watch:
                     self._answer(store)
                     self._tell(store, self._announce(store, None, timed_out=True) if overdue else json.loads(store.get(_TROUBLE)))
             except dist.DistError:  # the store is gone
-                if not self._told:
-                    return  # this rank's next collective fails and says so
+                if not self._told and not launcher_keeps_store():
+                    return  # with rank 0: this rank's next collective fails and says so
+                if not self._told and not self._done.is_set():
+                    self._end("the launcher is gone (killed, or its host)")  # else it would train on, and hold the run directory
             if self._told and not self._done.wait(0 if overdue else _GRACE):
                 self._end(self._told)
 

@@ -1,6 +1,7 @@
 """A rank that fails, dies or sticks: the others end within seconds, and say which rank, where and why."""
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, 
     report = ended.output[ended.output.rindex("Root Cause") :]
     assert "a.parquet, row group 3: column 'clicked' should be 0 or 1, received 2 in row 49" in report
     assert "gloo" not in ended.output
+
+
+def test_ranks_end_with_their_launcher(root: Path, tmp_path: Path) -> None:
+    ended = under_torchrun(2, *train_arguments(root, tmp_path, **faulty("orphan", 0)))  # returns when nobody is left
+    assert ended.code == -signal.SIGKILL and ended.output.count("the launcher is gone") == 2
 
 
 def test_torchrun_restarts_a_job_whose_rank_was_killed_and_it_ends_as_if_nothing_had_been(root: Path, tmp_path: Path) -> None:
