@@ -70,6 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, number)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # who comes before uvicorn is up waits
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port} for HTTP: {error}") from error
     return listening

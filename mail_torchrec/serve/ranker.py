@@ -130,7 +130,9 @@ class Ranker:
 
 def _raw_request(tensor: Array) -> RawRequest:
     if tensor.dtype != object or tensor.size != 1:
-        raise RefusedError(f"input '{RAW}' should be one element of BYTES, received {DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}")
+        raise RefusedError(
+            f"input '{RAW}' should be one element of BYTES, received {DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
+        )
     return parse(RawRequest, tensor.item())
 
 
@@ -144,7 +146,9 @@ def parse(kind: type[Any], text: bytes) -> Any:
         return kind.model_validate(json.loads(text, parse_constant=_no_number))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise RefusedError(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}, received {type(first['input']).__name__}") from error
+        raise RefusedError(
+            f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}, received {type(first['input']).__name__}"
+        ) from error
     except RecursionError as error:
         raise RefusedError("JSON should not be nested so deep") from error
     except ValueError as error:

@@ -50,7 +50,9 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> A
         return _shaped(name, _objects(_split(name, data)), shape)
     dtype = _DTYPES[datatype]
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise RefusedError(f"input '{name}': {datatype} {list(shape)} should be {math.prod(shape) * dtype.itemsize} bytes, received {len(data)}")
+        raise RefusedError(
+            f"input '{name}': {datatype} {list(shape)} should be {math.prod(shape) * dtype.itemsize} bytes, received {len(data)}"
+        )
     if datatype == "BOOL" and max(data, default=0) > 1:
         raise RefusedError(f"input '{name}': BOOL should be bytes 0 or 1, received {max(data)}")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -76,7 +78,7 @@ def _objects(values: list[bytes]) -> Array:
 
 def _check_header(name: str, datatype: str, shape: Sequence[int]) -> None:
     if len(shape) > 8 or not all(0 <= size < 2**31 for size in shape):
-        raise RefusedError(f"input '{name}': shape should be at most 8 sizes, received {str(list(shape)):.100}")
+        raise RefusedError(f"input '{name}': shape should be at most 8 sizes, received {list(shape)!s:.100}")
     if datatype not in DATATYPES.values():
         raise RefusedError(f"input '{name}': datatype should be one of {', '.join(DATATYPES.values())}, received '{datatype}'")
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mail_torchrec.config import Config
 from mail_torchrec.export.command import Order, export
-from mail_torchrec.export.manifest import Manifest
+from mail_torchrec.export.manifest import MANIFEST, Manifest, checksums, read_golden, version_of, write_golden
+from mail_torchrec.export.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.small_rows import config_tree, write_rows
@@ -29,18 +31,35 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `first` (float32) and, made after it, `second` (float16)."""
+    """A folder with `first` and, newer, `second`, whose scores are others."""
     root = tmp_path_factory.mktemp("served")
     write_rows(root / "train" / "a.parquet", 250, seed=1)
     write_rows(root / "test" / "c.parquet", 120, seed=3)
     tree = config_tree(root, train={"tables": {"name": "adagrad", "learning_rate": 0.2}})
     train(Config.model_validate(tree | {"model": tree["model"] | {"multi_task": {}}}), RunDir(root / "run"))
     export(Order(RunDir(root / "run"), root / "models" / "first"))
-    export(Order(RunDir(root / "run"), root / "models" / "second", "float16"))
-    changed = json.loads((root / "models" / "second" / "manifest.json").read_text())
-    changed["created"] = "2999-01-01T00:00:00+00:00"  # both may have been made in one second
-    (root / "models" / "second" / "manifest.json").write_text(json.dumps(changed))
+    make_version(root / "models" / "first", root / "models" / "second", created="2998-01-01T00:00:00+00:00", factor=1.5)
     return root / "models"
+
+
+def make_version(source: Path, target: Path, *, created: str, factor: float) -> None:
+    """A good version: another's, its items' embeddings multiplied."""
+    shutil.copytree(source, target)
+    manifest = Manifest.read(target)
+    weights = target / manifest.tables["item"].files["weight"]
+    (np.fromfile(weights, np.float32) * np.float32(factor)).tofile(weights)
+    scorer = Scorer(target, verify=False)
+    requests = [request for request, _ in read_golden(target)]
+    write_golden(target, requests, {name: scores.tolist() for name, scores in scorer.run(scorer.encode(requests)).items()})
+    write_manifest(target, created=created)
+
+
+def write_manifest(folder: Path, **changes: Any) -> None:
+    """As an export of these very files would."""
+    (folder / MANIFEST).rename(folder.parent / "aside.json")
+    files = checksums(folder)
+    (folder.parent / "aside.json").rename(folder / MANIFEST)
+    Manifest.read(folder).model_copy(update={"files": files, "version": version_of(files), **changes}).write(folder)
 
 
 @dataclass
@@ -68,7 +87,21 @@ class Running:
 def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
     """A server on free ports, its torch hidden; ended by SIGTERM, which has to be clean."""
     code = "import sys; sys.modules['torch'] = None; from mail_torchrec.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--model", str(model), "--http-port", "0", "--grpc-port", "0", "--threads", "1", *options]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        "--model",
+        str(model),
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--threads",
+        "1",
+        *options,
+    ]
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file, text=True, cwd=REPOSITORY)
     try:
