@@ -44,7 +44,7 @@ def start_grpc(ranker: Ranker, address: str, max_bytes: int, threads: int) -> tu
     return server, port
 
 
-class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
+class _Service(stubs.GRPCInferenceServiceServicer):
     """What is not here (Triton's repository, shared memory, ...) is answered with UNIMPLEMENTED."""
 
     def __init__(self, ranker: Ranker) -> None:
@@ -111,6 +111,6 @@ def _inputs(request: Any) -> dict[str, Array]:
             data = b"".join(len(value).to_bytes(4, "little") + value for value in tensor.contents.bytes_contents)
             inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, data)
         else:
-            data = list(getattr(tensor.contents, _CONTENTS.get(tensor.datatype, ""), []))
-            inputs[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, data)
+            values = list(getattr(tensor.contents, _CONTENTS.get(tensor.datatype, ""), []))
+            inputs[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, values)
     return inputs

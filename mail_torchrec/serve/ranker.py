@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -20,6 +20,7 @@ from mail_torchrec.settings import Settings
 
 RAW = "request"
 """The input that holds raw values, instead of all that the manifest lists."""
+Parsed = TypeVar("Parsed", bound=Settings)
 PLATFORM = "onnx_onnxv1"
 
 
@@ -133,10 +134,11 @@ def _raw_request(tensor: Array) -> RawRequest:
         raise RefusedError(
             f"input '{RAW}' should be one element of BYTES, received {DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
         )
-    return parse(RawRequest, tensor.item())
+    text: bytes = tensor.item()
+    return parse(RawRequest, text)
 
 
-def parse(kind: type[Any], text: bytes) -> Any:
+def parse(kind: type[Parsed], text: bytes) -> Parsed:
     """JSON as one of our models.
 
     Raises:

@@ -13,7 +13,7 @@ from mail_torchrec.serve.refusal import RefusedError
 Array = npt.NDArray[Any]
 DATATYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
 """dtype -> the protocol's name; elements of BYTES are bytes."""
-_DTYPES = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
+_DTYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 _KINDS = {"INT64": "i", "FP32": "if", "BOOL": "b"}
 
 

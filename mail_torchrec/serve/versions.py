@@ -9,9 +9,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
-from mail_torchrec.data.hashing import hash64
+from mail_torchrec.data.hashing import hash64_of
 from mail_torchrec.export.manifest import MANIFEST
 from mail_torchrec.export.scorer import Scorer
 from mail_torchrec.serve.metrics import Metrics
@@ -51,7 +49,7 @@ class Split:
 
     def takes(self, user: str) -> bool:
         """Whether it serves this user."""
-        return bool(int(hash64(pa.array([user]), self.salt)[0]) < int(self.share * 2**64))
+        return hash64_of(user, self.salt) < int(self.share * 2**64)
 
 
 class Versions:
