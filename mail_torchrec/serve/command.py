@@ -1,6 +1,7 @@
 """Both protocols in one process, until a signal ends it."""
 
 import logging
+import signal
 import socket
 import threading
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def serve(service: Service) -> None:
     config = uvicorn.Config(
         build_app(ranker, service.max_bytes), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, lifespan="off"
     )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done, and gRPC still has to end
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:

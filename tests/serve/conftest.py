@@ -109,7 +109,7 @@ def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
         assert not isinstance(found, bool), log.read_text()
         yield Running(found[1], found[2], log, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
