@@ -22,6 +22,7 @@ LAYERS = [
     ["checkpoint"],
     ["config", "train"],
     ["doctor", "planning", "reproduce", "export"],
+    ["serve"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.
@@ -76,6 +77,7 @@ def test_imports_point_downwards(path: Path) -> None:
     ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "model.py", "train", "export"}),
     ("pyarrow", {"data"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
     ("onnxruntime", {"export"}), ("onnx_ir", {"export"}),
+    ("starlette", {"serve"}), ("uvicorn", {"serve"}), ("grpc", {"serve"}), ("tritonclient", {"serve"}), ("prometheus_client", {"serve"}),
 ])  # fmt: skip
 def test_libraries_stay_at_home(library: str, homes: set[str]) -> None:
     users = {

@@ -54,6 +54,6 @@ for command in (
     *(data.synthesize, data.prepare),
     *(runs.train, runs.evaluate, runs.compare, runs.checkpoint),
     *(experiments.plan, experiments.reproduce),
-    inference.export,
+    *(inference.export, inference.serve),
 ):
     main.add_command(command)

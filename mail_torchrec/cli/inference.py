@@ -1,7 +1,7 @@
 """Commands that come after training."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -48,3 +48,33 @@ def export(run_dir: Path, out: Path, tables: Literal["float32", "float16", "int8
             f"{out}: {manifest.name}, version {manifest.version}, {name}; largest difference from the trainer's probabilities "
             f"{agreement.largest_difference:.1g} (at most {agreement.bound:g})"
         )
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="An exported model, or a folder of exported versions.")
+@click.option("--name", help="The model's name for clients; by default the newest version's run name.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no TLS and no login.")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes a free one.")
+@click.option("--max-bytes", type=click.IntRange(1), default=4 * 2**20, show_default=True, help="Of a request.")
+@click.option("--max-candidates", type=click.IntRange(1), default=2000, show_default=True, help="Of a request.")
+@click.option("--threads", type=click.IntRange(1), help="Of ONNX Runtime; by default it uses the machine's cores.")
+@click.option("--poll", type=click.FloatRange(0), default=5.0, show_default=True, help="Seconds between looks for versions; 0: never.")
+@click.option("--split", metavar="VERSION=SHARE", help="Serve this share of users (0.1: a tenth) by VERSION (or its folder's name).")
+@click.option("--split-salt", default="split", show_default=True, help="Another salt deals users anew.")
+def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> None:
+    """Serve exported models by the Open Inference Protocol v2, REST and gRPC.
+
+    A request is one tensor `request` (BYTES, one element): JSON of one user and candidates, raw values; or the tensors that the
+    manifest lists. /metrics is for Prometheus, /openapi.json describes the REST side. In a folder of versions the newest serves; one
+    that is put there is checked against its golden requests and taken in while the others go on.
+
+    \b
+    mail-torchrec serve --model models/demo
+    mail-torchrec serve --model models --split candidate=0.1
+    """  # noqa: D301
+    from mail_torchrec.serve.command import Service
+    from mail_torchrec.serve.command import serve as carry_out
+    from mail_torchrec.serve.versions import Split
+
+    carry_out(Service(model, split=None if split is None else Split.parse(split, split_salt), **settings))

@@ -47,6 +47,11 @@ def hash64(values: pa.Array | pa.ChunkedArray, salt: str) -> _Words:
     return _mix(words ^ _fnv1a(pa.array([salt.encode()], pa.large_binary())))
 
 
+def hash64_of(text: str, salt: str) -> int:
+    """Hash one string as :func:`hash64` does."""
+    return int(hash64(pa.array([text], pa.string()), salt)[0])
+
+
 def _words(values: pa.Array) -> _Words:
     """The 64-bit word of every value, before salt and finaliser."""
     kind = values.type
