@@ -166,7 +166,6 @@ def write_checkpoint(
             write_sums(folder, own | digests(folder, [".metadata", *texts]))
             assert {path.name for path in folder.iterdir()} == own.keys() | {".metadata", SUMS, *texts}
             checkpoints.publish(step)
-            checkpoints.retain(keep)
 
     own: dict[str, str] = {}
     try:
@@ -179,6 +178,15 @@ def write_checkpoint(
         raise SaveError(
             f"the checkpoint of step {step} could not be written below '{checkpoints.path}': {error}{_newest(checkpoints)}"
         ) from error
+    if rank() == 0:
+        _retain(checkpoints, keep)
+
+
+def _retain(checkpoints: Checkpoints, keep: int) -> None:
+    try:
+        checkpoints.retain(keep)
+    except OSError as error:  # what was just saved is there all the same
+        tqdm.write(f"WARNING: old checkpoints below '{checkpoints.path}' could not be deleted: {error}", file=sys.stderr)
 
 
 def _together(action: Callable[[], T], group: dist.ProcessGroup) -> list[T]:

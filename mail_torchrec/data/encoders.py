@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users, most_behaviours
 from mail_torchrec.data.schema import Group, Ids, Kind, Schema
 from mail_torchrec.data.source import Source
-from mail_torchrec.data.values import Floats, Ints, newest_ids, numbers, one_chunk, plain_ids
+from mail_torchrec.data.values import Floats, Ints, list_lengths, newest_ids, numbers, one_chunk, plain_ids
 from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, vocabulary_from_counts
 from mail_torchrec.quiet import bar_interval
 
@@ -121,6 +121,36 @@ def file_ids(table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints
         return plain_ids(table[file_column], file=file, name=file_column), np.ones(len(table), dtype=np.int64)
     limit = np.minimum(most_R, column.max_length) if column.group is Group.BEHAVIOUR else column.max_length
     return newest_ids(table[file_column], limit, file=file, name=file_column)
+
+
+@dataclass(frozen=True)
+class Misaligned:
+    """A row whose actions are not as many as the items that they are on; the columns are the files'."""
+
+    row: int
+    items: str
+    actions: str
+    num_items: int
+    num_actions: int
+
+    def __str__(self) -> str:
+        return (
+            f"column '{self.actions}' should be as long as '{self.items}' in every row, received {self.num_actions} actions on "
+            f"{self.num_items} items"
+        )
+
+
+def misaligned(table: pa.Table, schema: Schema) -> Misaligned | None:
+    """The first such row of the first such sequence."""
+    for sequence in schema.sequences:
+        if (action := schema.action_of(sequence)) is None:
+            continue
+        items, actions = schema.file_column(sequence), schema.file_column(action)
+        num_items, num_actions = (list_lengths(table[column]) for column in (items, actions))
+        if len(wrong := np.flatnonzero(num_items != num_actions)):
+            row = int(wrong[0])
+            return Misaligned(row, items, actions, int(num_items[row]), int(num_actions[row]))
+    return None
 
 
 def _most_behaviours(table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str) -> Ints:

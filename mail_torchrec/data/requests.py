@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mail_torchrec.data.cold_start import ALL
-from mail_torchrec.data.encoders import Encoders, file_ids
+from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
 from mail_torchrec.data.schema import Column, Group, Kind, Schema
-from mail_torchrec.data.values import Ints, Ragged, binary, list_lengths, numbers
+from mail_torchrec.data.values import Ints, Ragged, binary, numbers
 from mail_torchrec.settings import Settings
 
 USER_OF_CANDIDATE = "candidate.user"
@@ -183,7 +183,8 @@ class RequestEncoder:
         users = to_table([request.user for request in requests], user_columns(self.schema), self.schema, self.types, "user")
         rows = [candidate for request in requests for candidate in request.candidates]
         candidates = to_table(rows, candidate_columns(self.schema), self.schema, self.types, "candidate")
-        self._check_aligned(users)
+        if (found := misaligned(users, self.schema)) is not None:
+            raise ValueError(f"user {found.row}: {found}")
         encoded = {name: part for column in user_columns(self.schema) for name, part in self._encode(column, users, "user")}
         encoded |= {name: part for column in candidate_columns(self.schema) for name, part in self._encode(column, candidates, "candidate")}
         counts = [len(request.candidates) for request in requests]
@@ -210,18 +211,6 @@ class RequestEncoder:
             for what, row, known in [("user", request.user, of_user), *(("candidate", row, of_candidate) for row in request.candidates)]:
                 if unknown := row.keys() - known:
                     raise ValueError(f"{what}: column '{min(unknown)}' is none of this model's; it knows {', '.join(sorted(known))}")
-
-    def _check_aligned(self, users: pa.Table) -> None:
-        for sequence in self.schema.sequences:
-            if (action := self.schema.action_of(sequence)) is None:
-                continue
-            names = [self.schema.file_column(name) for name in (sequence, action)]
-            items, actions = (list_lengths(users[name]) for name in names)
-            if len(wrong := np.flatnonzero(items != actions)):
-                raise ValueError(
-                    f"user {wrong[0]}: column '{names[1]}' should be as long as '{names[0]}', received {actions[wrong[0]]} actions on "
-                    f"{items[wrong[0]]} items"
-                )
 
 
 def _padded(rows: Ragged, width: int) -> Ints:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
-from mail_torchrec.data.encoders import Encoders, file_ids
+from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.data.values import Bools, Floats, Ints, Ragged, binary, list_lengths, numbers, plain_ids
@@ -71,7 +71,8 @@ class WindowEncoder:
             ValueError: a value that cannot be trained on; the message names file, column, row, value and remedy.
         """
         schema = self.schema
-        self._check_aligned(table, file)
+        if (found := misaligned(table, schema)) is not None:
+            raise ValueError(f"{file}: {found} in row {found.row} of its row group; align the two lists")
         users = self._users(table, file)
         hidden = hidden_users(users, self.cold_start)
         most_R = most_behaviours(hidden, self.cold_start)
@@ -135,19 +136,6 @@ class WindowEncoder:
         lengths = [list_lengths(table[self.schema.file_column(name)]) for name in self.schema.sequences]
         num_R: Ints = np.sum(np.minimum(lengths, most_R), axis=0)
         return num_R
-
-    def _check_aligned(self, table: pa.Table, file: str) -> None:
-        for sequence in self.schema.sequences:
-            if (actions := self.schema.action_of(sequence)) is None:
-                continue
-            columns = [self.schema.file_column(name) for name in (sequence, actions)]
-            items, acts = (list_lengths(table[column]) for column in columns)
-            if len(wrong := np.flatnonzero(items != acts)):
-                row = wrong[0]
-                raise ValueError(
-                    f"{file}: column '{columns[1]}' should be as long as '{columns[0]}' in every row, received {acts[row]} actions "
-                    f"on {items[row]} items in row {row} of its row group; align the two lists"
-                )
 
 
 def _side_by_side(columns: list[Any], num_rows: int, dtype: Any) -> Any:

@@ -77,7 +77,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"history": [[1]]}, {}, "user: column 'history' should hold a list of integer values or null"),
     ({"income": "much"}, {}, "user: column 'income' should hold one number or null"),
     ({"income": float("nan")}, {}, "user: column 'income' should be finite, received nan"),
-    ({"actions": [1]}, {}, "user 0: column 'actions' should be as long as 'history', received 1 actions on 2 items"),
+    ({"actions": [1]}, {}, "user 0: column 'actions' should be as long as 'history' in every row, received 1 actions on 2 items"),
     ({"colour": 1}, {}, "user: column 'colour' is none of this model's; it knows actions, age, city"),
     ({"item": 1}, {}, "user: column 'item' is none of this model's"),
     ({}, {"item": "x"}, "candidate: column 'item' should hold one integer or null"),
