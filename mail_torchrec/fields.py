@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Actions, Group, Schema
-from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, Match, RankingInputs, SequenceShape
+from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, Match, RankingInputs, Rows, SequenceShape
 
 
 def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -> InputShapes:
@@ -34,22 +34,22 @@ def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -
 
 @dataclass
 class StoredSequence:
-    """One sequence as the tables store it, zeros behind each row's length; ``S`` stored columns, of which a table's dimension counts."""
+    """One sequence of each user as the tables store it, zeros behind its length; a table's dimension counts of the ``S`` stored columns."""
 
-    values_BTS: Tensor
-    lengths_B: Tensor
-    actions_BT: Tensor | None = None
-    """Rows of the action table, 0 behind a row's length; None where there are no actions."""
-    actions_BTS: Tensor | None = None
+    values_UTS: Tensor
+    lengths_U: Tensor
+    actions_UT: Tensor | None = None
+    """Rows of the action table, 0 behind a user's length; None where there are no actions."""
+    actions_UTS: Tensor | None = None
     """Their vectors."""
 
 
 @dataclass
 class LookedUp:
-    """Stored vectors of a batch, by column."""
+    """Stored vectors of a batch, by column; those of the user's side once a user, which is a row where rows share none."""
 
     fields: dict[str, Tensor]
-    """One vector a row, [B, S]."""
+    """One vector a row or user, [B, S] or [U, S]."""
     sequences: dict[str, StoredSequence]
     match: dict[str, Match]
 
@@ -61,15 +61,29 @@ class InputAssembler:
     schema: Schema
     lookups: Lookups
 
-    def __call__(self, found: LookedUp, numeric_BN: Tensor) -> RankingInputs:
-        """The ranking tower's inputs, with the real behaviours."""
-        groups = (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
-        attributes, context, items = (self.group(group, found.fields, len(numeric_BN)) for group in groups)
-        sequences = {
-            name: self.sequence(name, stored, self.target(name, found.fields), found.match.get(name))
-            for name, stored in found.sequences.items()
-        }
-        return RankingInputs(attributes, context, items, numeric_BN, sequences, self.first_order(found.fields))
+    def users(self, found: LookedUp, numeric_UM: Tensor) -> RankingInputs:
+        """The users' side, with the real behaviours: attributes, their numeric ones and sequences, no context and no items."""
+        none_U = numeric_UM[:, :0]
+        return RankingInputs(
+            self.group(Group.ATTRIBUTE, found.fields, len(numeric_UM)),
+            none_U.unsqueeze(2),
+            none_U.unsqueeze(2),
+            numeric_UM,
+            {name: self.sequence(name, stored, none_U) for name, stored in found.sequences.items()},
+            self.first_order(found.fields, Group.ATTRIBUTE),
+        )
+
+    def rows(self, found: LookedUp, numeric_BN: Tensor, user_of_B: Tensor | None) -> Rows:
+        """What rows have beside their users."""
+        return Rows(
+            self.group(Group.CONTEXT, found.fields, len(numeric_BN)),
+            self.group(Group.ITEM, found.fields, len(numeric_BN)),
+            numeric_BN,
+            {name: self.target(name, found.fields) for name in found.sequences},
+            found.match,
+            self.first_order(found.fields, Group.CONTEXT, Group.ITEM),
+            user_of_B,
+        )
 
     def group(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
         """The fields of a group side by side, [B, F, d], or [B, 0, 0] where it has none."""
@@ -77,15 +91,15 @@ class InputAssembler:
             return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
         return torch.stack([self._narrow(name, fields[name]) for name in names], dim=1)
 
-    def sequence(self, name: str, stored: StoredSequence, target_BD: Tensor, match: Match | None) -> BehaviourSequence:
+    def sequence(self, name: str, stored: StoredSequence, target_BD: Tensor) -> BehaviourSequence:
         """Behaviours, item and action joined."""
-        values_BTD, actions_BT = self._narrow(name, stored.values_BTS), stored.actions_BT
-        if actions_BT is None:
-            actions_BT = torch.zeros(values_BTD.shape[:2], dtype=torch.int64, device=values_BTD.device)
-        elif stored.actions_BTS is not None and (action := self.schema.action_of(name)) is not None:
-            values_BTD = _with_actions(values_BTD, self._narrow(action, stored.actions_BTS), self.schema.actions)
-        is_virtual_B = torch.zeros_like(stored.lengths_B, dtype=torch.bool)
-        return BehaviourSequence(values_BTD, stored.lengths_B, actions_BT, target_BD, is_virtual_B, match)
+        values_UTD, actions_UT = self._narrow(name, stored.values_UTS), stored.actions_UT
+        if actions_UT is None:
+            actions_UT = torch.zeros(values_UTD.shape[:2], dtype=torch.int64, device=values_UTD.device)
+        elif stored.actions_UTS is not None and (action := self.schema.action_of(name)) is not None:
+            values_UTD = _with_actions(values_UTD, self._narrow(action, stored.actions_UTS), self.schema.actions)
+        is_virtual_U = torch.zeros_like(stored.lengths_U, dtype=torch.bool)
+        return BehaviourSequence(values_UTD, stored.lengths_U, actions_UT, target_BD, is_virtual_U)
 
     def target(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
         """The target item's vector [B, d], as wide as the behaviours: it has no action, which is zeros where actions stand behind items."""
@@ -93,16 +107,16 @@ class InputAssembler:
         target_BD = self._narrow(target, fields[target])
         return nn.functional.pad(target_BD, (0, self.schema.behaviour_dim(sequence) - target_BD.shape[1]))
 
-    def first_order(self, fields: dict[str, Tensor]) -> Tensor | None:
-        """The sum [B] of these fields' first-order weights: the column behind each vector, where the tables hold it."""
-        if not self.lookups.first_order:
+    def first_order(self, fields: dict[str, Tensor], *groups: Group) -> Tensor | None:
+        """The sum [B] of the first-order weights of these groups' fields: the column behind each vector, where the tables hold it."""
+        names = [name for name in (*self.schema.pooled, *self.schema.unpooled_scalars) if name in self.schema.names(*groups)]
+        if not self.lookups.first_order or not names:
             return None
-        names = [name for name in (*self.schema.pooled, *self.schema.unpooled_scalars) if name in fields]
         return torch.stack([fields[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
 
-    def numeric_attributes(self, inputs: RankingInputs) -> Tensor:
-        """The columns of ``numeric_BN`` that are user attributes: the first ones."""
-        return inputs.numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))]
+    def numeric_attributes(self, numeric_BN: Tensor) -> Tensor:
+        """The numeric features that are user attributes: the first ones."""
+        return numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))]
 
     def _narrow(self, name: str, values: Tensor) -> Tensor:
         """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
@@ -159,19 +173,18 @@ def user_id_field(schema: Schema, name: str | None) -> int:
     return attributes.index(found[0])
 
 
-def without_negatives(inputs: RankingInputs) -> RankingInputs:
-    """The inputs as outside training: a tower that has a match loss computes none."""
-    sequences = dict(inputs.sequences)
-    for name, sequence in inputs.sequences.items():
-        if (match := sequence.match) is not None:
-            none = replace(
-                match,
-                negatives_KD=match.negatives_KD[:0],
-                negative_ids_K=match.negative_ids_K[:0],
-                negative_log_q_K=match.negative_log_q_K[:0],
-            )
-            sequences[name] = replace(sequence, match=none)
-    return replace(inputs, sequences=sequences)
+def without_negatives(rows: Rows) -> Rows:
+    """The rows as outside training: a tower that has a match loss computes none."""
+    matches = {
+        name: replace(
+            match,
+            negatives_KD=match.negatives_KD[:0],
+            negative_ids_K=match.negative_ids_K[:0],
+            negative_log_q_K=match.negative_log_q_K[:0],
+        )
+        for name, match in rows.matches.items()
+    }
+    return replace(rows, matches=matches)
 
 
 def _with_actions(values_BTD: Tensor, actions_BTD: Tensor, how: Actions) -> Tensor:

@@ -4,7 +4,8 @@ One lookup serves both towers. Two detaches make the wall: the zero-shot tower s
 reaches a table; the ranking tower sees detached virtual behaviours, so its loss never reaches the zero-shot tower. Hence one
 backward of ``L_rt + L_zst`` equals two separate ones. Each line of the wall is marked WALL.
 
-Shape letters as in ``towers/inputs.py``; ``O`` old rows, ``W`` new rows, ``F`` fields that the zero-shot tower sees.
+Shape letters as in ``towers/inputs.py``; ``U`` users that the rows of a batch share (each row its own unless the reader groups them),
+of them ``O`` old and ``W`` new ones; ``F`` fields that the zero-shot tower sees.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,11 @@ from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.embeddings.looked_up import looked_up
 from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
-from mail_torchrec.losses.ranking import ranking_loss
-from mail_torchrec.objective import Term, mmd_share, shares
+from mail_torchrec.objective import Term, mmd_share, ranking_terms, shares
 from mail_torchrec.parts import build_meta_emb, build_multi_task, build_zero_shot
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.behaviours import Behaviours
-from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
+from mail_torchrec.towers.inputs import RankingInputs, RankingOutput, Rows
 from mail_torchrec.towers.multi_task import MultiTaskSettings
 from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings
@@ -77,6 +77,17 @@ class Outputs:
     batch: Batch
     tasks: dict[str, Tensor] = field(default_factory=dict)
     """Logits [B] beside those of the clicks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
+
+
+@dataclass
+class _Step:
+    """The inputs of a step: users, and rows that share them."""
+
+    users: RankingInputs
+    rows: Rows
+    is_new_U: Tensor
+    weights_U: Tensor
+    """The weight of each user's rows together."""
 
 
 Ranked = tuple[RankingOutput, dict[str, Tensor]]
@@ -133,65 +144,70 @@ class Towers(nn.Module):
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
-        real = self._real(batch, pooled, unpooled)
-        seen_BFD = self._seen(real)
-        ranked, tasks = self.ranked(self.filled(real, batch.is_new_B, self._dropped(batch)))
+        step = self._step(batch, pooled, unpooled)
+        seen_UFD = self._seen(step.users)
+        ranked, tasks = self.ranked(step.rows.of(self.filled(step.users, step.is_new_U, self._dropped(step))))
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
         if self.training:
-            terms = _ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(real, batch)
-            terms |= self._meta_terms(real, batch)
-            losses, loss = self._losses(terms, self._zero_shot_losses(real, seen_BFD, batch))
+            terms = ranking_terms(ranked, tasks, batch, self.settings.multi_task) | self._as_new_terms(step, batch)
+            terms |= self._meta_terms(step, batch)
+            losses, loss = self._losses(terms, self._zero_shot_losses(step, seen_UFD))
             if self.filler is not None:
-                self.filler.observe(*self._old_rows(real, seen_BFD, batch))
+                self.filler.observe(*self._old_users(step, seen_UFD))
         elif self.ranking_of_new is not None:
-            ranked, tasks = chosen(batch.is_new_B, self._ranked_as_new(real, batch), (ranked, tasks))
+            ranked, tasks = chosen(batch.is_new_B, self._ranked_as_new(step), (ranked, tasks))
         return loss, Outputs(ranked.logits_B.detach(), map_parts(losses, Tensor.detach), batch, map_parts(tasks, Tensor.detach))
 
     @torch.no_grad()
     def interests(
         self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]
     ) -> tuple[dict[str, Behaviours], dict[str, Behaviours], Tensor]:
-        """Real and virtual behaviours of every row, and its pooled attributes h_a [B, E]: what the zero-shot tower sees and makes."""
+        """Real and virtual behaviours of every user, and its pooled attributes h_a [U, E]: what the zero-shot tower sees and makes."""
         assert self.zero_shot is not None
-        real = self._real(batch, pooled, unpooled)
-        seen_BFD = self._seen(real)
-        behaviours = {name: (sequence.values_BTD, sequence.lengths_B) for name, sequence in real.sequences.items()}
-        virtual = self.zero_shot.virtual(seen_BFD, self._assemble.numeric_attributes(real))
-        return behaviours, virtual, self.zero_shot.pooled_fields(seen_BFD)
+        users = self._step(batch, pooled, unpooled).users
+        seen_UFD = self._seen(users)
+        behaviours = {name: (sequence.values_BTD, sequence.lengths_B) for name, sequence in users.sequences.items()}
+        virtual = self.zero_shot.virtual(seen_UFD, self._assemble.numeric_attributes(users.numeric_BN))
+        return behaviours, virtual, self.zero_shot.pooled_fields(seen_UFD)
 
-    def _real(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> RankingInputs:
-        return self._assemble(looked_up(batch, pooled, unpooled, self._assemble.schema, self._assemble.lookups), batch.numeric_BN)
+    def _step(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> "_Step":
+        found = looked_up(batch, pooled, unpooled, self._assemble.schema, self._assemble.lookups)
+        users = self._assemble.users(found, batch.of_users(self._assemble.numeric_attributes(batch.numeric_BN)))
+        rows = self._assemble.rows(found, batch.numeric_BN, batch.shared.user_of_B if batch.shared is not None else None)
+        if self.zero_shot is None or self.zero_shot.settings.sees == "user_attributes":
+            return _Step(users, rows, batch.is_new_U, batch.weights_U)
+        return _Step(*rows.apart(users), batch.is_new_B, batch.weights_B)
 
-    def _seen(self, inputs: RankingInputs) -> Tensor:
+    def _seen(self, users: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
-        fields = inputs.attributes_BAD
+        fields = users.attributes_BAD
         if self.zero_shot is not None and self.zero_shot.settings.sees == "all_fields":
-            fields = torch.cat([group for group in (fields, inputs.context_BCD, inputs.items_BID) if group.shape[1]], dim=1)
+            fields = torch.cat([group for group in (fields, users.context_BCD, users.items_BID) if group.shape[1]], dim=1)
         return fields.detach()  # WALL: nothing behind this line reaches a table
 
-    def _dropped(self, batch: Batch) -> Tensor | None:
-        """The old rows that the ranking tower meets as new ones in this step [B]."""
+    def _dropped(self, step: "_Step") -> Tensor | None:
+        """The old users that the ranking tower meets as new ones in this step [U]."""
         if not self.training or not self.settings.behaviour_dropout:
             return None
-        return ~batch.is_new_B & (torch.rand_like(batch.weights_B) < self.settings.behaviour_dropout)
+        return ~step.is_new_U & (torch.rand_like(step.weights_U) < self.settings.behaviour_dropout)
 
-    def filled(self, real: RankingInputs, is_new_B: Tensor, as_new_B: Tensor | None = None) -> RankingInputs:
-        """New rows, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
+    def filled(self, users: RankingInputs, is_new_U: Tensor, as_new_U: Tensor | None = None) -> RankingInputs:
+        """New users, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
 
-        Where nothing makes any, new rows keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
+        Where nothing makes any, new ones keep the few that they may have, as with an ordinary ranker, and the others lose theirs.
         MetaEmb makes their id's vector.
         """
-        met_as_new_B = is_new_B if as_new_B is None else is_new_B | as_new_B
+        met_as_new_U = is_new_U if as_new_U is None else is_new_U | as_new_U
         if self.meta_emb is not None:
-            real = self.meta_emb.filled(real, self._assemble.numeric_attributes(real), met_as_new_B)
+            users = self.meta_emb.filled(users, self._assemble.numeric_attributes(users.numeric_BN), met_as_new_U)
         maker = self.zero_shot if self.zero_shot is not None else self.filler
         if maker is None or (self.training and self.zero_shot is not None and self.zero_shot.settings.fill == "infer_only"):
-            return real if as_new_B is None else emptied(real, as_new_B & ~is_new_B)
-        new_W = torch.nonzero(met_as_new_B).squeeze(1)
+            return users if as_new_U is None else emptied(users, as_new_U & ~is_new_U)
+        new_W = torch.nonzero(met_as_new_U).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
-            virtual = maker.virtual(self._seen(real)[new_W], self._assemble.numeric_attributes(real)[new_W])
-        return replace(real, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in real.sequences.items()})
+            virtual = maker.virtual(self._seen(users)[new_W], self._assemble.numeric_attributes(users.numeric_BN)[new_W])
+        return replace(users, sequences={name: filled(sequence, new_W, *virtual[name]) for name, sequence in users.sequences.items()})
 
     def ranked(self, inputs: RankingInputs, *, as_new: bool = False) -> Ranked:
         """Inputs with behaviours -> logits, of clicks and beside them; as new ones by the tower of these, where they have their own."""
@@ -201,48 +217,49 @@ class Towers(nn.Module):
         ranked = RankingOutput.of(tower(inputs))
         return ranked, head(ranked) if head is not None else {}
 
-    def _ranked_as_new(self, real: RankingInputs, batch: Batch) -> Ranked:
+    def _ranked_as_new(self, step: "_Step") -> Ranked:
         """Every row ranked as a new one; without auxiliary losses."""
-        ranked, tasks = self.ranked(self.filled(without_negatives(real), batch.is_new_B, torch.ones_like(batch.is_new_B)), as_new=True)
+        users = self.filled(step.users, step.is_new_U, torch.ones_like(step.is_new_U))
+        ranked, tasks = self.ranked(without_negatives(step.rows).of(users), as_new=True)
         return replace(ranked, auxiliary={}), tasks
 
-    def _as_new_terms(self, real: RankingInputs, batch: Batch) -> dict[str, Term]:
+    def _as_new_terms(self, step: "_Step", batch: Batch) -> dict[str, Term]:
         """The loss of rows ranked as new ones: of all rows where new ones have a tower of their own, else of the old ones."""
         if not self.settings.as_new_weight:
             return {}
-        terms = _ranking_terms(*self._ranked_as_new(real, batch), batch, self.settings.multi_task)
+        terms = ranking_terms(*self._ranked_as_new(step), batch, self.settings.multi_task)
         counted_B = batch.weights_B if self.ranking_of_new is not None else batch.weights_B * ~batch.is_new_B
         return {
             name.replace("L_", "L_new_"): replace(term, row_weights=counted_B, weight=term.weight * self.settings.as_new_weight)
             for name, term in terms.items()
         }
 
-    def _meta_terms(self, real: RankingInputs, batch: Batch) -> dict[str, Term]:
+    def _meta_terms(self, step: "_Step", batch: Batch) -> dict[str, Term]:
         """MetaEmb's loss of this rank's old rows in pairs of one user, met as new ones by the tower that scores those."""
         if self.meta_emb is None:
             return {}
         tower = self.ranking if self.ranking_of_new is None else self.ranking_of_new
-        constant = without_negatives(map_parts(real, Tensor.detach))  # WALL: tables are constants to the generator
+        inputs = without_negatives(step.rows).of(emptied(step.users, torch.ones_like(step.is_new_U)))
+        constant = map_parts(inputs, Tensor.detach)  # WALL: tables are constants to the generator
         earlier_B, paired_B = pairs(batch.users_B, ~batch.is_new_B & (batch.weights_B > 0))
-        losses_B = self.meta_emb.losses(
-            tower, emptied(constant, torch.ones_like(paired_B)), self._assemble.numeric_attributes(constant), batch.labels_B, earlier_B
-        )
+        numeric_BM = self._assemble.numeric_attributes(batch.numeric_BN)
+        losses_B = self.meta_emb.losses(tower, constant, numeric_BM, batch.labels_B, earlier_B)
         return {"L_meta": Term(losses_B, paired_B.to(losses_B.dtype))}
 
-    def _zero_shot_losses(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> ZeroShotLosses | None:
-        """The zero-shot tower's losses on this rank's old rows."""
+    def _zero_shot_losses(self, step: "_Step", seen_UFD: Tensor) -> ZeroShotLosses | None:
+        """The zero-shot tower's losses of this rank's old users, each counted by its rows."""
         if self.zero_shot is None or self.zero_shot.settings.variant == "none":
             return None
-        return self.zero_shot.losses(*self._old_rows(real, seen_BFD, batch))
+        return self.zero_shot.losses(*self._old_users(step, seen_UFD))
 
-    def _old_rows(self, real: RankingInputs, seen_BFD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Behaviours]]:
-        """Fields, numeric attributes and behaviours of this rank's old rows."""
-        old_O = torch.nonzero(~batch.is_new_B & (batch.weights_B > 0)).squeeze(1)
+    def _old_users(self, step: "_Step", seen_UFD: Tensor) -> tuple[Tensor, Tensor, dict[str, Behaviours], Tensor]:
+        """Fields, numeric attributes and behaviours of this rank's old users, and how many rows each has."""
+        old_O = torch.nonzero(~step.is_new_U & (step.weights_U > 0)).squeeze(1)
         behaviours = {
             name: (sequence.values_BTD.detach()[old_O], sequence.lengths_B[old_O])  # WALL: as above
-            for name, sequence in real.sequences.items()
+            for name, sequence in step.users.sequences.items()
         }
-        return seen_BFD[old_O], self._assemble.numeric_attributes(real)[old_O], behaviours
+        return seen_UFD[old_O], self._assemble.numeric_attributes(step.users.numeric_BN)[old_O], behaviours, step.weights_U[old_O]
 
     def _losses(self, terms: dict[str, Term], zero_shot: ZeroShotLosses | None) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's shares by name, and the sum to minimise."""
@@ -251,21 +268,25 @@ class Towers(nn.Module):
         losses = shares(terms)
         loss = torch.stack([term.weight * losses[name] for name, term in terms.items()]).sum()
         if zero_shot is not None and self._aligned_by("mmd"):
-            assert zero_shot.P_NH is not None and zero_shot.Q_NH is not None and self.zero_shot is not None
+            assert (
+                self.zero_shot is not None and zero_shot.P_NH is not None and zero_shot.Q_NH is not None and zero_shot.weights_N is not None
+            )
             losses["L_d"] = mmd_share(
-                zero_shot.P_NH, zero_shot.Q_NH, self.zero_shot.settings.sigma, all_ranks=self.settings.mmd_over_all_ranks
+                *(zero_shot.P_NH, zero_shot.Q_NH, zero_shot.weights_N),
+                self.zero_shot.settings.sigma,
+                all_ranks=self.settings.mmd_over_all_ranks,
             )
             loss = loss + losses["L_d"]
         return losses, loss
 
     def _zero_shot_terms(self, zero_shot: ZeroShotLosses) -> dict[str, Term]:
-        assert self.zero_shot is not None
-        settings = self.zero_shot.settings
+        assert self.zero_shot is not None and zero_shot.weights_N is not None
+        settings, weights_N = self.zero_shot.settings, zero_shot.weights_N
         rows = dict(zero_shot.rows)
         if self._aligned_by("paired_mse"):
             assert zero_shot.P_NH is not None and zero_shot.Q_NH is not None
             rows["d"] = paired_mse(zero_shot.P_NH, zero_shot.Q_NH, settings.reduction)
-        return {f"L_{name}": Term(losses, torch.ones_like(losses), raw_sum=settings.reduction == "sum") for name, losses in rows.items()}
+        return {f"L_{name}": Term(losses, weights_N, raw_sum=settings.reduction == "sum") for name, losses in rows.items()}
 
     def _aligned_by(self, alignment: str) -> bool:
         return self.zero_shot is not None and self.zero_shot.settings.variant == "full" and self.zero_shot.settings.alignment == alignment
@@ -276,15 +297,3 @@ def chosen(is_new_B: Tensor, of_new: Ranked, of_old: Ranked) -> Ranked:
     (new, new_tasks), (old, old_tasks) = of_new, of_old
     tasks = {name: torch.where(is_new_B, new_tasks[name], logits_B) for name, logits_B in old_tasks.items()}
     return replace(old, logits_B=torch.where(is_new_B, new.logits_B, old.logits_B)), tasks
-
-
-def _ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:
-    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d", "meta", "new_rt", "new_ctcvr"}:
-        raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
-    click_weight = multi_task.click_weight if multi_task else 1.0
-    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)}
-    if multi_task:
-        terms["L_ctcvr"] = Term(ranking_loss(tasks["ctcvr"], batch.conversions_B), batch.weights_B, 1 - click_weight)
-    return terms | {
-        f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
-    }

@@ -7,8 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mail_torchrec.collectives import gather_rows, world_size
+from mail_torchrec.data.batch import Batch
 from mail_torchrec.losses.mmd import mmd
+from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.losses.reduction import weighted_mean
+from mail_torchrec.towers.inputs import RankingOutput
+from mail_torchrec.towers.multi_task import MultiTaskSettings
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,23 @@ class Term:
     """Weight of each row in the mean, [n]."""
     weight: float = 1.0
     raw_sum: bool = False
+
+
+def ranking_terms(ranked: RankingOutput, tasks: dict[str, Tensor], batch: Batch, multi_task: MultiTaskSettings | None) -> dict[str, Term]:
+    """The ranking loss, that of conversions where they are predicted, and the tower's auxiliary ones.
+
+    Raises:
+        ValueError: the tower gave a loss a name that MAIL has itself.
+    """
+    if clash := ranked.auxiliary.keys() & {"rt", "ctcvr", "a", "v", "d", "meta", "new_rt", "new_ctcvr"}:
+        raise ValueError(f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of MAIL's own losses; rename it")
+    click_weight = multi_task.click_weight if multi_task else 1.0
+    terms = {"L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)}
+    if multi_task:
+        terms["L_ctcvr"] = Term(ranking_loss(tasks["ctcvr"], batch.conversions_B), batch.weights_B, 1 - click_weight)
+    return terms | {
+        f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight) for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
+    }
 
 
 def shares(terms: dict[str, Term]) -> dict[str, Tensor]:
@@ -41,12 +62,13 @@ def _share(term: Term, total: Tensor) -> Tensor:
     return world_size() * weighted_mean(term.rows, term.row_weights, torch.ones_like(total) if term.raw_sum else total)
 
 
-def mmd_share(P_OH: Tensor, Q_OH: Tensor, sigma: float, *, all_ranks: bool) -> Tensor:
-    """This rank's share of the MMD between the codes of all ranks' old rows, or of its own rows alone.
+def mmd_share(P_OH: Tensor, Q_OH: Tensor, weights_O: Tensor, sigma: float, *, all_ranks: bool) -> Tensor:
+    """This rank's share of the MMD between the codes of all ranks' old users, or of its own alone, each counted by its rows.
 
     Over all ranks each rank needs every code: ``O(rank rows * all rows)`` time and ``O(all rows)`` memory.
     """
     if world_size() == 1 or not all_ranks:
-        return mmd(P_OH, Q_OH, sigma)
-    all_P, all_Q = gather_rows(torch.cat([P_OH, Q_OH], dim=1)).chunk(2, dim=1)
-    return world_size() * mmd(P_OH, Q_OH, sigma, all_P, all_Q)
+        return mmd(P_OH, Q_OH, sigma, weights_N=weights_O)
+    gathered = gather_rows(torch.cat([P_OH, Q_OH, weights_O.to(P_OH.dtype).unsqueeze(1)], dim=1))
+    all_P, all_Q = gathered[:, :-1].chunk(2, dim=1)
+    return world_size() * mmd(P_OH, Q_OH, sigma, all_P, all_Q, weights_O, gathered[:, -1])

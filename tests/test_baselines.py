@@ -69,7 +69,7 @@ def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
             if "meta" in without:
                 patch.setattr(model.towers, "_meta_terms", lambda *_: {})
             if "rank" in without:
-                patch.setattr("mail_torchrec.model._ranking_terms", lambda *_: {})
+                patch.setattr("mail_torchrec.model.ranking_terms", lambda *_: {})
             model(batch)[0].backward()
         return gradients(model)
 

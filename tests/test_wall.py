@@ -87,7 +87,7 @@ def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
     for _ in range(5):
         first.pipeline.progress(batches)
     # A new pipeline: DistributedDataParallel learns in its first step that the ranking tower gets no gradient.
-    monkeypatch.setattr("mail_torchrec.model._ranking_terms", lambda *_: {})
+    monkeypatch.setattr("mail_torchrec.model.ranking_terms", lambda *_: {})
     second, batches = build(root, **sections)
     second.model.load_state_dict(first.model.state_dict())
     second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
@@ -148,7 +148,7 @@ def test_one_backward_of_the_sum_equals_two_separate_ones(
         patch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)
         model(batch)[0].backward()
     with monkeypatch.context() as patch:
-        patch.setattr("mail_torchrec.model._ranking_terms", lambda *_: {})
+        patch.setattr("mail_torchrec.model.ranking_terms", lambda *_: {})
         model(batch)[0].backward()
     separate = gradients(model)
     assert joint.keys() == separate.keys()

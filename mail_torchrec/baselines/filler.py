@@ -27,21 +27,22 @@ class Filler(nn.Module):
         self.relative_lengths = RunningMoments(len(sequences))
 
     @abstractmethod
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
-        """Learns from old rows, ``N`` may be 0; without gradients, and alike on every rank."""
+    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
+        """Learns from old rows, each counted so often, ``N`` may be 0; without gradients, and alike on every rank."""
 
     @abstractmethod
     def make(self, attributes_NP: Tensor) -> Tensor:
         """Pooled behaviours of new rows [N, Q]."""
 
     @torch.no_grad()
-    def observe(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours]) -> None:
-        """Takes old rows in; every rank calls it in a training step, with 0 rows too."""
+    def observe(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours], weights_N: Tensor | None = None) -> None:
+        """Takes old rows in, each counted ``weights_N`` times (once by default); every rank calls it in a step, with 0 rows too."""
+        weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
         behaviours = [sequences[name] for name in self.sequences]
         relative_NS = torch.stack([lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1)
-        self.relative_lengths.observe(relative_NS, torch.ones_like(relative_NS[:, 0]))
+        self.relative_lengths.observe(relative_NS, weights_N)
         pooled_NQ = torch.cat([pooled([sequence]).squeeze(1) for sequence in behaviours], dim=1)
-        self.take(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1), pooled_NQ)
+        self.take(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1), pooled_NQ, weights_N)
 
     def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Behaviours [N, T, d] of each sequence and their number [N]."""

@@ -71,9 +71,9 @@ class LLAE(Filler):
         self.register_buffer("offset_Q", torch.zeros(num_pooled))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
 
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
+    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
         """Old rows into the moments; every ``solve_every`` steps the equation is solved again."""
-        self.moments.observe(torch.cat([attributes_NP, pooled_NQ], dim=1))
+        self.moments.observe(torch.cat([attributes_NP, pooled_NQ], dim=1), weights_N)
         if int(self.num_steps) % self.settings.solve_every == 0:
             self._solve()
         self.num_steps += 1

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mail_torchrec.baselines.filler import Filler
@@ -29,9 +28,9 @@ class MeanFill(Filler):
         super().__init__(sequences)
         self.pooled = RunningMoments(sum(shape.dim for shape in sequences.values()))
 
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor) -> None:
+    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
         """Old rows into the mean."""
-        self.pooled.observe(pooled_NQ, torch.ones_like(pooled_NQ[:, 0]))
+        self.pooled.observe(pooled_NQ, weights_N)
 
     def make(self, attributes_NP: Tensor) -> Tensor:
         """The mean [N, Q]."""

@@ -14,11 +14,21 @@ from torchrec.streamable import Pipelineable
 class MatchIds:
     """Sampled negatives of one sequence; ``K`` ids shared by the batch, 0 outside training."""
 
-    last_B: Tensor
-    """Row of the newest behaviour in the item table (0 where there is none)."""
+    last_U: Tensor
+    """Row of each user's newest behaviour in the item table (0 where there is none)."""
     negatives_K: Tensor
-    last_log_q_B: Tensor
+    last_log_q_U: Tensor
     negatives_log_q_K: Tensor
+
+
+@dataclass
+class Shared:
+    """Which rows hold the same of one user."""
+
+    first_U: Tensor
+    """The first row of each user, rising."""
+    user_of_B: Tensor
+    """The place of each row's user in ``first_U``."""
 
 
 @dataclass
@@ -33,6 +43,9 @@ class Batch(Pipelineable):
 
     The sampled negatives stand under a key of ``unpooled`` as well, dealt evenly to the rows: they belong to the batch, not
     to a row, and only their order counts.
+
+    Where rows share users, the keys of the user's side (attributes, behaviours) have ids in the first row of each user alone, and
+    nothing in the others: so they are looked up once a user, and all ranks still have keys of equally many rows.
     """
 
     pooled: KeyedJaggedTensor
@@ -52,6 +65,24 @@ class Batch(Pipelineable):
     match: dict[str, MatchIds]
     counts: Tensor
     """What was met on the way (unknown ids a column, rows cut a list), in the order of ``Reader.count_names``."""
+    shared: Shared | None = None
+    """Which rows share a user; None: none do."""
+
+    @property
+    def is_new_U(self) -> Tensor:
+        """``is_new_B`` of each user; a row is a user where none is shared."""
+        return self.of_users(self.is_new_B)
+
+    @property
+    def weights_U(self) -> Tensor:
+        """The weight of each user's rows together."""
+        if self.shared is None:
+            return self.weights_B
+        return self.weights_B.new_zeros(len(self.shared.first_U)).index_add(0, self.shared.user_of_B, self.weights_B)
+
+    def of_users(self, x_B: Tensor) -> Tensor:
+        """Of values that a user's rows have in common, one a user."""
+        return x_B if self.shared is None else x_B.index_select(0, self.shared.first_U)
 
     def __len__(self) -> int:
         return int(self.labels_B.shape[0])

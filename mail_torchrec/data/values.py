@@ -17,37 +17,51 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass
 class Ragged:
-    """Rows of different lengths, end to end.
+    """Rows of different lengths: slices of one array, end to end unless ``begins`` says where each one lies.
 
-    ``[[7, 8], [], [9]]`` is ``values = [7, 8, 9]``, ``lengths = [2, 0, 1]``.
+    ``[[7, 8], [], [9]]`` is ``Ragged([7, 8, 9], [2, 0, 1])``. Rows may share values, and taking rows moves none.
     """
 
-    values: Ints
+    stored: Ints
     lengths: Ints
+    begins: Ints | None = None
 
     @cached_property
     def starts(self) -> Ints:
-        """Where each row begins in ``values``."""
-        starts: Ints = np.cumsum(self.lengths) - self.lengths
+        """Where each row begins in ``stored``."""
+        starts: Ints = np.cumsum(self.lengths) - self.lengths if self.begins is None else self.begins
         return starts
+
+    @cached_property
+    def values(self) -> Ints:
+        """The values of all rows, end to end."""
+        return self.stored if self.begins is None else self.stored[_positions(self.starts, self.lengths)]
 
     def take(self, rows: Ints | slice) -> "Ragged":
         """These rows, in this order."""
-        starts, lengths = self.starts[rows], self.lengths[rows]
-        return Ragged(self.values[_positions(starts, lengths)], lengths)
+        return Ragged(self.stored, self.lengths[rows], self.starts[rows])
 
     def newest(self, limit: int | Ints) -> "Ragged":
         """Every row cut to its last ``limit`` values, one limit for all or one a row."""
         excess = np.maximum(self.lengths - limit, 0)
-        if not excess.any():
-            return self
-        lengths = self.lengths - excess
-        return Ragged(self.values[_positions(self.starts + excess, lengths)], lengths)
+        return Ragged(self.stored, self.lengths - excess, self.starts + excess) if excess.any() else self
+
+    def trimmed(self) -> "Ragged":
+        """The same without stored values before the first that a row has and behind the last, which it so does not keep alive."""
+        full = self.lengths > 0
+        if self.begins is None or not full.any():
+            return self if self.begins is None else Ragged(self.stored[:0], self.lengths, np.zeros_like(self.lengths))
+        first, stop = int(self.starts[full].min()), int((self.starts + self.lengths)[full].max())
+        return Ragged(self.stored[first:stop], self.lengths, np.where(full, self.starts - first, 0))
 
     @staticmethod
     def concatenate(parts: "list[Ragged]") -> "Ragged":
         """Rows of several parts, one after another."""
-        return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]))
+        trimmed = [part.trimmed() for part in parts]
+        before = np.cumsum([0, *(len(part.stored) for part in trimmed)])
+        starts = [part.starts + begin for part, begin in zip(trimmed, before[:-1], strict=True)]
+        stored, lengths = np.concatenate([part.stored for part in trimmed]), np.concatenate([part.lengths for part in trimmed])
+        return Ragged(stored, lengths, np.concatenate(starts))
 
 
 def _positions(starts: Ints, lengths: Ints) -> Ints:

@@ -16,7 +16,7 @@ from mail_torchrec.data.schema import Group, Kind, Schema
 from mail_torchrec.export.tables import Table
 from mail_torchrec.fields import InputAssembler, StoredSequence
 from mail_torchrec.model import Towers, chosen
-from mail_torchrec.towers.inputs import BehaviourSequence, Match, RankingInputs, SharedSequence, position_mask
+from mail_torchrec.towers.inputs import Match, RankingInputs, Rows, position_mask
 
 PROBABILITIES = {"click": "pctr", "cvr": "pcvr", "ctcvr": "pctcvr"}
 """Task -> the name of its output."""
@@ -66,16 +66,16 @@ class Twin(nn.Module):
         """
         given = {spec.name: value for spec, value in zip(self.inputs, values, strict=True)}
         users, user_of_B = self._users(given), given[USER_OF_CANDIDATE]
-        is_new_U = self._is_new(given, users)
+        is_new_U, rows = self._is_new(given, users), self._rows(users, user_of_B, given)
         if self.fills_rows:  # each candidate with a user of its own, since its virtual behaviours are its own
-            users, is_new_U = self._rows(users, user_of_B, given, shared=False), is_new_U.index_select(0, user_of_B)
+            (users, rows), is_new_U = rows.apart(users), is_new_U.index_select(0, user_of_B)
             user_of_B = torch.arange(user_of_B.shape[0], device=user_of_B.device)
         filled = self.towers.filled(users, is_new_U)
-        ranked, tasks = self.towers.ranked(self._rows(filled, user_of_B, given))
+        ranked, tasks = self.towers.ranked(rows.of(filled))
         if self.towers.ranking_of_new is not None:
             is_new_B = is_new_U.index_select(0, user_of_B)
             as_new = self.towers.filled(users, is_new_U, torch.ones_like(is_new_U))
-            of_new = self.towers.ranked(self._rows(as_new, user_of_B, given), as_new=True)
+            of_new = self.towers.ranked(rows.of(as_new), as_new=True)
             vectors = _chosen_vectors(is_new_U, is_new_B, of_new[0].vectors, ranked.vectors)
             ranked, tasks = chosen(is_new_B, of_new, (ranked, tasks))
             ranked = replace(ranked, vectors=vectors)
@@ -97,8 +97,8 @@ class Twin(nn.Module):
             self._assemble.group(Group.CONTEXT, fields, num_users),
             none_U.unsqueeze(2),
             torch.stack([given[name] for name in names], dim=1) if names else none_U,
-            {name: self._assemble.sequence(name, self._sequence(name, given), none_U, None) for name in self.schema.sequences},
-            self._assemble.first_order(fields),
+            {name: self._assemble.sequence(name, self._sequence(name, given), none_U) for name in self.schema.sequences},
+            self._assemble.first_order(fields, Group.ATTRIBUTE, Group.CONTEXT),
         )
 
     def _is_new(self, given: dict[str, Tensor], users: RankingInputs) -> Tensor:
@@ -106,31 +106,23 @@ class Twin(nn.Module):
             return given[self.schema.new_user]
         return torch.stack([sequence.lengths_B for sequence in users.sequences.values()]).sum(0) <= self.new_user_max_behaviours
 
-    def _rows(self, users: RankingInputs, user_of_B: Tensor, given: dict[str, Tensor], *, shared: bool = True) -> RankingInputs:
-        """Each candidate beside its user."""
+    def _rows(self, users: RankingInputs, user_of_B: Tensor, given: dict[str, Tensor]) -> Rows:
+        """What the candidates have beside their users."""
         fields = self._fields(given, candidate_columns(self.schema))
         numeric = [users.numeric_BN.index_select(0, user_of_B), *(given[name].unsqueeze(1) for name in self.schema.numeric(Group.ITEM))]
-        first_order_B = self._assemble.first_order(fields)
-        if first_order_B is not None and users.first_order_B is not None:
-            first_order_B = first_order_B + users.first_order_B.index_select(0, user_of_B)
-        sequences: dict[str, BehaviourSequence] = {}
-        for name, of_users in users.sequences.items():
-            target_BD, match = self._assemble.target(name, fields), self._match(name, given)
-            sequence = SharedSequence.of(of_users, user_of_B, target_BD, match)
-            sequences[name] = sequence if shared else sequence.apart()
-        return RankingInputs(
-            users.attributes_BAD.index_select(0, user_of_B),
-            users.context_BCD.index_select(0, user_of_B),
+        matches = {name: self._match(name, given) for name in self.lookups.match}
+        return Rows(
+            None,
             self._assemble.group(Group.ITEM, fields, user_of_B.shape[0]),
             torch.cat(numeric, dim=1),
-            sequences,
-            first_order_B,
+            {name: self._assemble.target(name, fields) for name in users.sequences},
+            matches,
+            self._assemble.first_order(fields, Group.ITEM),
+            user_of_B,
         )
 
-    def _match(self, name: str, given: dict[str, Tensor]) -> Match | None:
+    def _match(self, name: str, given: dict[str, Tensor]) -> Match:
         """The output-side vectors of the targets; without negatives, as there is no match loss to compute."""
-        if name not in self.lookups.match:
-            return None
         ids_B = given[self.schema.target_of(name)]
         target_BD = self._look_up(output_table(self.schema.table_of(name)), ids_B)[:, : self.schema.table_dim(name)]
         none_B = torch.zeros_like(target_BD[:, 0])

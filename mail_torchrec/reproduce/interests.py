@@ -65,12 +65,12 @@ def interests_of(run_dir: RunDir, num_users: int) -> Interests:
 def _rows(model: Mail, batch: Batch) -> Interests:
     with torch.no_grad():
         lookups = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
-        real, virtual, attributes_BE = model.towers.interests(batch, *lookups)
-        num_real_B = torch.stack([lengths_B for _, lengths_B in real.values()]).sum(0)
-        columns = [batch.users_B, batch.is_cold_B, num_real_B > 0]
-        vectors = [pooled(list(real.values())).flatten(1), pooled([virtual[name] for name in real]).flatten(1), attributes_BE]
+        real, virtual, attributes_UE = model.towers.interests(batch, *lookups)
+        num_real_U = torch.stack([lengths_U for _, lengths_U in real.values()]).sum(0)
+        columns = [batch.of_users(batch.users_B), batch.of_users(batch.is_cold_B), num_real_U > 0]
+        vectors = [pooled(list(real.values())).flatten(1), pooled([virtual[name] for name in real]).flatten(1), attributes_UE]
     rows = Interests(*(column.cpu().numpy() for column in columns), *(vector.double().cpu().numpy() for vector in vectors))
-    return rows.take(batch.weights_B.cpu().numpy() > 0)
+    return rows.take(batch.weights_U.cpu().numpy() > 0)
 
 
 def _chosen(rows: Interests, num_users: int) -> Interests:

@@ -146,7 +146,7 @@ class DMR(nn.Module):
             features += [sum_BD, sequence.target_BD * sum_BD, r_B1, relevance_B.unsqueeze(1), attended_BD]
             vectors[name] = now_UD, wanted_BD
             if self.has_match and self.settings.needs_match:
-                match_losses.append(_match_loss(sequence, sequence.spread(before_UD)))
+                match_losses.append([sequence.spread(part_U) for part_U in _match_loss(sequence.users, before_UD)])
         representation_BR = self.mlp[:-1](torch.cat(features, dim=1))
         logits_B = self.mlp[-1](representation_BR).squeeze(1)
         return RankingOutput(logits_B, self._auxiliary(match_losses), representation_BR, vectors)
@@ -156,7 +156,7 @@ class DMR(nn.Module):
         match = sequence.match if self.has_match else None
         return sequence.target_BD if match is None else match.target_BD
 
-    def _auxiliary(self, match_losses: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor, float]]:
+    def _auxiliary(self, match_losses: list[list[Tensor]]) -> dict[str, tuple[Tensor, Tensor, float]]:
         """A row's loss is the mean over its sequences that count, its weight their number: the mean over all pairs."""
         if not match_losses:
             return {}
@@ -166,18 +166,18 @@ class DMR(nn.Module):
         return {"match": (losses_B, weights_B, self.settings.match_weight)}
 
 
-def _match_loss(sequence: BehaviourSequence, before_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Row losses and weights; rows with too few behaviours, or virtual ones, weigh 0."""
+def _match_loss(sequence: BehaviourSequence, before_UD: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and weights of users; those with too few behaviours, or virtual ones, weigh 0."""
     match = sequence.match
     assert match is not None, "shapes.has_match promises match vectors for every sequence"
-    losses_B = sampled_softmax(
-        before_BD,
-        match.last_BD,
+    losses_U = sampled_softmax(
+        before_UD,
+        match.last_UD,
         match.negatives_KD,
-        match.last_ids_B,
+        match.last_ids_U,
         match.negative_ids_K,
-        match.last_log_q_B,
+        match.last_log_q_U,
         match.negative_log_q_K,
     )
-    counts_B = (sequence.lengths_B >= MIN_BEHAVIOURS) & ~sequence.is_virtual_B
-    return losses_B, counts_B.to(losses_B.dtype)
+    counts_U = (sequence.lengths_B >= MIN_BEHAVIOURS) & ~sequence.is_virtual_B
+    return losses_U, counts_U.to(losses_U.dtype)

@@ -71,13 +71,13 @@ class Match:
 
     target_BD: Tensor
     """V' of the target item."""
-    last_BD: Tensor
-    """V' of the newest behaviour (row 0's vector where there is none)."""
+    last_UD: Tensor
+    """V' of each user's newest behaviour (row 0's vector where there is none); a row is a user where rows share none."""
     negatives_KD: Tensor
     """V' of the sampled negatives, shared by the batch."""
-    last_ids_B: Tensor
+    last_ids_U: Tensor
     negative_ids_K: Tensor
-    last_log_q_B: Tensor
+    last_log_q_U: Tensor
     """Log of the expected count of that id among the K samples."""
     negative_log_q_K: Tensor
 
@@ -134,7 +134,10 @@ class BehaviourSequence:
 
 @dataclass
 class SharedSequence(BehaviourSequence):
-    """A sequence of rows that share users, as the candidates of one request do: work on :attr:`users` is done once a user."""
+    """A sequence of rows that share users, as the candidates of one request and the impressions of one visit do.
+
+    Work on :attr:`users` is done once a user. Its vectors are real ones: zeros stand behind each row's length.
+    """
 
     of_users: BehaviourSequence = field(kw_only=True)
     """One row a user; its target means nothing."""
@@ -144,7 +147,7 @@ class SharedSequence(BehaviourSequence):
     def of(users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None) -> "SharedSequence":
         """The behaviours of each row's user beside its target item."""
         return SharedSequence(
-            values_BTD=users.values_BTD.index_select(0, user_of_row_B),
+            values_BTD=users.real_BTD.index_select(0, user_of_row_B),
             lengths_B=users.lengths_B.index_select(0, user_of_row_B),
             actions_BT=users.actions_BT.index_select(0, user_of_row_B),
             target_BD=target_BD,
@@ -169,8 +172,8 @@ class SharedSequence(BehaviourSequence):
 
     @property
     def real_BTD(self) -> Tensor:
-        """Spread where they are zeros already, so that rows are not masked one by one."""
-        return self.spread(self.of_users.real_BTD)
+        """The vectors, which were masked user by user."""
+        return self.values_BTD
 
 
 @dataclass
@@ -191,6 +194,57 @@ class RankingInputs:
     def features(self) -> list[Tensor]:
         """All fields and numeric features but the sequences, each [B, width], to be put side by side."""
         return [self.attributes_BAD.flatten(1), self.items_BID.flatten(1), self.context_BCD.flatten(1), self.numeric_BN]
+
+
+@dataclass
+class Rows:
+    """What rows have beside their users."""
+
+    context_BCD: Tensor | None
+    """None where the context is the users'."""
+    items_BID: Tensor
+    numeric_BN: Tensor
+    """All numeric features, those of the users among them."""
+    targets: dict[str, Tensor]
+    """Sequence -> the target item's vector [B, d]."""
+    matches: dict[str, Match]
+    first_order_B: Tensor | None
+    user_of_B: Tensor | None
+    """The place of each row's user; None where each row is a user of its own."""
+
+    def of(self, users: RankingInputs) -> RankingInputs:
+        """The rows with what their users have; the users' items, targets and matches count for nothing."""
+        first_order_B = self.first_order_B
+        if first_order_B is not None and users.first_order_B is not None:
+            first_order_B = first_order_B + self._spread(users.first_order_B)
+        return RankingInputs(
+            self._spread(users.attributes_BAD),
+            self._spread(users.context_BCD) if self.context_BCD is None else self.context_BCD,
+            self.items_BID,
+            self.numeric_BN,
+            {name: self._sequence(name, sequence) for name, sequence in users.sequences.items()},
+            first_order_B,
+        )
+
+    def apart(self, users: RankingInputs) -> "tuple[RankingInputs, Rows]":
+        """The users once a row, items and all; and rows that are users of their own."""
+        rows = self.of(users)
+        sequences = {name: seq.apart() if isinstance(seq, SharedSequence) else seq for name, seq in rows.sequences.items()}
+        apart = replace(rows, sequences=sequences, first_order_B=None if users.first_order_B is None else self._spread(users.first_order_B))
+        return apart, replace(self, user_of_B=None, matches={name: self._apart(match) for name, match in self.matches.items()})
+
+    def _apart(self, match: Match) -> Match:
+        last = (self._spread(part_U) for part_U in (match.last_UD, match.last_ids_U, match.last_log_q_U))
+        return replace(match, **dict(zip(("last_UD", "last_ids_U", "last_log_q_U"), last, strict=True)))
+
+    def _sequence(self, name: str, users: BehaviourSequence) -> BehaviourSequence:
+        target_BD, match = self.targets[name], self.matches.get(name)
+        if self.user_of_B is None:
+            return replace(users, target_BD=target_BD, match=match)
+        return SharedSequence.of(replace(users, match=match), self.user_of_B, target_BD, match)
+
+    def _spread(self, x_U: Tensor) -> Tensor:
+        return x_U if self.user_of_B is None else x_U.index_select(0, self.user_of_B)
 
 
 def with_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:

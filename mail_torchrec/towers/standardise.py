@@ -66,10 +66,10 @@ class RunningCovariance(nn.Module):
         self.register_buffer("num_rows", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def observe(self, x_ND: Tensor) -> None:
-        """Takes rows in; every rank calls it, ``N`` may be 0."""
+    def observe(self, x_ND: Tensor, weights_N: Tensor) -> None:
+        """Takes rows in, each counted so often; every rank calls it, ``N`` may be 0."""
         x_NZ = nn.functional.pad(x_ND.to(self.products_ZZ.dtype), (0, 1), value=1.0)
-        sums_ZZ = sum_over_ranks(x_NZ.T @ x_NZ)
+        sums_ZZ = sum_over_ranks((x_NZ * weights_N.to(x_NZ.dtype).unsqueeze(1)).T @ x_NZ)
         total = sums_ZZ[-1, -1]
         self.products_ZZ.lerp_(sums_ZZ / total.clamp(min=1), self.momentum * (total > 0))
         self.num_rows.add_(total)

@@ -83,6 +83,8 @@ class ZeroShotLosses:
     """Codes of the attributes."""
     Q_NH: Tensor | None = None
     """Codes of the behaviours."""
+    weights_N: Tensor | None = None
+    """How often each row counts; the losses are not weighted by it."""
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -153,25 +155,29 @@ class ZeroShotTower(nn.Module):
             # A pooled vector has a scale of its own a sequence; positions share one, or rare long histories would be scaled by few.
             self.behaviour_scale = Standardiser(self.behaviour_dim * (len(sequences) if settings.rebuilds == "pooled" else 1))
 
-    def losses(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours]) -> ZeroShotLosses:
+    def losses(
+        self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours], weights_N: Tensor | None = None
+    ) -> ZeroShotLosses:
         """Row losses and codes of old rows, of which there may be 0 or 1; every rank calls it in a training step.
 
         Args:
             fields_NFD: their fields.
             numeric_NM: their numeric attributes.
             sequences: of each sequence the behaviours [N, T, d] and their number [N].
+            weights_N: how often each one counts, in what standardises and to who takes the mean; once by default.
         """
         if self.settings.variant == "none":
             return ZeroShotLosses()
         behaviours = [sequences[name] for name in self.sequences]
         values_NRD, mask_NR = join(behaviours)
-        targets = self._targets(fields_NFD, behaviours, values_NRD, mask_NR)
+        weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
+        targets = self._targets(fields_NFD, behaviours, values_NRD, mask_NR, weights_N)
         P_NH = self._encode_attributes(fields_NFD, numeric_NM)
         a_N = self._reconstruction(P_NH, targets)
         if self.settings.variant == "single":
-            return ZeroShotLosses(a_N, None, P_NH, None)
+            return ZeroShotLosses(a_N, None, P_NH, None, weights_N)
         Q_NH = self.behaviour_encoder(self.behaviour_attention(values_NRD, mask_NR))
-        return ZeroShotLosses(a_N, self._reconstruction(Q_NH, targets), P_NH, Q_NH)
+        return ZeroShotLosses(a_N, self._reconstruction(Q_NH, targets), P_NH, Q_NH, weights_N)
 
     def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Virtual behaviours ``D2(E1(h_a))`` [N, T, d] of each sequence and their number [N] (int64), Eq. 8."""
@@ -209,14 +215,14 @@ class ZeroShotTower(nn.Module):
         return code_NH
 
     def _targets(
-        self, fields_NFD: Tensor, behaviours: list[Behaviours], values_NRD: Tensor, mask_NR: Tensor
+        self, fields_NFD: Tensor, behaviours: list[Behaviours], values_NRD: Tensor, mask_NR: Tensor, weights_N: Tensor
     ) -> list[tuple[nn.Module, Tensor, Tensor | None]]:
         """What each decoder has to make of a code, and the mask of what counts in it."""
         mask = mask_NR if self.settings.padding == "masked" else None
         vectors_NVD = pooled(behaviours) if self.settings.rebuilds == "pooled" else values_NRD
         if self.settings.standardise:
-            vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, mask)
-            fields_NFD = _standardised(self.field_scale, fields_NFD, None)
+            vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, mask, weights_N)
+            fields_NFD = _standardised(self.field_scale, fields_NFD, None, weights_N)
         targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [(self.behaviour_decoder, vectors_NVD, mask)]
         for decoder, field_NFD in zip(self.field_decoders, torch.split(fields_NFD, self.decoded_fields, dim=1), strict=True):
             targets.append((decoder, field_NFD, None))
@@ -239,10 +245,11 @@ def _rows(vectors_NVD: Tensor, scale: Standardiser) -> Tensor:
     return vectors_NVD.reshape(vectors_NVD.numel() // scale.dim, scale.dim)
 
 
-def _standardised(scale: Standardiser, vectors_NVD: Tensor, mask_NV: Tensor | None) -> Tensor:
+def _standardised(scale: Standardiser, vectors_NVD: Tensor, mask_NV: Tensor | None, weights_N: Tensor) -> Tensor:
     """Takes the vectors, those of the mask alone if there is one, into the averages and standardises all."""
     rows = _rows(vectors_NVD, scale)
-    scale.observe(rows, torch.ones_like(rows[:, 0]) if mask_NV is None else mask_NV.flatten())
+    weights_NR = weights_N.unsqueeze(1).expand(-1, rows.shape[0] // max(weights_N.shape[0], 1))
+    scale.observe(rows, (weights_NR if mask_NV is None else weights_NR * mask_NV).flatten())
     standardised: Tensor = scale(rows)
     return standardised.view_as(vectors_NVD)
 

@@ -116,6 +116,7 @@ _MET = {
     "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
     "cut": ("lists cut to their newest max_length entries", " rows"),
     "distinct": ("different users of each batch, summed up", ""),
+    "states": ("states of these users (attributes and behaviours), each computed once for its rows of a batch", ""),
     "unclicked": ("conversions without a click, which count as none", " rows"),
 }
 """Kind of count -> what to say of it, and its unit."""

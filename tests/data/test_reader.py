@@ -98,7 +98,7 @@ def bits(batch: Batch) -> list[Any]:
     for jagged in (batch.pooled, batch.unpooled):
         parts += [jagged.values(), jagged.lengths()]
     for match in batch.match.values():
-        parts += [match.last_B, match.negatives_K, match.last_log_q_B, match.negatives_log_q_K]
+        parts += [match.last_U, match.negatives_K, match.last_log_q_U, match.negatives_log_q_K]
     return [part.tolist() for part in parts]
 
 
@@ -198,13 +198,30 @@ def test_the_shuffle_mixes_within_and_across_row_groups(tmp_path: Path) -> None:
         assert {number // 10 for number in window[:10]} == groups, "and its rows are mixed"
 
 
+def visits_of(rows: list[plain.Row]) -> list[tuple[int, int]]:
+    """User and number of the visit of each row: rows of a user, one after the other, that say the same of it."""
+    sides: dict[int, list[list[Any]]] = {}
+    visits = []
+    for each in rows:
+        seen, side = sides.setdefault(each["user"], []), [each[name] or [] for name in ("history", "actions")]
+        side += [each[name] for name in ("age", "city", "income")]
+        if not seen or seen[-1] != side:
+            seen.append(side)
+        visits.append((each["user"], len(seen)))
+    return visits
+
+
 @files
-@given(any_rows(), any_rows(), st.integers(1, 5))
-def test_jagged_tensors_hold_the_rows_of_each_key(tmp_path: Path, train: list[plain.Row], rows: list[plain.Row], batch_size: int) -> None:
+@given(any_rows(), any_rows(), st.integers(1, 9), st.booleans(), st.data())
+def test_jagged_tensors_hold_the_rows_of_each_key(
+    tmp_path: Path, train: list[plain.Row], rows: list[plain.Row], batch_size: int, grouped: bool, data: st.DataObject
+) -> None:
+    """Where rows share users, columns of the user's side hold each user once, and the places of the rows lead there."""
+    rows = data.draw(st.permutations([{**row, "item": item} for row in rows for item in range(3)])) if grouped else rows
     write(tmp_path / "train" / "a.parquet", train)
-    write(tmp_path / "test" / "a.parquet", rows)
-    readers = Readers(tmp_path / "test", train=tmp_path / "train")
-    known, start = vocabularies(train, set()), 0
+    write(tmp_path / "test" / "a.parquet", rows, row_groups=[len(rows)])
+    readers = Readers(tmp_path / "test", train=tmp_path / "train", group_by_user=grouped)
+    known, start, visits = vocabularies(train, set()), 0, visits_of(rows)
     for batch in readers.reader(batch_size=batch_size):
         part = rows[start : start + len(batch)]
         start += len(batch)
@@ -212,8 +229,14 @@ def test_jagged_tensors_hold_the_rows_of_each_key(tmp_path: Path, train: list[pl
         for column in plain.TABLES:
             jagged = (batch.pooled if column in batch.pooled.keys() else batch.unpooled)[column]
             values = [encoded(row, column, known, set()) for row in part]
+            if batch.shared is not None and column in ("age", "city", "history", "actions"):
+                first = batch.shared.first_U.tolist()
+                assert [values[first[user]] for user in batch.shared.user_of_B.tolist()] == values
+                values = [value if row in first else [] for row, value in enumerate(values)]
             assert jagged.lengths().tolist() == [len(value) for value in values]
             assert jagged.values().tolist() == [x for value in values for x in value]
+        if batch.shared is not None:
+            assert len(batch.shared.first_U) == len(set(visits[start - len(batch) : start])), "rows share wherever they can"
         assert batch.labels_B.tolist() == [float(row["clicked"]) for row in part]
         assert (batch.labels_B.dtype, batch.numeric_BN.dtype, batch.weights_B.dtype) == (torch.float32,) * 3
 
@@ -256,9 +279,9 @@ def test_negatives_are_rows_of_the_item_table_dealt_evenly(tmp_path: Path) -> No
         assert dealt.lengths().sum() == NUM_NEGATIVES
         assert int(dealt.lengths().max() - dealt.lengths().min()) <= 1
         last = [part.tolist()[-1] if len(part) else 0 for part in batch.unpooled["history"].to_dense()]
-        assert match.last_B.tolist() == batch.unpooled["history_last"].values().tolist() == last
+        assert match.last_U.tolist() == batch.unpooled["history_last"].values().tolist() == last
         assert batch.unpooled["item_output"].values().tolist() == batch.unpooled["item"].values().tolist()
-        assert (match.last_log_q_B.shape, match.negatives_log_q_K.shape) == (match.last_B.shape, (NUM_NEGATIVES,))
+        assert (match.last_log_q_U.shape, match.negatives_log_q_K.shape) == (match.last_U.shape, (NUM_NEGATIVES,))
 
 
 def test_negatives_differ_from_step_to_step_and_rank_to_rank(tmp_path: Path) -> None:
@@ -328,17 +351,21 @@ def test_grouped_users_and_their_rows_come_in_a_random_order_of_the_epoch(tmp_pa
 
 
 def test_grouped_batches_tell_how_many_users_they_hold_and_others_are_as_they_were(tmp_path: Path) -> None:
-    write_files(tmp_path, rows_of_users([i % 5 for i in range(30)]), [[30]])
+    write_files(tmp_path, [row(user=i % 5, age=i % 5) for i in range(30)], [[30]])
     batches, names = {}, {}
     for grouped in (False, True):
         for shuffle in (False, True):
             reader = Readers(tmp_path, group_by_user=grouped).reader(shuffle=shuffle, batch_size=10)
             batches[grouped, shuffle], names[grouped, shuffle] = list(reader), reader.count_names
-    assert names[True, True] == [*names[False, True], "distinct/user"]
-    assert [int(batch.counts[-1]) for batch in batches[True, True]] == [len(set(batch.users_B.tolist())) for batch in batches[True, True]]
+    assert names[True, True] == [*names[False, True], "distinct/user", "states/user"]
+    for shuffle in (False, True):
+        found = batches[True, shuffle]
+        assert all(int(batch.counts[-1]) == len(batch.shared.first_U) for batch in found)  # type: ignore[union-attr]
+        assert [int(batch.counts[-2]) for batch in found] == [len(set(batch.users_B.tolist())) for batch in found]
     assert sum(int(batch.counts[-1]) for batch in batches[True, True]) <= 7  # two users are cut by the borders of three batches
-    assert names[True, False] == names[False, False]
-    assert [bits(batch) for batch in batches[True, False]] == [bits(batch) for batch in batches[False, False]], "evaluation is not grouped"
+    assert names[True, False] == names[True, True]
+    unshuffled = ([batch.users_B.tolist() for batch in batches[grouped, False]] for grouped in (False, True))
+    assert next(unshuffled) == next(unshuffled), "evaluation keeps the order of the file"
 
 
 def test_ungrouped_batches_keep_their_order_from_release_to_release(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def random_inputs(shapes: InputShapes, num_rows: int = 7, seed: int = 0) -> Rank
         match_dim = shape.match_dim or shape.dim
         match = Match(
             target_BD=normal(num_rows, match_dim),
-            last_BD=normal(num_rows, match_dim),
+            last_UD=normal(num_rows, match_dim),
             negatives_KD=normal(NUM_NEGATIVES, match_dim),
-            last_ids_B=whole(5, num_rows),
+            last_ids_U=whole(5, num_rows),
             negative_ids_K=whole(5, NUM_NEGATIVES),
-            last_log_q_B=normal(num_rows),
+            last_log_q_U=normal(num_rows),
             negative_log_q_K=normal(NUM_NEGATIVES),
         )
         mask_BT = torch.arange(shape.max_length) < lengths_B.unsqueeze(1)
@@ -86,11 +86,11 @@ def numpy_row(inputs: RankingInputs, row: int) -> dict[str, Any]:
                 "match": match
                 and {
                     "target": match.target_BD[row].numpy(),
-                    "last": match.last_BD[row].numpy(),
+                    "last": match.last_UD[row].numpy(),
                     "negatives": match.negatives_KD.numpy(),
-                    "last_id": int(match.last_ids_B[row]),
+                    "last_id": int(match.last_ids_U[row]),
                     "negative_ids": match.negative_ids_K.numpy(),
-                    "last_log_q": float(match.last_log_q_B[row]),
+                    "last_log_q": float(match.last_log_q_U[row]),
                     "negative_log_q": match.negative_log_q_K.numpy(),
                 },
             }
@@ -114,9 +114,9 @@ def rows_of(inputs: RankingInputs, rows: Tensor) -> RankingInputs:
             and replace(
                 match,
                 target_BD=match.target_BD[rows],
-                last_BD=match.last_BD[rows],
-                last_ids_B=match.last_ids_B[rows],
-                last_log_q_B=match.last_log_q_B[rows],
+                last_UD=match.last_UD[rows],
+                last_ids_U=match.last_ids_U[rows],
+                last_log_q_U=match.last_log_q_U[rows],
             ),
         )
 

@@ -138,7 +138,7 @@ def test_match_loss_is_zero_without_negatives() -> None:
             negatives_KD=torch.zeros(0, 4, dtype=torch.float64),
             negative_ids_K=torch.zeros(0, dtype=torch.int64),
             negative_log_q_K=torch.zeros(0, dtype=torch.float64),
-            last_log_q_B=torch.full((7,), -torch.inf, dtype=torch.float64),
+            last_log_q_U=torch.full((7,), -torch.inf, dtype=torch.float64),
         )
     assert tower(inputs).auxiliary["match"][0].tolist() == [0.0] * 7
 
