@@ -12,18 +12,18 @@ def reconstruction_loss(predicted_NFD: Tensor, target_NFD: Tensor, mask_NF: Tens
     """Squared error of each row [N] over its ``F`` vectors of dimension ``D``.
 
     Args:
-        predicted_NFD: what a decoder made; ``N`` may be 0.
+        predicted_NFD: what a decoder made; ``N`` may be 0, and several predictions may lie on axes in front, [..., N, F, D].
         target_NFD: what it should have made.
         mask_NF: vectors that count (bool). The mean is over those alone; a row without any has loss 0.
         reduction: over the elements of a row.
     """
-    squared_NF = (predicted_NFD - target_NFD).square().sum(2)
+    squared_NFD = (predicted_NFD - target_NFD).square()
     if mask_NF is not None:
-        squared_NF = squared_NF * mask_NF
-    total_N = squared_NF.sum(1)
+        squared_NFD = squared_NFD * mask_NF.unsqueeze(-1)
+    total_N = squared_NFD.flatten(-2).sum(-1)
     if reduction == "sum":
         return total_N
-    num_dims = predicted_NFD.shape[2]
+    num_fields, num_dims = target_NFD.shape[-2:]
     if mask_NF is None:
-        return total_N / (predicted_NFD.shape[1] * num_dims)
-    return total_N / (mask_NF.sum(1).clamp(min=1) * num_dims)
+        return total_N / (num_fields * num_dims)
+    return total_N / (mask_NF.sum(-1).clamp(min=1) * num_dims)

@@ -1,7 +1,10 @@
-"""Attention pooling of a row's vectors (Feng et al. 2021, Eqs. 1 and 2)."""
+"""Attention over a row's vectors: pooling (Feng et al. 2021, Eqs. 1 and 2), and the scores of behaviours."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from mail_torchrec.towers.inputs import BehaviourSequence
 
 
 def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
@@ -16,11 +19,28 @@ def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
     return (weights_NT.unsqueeze(2) * values_NTD).sum(1)
 
 
-def pair_scores(g: nn.Module, queries_NTD: Tensor, values_NTD: Tensor) -> Tensor:
-    """``g([q, e, q - e, q * e])`` of each query and vector, [N, T]; ``g`` maps the last axis to one element."""
-    pairs = [queries_NTD, values_NTD, queries_NTD - values_NTD, queries_NTD * values_NTD]
-    scores_NT: Tensor = g(torch.cat(pairs, dim=2)).squeeze(2)
-    return scores_NT
+def pair_scores(g: nn.Sequential, queries_BTD: Tensor, sequence: BehaviourSequence) -> Tensor:
+    """``g([q, e, q - e, q * e])`` of each query and behaviour, [B, T].
+
+    The first layer of ``g`` is taken apart, ``W [q, e, q - e, q * e] = (W1 + W3) q + (W2 - W3) e + W4 (q * e)``: what it makes of the
+    behaviours alone is computed once a user, and the four vectors never stand side by side in memory.
+
+    Args:
+        g: dense layers that map 4 D elements to one.
+        queries_BTD: [B, T, D], or [B, 1, D] where all behaviours of a row have the same.
+        sequence: the behaviours.
+    """
+    first, *others = g
+    W1_HD, W2_HD, W3_HD, W4_HD = first.weight.chunk(4, dim=1)
+    hidden_BTH = sequence.spread(functional.linear(sequence.users.real_BTD, W2_HD - W3_HD, first.bias))
+    product_BTD = queries_BTD * sequence.real_BTD
+    if queries_BTD.shape[1] == product_BTD.shape[1]:
+        both = torch.cat([queries_BTD, product_BTD], dim=2)
+        hidden_BTH = hidden_BTH + functional.linear(both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+    else:
+        hidden_BTH = hidden_BTH + functional.linear(queries_BTD, W1_HD + W3_HD) + functional.linear(product_BTD, W4_HD)
+    scores_BT: Tensor = nn.Sequential(*others)(hidden_BTH).squeeze(2)
+    return scores_BT
 
 
 class AttentionPooling(nn.Module):

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
@@ -54,6 +55,7 @@ class BehaviourScores(nn.Module):
         super().__init__()
         self.position = nn.Embedding(shape.max_length, settings.embedding_dim)
         self.action = nn.Embedding(shape.num_actions, settings.embedding_dim) if shape.num_actions else None
+        self.embedding_dim = settings.embedding_dim
         query_dim = settings.embedding_dim * (2 if shape.num_actions else 1) + target_dim
         self.query = nn.Sequential(nn.Linear(query_dim, shape.dim), LastDimPReLU(shape.dim))
         layers = dense_layers(4 * shape.dim, settings.attention_dims, lambda _: nn.Sigmoid())
@@ -61,15 +63,27 @@ class BehaviourScores(nn.Module):
 
     def forward(self, sequence: BehaviourSequence, target_BD: Tensor | None = None) -> Tensor:
         """Scores of all positions; those behind a row's length mean nothing, but are finite."""
-        behaviours_BTD = sequence.real_BTD
-        num_positions = behaviours_BTD.shape[1]
-        order_T = torch.arange(num_positions, device=behaviours_BTD.device)
-        parts = [self.position((sequence.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0))]
-        if self.action is not None:
-            parts.append(self.action(sequence.actions_BT))
+        query_BTD = sequence.spread(self._of_users(sequence.users))
         if target_BD is not None:
-            parts.append(target_BD.unsqueeze(1).expand(-1, num_positions, -1))
-        return pair_scores(self.g, self.query(torch.cat(parts, dim=2)), behaviours_BTD)
+            query_BTD = query_BTD + functional.linear(target_BD, self._weights()[-1]).unsqueeze(1)
+        return pair_scores(self.g, self.query[1](query_BTD), sequence)
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """The query layer's weights of position, action and target, those that there are."""
+        layer = self.query[0]
+        known = [self.embedding_dim] * (1 if self.action is None else 2)
+        weights: tuple[Tensor, ...] = torch.split(layer.weight, [*known, layer.in_features - sum(known)], dim=1)
+        return weights
+
+    def _of_users(self, users: BehaviourSequence) -> Tensor:
+        """What position and action give to the query, bias and all, [U, T, d]: the query layer on the few embeddings, then looked up."""
+        weights, layer = self._weights(), self.query[0]
+        order_T = torch.arange(users.values_BTD.shape[1], device=users.values_BTD.device)
+        places_UT = (users.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0)
+        query_UTD = functional.embedding(places_UT, functional.linear(self.position.weight, weights[0], layer.bias))
+        if self.action is None:
+            return query_UTD
+        return query_UTD + functional.embedding(users.actions_BT, functional.linear(self.action.weight, weights[1]))
 
 
 class UserToItem(nn.Module):

@@ -173,11 +173,12 @@ class ZeroShotTower(nn.Module):
         weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
         targets = self._targets(fields_NFD, behaviours, values_NRD, mask_NR, weights_N)
         P_NH = self._encode_attributes(fields_NFD, numeric_NM)
-        a_N = self._reconstruction(P_NH, targets)
         if self.settings.variant == "single":
+            [a_N] = self._reconstructions([P_NH], targets)
             return ZeroShotLosses(a_N, None, P_NH, None, weights_N)
         Q_NH = self.behaviour_encoder(self.behaviour_attention(values_NRD, mask_NR))
-        return ZeroShotLosses(a_N, self._reconstruction(Q_NH, targets), P_NH, Q_NH, weights_N)
+        a_N, v_N = self._reconstructions([P_NH, Q_NH], targets)
+        return ZeroShotLosses(a_N, v_N, P_NH, Q_NH, weights_N)
 
     def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Virtual behaviours ``D2(E1(h_a))`` [N, T, d] of each sequence and their number [N] (int64), Eq. 8."""
@@ -231,13 +232,14 @@ class ZeroShotTower(nn.Module):
             targets.append((self.length_head, torch.stack(relative, dim=1).unsqueeze(2), None))
         return targets
 
-    def _reconstruction(self, code_NH: Tensor, targets: list[tuple[nn.Module, Tensor, Tensor | None]]) -> Tensor:
-        """Eq. 3 or 4, row by row."""
-        losses = [
-            reconstruction_loss(decoder(code_NH).view_as(target), target, mask, self.settings.reduction)
+    def _reconstructions(self, codes: list[Tensor], targets: list[tuple[nn.Module, Tensor, Tensor | None]]) -> list[Tensor]:
+        """Eqs. 3 and 4, row by row: everything rebuilt from each code [N, H]. The codes go through a decoder together."""
+        together = torch.cat(codes)
+        losses_CN = [
+            reconstruction_loss(decoder(together).view(len(codes), *target.shape), target, mask, self.settings.reduction)
             for decoder, target, mask in targets
         ]
-        return torch.stack(losses).sum(0)
+        return list(torch.stack(losses_CN).sum(0))
 
 
 def _rows(vectors_NVD: Tensor, scale: Standardiser) -> Tensor:

@@ -65,7 +65,7 @@ def _materialise(optimizer: KeyedOptimizer) -> None:
 def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:
     learning_rate = settings.learning_rate * scale
     return KeyedOptimizerWrapper(
-        parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, foreach=True)
+        parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
     )
 
 

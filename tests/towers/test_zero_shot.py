@@ -113,7 +113,7 @@ def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(switches
     flat = (columns - counted.mean(0)) / counted.std(0)
     targets = [(decoder, torch.from_numpy(flat).view_as(target), mask)]
     targets.append((plain.field_decoders[0], torch.from_numpy((fields.numpy() - mean) / deviation), None))
-    torch.testing.assert_close(found.a_N, plain._reconstruction(code, targets))
+    torch.testing.assert_close(found.a_N, plain._reconstructions([code], targets)[0])
 
 
 def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real_ones() -> None:
