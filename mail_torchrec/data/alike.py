@@ -1,73 +1,49 @@
-"""Rows of one user that hold the same of that user, as an impression log repeats them: what is done once for all of them."""
+"""Rows that hold the same of one user, as an impression log repeats them: what is done once for all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy.typing as npt
 
-from mail_torchrec.data.schema import Group, Kind, Schema
-from mail_torchrec.data.values import Bools, Ints, Ragged, list_lengths, one_chunk
+from mail_torchrec.data.schema import Group
+from mail_torchrec.data.values import Bools, Ints, Ragged
 
 USER_SIDE = (Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)
 """Columns that say something of the user alone."""
 
 
-def alike_rows(table: pa.Table, schema: Schema, users_R: Ints) -> Ints:
-    """The first row [R] that has the same user and equal values in all columns of the user's side.
+def alike_rows(users_R: Ints, arrays: Sequence[npt.NDArray[Any]], lists: Sequence[Ragged]) -> Ints:
+    """A number for each row [R], equal where one user's rows have equal values in all of these.
 
-    Values are compared, not hashes of them. A user whose history grows between two impressions has two such rows.
+    Values are compared, not hashes of them. Of one user those rows are found that come one after the other, be it with rows of others
+    between them; one whose history grows has a new number from there on.
 
     Args:
-        table: rows as in the files.
-        schema: their columns.
-        users_R: whose row it is; equal numbers are one user.
+        users_R: whose row it is.
+        arrays: encoded values, [R] or [R, columns].
+        lists: of each row.
     """
     order_R = np.argsort(users_R, kind="stable")
     same_P = np.flatnonzero(users_R[order_R[1:]] == users_R[order_R[:-1]])
-    pairs = order_R[same_P], order_R[same_P + 1]
-    for column in _columns(table, schema):
-        if not len(same_P):
-            break
-        equal_P = (_equal_lists if _holds_lists(column.type) else _equal)(column, *pairs)
-        same_P, pairs = same_P[equal_P], (pairs[0][equal_P], pairs[1][equal_P])
-    begins_R = np.ones(len(users_R), dtype=np.bool_)
-    begins_R[same_P + 1] = False  # by order_R: equal to the row before
-    first_R = order_R[np.flatnonzero(begins_R)][np.cumsum(begins_R) - 1]
-    alike_R: Ints = np.empty(len(users_R), dtype=np.int64)
-    alike_R[order_R] = first_R
+    for array in arrays:
+        equal = array[order_R[same_P]] == array[order_R[same_P + 1]]
+        same_P = same_P[equal if equal.ndim == 1 else equal.all(axis=1)]
+    for ragged in lists:
+        same_P = same_P[_equal_lists(ragged.take(order_R[same_P]), ragged.take(order_R[same_P + 1]))]
+    begins_R = np.ones(len(users_R), dtype=np.int64)
+    begins_R[same_P + 1] = 0  # by order_R: like the row before
+    alike_R: Ints = np.empty_like(begins_R)
+    alike_R[order_R] = np.cumsum(begins_R)
     return alike_R
 
 
-def _columns(table: pa.Table, schema: Schema) -> Iterator[pa.Array]:
-    """The columns of the user's side, lists last: they are the dearest to compare."""
-    names = sorted(schema.names(*USER_SIDE), key=lambda name: schema.columns[name].kind is Kind.LIST)
-    for file_column in dict.fromkeys(map(schema.file_column, names)):
-        yield one_chunk(table[file_column])
-
-
-def _holds_lists(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _equal(column: pa.Array, left: Ints, right: Ints) -> Bools:
-    """Whether values are equal; null is equal to null, and NaN to nothing."""
-    plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-    one, other = plain.take(pa.array(left)), plain.take(pa.array(right))
-    both_null = pc.and_(pc.is_null(one), pc.is_null(other))
-    equal: Bools = pc.or_kleene(pc.fill_null(pc.equal(one, other), False), both_null).to_numpy(zero_copy_only=False)
-    return equal
-
-
-def _equal_lists(column: pa.Array, left: Ints, right: Ints) -> Bools:
-    """Whether lists are equal; a null list is an empty one."""
-    rows, values = Ragged(np.arange(0), list_lengths(pa.chunked_array([column]))), pc.list_flatten(column)
-    equal: Bools = rows.lengths[left] == rows.lengths[right]
-    numbers = values.to_numpy() if pa.types.is_integer(values.type) and not values.null_count else None
-    one, other = (Ragged(np.arange(len(values)), rows.lengths[side[equal]], rows.starts[side[equal]]).values for side in (left, right))
-    alike = numbers[one] == numbers[other] if numbers is not None else _equal(values, one, other)
-    lengths = rows.lengths[left[equal]]
-    different = np.concatenate([[0], np.cumsum(~alike)])
-    ends = np.cumsum(lengths)
-    equal[equal] = different[ends] == different[ends - lengths]
+def _equal_lists(one: Ragged, other: Ragged) -> Bools:
+    """Row by row; lists that are one slice of one array need no look at it."""
+    equal: Bools = one.lengths == other.lengths
+    unknown = np.flatnonzero(equal & (one.starts != other.starts) & (one.lengths > 0))
+    lengths = one.lengths[unknown]
+    differs = one.take(unknown).values != other.take(unknown).values
+    before, ends = np.concatenate([[0], np.cumsum(differs)]), np.cumsum(lengths)
+    equal[unknown] = before[ends] == before[ends - lengths]
     return equal

@@ -10,14 +10,14 @@ from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from mail_torchrec.data.alike import USER_SIDE
+from mail_torchrec.data.alike import USER_SIDE, alike_rows
 from mail_torchrec.data.batch import Batch, MatchIds, Shared
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.deal import Deal, Layout, Piece, Taken, num_steps
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
-from mail_torchrec.data.schema import Schema
+from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.data.source import RowGroup, Source
 from mail_torchrec.data.values import Bools, Ints, Ragged
 from mail_torchrec.data.vocabulary import UNKNOWN_ROW
@@ -100,7 +100,7 @@ class Reader(IterableDataset[Batch]):
             ranks=share.world_size, workers=max(settings.num_workers, 1), batch_size=batch_size, shuffle_rows=settings.shuffle_rows
         )
         self.set_epoch(0)
-        self._scalars, self._lists = schema.scalars, schema.lists
+        self._scalars, self._lists, self._of_users = schema.scalars, schema.lists, set(schema.names(*USER_SIDE))
         self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
         self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
         self.count_names += [f"unclicked/{schema.conversion}"] if schema.conversion else []
@@ -155,10 +155,11 @@ class Reader(IterableDataset[Batch]):
             start = bounds[steps.start]
             window = self._window(self._rank, steps, decode)
             permutation = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
+            alike = self._alike(window)
             for step in range(max(first, steps.start), steps.stop):
                 rows = permutation[bounds[step] - start : bounds[step + 1] - start]
-                batch = window.take(np.minimum(rows, len(window) - 1))
-                yield self._batch(batch, rows < run.stop - start, deal.first_step + step)
+                places = np.minimum(rows, len(window) - 1)
+                yield self._batch(window.take(places), alike[places], rows < run.stop - start, deal.first_step + step)
 
     def _shuffled_groups(self) -> list[Piece]:
         groups = self._source.row_groups
@@ -207,13 +208,22 @@ class Reader(IterableDataset[Batch]):
     def _random(self, rank: int, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._epoch, rank, step, stream])
 
-    def _batch(self, window: Window, is_real_R: Bools, step: int) -> Batch:
-        first_U, user_of_R = self._users(window)
+    def _alike(self, window: Window) -> Ints:
+        """Equal for rows that hold the same of one user; each row is alone where they are not grouped."""
+        if not self._settings.group_by_user:
+            return np.arange(len(window))
+        of_users = [name in self._of_users for name in self._scalars]
+        num_numeric = len(self._schema.numeric(Group.ATTRIBUTE))  # the first ones
+        arrays = [window.is_new_R, window.scalars_RC[:, of_users], window.numeric_RN[:, :num_numeric]]
+        return alike_rows(window.users_R, arrays, [window.lists[name] for name in self._lists if name in self._of_users])
+
+    def _batch(self, window: Window, alike_R: Ints, is_real_R: Bools, step: int) -> Batch:
+        first_U, user_of_R = self._users(alike_R)
         ids = self._ids(window, first_U)
         match = {}
         for stream, sequence in enumerate(self._lookups.match, start=1):
             match[sequence] = self._match(len(window), sequence, self._random(self._rank, step, stream), ids)
-        of_users = set(self._schema.names(*USER_SIDE)) | {keys.last for keys in self._lookups.match.values()}
+        of_users = self._of_users | {keys.last for keys in self._lookups.match.values()}
         pooled, unpooled = (_jagged(keys, ids, of_users, len(window), first_U) for keys in (self._pooled, self._unpooled))
         return Batch(
             pooled,
@@ -230,30 +240,30 @@ class Reader(IterableDataset[Batch]):
             Shared(torch.from_numpy(first_U), torch.from_numpy(user_of_R)) if self._settings.group_by_user else None,
         )
 
-    def _users(self, window: Window) -> tuple[Ints, Ints]:
+    def _users(self, alike_R: Ints) -> tuple[Ints, Ints]:
         """The first row of each user, rising, and the place of each row's user among them; each row has its own where none are shared."""
-        rows_R = np.arange(len(window))
+        rows_R = np.arange(len(alike_R))
         if not self._settings.group_by_user:
             return rows_R, rows_R
-        _, first_A, alike_R = np.unique(window.alike_R, return_index=True, return_inverse=True)
+        _, first_A, state_R = np.unique(alike_R, return_index=True, return_inverse=True)
         order_U = np.argsort(first_A)
         place_A = np.empty_like(order_U)
         place_A[order_U] = rows_R[: len(order_U)]
-        return first_A[order_U], place_A[alike_R]
+        return first_A[order_U], place_A[state_R]
 
     def _ids(self, window: Window, first_U: Ints) -> dict[str, Ragged]:
         """Column -> ids, one entry a user in columns of the user's side and one a row in the others."""
-        of_users = set(self._schema.names(*USER_SIDE))
         one_a_row = np.ones(len(window), dtype=np.int64)
         ids = {name: Ragged(column, one_a_row) for name, column in zip(self._scalars, window.scalars_RC.T, strict=True)} | window.lists
-        return {name: ragged.take(first_U) if name in of_users else ragged for name, ragged in ids.items()}
+        return {name: ragged.take(first_U) if name in self._of_users else ragged for name, ragged in ids.items()}
 
     def _counts(self, window: Window, is_real_R: Bools, first_U: Ints, user_of_R: Ints, ids: dict[str, Ragged]) -> Ints:
         """In the order of ``count_names``; of real rows."""
-        of_users = set(self._schema.names(*USER_SIDE))
         real_U = np.bincount(user_of_R, weights=is_real_R, minlength=len(first_U)).astype(np.int64)
         unknown = np.count_nonzero(window.scalars_RC[is_real_R] == UNKNOWN_ROW, axis=0)
-        unknown_in_lists = [_unknown(ids[name]) @ (real_U if name in of_users else is_real_R.astype(np.int64)) for name in self._lists]
+        unknown_in_lists = [
+            _unknown(ids[name]) @ (real_U if name in self._of_users else is_real_R.astype(np.int64)) for name in self._lists
+        ]
         cut = np.count_nonzero(window.is_cut_RL[is_real_R], axis=0)
         unclicked = [np.count_nonzero(window.conversions_R & ~window.labels_R & is_real_R)] if self._schema.conversion else []
         users = [len(np.unique(window.users_R[is_real_R])), np.count_nonzero(real_U)] if self._settings.group_by_user else []

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mail_torchrec.data.alike import USER_SIDE, alike_rows
 from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
 from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
 from mail_torchrec.data.hashing import hash64
@@ -23,7 +22,7 @@ class Window:
     """
 
     lists: dict[str, Ragged]
-    """List column -> table rows; rows that are alike share them."""
+    """List column -> table rows."""
     scalars_RC: Ints
     """Table rows."""
     numeric_RN: Floats
@@ -35,8 +34,6 @@ class Window:
     is_cold_R: Bools
     is_cut_RL: Bools
     """True where a list was cut to its newest entries."""
-    alike_R: Ints
-    """Equal for rows that hold the same of one user (:func:`~mail_torchrec.data.alike.alike_rows`)."""
 
     def __len__(self) -> int:
         return len(self.labels_R)
@@ -50,15 +47,12 @@ class Window:
     def concatenate(parts: "list[Window]") -> "Window":
         """Rows of several windows, one after another."""
         lists = {name: Ragged.concatenate([part.lists[name] for part in parts]) for name in parts[0].lists}
-        arrays = [np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)]
-        most = np.cumsum([0, *(part.alike_R.max(initial=-1) + 1 for part in parts)])
-        arrays[-1] += np.repeat(most[:-1], [len(part) for part in parts])  # rows of different parts are not known to be alike
-        return Window(lists, *arrays)
+        return Window(lists, *(np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)))
 
     def _arrays(self) -> tuple[Any, ...]:
         """Everything but the lists, in the order of the constructor."""
         rows = self.labels_R, self.conversions_R, self.users_R, self.is_new_R, self.is_cold_R
-        return self.scalars_RC, self.numeric_RN, *rows, self.is_cut_RL, self.alike_R
+        return self.scalars_RC, self.numeric_RN, *rows, self.is_cut_RL
 
 
 @dataclass(frozen=True)
@@ -80,37 +74,20 @@ class WindowEncoder:
         if (found := misaligned(table, schema)) is not None:
             raise ValueError(f"{file}: {found} in row {found.row} of its row group; align the two lists")
         users = self._users(table, file)
-        users_R = hash64(users, "user").view(np.int64)
         hidden = hidden_users(users, self.cold_start)
         most_R = most_behaviours(hidden, self.cold_start)
         native_new = self._native_new(table, file)
-        alike_R = alike_rows(table, schema, users_R)
         return Window(
-            self._lists(table, file, most_R, alike_R),
+            {name: self._ids(table, name, file, most_R) for name in schema.lists},
             _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
             self._binary(table, schema.label, file),
             self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
-            users_R,
+            hash64(users, "user").view(np.int64),
             native_new | self._made_new(table, most_R),
             native_new | hidden,
             _side_by_side([self._is_cut(table, name, most_R) for name in schema.lists], len(table), np.bool_),
-            alike_R,
         )
-
-    def _lists(self, table: pa.Table, file: str, most_R: Ints, alike_R: Ints) -> dict[str, Ragged]:
-        """The list columns; those of the user's side are encoded once for rows that are alike."""
-        first_U, user_of_R = np.unique(alike_R, return_inverse=True)
-        shared = [name for name in self.schema.names(*USER_SIDE) if name in self.schema.lists and len(first_U) < len(table)]
-        columns = dict.fromkeys(map(self.schema.file_column, shared))
-        once = table.select(list(columns)).take(pa.array(first_U))
-        lists = {}
-        for name in self.schema.lists:
-            if name in shared:
-                lists[name] = self._ids(once, name, file, most_R[first_U]).take(user_of_R)
-            else:
-                lists[name] = self._ids(table, name, file, most_R)
-        return lists
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
         name = self.schema.file_column(self.schema.group_key)
