@@ -13,7 +13,7 @@ from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.data.reader import DataSettings
 from mail_torchrec.data.schema import Schema
 from mail_torchrec.embeddings.planner import ShardingSettings
-from mail_torchrec.model import ModelSettings
+from mail_torchrec.parts import ModelSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.train.settings import TrainSettings
 

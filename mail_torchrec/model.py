@@ -9,16 +9,14 @@ of them ``O`` old and ``W`` new ones; ``F`` fields that the zero-shot tower sees
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from mail_torchrec.baselines.meta_emb import pairs
-from mail_torchrec.baselines.registry import BaselineSettings, build_filler
+from mail_torchrec.baselines.registry import build_filler
 from mail_torchrec.data.batch import Batch, map_parts
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.schema import Group, Schema
@@ -26,45 +24,11 @@ from mail_torchrec.embeddings.looked_up import looked_up
 from mail_torchrec.fields import InputAssembler, emptied, filled, input_shapes, without_negatives
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.objective import Term, mmd_share, ranking_terms, shares
-from mail_torchrec.parts import build_meta_emb, build_multi_task, build_zero_shot
-from mail_torchrec.settings import Settings
+from mail_torchrec.parts import ModelSettings, build_meta_emb, build_multi_task, build_zero_shot
 from mail_torchrec.towers.behaviours import Behaviours
 from mail_torchrec.towers.inputs import RankingInputs, RankingOutput, Rows
-from mail_torchrec.towers.multi_task import MultiTaskSettings
 from mail_torchrec.towers.registry import build_tower
-from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings
-
-
-class ModelSettings(Settings):
-    """Which towers."""
-
-    tower: str = "dmr"
-    """The ranking tower: emblr, base_dnn, wide_deep, deepfm, din, dmr, or the import path ``package.module:Class`` of your own."""
-    tower_options: dict[str, Any] = {}
-    """Options of that tower (its ``Settings``)."""
-    zero_shot: ZeroShotSettings | None = ZeroShotSettings()
-    """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
-    multi_task: MultiTaskSettings | None = None
-    """The head for conversions on the ranking tower; null predicts clicks alone."""
-    baseline: BaselineSettings | None = None
-    """Another remedy in the zero-shot tower's place, see ``baselines/``."""
-    behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of old rows that the ranking tower meets as new ones in training: without behaviours, as DropoutNet, or with virtual ones."""
-    as_new_weight: float = Field(default=0.0, ge=0.0)
-    """In training rows are ranked a second time, as new ones, and that loss counts so much; 0 does without. It is of the old rows, and of
-    all where new ones have a tower of their own."""
-    new_user_tower: Literal["shared", "own"] = "shared"
-    """New rows are scored by the ranking tower, or by one of their own, trained on every row as a new one; the tables are shared."""
-    mmd_over_all_ranks: bool = True
-    """L_d over the old rows of all ranks, as one process would have it; false: each rank its own, for very many ranks."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.baseline is not None and self.zero_shot is not None:
-            raise ValueError(f"baseline '{self.baseline.name}' stands in the zero-shot tower's place; set zero_shot null, or baseline null")
-        if self.new_user_tower == "own" and not self.as_new_weight:
-            raise ValueError("new_user_tower 'own' is trained by rows as new ones alone; set as_new_weight above 0, to 1 for example")
-        return self
+from mail_torchrec.towers.zero_shot import ZeroShotLosses
 
 
 @dataclass
@@ -123,13 +87,22 @@ class Towers(nn.Module):
         schema: columns and tables.
         lookups: the keys of a batch.
         num_rows: table -> rows.
+        precision: of the matrix products in training.
 
     Raises:
         ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the schema has no room for a part (``parts.py``).
     """
 
-    def __init__(self, settings: ModelSettings, schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        schema: Schema,
+        lookups: Lookups,
+        num_rows: dict[str, int],
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
+        self.precision = precision
         shapes = input_shapes(schema, num_rows, has_match=bool(lookups.match))
         self.settings = settings
         self._assemble = InputAssembler(schema, lookups)
@@ -144,6 +117,11 @@ class Towers(nn.Module):
 
     def forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         """Embeddings -> the loss to minimise on this rank, and the outputs."""
+        lower = self.training and self.precision is not torch.float32
+        with torch.autocast(batch.labels_B.device.type, self.precision if lower else None, enabled=lower):
+            return self._forward(batch, pooled, unpooled)
+
+    def _forward(self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]) -> tuple[Tensor, Outputs]:
         step = self._step(batch, pooled, unpooled)
         seen_UFD = self._seen(step.users)
         ranked, tasks = self.ranked(step.rows.of(self.filled(step.users, step.is_new_U, self._dropped(step))))
@@ -158,6 +136,15 @@ class Towers(nn.Module):
         elif self.ranking_of_new is not None:
             ranked, tasks = chosen(batch.is_new_B, self._ranked_as_new(step), (ranked, tasks))
         return loss, Outputs(ranked.logits_B.detach(), map_parts(losses, Tensor.detach), batch, map_parts(tasks, Tensor.detach))
+
+    def compile_parts(self) -> None:
+        """Has torch.compile make kernels of the towers' arithmetic; numbers of rows and users stay free."""
+        for tower in (self.ranking, self.ranking_of_new):
+            if tower is not None:
+                tower.compile(dynamic=True)
+        if self.zero_shot is not None:
+            for method in ("losses", "virtual"):
+                setattr(self.zero_shot, method, torch.compile(getattr(self.zero_shot, method), dynamic=True))
 
     @torch.no_grad()
     def interests(

@@ -1,17 +1,53 @@
-"""The dense parts of MAIL from their settings: what the schema has to say about each.
+"""Which dense parts a model has, and the parts from their settings: what the schema has to say about each.
 
 Errors are ``ValueError``: a part that the schema, or another part, leaves no room for.
 """
 
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
 from torch import nn
 
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
 from mail_torchrec.baselines.registry import BaselineSettings
 from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.fields import user_id_field
+from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes
 from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
 from mail_torchrec.towers.zero_shot import ZeroShotSettings, ZeroShotTower
+
+
+class ModelSettings(Settings):
+    """Which towers."""
+
+    tower: str = "dmr"
+    """The ranking tower: emblr, base_dnn, wide_deep, deepfm, din, dmr, or the import path ``package.module:Class`` of your own."""
+    tower_options: dict[str, Any] = {}
+    """Options of that tower (its ``Settings``)."""
+    zero_shot: ZeroShotSettings | None = ZeroShotSettings()
+    """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
+    multi_task: MultiTaskSettings | None = None
+    """The head for conversions on the ranking tower; null predicts clicks alone."""
+    baseline: BaselineSettings | None = None
+    """Another remedy in the zero-shot tower's place, see ``baselines/``."""
+    behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of old rows that the ranking tower meets as new ones in training: without behaviours, as DropoutNet, or with virtual ones."""
+    as_new_weight: float = Field(default=0.0, ge=0.0)
+    """In training rows are ranked a second time, as new ones, and that loss counts so much; 0 does without. It is of the old rows, and of
+    all where new ones have a tower of their own."""
+    new_user_tower: Literal["shared", "own"] = "shared"
+    """New rows are scored by the ranking tower, or by one of their own, trained on every row as a new one; the tables are shared."""
+    mmd_over_all_ranks: bool = True
+    """L_d over the old rows of all ranks, as one process would have it; false: each rank its own, for very many ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.baseline is not None and self.zero_shot is not None:
+            raise ValueError(f"baseline '{self.baseline.name}' stands in the zero-shot tower's place; set zero_shot null, or baseline null")
+        if self.new_user_tower == "own" and not self.as_new_weight:
+            raise ValueError("new_user_tower 'own' is trained by rows as new ones alone; set as_new_weight above 0, to 1 for example")
+        return self
 
 
 def build_multi_task(settings: MultiTaskSettings | None, schema: Schema, tower: nn.Module | None, tower_name: str) -> MultiTaskHead | None:

@@ -9,7 +9,7 @@ import pytest
 
 from mail_torchrec.config import load_config
 from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.model import ModelSettings
+from mail_torchrec.parts import ModelSettings
 from mail_torchrec.reproduce.methods import METHODS
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.multi_task import MultiTaskSettings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mail_torchrec.losses.ranking import ranking_loss
-from mail_torchrec.model import ModelSettings
+from mail_torchrec.parts import ModelSettings
 from mail_torchrec.train.runtime import process_group
 from tests.small_rows import write_rows
 from tests.test_wall import gradients, whole

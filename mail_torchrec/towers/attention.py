@@ -40,7 +40,7 @@ def pair_scores(g: nn.Sequential, queries_BTD: Tensor, sequence: BehaviourSequen
     else:
         hidden_BTH = hidden_BTH + functional.linear(queries_BTD, W1_HD + W3_HD) + functional.linear(product_BTD, W4_HD)
     scores_BT: Tensor = nn.Sequential(*others)(hidden_BTH).squeeze(2)
-    return scores_BT
+    return scores_BT.to(queries_BTD.dtype)  # in lower precision the products are, sums over positions are not
 
 
 class AttentionPooling(nn.Module):

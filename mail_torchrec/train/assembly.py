@@ -25,6 +25,7 @@ from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.batch_norm import synchronise_batch_norms
 from mail_torchrec.train.dense import dense_cost, num_negatives
 from mail_torchrec.train.optimizers import build_optimizer
+from mail_torchrec.train.precision import tower_dtype
 from mail_torchrec.train.runtime import local_world_size
 
 
@@ -96,7 +97,10 @@ def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Pat
     """
     lookups = lookups_of(config)
     torch.manual_seed(config.train.seed)
-    towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
+    towers = Towers(config.model, config.schema_, lookups, encoders.num_rows, tower_dtype(config.train, device))
+    if config.train.compile:
+        torch._dynamo.config.optimize_ddp = False  # it would cut the towers at gradient buckets, of which they fill one or two
+        towers.compile_parts()
     if config.sharding.enabled:
         assembled = _sharded(config, encoders, lookups, towers, device, plan)
     elif plan is not None:

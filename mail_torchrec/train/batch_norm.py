@@ -19,7 +19,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x_BC)
         if x_BC.dim() != 2:
             raise ValueError(f"on several ranks BatchNorm1d should receive [rows, columns], received {tuple(x_BC.shape)}; flatten it first")
-        num_columns = x_BC.shape[1]
+        num_columns, x_BC = x_BC.shape[1], x_BC.float() if x_BC.dtype is torch.bfloat16 else x_BC
         ones = x_BC.new_full((1,), x_BC.shape[0])
         # Two rounds, mean then variance: the sum of squares in one round would cancel badly in float32.
         first = sum_over_ranks(torch.cat([x_BC.sum(0), ones]))
