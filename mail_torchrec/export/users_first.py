@@ -18,23 +18,27 @@ def users_first_inputs(inputs: Sequence[Input]) -> list[Input]:
 
 
 def users_first(encoded: Mapping[str, npt.NDArray[Any]], inputs: Sequence[Input]) -> dict[str, npt.NDArray[Any]]:
-    """One request's encoded inputs in these shapes, with ``users = 1``.
+    """Encoded inputs in these shapes.
 
     Args:
-        encoded: what :class:`~mail_torchrec.data.requests.RequestEncoder` makes of one request.
+        encoded: what :class:`~mail_torchrec.data.requests.RequestEncoder` makes of one request, or of several with as many candidates each.
         inputs: the manifest's.
 
     Raises:
-        ValueError: candidates of several users.
+        ValueError: users with different numbers of candidates.
     """
-    if np.any(encoded[USER_OF_CANDIDATE] != 0):
-        raise ValueError(
-            f"should be the inputs of one request, received {encoded[USER_OF_CANDIDATE].max() + 1} users: encode one at a time"
+    counts_U = np.bincount(encoded[USER_OF_CANDIDATE])
+    users, candidates = len(counts_U), int(counts_U[0])
+    if np.any(counts_U != candidates):
+        raise ValueError(f"users should have as many candidates each, received {counts_U}: encode requests one by one, or fill them up")
+    found = {}
+    for spec in users_first_inputs(inputs):
+        array = encoded[spec.name]
+        behind = array.shape[1:]
+        found[spec.name] = (
+            array.reshape(users, candidates, *behind) if "candidates" in spec.shape else array.reshape(users, *(behind or [1]))
         )
-    return {
-        spec.name: encoded[spec.name][None] if "candidates" in spec.shape else encoded[spec.name].reshape(1, -1)
-        for spec in users_first_inputs(inputs)
-    }
+    return found
 
 
 def _shape(spec: Input) -> tuple[int | str, ...]:

@@ -11,26 +11,25 @@ import numpy as np
 import onnx_ir as ir
 
 from mail_torchrec.data.requests import USER_OF_CANDIDATE, Input
-from mail_torchrec.export.manifest import Manifest
 from mail_torchrec.export.users_first import users_first_inputs
 
 _DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "bool": ir.DataType.BOOL}
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def write_users_first(source: Path, manifest: Manifest, outputs: Sequence[str], path: Path) -> None:
+def write_users_first(source: Path, inputs: Sequence[Input], outputs: Sequence[str], path: Path) -> None:
     """Writes the graph. The files that it names are to lie beside it as they lie beside the source.
 
     Args:
         source: the exported graph.
-        manifest: of its folder.
+        inputs: the exported model's.
         outputs: to keep, all ``[candidates]`` there; here ``[users, candidates]``.
         path: to write.
     """
     model = ir.load(source)
     graph = model.graph
     flat = {value.name: value for value in graph.inputs}
-    specs = users_first_inputs(manifest.inputs)
+    specs = users_first_inputs(inputs)
     given = {spec.name: _value(spec.name, spec.shape, _DTYPES[spec.dtype]) for spec in specs}
     before = _Nodes()
     graph.inputs.clear()

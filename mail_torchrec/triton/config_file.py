@@ -30,7 +30,7 @@ def config_file(backend: Backend, inputs: Sequence[Input], outputs: Sequence[str
     else:
         config.input.extend(ModelInput(name=spec.name, data_type=_type(spec), dims=_dims(spec)) for spec in inputs)
     config.output.extend(ModelOutput(name=name, data_type=DataType.TYPE_FP32, dims=[-1]) for name in outputs)
-    return text_format.MessageToString(config)
+    return str(text_format.MessageToString(config))
 
 
 def _type(spec: Input) -> int:

@@ -108,7 +108,7 @@ def _write_graph(scorer: Scorer, version: Path) -> None:
     tables = [file for table in scorer.manifest.tables.values() for file in table.files.values()]
     for name in (MANIFEST, DENSE, *tables):
         _link(scorer.folder / name, version / name)
-    write_users_first(scorer.folder / ONNX_MODEL, scorer.manifest, scorer.probabilities, version / ONNX_MODEL)
+    write_users_first(scorer.folder / ONNX_MODEL, scorer.manifest.inputs, scorer.probabilities, version / ONNX_MODEL)
     _check_graph(scorer, version / ONNX_MODEL)
 
 
