@@ -23,6 +23,7 @@ LAYERS = [
     ["config", "train"],
     ["doctor", "planning", "reproduce", "export"],
     ["serve"],
+    ["triton"],
     ["cli", "__main__"],
 ]
 # Sideways imports between these would tie together what should be usable apart.
@@ -77,7 +78,8 @@ def test_imports_point_downwards(path: Path) -> None:
     ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "model.py", "train", "export"}),
     ("pyarrow", {"data"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
     ("onnxruntime", {"export"}), ("onnx_ir", {"export"}),
-    ("starlette", {"serve"}), ("uvicorn", {"serve"}), ("grpc", {"serve"}), ("tritonclient", {"serve"}), ("prometheus_client", {"serve"}),
+    ("starlette", {"serve"}), ("uvicorn", {"serve"}), ("grpc", {"serve"}), ("tritonclient", {"serve", "triton"}),
+    ("prometheus_client", {"serve"}),
 ])  # fmt: skip
 def test_libraries_stay_at_home(library: str, homes: set[str]) -> None:
     users = {

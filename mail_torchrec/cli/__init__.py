@@ -54,6 +54,6 @@ for command in (
     *(data.synthesize, data.prepare),
     *(runs.train, runs.evaluate, runs.compare, runs.checkpoint),
     *(experiments.plan, experiments.reproduce),
-    *(inference.export, inference.serve),
+    *(inference.export, inference.serve, inference.triton),
 ):
     main.add_command(command)

@@ -78,3 +78,35 @@ def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> N
     from mail_torchrec.serve.versions import Split
 
     carry_out(Service(model, split=None if split is None else Split.parse(split, split_salt), **settings))
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="An exported model.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model repository; made where there is none.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "python"]),
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime takes encoded tensors and needs nothing but Triton; python takes raw values, as `serve` does.",
+)
+@click.option("--name", help="The model's name for clients; by default the run's.")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Of the model; Triton serves the greatest.")
+@click.option("--max-batch", type=click.IntRange(1), default=64, show_default=True, help="Users that Triton may join in one call.")
+@click.option("--max-candidates", type=click.IntRange(1), default=2000, show_default=True, help="Of a request; of the Python backend.")
+def triton(**order: Any) -> None:
+    """Lay out an exported model as a model repository of NVIDIA's Triton Inference Server.
+
+    Checked against the golden requests as it is written. Files are hard links where they can be, so the exported folder must not change.
+
+    \b
+    OUT/NAME/config.pbtxt            what Triton is told
+    OUT/NAME/VERSION/                onnxruntime: the graph with users first, its tables
+                                     python: model.py, the exported model, the code that it was exported with
+
+    \b
+    mail-torchrec triton --model models/demo --out repository --backend python
+    """  # noqa: D301
+    from mail_torchrec.triton.repository import Order, lay_out
+
+    click.echo(f"{lay_out(Order(**order))}: golden scores as the trainer's; copy the folder above it to the server's repository")

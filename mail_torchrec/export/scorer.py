@@ -34,7 +34,7 @@ class Scorer:
             self.manifest.check_files(folder)
         schema = self.manifest.schema_
         self.encode = RequestEncoder(schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.types)
-        self._session = _session(folder / ONNX_MODEL, threads)
+        self._session = open_session(folder / ONNX_MODEL, threads)
         self.probabilities = [output.name for output in self.manifest.outputs if output.name in PROBABILITIES]
 
     def score(self, request: Request) -> Arrays:
@@ -59,6 +59,18 @@ class Scorer:
         """The largest difference of any probability from the golden scores."""
         return largest_difference(self.folder, self.encode, self.run)
 
+    def check_golden(self) -> None:
+        """Scores the golden requests.
+
+        Raises:
+            ValueError: otherwise than the trainer did.
+        """
+        difference, bound = self.difference(), self.manifest.agreement["onnx"].bound
+        if not difference <= bound:
+            raise ValueError(
+                f"its scores of the golden requests differ by {difference:.2g} from the trainer's, at most {bound:g} are allowed"
+            )
+
 
 def largest_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arrays], Arrays]) -> float:
     """From the golden scores of a folder, of any probability: request by request, and all requests together.
@@ -79,7 +91,12 @@ def largest_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arra
     return float(np.nan_to_num(differences, nan=np.inf).max())
 
 
-def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A graph, loaded.
+
+    Raises:
+        ValueError: it cannot be.
+    """
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads

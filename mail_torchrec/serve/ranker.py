@@ -1,26 +1,20 @@
 """A call, of either protocol -> the version that answers, its inputs, its scores."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
-
-from pydantic import Field, ValidationError
+from typing import Any
 
 from mail_torchrec.data.requests import USER_OF_CANDIDATE, Request
 from mail_torchrec.export.manifest import Manifest
 from mail_torchrec.export.scorer import Scorer
 from mail_torchrec.serve.checks import check_inputs
 from mail_torchrec.serve.metrics import Metrics
+from mail_torchrec.serve.raw import RAW, RawRequest, raw_request
 from mail_torchrec.serve.refusal import RefusedError
 from mail_torchrec.serve.tensors import DATATYPES, Array
 from mail_torchrec.serve.versions import Versions
-from mail_torchrec.settings import Settings
 
-RAW = "request"
-"""The input that holds raw values, instead of all that the manifest lists."""
-Parsed = TypeVar("Parsed", bound=Settings)
 PLATFORM = "onnx_onnxv1"
 
 
@@ -44,15 +38,6 @@ class Answer:
     outputs: Mapping[str, Array]
 
 
-class RawRequest(Settings):
-    """What the input ``request`` holds, as JSON."""
-
-    user: dict[str, Any]
-    """Attributes, histories (oldest first), context by the files' column names; null where a value is missing."""
-    candidates: list[dict[str, Any]] = Field(min_length=1)
-    """Item columns."""
-
-
 class Ranker:
     """Answers calls.
 
@@ -73,7 +58,7 @@ class Ranker:
             RefusedError: the client is to change something.
         """
         start = time.perf_counter()
-        raw = _raw_request(call.inputs[RAW]) if call.inputs.keys() == {RAW} else None
+        raw = raw_request(call.inputs[RAW]) if call.inputs.keys() == {RAW} else None
         scorer = self.versions.choose(call.version, self._user(call, raw))
         manifest = scorer.manifest
         inputs = dict(call.inputs) if raw is None else self._encode(raw, scorer)
@@ -127,38 +112,6 @@ class Ranker:
     def _check_candidates(self, count: int) -> None:
         if count > self.max_candidates:
             raise RefusedError(f"at most {self.max_candidates} candidates a request, received {count}", 413)
-
-
-def _raw_request(tensor: Array) -> RawRequest:
-    if tensor.dtype != object or tensor.size != 1:
-        raise RefusedError(
-            f"input '{RAW}' should be one element of BYTES, received {DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
-        )
-    text: bytes = tensor.item()
-    return parse(RawRequest, text)
-
-
-def parse(kind: type[Parsed], text: bytes) -> Parsed:
-    """JSON as one of our models.
-
-    Raises:
-        RefusedError: it is not; NaN and infinity are no JSON.
-    """
-    try:
-        return kind.model_validate(json.loads(text, parse_constant=_no_number))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise RefusedError(
-            f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}, received {type(first['input']).__name__}"
-        ) from error
-    except RecursionError as error:
-        raise RefusedError("JSON should not be nested so deep") from error
-    except ValueError as error:
-        raise RefusedError(f"should be JSON in UTF-8: {error}") from error
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number; send null where a value is missing")
 
 
 def _described(manifest: Manifest) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mail_torchrec.serve.openapi import describe
-from mail_torchrec.serve.ranker import Answer, Call, Ranker, parse
+from mail_torchrec.serve.ranker import Answer, Call, Ranker
+from mail_torchrec.serve.raw import parse
 from mail_torchrec.serve.refusal import RefusedError
 from mail_torchrec.serve.tensors import Array, from_bytes, from_json
 from mail_torchrec.settings import Settings

@@ -150,11 +150,7 @@ class Versions:
 
     def _good(self, folder: Path) -> Scorer:
         scorer = Scorer(folder, threads=self.threads)
-        difference, bound = scorer.difference(), scorer.manifest.agreement["onnx"].bound
-        if not difference <= bound:
-            raise ValueError(
-                f"its scores of the golden requests differ by {difference:.2g} from the trainer's, at most {bound:g} are allowed"
-            )
+        scorer.check_golden()
         return scorer
 
     def _named(self, name: str) -> Scorer | None:
