@@ -86,6 +86,7 @@ def read_exposures(paths: Iterable[str], columns: LogColumns) -> Exposures:
     if sums is None and not waiting:
         raise ValueError("the log should hold impressions, received no rows")
     sums = _summed([sums, *waiting] if sums is not None else waiting)
+    sums = sums.sort_by([(name, "ascending") for name in _KEYS])  # so that the same log gives the same figures to the last digit
     return Exposures(
         users=one_chunk(sums["user"]),
         versions=one_chunk(sums["version"]),

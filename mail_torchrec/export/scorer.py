@@ -35,8 +35,6 @@ class Scorer:
         schema = self.manifest.schema_
         self.encode = RequestEncoder(schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.types)
         self._session = _session(folder / ONNX_MODEL, threads)
-        self._only_outputs = onnxruntime.RunOptions()
-        self._only_outputs.only_execute_path_to_fetches = True
         self.probabilities = [output.name for output in self.manifest.outputs if output.name in PROBABILITIES]
 
     def score(self, request: Request) -> Arrays:
@@ -56,10 +54,6 @@ class Scorer:
         """
         names = list(self.probabilities if outputs is None else outputs)
         return dict(zip(names, self._session.run(names, inputs), strict=True))
-
-    def run_alone(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """Outputs by name, and nothing else computed than what they are made of; inputs that have no part in it may be anything."""
-        return dict(zip(outputs, self._session.run(list(outputs), inputs, self._only_outputs), strict=True))
 
     def difference(self) -> float:
         """The largest difference of any probability from the golden scores."""

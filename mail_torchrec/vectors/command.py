@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,7 +33,7 @@ class Wanted:
     items: str | None = None
     """Parquet with the item column: the items to take; None takes all that the model knows."""
     sequence: str | None = None
-    index: IndexSettings | None = IndexSettings()
+    index: IndexSettings | None = field(default_factory=IndexSettings)
     recall_at: tuple[int, ...] = (10, 100)
     recall_users: int = 1000
     threads: int | None = None
@@ -75,9 +75,8 @@ def summary(told: Mapping[str, Any], out: Path) -> list[str]:
             unknown = f"; {part['unknown']:,} that the model does not know are left out" if part.get("unknown") else ""
             lines.append(f"{kind}: {part['rows']:,} vectors in {part['seconds']:.1f} s{unknown}")
     if (index := told.get("index")) is not None:
-        lines.append(
-            f"index {index['factory']} ({index['parameters'] or 'no parameters'}): {index['bytes'] / 1e6:.1f} MB in {index['seconds']:.1f} s"
-        )
+        kind = " with ".join(text for text in (index["factory"], index["parameters"]) if text)
+        lines.append(f"index {kind}: {index['bytes'] / 1e6:.1f} MB in {index['seconds']:.1f} s")
         lines.append("its recall is not measured: there are no --users" if "recall" not in told else _recall(told["recall"]))
     return lines
 

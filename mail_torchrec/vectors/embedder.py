@@ -10,6 +10,7 @@ from mail_torchrec.data.schema import Group
 from mail_torchrec.data.values import Floats, Ints
 from mail_torchrec.data.vocabulary import FIRST_ROW, UNKNOWN_ROW, Vocabulary
 from mail_torchrec.export.manifest import read_golden
+from mail_torchrec.export.part_of_graph import PartOfGraph
 from mail_torchrec.export.scorer import Arrays, Scorer
 
 
@@ -42,6 +43,7 @@ class Embedder:
         self.dim = dim
         self.item_column = self.schema.target_of(self.sequence)
         self._items = self.encode.encoders.tables[self.schema.table_of(self.item_column)]
+        self._of_item, self._of_user = (PartOfGraph(folder, name, threads) for name in (self._item, self._user))
         self._context = {self.schema.file_column(name) for name in self.schema.names(Group.CONTEXT)}
         self._check()
 
@@ -56,19 +58,22 @@ class Embedder:
         return self._items.values, np.arange(FIRST_ROW, self._items.num_rows)
 
     def known(self, ids: pa.Array) -> tuple[pa.Array, Ints]:
-        """Those of the raw ids that the model knows (all where they are hashed), and their table rows.
+        """Those of the raw ids that the model knows (all where they are hashed), in the order of their table rows, and these.
+
+        Rows in order are read from a large mapped table 20 times as fast as hashed ones as they come.
 
         Raises:
             ValueError: ids of another type than in training.
         """
         rows_N = self._items.encode(ids)
-        kept_N = rows_N != UNKNOWN_ROW
-        return ids.filter(pa.array(kept_N)), rows_N[kept_N]
+        order_N = np.argsort(rows_N, kind="stable")
+        order_N = order_N[rows_N[order_N] != UNKNOWN_ROW]
+        return ids.take(pa.array(order_N)), rows_N[order_N]
 
     def items(self, rows_N: Ints) -> Floats:
         """Vectors [N, D] of table rows."""
         inputs = self._nothing(num_users=1, num_candidates=len(rows_N)) | {self.item_column: rows_N}
-        found: Floats = self._scorer.run_alone(inputs, [self._item])[self._item]
+        found: Floats = self._of_item(inputs)
         return found
 
     def users(self, table: pa.Table, what: str) -> Floats:
@@ -85,7 +90,7 @@ class Embedder:
 
     def _of_users(self, inputs: Arrays) -> Floats:
         num_users = len(next(iter(inputs.values())))
-        found: Floats = self._scorer.run_alone(self._nothing(num_users, num_candidates=1) | inputs, [self._user])[self._user]
+        found: Floats = self._of_user(self._nothing(num_users, num_candidates=1) | inputs)
         return found
 
     def _nothing(self, num_users: int, num_candidates: int) -> Arrays:
