@@ -16,7 +16,7 @@ from mail_torchrec.data.values import Floats, Ints
 from mail_torchrec.data.vector_files import num_vectors, read_vectors
 
 _AT_A_TIME = 16_384  # vectors in memory beside the index
-_TO_TRAIN = 262_144  # vectors that cells or codes are learnt from
+_TO_TRAIN = 524_288  # vectors that cells or codes are learnt from
 _FEW = 2_000  # items that are looked at one and all
 
 
