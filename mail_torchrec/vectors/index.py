@@ -33,7 +33,7 @@ class IndexSettings:
     def filled_in(self, num_items: int) -> "IndexSettings":
         """With an index chosen: some ``2 sqrt(items)`` cells, of which a search looks into ``sqrt(2 cells)``.
 
-        Cells are by direction, so that vectors of very different lengths, as trained ones are, do not disturb it, as they do HNSW.
+        On trained vectors, whose lengths differ, HNSW found fewer of the 100 best and takes more memory.
         """
         if self.factory is not None:
             return self
