@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mail_torchrec"
 # Lower to higher; a module may import its own layer and those before it.
 LAYERS = [
-    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives", "page"],
+    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives", "page", "new_folder"],
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],
@@ -22,7 +22,7 @@ LAYERS = [
     ["checkpoint"],
     ["config", "train"],
     ["doctor", "planning", "reproduce", "export"],
-    ["serve"],
+    ["abtest", "vectors", "serve"],
     ["triton"],
     ["cli", "__main__"],
 ]
@@ -76,8 +76,8 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize(("library", "homes"), [
     ("torchrec.distributed", {"embeddings", "train"}), ("torchrec", {"data", "embeddings", "model.py", "train", "export"}),
-    ("pyarrow", {"data"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
-    ("onnxruntime", {"export"}), ("onnx_ir", {"export"}),
+    ("pyarrow", {"data", "vectors"}), ("torchx", set()), ("ibis", {"prepare"}), ("duckdb", set()),
+    ("onnxruntime", {"export"}), ("onnx_ir", {"export"}), ("faiss", {"vectors"}),
     ("starlette", {"serve"}), ("uvicorn", {"serve"}), ("grpc", {"serve"}), ("tritonclient", {"serve", "triton"}),
     ("prometheus_client", {"serve"}),
 ])  # fmt: skip

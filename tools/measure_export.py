@@ -1,9 +1,10 @@
-"""Peak memory and time of ``mail-torchrec export`` with one large table.
+"""Peak memory and time of ``mail-torchrec export`` with one large table, and of ``mail-torchrec vectors`` with as many items.
 
     python tools/measure_export.py --rows 10_000_000 --dim 64 --out FOLDER
+    python tools/measure_export.py --rows 10_000_000 --dim 32 --vectors --out FOLDER
 
-Trains one step of BaseDNN on a few random rows, its item table hashed into so many rows and stored as one part, and exports the run in a
-process of its own, whose peak resident memory is what the operating system counted.
+Trains one step of BaseDNN (DMR for vectors, which has a second such table) on a few random rows, its item table hashed into so many rows
+and stored as one part, and exports the run in a process of its own, whose peak resident memory is what the operating system counted.
 """
 
 import json
@@ -37,8 +38,8 @@ def write_rows(folder: Path, num_rows: int) -> None:
     pq.write_table(pa.table(columns), folder / "part.parquet")
 
 
-def config(root: Path, rows: int, dim: int) -> dict[str, Any]:
-    """BaseDNN with one large table."""
+def config(root: Path, rows: int, dim: int, tower: dict[str, Any]) -> dict[str, Any]:
+    """A tower with one large table."""
     return {
         "name": "large",
         "data": {"root": str(root)},
@@ -53,7 +54,7 @@ def config(root: Path, rows: int, dim: int) -> dict[str, Any]:
             },
             "tables": {"item": {"ids": "hash", "rows": rows}},
         },
-        "model": {"tower": "base_dnn", "zero_shot": {"encoder_dims": [64, 32], "decoder_dims": [64]}},
+        "model": tower | {"zero_shot": {"encoder_dims": [64, 32], "decoder_dims": [64]}},
         "train": {"batch_size": 256, "device": "cpu", "tables": {"name": "rowwise_adagrad"}},
         "checkpoint": {"every": 0, "mode": "sync"},
     }
@@ -63,18 +64,26 @@ def config(root: Path, rows: int, dim: int) -> dict[str, Any]:
 @click.option("--rows", type=int, default=10_000_000, show_default=True)
 @click.option("--dim", type=int, default=64, show_default=True)
 @click.option("--tables", default="float32", show_default=True, help="float32, float16 or int8.")
+@click.option("--vectors", is_flag=True, help="Train DMR, and measure its item vectors and their index instead of the export.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows, run and models; a run there is used again.")
-def main(rows: int, dim: int, tables: str, out: Path) -> None:
+def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
     """Print size, seconds and peak memory as JSON."""
-    run = out / f"run-{rows}x{dim}"
+    tower = {"tower": "dmr", "tower_options": {"negatives": "uniform"}} if vectors else {"tower": "base_dnn"}
+    run = out / f"run-{tower['tower']}-{rows}x{dim}"
     if not (run / "metrics.json").exists():
         for part in ("train", "test"):
             write_rows(out / "rows" / part, 256)
-        (out / "config.yaml").write_text(yaml.safe_dump(config(out / "rows", rows, dim)))
+        (out / "config.yaml").write_text(yaml.safe_dump(config(out / "rows", rows, dim, tower)))
         _call("train", "--config", str(out / "config.yaml"), "--run-dir", str(run))
     model = out / f"model-{tables}-{os.getpid()}"
     start = time.perf_counter()
     peak = _call("export", "--run-dir", str(run), "--out", str(model), "--tables", tables)
+    if vectors:
+        pq.write_table(pa.table({"item": np.arange(rows)}), out / "items.parquet")
+        start, files = time.perf_counter(), out / f"vectors-{os.getpid()}"
+        peak = _call("vectors", "--model", str(model), "--items", str(out / "items.parquet"), "--out", str(files))
+        print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // MIB}))
+        return
     figures = {
         "table_mib": rows * dim * 4 // MIB,
         "artefact_mib": sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) // MIB,

@@ -5,7 +5,7 @@ import sys
 import click
 from click.exceptions import Exit
 
-from mail_torchrec.cli import data, experiments, inference, runs
+from mail_torchrec.cli import data, experiments, inference, online, runs
 from mail_torchrec.launcher import tell_launcher
 from mail_torchrec.quiet import quiet_third_parties
 
@@ -54,6 +54,7 @@ for command in (
     *(data.synthesize, data.prepare),
     *(runs.train, runs.evaluate, runs.compare, runs.checkpoint),
     *(experiments.plan, experiments.reproduce),
-    *(inference.export, inference.serve, inference.triton),
+    *(inference.export, inference.serve, inference.triton, inference.vectors),
+    *(online.abtest,),
 ):
     main.add_command(command)

@@ -73,9 +73,9 @@ def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> N
     mail-torchrec serve --model models/demo
     mail-torchrec serve --model models --split candidate=0.1
     """  # noqa: D301
+    from mail_torchrec.data.split import Split
     from mail_torchrec.serve.command import Service
     from mail_torchrec.serve.command import serve as carry_out
-    from mail_torchrec.serve.versions import Split
 
     carry_out(Service(model, split=None if split is None else Split.parse(split, split_salt), **settings))
 
@@ -110,3 +110,54 @@ def triton(**order: Any) -> None:
     from mail_torchrec.triton.repository import Order, lay_out
 
     click.echo(f"{lay_out(Order(**order))}: golden scores as the trainer's; copy the folder above it to the server's repository")
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="What `export` wrote, of a tower with vectors (dmr).")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option(
+    "--users", help="Parquet with a user a row: group key, attributes, histories, by their names in training. Also measures recall."
+)
+@click.option("--items", help="Parquet with the item column: the items to take. By default all of the vocabulary.")
+@click.option("--sequence", help="Whose vectors, where several sequences have some.")
+@click.option(
+    "--index", "factory", help='In FAISS\'s words, such as "IVF4096,SQ8" or HNSW32; none: no index. By default by the number of items.'
+)
+@click.option("--parameters", default="", help="Of that index, in FAISS's words as well, such as nprobe=64; they are kept in its file.")
+@click.option("--recall-at", default="10,100", show_default=True, help="How many items a user to measure the recall of.")
+@click.option("--recall-users", type=click.IntRange(1), default=1000, show_default=True, help="At most so many, evenly chosen.")
+@click.option("--threads", type=click.IntRange(1), help="Of ONNX Runtime and FAISS; by default they use the machine's cores.")
+def vectors(
+    model: Path, out: Path, users: str | None, items: str | None, sequence: str | None, factory: str | None, parameters: str,
+    recall_at: str, recall_users: int, threads: int | None,
+) -> None:  # fmt: skip
+    """Write user and item vectors, for the retrieval before the ranking, and an index of the items.
+
+    The inner product of a user's and an item's vector is the tower's idea of the liking (DMR: its user-to-item relevance). New users'
+    vectors come by the zero-shot tower. What is written:
+
+    \b
+    items.parquet    id (raw, as in training), vector (fixed-size list of float32), version of the model
+    users.parquet    likewise, with --users, in the order of its rows
+    items.faiss      the index by inner product; its number i is row i of items.parquet
+    vectors.json     sizes, times, and with --users the recall: the share of the exact best k items that the index finds
+
+    Vectors are never in memory as a whole; an index is. Below 2,000 items it is Flat (exact), else "IVF...,Flat" with 2 sqrt(items) cells:
+    4 bytes a dimension and 8 more an item; "IVF4096,SQ8" takes 1 byte a dimension.
+
+    \b
+    mail-torchrec vectors --model models/demo --users users.parquet --out vectors/demo
+    """  # noqa: D301
+    from mail_torchrec.vectors.command import Wanted, summary, write_vectors
+    from mail_torchrec.vectors.index import IndexSettings
+
+    try:
+        at = tuple(int(k) for k in recall_at.split(","))
+    except ValueError:
+        at = ()
+    if not at or min(at) < 1:
+        raise ValueError(f"--recall-at should be numbers from 1 on, such as 10,100, received '{recall_at}'")
+    index = None if factory == "none" else IndexSettings(factory, parameters, threads)
+    told = write_vectors(Wanted(model, out, users, items, sequence, index, at, recall_users, threads))
+    for line in summary(told, out):
+        click.echo(line)

@@ -150,10 +150,15 @@ def to_table(
 
 def _array(values: list[Any], kind: ValueType, *, is_list: bool) -> pa.Array:
     """Values as one array; what is found first decides nothing, as it would if Arrow were told the type: it cuts 1.5 to 1."""
-    array = pa.array(values)
+    return _cast(pa.array(values), kind, is_list=is_list)
+
+
+def _cast(array: pa.Array | pa.ChunkedArray, kind: ValueType, *, is_list: bool) -> pa.Array | pa.ChunkedArray:
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
     found = array.type
     if is_list and not pa.types.is_null(found):
-        if not pa.types.is_list(found):
+        if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
             raise ValueError(f"received {found} values")
         found = found.value_type
     if not pa.types.is_null(found) and not any(welcome(found) for welcome in _WELCOME[kind]):
@@ -180,15 +185,42 @@ class RequestEncoder:
             ValueError: a value that cannot be scored; the message names column and value.
         """
         self._check_names(requests)
-        users = to_table([request.user for request in requests], user_columns(self.schema), self.schema, self.types, "user")
+        users = self._users(to_table([request.user for request in requests], user_columns(self.schema), self.schema, self.types, "user"))
         rows = [candidate for request in requests for candidate in request.candidates]
         candidates = to_table(rows, candidate_columns(self.schema), self.schema, self.types, "candidate")
-        if (found := misaligned(users, self.schema)) is not None:
-            raise ValueError(f"user {found.row}: {found}")
-        encoded = {name: part for column in user_columns(self.schema) for name, part in self._encode(column, users, "user")}
-        encoded |= {name: part for column in candidate_columns(self.schema) for name, part in self._encode(column, candidates, "candidate")}
+        encoded = users | {
+            name: part for column in candidate_columns(self.schema) for name, part in self._encode(column, candidates, "candidate")
+        }
         counts = [len(request.candidates) for request in requests]
         return encoded | {USER_OF_CANDIDATE: np.repeat(np.arange(len(requests)), counts)}
+
+    def users(self, table: pa.Table, what: str) -> dict[str, npt.NDArray[Any]]:
+        """The users' inputs of a table with the files' columns, a user a row.
+
+        Args:
+            table: its context columns may be missing: they count as null.
+            what: the table, for messages.
+
+        Raises:
+            ValueError: a column is missing, or a value cannot be scored.
+        """
+        columns = {}
+        for name in user_columns(self.schema):
+            column, source = self.schema.columns[name], self.schema.file_column(name)
+            if column.group is Group.CONTEXT and source not in table.column_names:
+                table = table.append_column(source, pa.nulls(len(table)))
+            if source not in table.column_names:
+                raise ValueError(f"{what}: column '{source}' is missing; there are {', '.join(table.column_names)}")
+            try:
+                columns[source] = _cast(table[source], self.types[source], is_list=column.kind is Kind.LIST)
+            except (pa.ArrowException, ValueError) as error:
+                raise ValueError(f"{what}: column '{source}' should hold {self.types[source]} values, as in training: {error}") from error
+        return self._users(pa.table(columns))
+
+    def _users(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        if (found := misaligned(table, self.schema)) is not None:
+            raise ValueError(f"user {found.row}: {found}")
+        return {name: part for column in user_columns(self.schema) for name, part in self._encode(column, table, "user")}
 
     def _encode(self, name: str, table: pa.Table, what: str) -> list[tuple[str, npt.NDArray[Any]]]:
         column, source = self.schema.columns[name], self.schema.file_column(name)

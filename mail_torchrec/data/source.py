@@ -35,7 +35,7 @@ class Source:
     def __init__(self, path: str, schema: Schema) -> None:
         self.path = path
         self.columns = sorted({schema.file_column(name) for name in schema.columns})
-        self._fragments = _open(path)
+        self._fragments = parquet_files(path, "set data.root, data.train and data.test to Parquet files or folders")
         self.row_groups = [
             RowGroup(file, group.id, group.num_rows)
             for file, fragment in enumerate(self._fragments)
@@ -65,10 +65,19 @@ class Source:
         try:
             return self._fragments[group.file].subset(row_group_ids=[group.index]).to_table(columns=self.columns)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(str(self._fragments[group.file].path), error) from error
+            raise unreadable(str(self._fragments[group.file].path), error) from error
 
 
-def _open(path: str) -> list[pads.ParquetFileFragment]:
+def parquet_files(path: str, remedy: str) -> list[pads.ParquetFileFragment]:
+    """The Parquet files below a path or URI, in the order of their names.
+
+    Args:
+        path: as :class:`Source` takes it.
+        remedy: what to do where there is nothing.
+
+    Raises:
+        ValueError: nothing there, or no Parquet.
+    """
     try:
         filesystem, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
@@ -76,9 +85,9 @@ def _open(path: str) -> list[pads.ParquetFileFragment]:
     try:
         dataset = pads.dataset(inner, format="parquet", filesystem=filesystem, exclude_invalid_files=False)
     except FileNotFoundError as error:
-        raise ValueError(f"no data at '{path}': set data.root, data.train and data.test to Parquet files or folders ({error})") from error
+        raise ValueError(f"no data at '{path}': {remedy} ({error})") from error
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: str(fragment.path))
     if not fragments:
         raise ValueError(f"'{path}' should hold Parquet files: it holds none")
@@ -89,7 +98,7 @@ def _row_groups(fragment: pads.ParquetFileFragment, schema: Schema) -> list[pads
     try:
         physical, groups = fragment.physical_schema, fragment.row_groups
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(str(fragment.path), error) from error
+        raise unreadable(str(fragment.path), error) from error
     for name, column in schema.columns.items():
         _check_type(str(fragment.path), physical, schema.file_column(name), column)
     return list(groups)
@@ -131,7 +140,8 @@ def _is_id(found: pa.DataType) -> bool:
     return bool(pa.types.is_integer(found) or pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_boolean(found))
 
 
-def _unreadable(file: str, error: Exception) -> ValueError:
+def unreadable(file: str, error: Exception) -> ValueError:
+    """What to raise where a file is no good Parquet."""
     return ValueError(f"{file} cannot be read as Parquet (truncated, damaged, another format?): {error}; write it anew or take it out")
 
 

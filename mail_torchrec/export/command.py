@@ -1,7 +1,5 @@
 """From a finished run to an artefact that is known to score as the trainer does."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +31,7 @@ from mail_torchrec.export.parity import BOUNDS, golden_batch, trainer_scores
 from mail_torchrec.export.run import Run
 from mail_torchrec.export.tables import Table, TableFiles, TableType
 from mail_torchrec.export.twin import Twin
+from mail_torchrec.new_folder import new_folder
 from mail_torchrec.train.run_dir import RunDir
 
 _LIBRARIES = ("mail-torchrec", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pyarrow")
@@ -70,17 +69,8 @@ def export(order: Order) -> Manifest:
         from mail_torchrec.export.aoti import check_compiler
 
         check_compiler()
-    if order.out.exists():
-        raise ValueError(f"'{order.out}' exists already; choose another --out, or move or delete that one")
-    run = Run.open(order.run_dir)
-    part = order.out.with_name(f".{order.out.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        manifest = _write(run, order, part)
-        part.rename(order.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # what a failure left
-    return manifest
+    with new_folder(order.out) as part:
+        return _write(Run.open(order.run_dir), order, part)
 
 
 def _write(run: Run, order: Order, folder: Path) -> Manifest:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
+from mail_torchrec.data.split import Split
 from mail_torchrec.serve.grpc_service import start_grpc
 from mail_torchrec.serve.metrics import Metrics
 from mail_torchrec.serve.ranker import Ranker
 from mail_torchrec.serve.rest import build_app
-from mail_torchrec.serve.versions import LOG, Split, Versions
+from mail_torchrec.serve.versions import LOG, Versions
 
 _GRACE = 10  # seconds that requests have to end
 

@@ -4,12 +4,10 @@ What is served is one immutable dictionary, replaced as a whole: a request keeps
 """
 
 import logging
-import math
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
-from mail_torchrec.data.hashing import hash64_of
+from mail_torchrec.data.split import Split
 from mail_torchrec.export.manifest import MANIFEST
 from mail_torchrec.export.scorer import Scorer
 from mail_torchrec.serve.metrics import Metrics
@@ -17,39 +15,6 @@ from mail_torchrec.serve.refusal import RefusedError
 
 LOG = logging.getLogger("mail_torchrec.serve")
 Fingerprint = tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which users a second version serves.
-
-    A user belongs to it where ``hash64(str(user), salt)`` of ``data/hashing.py`` is below ``share`` times 2^64.
-    """
-
-    version: str
-    """Folder name or version."""
-    share: float
-    salt: str = "split"
-
-    @classmethod
-    def parse(cls, text: str, salt: str) -> "Split":
-        """``VERSION=SHARE``.
-
-        Raises:
-            ValueError: it is not.
-        """
-        version, _, share = text.rpartition("=")
-        try:
-            value = float(share)
-        except ValueError:
-            value = math.nan
-        if not version or not 0 <= value <= 1:
-            raise ValueError(f"--split should be VERSION=SHARE with a share from 0 to 1, received '{text}'")
-        return cls(version, value, salt)
-
-    def takes(self, user: str) -> bool:
-        """Whether it serves this user."""
-        return hash64_of(user, self.salt) < int(self.share * 2**64)
 
 
 class Versions:

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
+from mail_torchrec.data.split import Split
 from mail_torchrec.export.manifest import GOLDEN, read_golden
 from mail_torchrec.serve.metrics import Metrics
 from mail_torchrec.serve.refusal import RefusedError
-from mail_torchrec.serve.versions import Split, Versions
+from mail_torchrec.serve.versions import Versions
 from tests.serve.conftest import Running, make_version, running, version_in, wait_for, write_manifest
 from tests.serve.test_protocol import INFER, body
 

@@ -1,0 +1,1 @@
+"""Two versions that served users side by side, compared by what the users did."""

@@ -1,0 +1,1 @@
+"""User and item vectors of an exported model, in files and in an index, for the retrieval before the ranking."""
