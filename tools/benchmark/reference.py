@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.schema import Group, Schema
+from mail_torchrec.data.schema import Group
 from mail_torchrec.towers.dmr import DMRSettings
 from mail_torchrec.towers.registry import tower_settings
 from tools.benchmark.padded import Padded
