@@ -43,7 +43,11 @@ class Ratio:
     @staticmethod
     def of(fast: Rate, slow: Rate) -> "Ratio":
         """Of two sides measured in the same turns."""
-        ratios = [one / other for one, other in zip(fast.rows_per_second, slow.rows_per_second, strict=True)]
+        return Ratio.over([one / other for one, other in zip(fast.rows_per_second, slow.rows_per_second, strict=True)])
+
+    @staticmethod
+    def over(ratios: Sequence[float]) -> "Ratio":
+        """Median and range of what each repeat found."""
         return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
     def __str__(self) -> str:
@@ -68,10 +72,10 @@ def interleaved(sides: Sequence[Side], *, repeats: int, steps: int, warm_up: int
         for side in sides:
             side.step()
             synchronise()
-            waited, start = side.input_seconds, time.perf_counter()
+            waited, start = side.input.seconds, time.perf_counter()
             rows = sum(side.step() for _ in range(steps))
             synchronise()
-            found[side.name].append((time.perf_counter() - start, rows, side.input_seconds - waited))
+            found[side.name].append((time.perf_counter() - start, rows, side.input.seconds - waited))
     return {name: _rate(turns, steps) for name, turns in found.items()}
 
 

@@ -49,5 +49,5 @@ def padded(batch: Batch, schema: Schema, lookups: Lookups) -> Padded:
 
 def _padded(values: Tensor, lengths_B: Tensor, max_length: int) -> Tensor:
     ids_BT = values.new_zeros(len(lengths_B), max_length)
-    mask_BT = torch.arange(max_length) < lengths_B.unsqueeze(1)
+    mask_BT = torch.arange(max_length, device=values.device) < lengths_B.unsqueeze(1)
     return ids_BT.masked_scatter_(mask_BT, values)

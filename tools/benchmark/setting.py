@@ -38,6 +38,10 @@ def base_tree(*, max_length: int = 100, dim: int = 32, table_rows: int | None = 
     }
 
 
+SMALL = ("schema.dim=8", "train.batch_size=32", "model.zero_shot.encoder_dims=[16, 8]", "model.zero_shot.decoder_dims=[16]")
+"""A model that trains in no time, to see that all works."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """The trainer with a few settings of its own."""
@@ -65,6 +69,8 @@ class Variant:
 
 UNGROUPED = Variant("ungrouped")
 GROUPED = Variant("grouped", ("data.group_by_user=true",))
+DMR = Variant("grouped, DMR alone", (*GROUPED.overrides, "model.zero_shot=null"))
+"""What MAIL's zero-shot tower is added to."""
 
 
 @dataclass(frozen=True)

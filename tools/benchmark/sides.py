@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble, lookups_of
-from mail_torchrec.train.evaluation import evaluate
+from mail_torchrec.train.evaluation import evaluate, outputs
 from mail_torchrec.train.loop import Loaded
 from mail_torchrec.train.trainer import _load
 from tools.benchmark.padded import padded
@@ -30,8 +30,7 @@ class Side(Protocol):
     """Something that trains."""
 
     name: str
-    input_seconds: float
-    """Waited for input so far, the making of batches included where this process makes them."""
+    input: "Input"
 
     def step(self) -> int:
         """Trains on a batch; its rows."""
@@ -48,6 +47,10 @@ class Input:
         return self
 
     def __next__(self) -> Batch:
+        return self.take()
+
+    def take(self) -> Batch:
+        """The next batch."""
         start = time.perf_counter()
         batch = next(self._batches)
         self.seconds += time.perf_counter() - start
@@ -89,14 +92,16 @@ class Trainer:
         self.assembled.model.train()
         self.input = Input(loaded(self.config, encoders, training=True))
 
-    @property
-    def input_seconds(self) -> float:
-        """Waited for input so far."""
-        return self.input.seconds
-
     def step(self) -> int:
         """Trains on a batch; its rows."""
         return len(self.assembled.pipeline.progress(self.input).batch)
+
+    def epoch(self, number: int) -> Iterator[int]:
+        """Trains an epoch to its end, so that the pipeline holds no batch back; the rows of each step. Not to be mixed with ``step``."""
+        data = self.input.loaded
+        data.reader.set_epoch(number)
+        for output in outputs(self.assembled, data.loader):
+            yield len(output.batch)
 
     def auc(self) -> float:
         """Of all test rows."""
@@ -122,14 +127,19 @@ class DirectReference:
         self.optimizers = [torch.optim.Adam(group, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps) for group in groups]
         self.input = Input(loaded(self.config, encoders, training=True))
 
-    @property
-    def input_seconds(self) -> float:
-        """Waited for input so far, without the padding."""
-        return self.input.seconds
-
     def step(self) -> int:
         """Trains on a batch; its rows."""
-        batch = next(self.input).to(self.device)
+        return self._train(next(self.input))
+
+    def epoch(self, number: int) -> Iterator[int]:
+        """Trains an epoch; the rows of each step."""
+        data = self.input.loaded
+        data.reader.set_epoch(number)
+        for batch in data.loader:
+            yield self._train(batch)
+
+    def _train(self, batch: Batch) -> int:
+        batch = batch.to(self.device)
         rows = padded(batch, self.config.schema_, self.lookups)
         _, losses = self.model(rows)
         for optimizer in self.optimizers:
@@ -151,8 +161,3 @@ class DirectReference:
             labels.append(batch.labels_B.numpy())
         self.model.train()
         return auc(np.concatenate(scores), np.concatenate(labels))
-
-
-def steps_an_epoch(side: Side) -> int:
-    """Steps of an epoch of a side's rows."""
-    return len(cast(Any, side).input.loaded.reader)
