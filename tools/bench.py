@@ -64,8 +64,7 @@ class Bench:
 
     def limits(self) -> None:
         """The machine's own."""
-        rows, repeats = (10_000, 2) if self.options["small"] else (1_000_000, 5)
-        self.results["limits"] = machine_limits(self.device, repeats=repeats, table_rows=rows)
+        self.results["limits"] = machine_limits(self.device, small=self.options["small"])
 
     def sides(self) -> None:
         """The trainer's variants and the reference, in turns."""
