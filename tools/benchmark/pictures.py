@@ -64,7 +64,8 @@ def draw_growth(growth: dict[str, list[dict[str, Any]]], out_png: Path) -> None:
             panel.annotate(text, place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
         panel.set_xticks(values, [f"{value:,}" for value in values])
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.set_title(axis, loc="left", fontsize=10, color=INK)
         panel.set_ylim(min(seconds) / 2, max(seconds) * 2)
         tidy(panel)
