@@ -64,8 +64,8 @@ def train(config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: 
         saved = from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
         encoders = Encoders.load(run_dir.vocabularies, config.schema_) if saved else _encoders(config, source, run_dir)
         assembled = assemble(config, encoders, device, plan)
-        train_data = _load(config, encoders, assembled, source, training=True)
-        test_data = _load(config, encoders, assembled, test_source, training=False)
+        train_data = load(config, encoders, assembled.lookups, source, training=True)
+        test_data = load(config, encoders, assembled.lookups, test_source, training=False)
         documents = {CONFIG: dump_config(config), PLAN: assembled.plan_file}
         if rank() == 0:
             run_dir.plan.write_text(documents[PLAN])
@@ -174,7 +174,7 @@ def opened_run(run_dir: RunDir, data: str | None, overrides: list[str]) -> Itera
         folder = newest_good(run_dir.checkpoints)
         assert folder is not None
         load_model(assembled, folder)
-        yield assembled, _load(config, encoders, assembled, source, training=False)
+        yield assembled, load(config, encoders, assembled.lookups, source, training=False)
 
 
 def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
@@ -188,13 +188,22 @@ def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
     return Encoders.load(run_dir.vocabularies, config.schema_)
 
 
-def _load(config: Config, encoders: Encoders, assembled: Assembled, source: Source, *, training: bool) -> Loaded:
-    negatives = samplers(config, encoders, assembled.lookups) if training else {}
+def load(config: Config, encoders: Encoders, lookups: Lookups, source: Source, *, training: bool) -> Loaded:
+    """A reader of this rank's rows and its loader, as a run has them.
+
+    Args:
+        config: of the run.
+        encoders: raw values -> rows.
+        lookups: the keys to write.
+        source: opened files.
+        training: shuffled batches with negatives; else evaluation's.
+    """
+    negatives = samplers(config, encoders, lookups) if training else {}
     reader = Reader(
         source,
         config.schema_,
         encoders,
-        assembled.lookups,
+        lookups,
         config.data,
         share=Share(rank(), world_size()),
         batch_size=config.train.batch_size if training else config.train.eval_batch_size,
