@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mail_torchrec.towers.dropout import Dropout
+
 
 class _ResidualStack(nn.Module):
     """Dense layers; each sees the previous one's output beside the stack's input. Dropout before all layers but the last."""
@@ -14,7 +16,7 @@ class _ResidualStack(nn.Module):
         super().__init__()
         widths = [in_dim, *(dim + in_dim for dim in layer_dims[:-1])]
         self.layers = nn.ModuleList(nn.Linear(width, dim) for width, dim in zip(widths, layer_dims, strict=True))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
         *hidden_layers, last_layer = self.layers
