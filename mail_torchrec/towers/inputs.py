@@ -118,7 +118,10 @@ class BehaviourSequence:
     @property
     def real_BTD(self) -> Tensor:
         """The vectors with zeros behind each row's length, whatever stood there."""
-        return self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
+        real_BTD: Tensor | None = getattr(self, "_real_BTD", None)
+        if real_BTD is None:  # several parts of a tower ask; torch.export knows no functools.cached_property
+            self._real_BTD = real_BTD = self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
+        return real_BTD
 
     @property
     def sum_BD(self) -> Tensor:
