@@ -143,7 +143,8 @@ def vectors(
     vectors.json     sizes, times, and with --users the recall: the share of the exact best k items that the index finds
 
     Vectors are never in memory as a whole; an index is. Below 2,000 items it is Flat (exact), else "IVF...,Flat" with 2 sqrt(items) cells:
-    4 bytes a dimension and 8 more an item; "IVF4096,SQ8" takes 1 byte a dimension.
+    4 bytes a dimension and 8 more an item; "IVF4096,SQ8" takes 1 byte a dimension. While it is built it takes two to
+    three times that.
 
     \b
     mail-torchrec vectors --model models/demo --users users.parquet --out vectors/demo
