@@ -1,6 +1,5 @@
 """Versions come, go and share users while requests go on, in a real server."""
 
-import json
 import shutil
 import threading
 from collections import Counter
@@ -12,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.export.manifest import GOLDEN, read_golden
+from mail_torchrec.export.manifest import read_golden
 from mail_torchrec.serve.metrics import Metrics
 from mail_torchrec.serve.refusal import RefusedError
 from mail_torchrec.serve.versions import Split, Versions
-from tests.serve.conftest import Running, make_version, running, version_in, wait_for, write_manifest
+from tests.serve.conftest import version_in
 from tests.serve.test_protocol import INFER, body
+from tools.served import Running, make_liar, make_version, put, running, wait_for
 
 
 class Load(threading.Thread):
@@ -54,12 +54,6 @@ def pctr(folder: Path) -> list[list[float]]:
     return [scores["pctr"] for _, scores in read_golden(folder)]
 
 
-def put(source: Path, folder: Path) -> None:
-    """As a careful operator does: copied under another name, then renamed."""
-    shutil.copytree(source, folder.parent / f".{folder.name}")
-    (folder.parent / f".{folder.name}").rename(folder)
-
-
 def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_request(exported: Path, tmp_path: Path) -> None:
     root, first, second = tmp_path / "root", version_in(exported / "first"), version_in(exported / "second")
     root.mkdir()
@@ -68,18 +62,15 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
     scores = {version_in(folder): pctr(folder) for folder in (exported / "first", exported / "second", tmp_path / "third")}
     assert np.abs(np.concatenate(scores[first]) - np.concatenate(scores[second])).max() > 1e-3
 
-    with running(root, tmp_path / "log", "--name", "ads", "--poll", "0.2") as server:
+    with running(root, tmp_path / "log", "--name", "ads", "--threads", "1", "--poll", "0.2") as server:
         with Load(server, scores, [request for request, _ in read_golden(exported / "first")]) as load:
             wait_for(lambda: load.answered[first] > 3)
 
             shutil.copytree(exported / "second", root / "damaged")  # its tables are not those of the manifest
             (root / "damaged" / "tables" / "city.float32").write_bytes(b"half")
-            shutil.copytree(exported / "second", root / "liar")  # its scores are not those of the trainer
-            golden = json.loads((root / "liar" / GOLDEN).read_text())
-            golden[0]["scores"]["pctr"][0] += 0.01
-            (root / "liar" / GOLDEN).write_text(json.dumps(golden))
-            write_manifest(root / "liar", created="3000-01-01T00:00:00+00:00")
-            wait_for(lambda: "differ by 0.01 from the trainer's" in server.log.read_text())
+            make_liar(exported / "second", root / ".liar", created="3000-01-01T00:00:00+00:00")
+            (root / ".liar").rename(root / "liar")
+            wait_for(lambda: "differ by 0.05 from the trainer's" in server.log.read_text())
             wait_for(lambda: "city.float32' is not the file that was exported" in server.log.read_text())
             assert server.ask("/v2/models/ads")[1]["versions"] == [first]
 
@@ -97,7 +88,7 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
 def test_users_are_split_and_the_answer_says_which_version(exported: Path, tmp_path: Path) -> None:
     request, _ = read_golden(exported / "first")[3]
     split = Split("first", 0.5)
-    with running(exported, tmp_path / "log", "--name", "ads", "--split", "first=0.5") as server:
+    with running(exported, tmp_path / "log", "--name", "ads", "--threads", "1", "--split", "first=0.5") as server:
         for user in range(12):
             status, answer = server.ask(INFER, body(request, parameters={"user": user}))
             expected = exported / ("first" if split.takes(str(user)) else "second")
