@@ -81,6 +81,7 @@ def largest_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arra
 
 def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take the cores from other requests
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
