@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +37,7 @@ from tools.served import Running, raw, running, tensors
 
 NAME, EAGER = "bench", "eager: the trainer's model"
 LIBRARIES = {"REST": tritonclient.http, "gRPC": tritonclient.grpc}
+_PAUSE = 0.05  # seconds; idle threads of PyTorch's pool spin for a while, and would do so on the next one's cores
 Way = Callable[[], Any]
 """Scores the rows once and returns their ``pctr``."""
 
@@ -72,11 +74,17 @@ def served(server: Running, request: Request, scorer: Scorer) -> dict[str, Way]:
     encoded = scorer.encode([request])
     for protocol, library in LIBRARIES.items():
         to = library.InferenceServerClient(server.http if protocol == "REST" else server.grpc)
-        ways[f"server, {protocol}, raw values"] = lambda to=to, library=library: to.infer(NAME, raw(library, request)).as_numpy("pctr")
-        ways[f"server, {protocol}, encoded tensors"] = lambda to=to, library=library: (
-            to.infer(NAME, tensors(library, encoded)).as_numpy("pctr")
-        )
+        ways[f"server, {protocol}, raw values"] = partial(_asked, to, partial(raw, library, request))
+        ways[f"server, {protocol}, encoded tensors"] = partial(_asked, to, partial(tensors, library, encoded))
     return ways
+
+
+def _pctr(score: Callable[[Any], dict[str, Any]], asked: Any) -> Any:
+    return score(asked)["pctr"]
+
+
+def _asked(to: Any, inputs: Callable[[], list[Any]]) -> Any:
+    return to.infer(NAME, inputs()).as_numpy("pctr")
 
 
 def measure(ways: dict[str, Way], repeats: int, label: str) -> dict[str, float]:
@@ -88,6 +96,7 @@ def measure(ways: dict[str, Way], repeats: int, label: str) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(repeats), desc=label, unit="round"):
         for name, way in ways.items():
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - start)
@@ -107,8 +116,8 @@ def compare(run_dir: Path, num_candidates: int, repeats: int, folder: Path) -> d
             ways: dict[str, Way] = {
                 EAGER: trained,
                 "eager: the twin": twin,
-                "ONNX Runtime in this process": lambda encoded=encoded: scorer.run(encoded)["pctr"],  # type: ignore[misc]
-                "the same, from raw values": lambda request=request: scorer.score(request)["pctr"],  # type: ignore[misc]
+                "ONNX Runtime in this process": partial(_pctr, scorer.run, encoded),
+                "the same, from raw values": partial(_pctr, scorer.score, request),
                 **served(server, request, scorer),
             }
             found[kind] = measure(ways, repeats, f"{kind} user")

@@ -4,10 +4,10 @@
 
 `--model` is what `mail-torchrec export` wrote, or a finished run, which is exported first. A server of it (`mail-torchrec serve`) gets
 requests from other processes by tritonclient, over REST and gRPC: the golden ones (new and old users, one of whom nothing is known, one
-whose every id is unseen), these users with one candidate and with hundreds, and encoded tensors of several users. Meanwhile versions with other
-scores are put beside the one that serves, which is taken away then; and halfway comes a bad one, whose files are whole and whose scores
-are not those of its golden requests. Each answer must have the scores of the version that it names: those that the trainer gave, for
-golden requests, else those of ONNX Runtime in this process. The exit code is 1 where anything was not as it should be.
+whose every id is unseen), these users with one candidate and with hundreds, and encoded tensors of several users. Meanwhile versions
+with other scores are put beside the one that serves, which is taken away then; and halfway comes a bad one, whose files are whole and
+whose scores are not those of its golden requests. Each answer must have the scores of the version that it names: those that the trainer
+gave, for golden requests, else those of ONNX Runtime in this process. The exit code is 1 where anything was not as it should be.
 """
 
 import multiprocessing as mp
@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +208,13 @@ def act(versions: Versions, seconds: float, server: Running, count: Any) -> None
     """Waits, and switches versions at even distances, with the bad one halfway."""
     begin = time.monotonic()
     swaps = len(versions.made) - 1
-    actions: list[tuple[float, Callable[[], None]]] = [
-        (n / (swaps + 1), lambda n=n: versions.switch(server, n)) for n in range(1, swaps + 1)  # type: ignore[misc]
-    ]
-    actions = sorted([*actions, (0.51, lambda: versions.try_bad(server))], key=lambda action: action[0])
+    actions: list[tuple[float, Callable[[], None]]] = [(n / (swaps + 1), partial(versions.switch, server, n)) for n in range(1, swaps + 1)]
+    actions = sorted([*actions, (0.51, partial(versions.try_bad, server))], key=lambda action: action[0])
     with tqdm(total=round(seconds), unit="s", desc="load") as bar:
         while (passed := time.monotonic() - begin) < seconds:
             if actions and passed >= actions[0][0] * seconds:
                 actions.pop(0)[1]()
-            bar.update(min(round(passed), bar.total) - bar.n)
+            bar.update(min(round(passed), round(seconds)) - bar.n)
             bar.set_postfix_str(f"{count.value:,} requests, {len(versions.events)} of {swaps + 1} changes of versions")
             time.sleep(0.2)
     while actions:  # a load so short that they did not fit
@@ -273,7 +272,7 @@ def main(model: Path, seconds: float, swaps: int, clients: int, threads: int | N
         with running(versions.root, log, "--name", NAME, "--poll", "1", *options) as server:
             found, memory = load(versions, seconds, clients, server)
             problems = problems_of(found, versions, server.figures())
-        shown = f"python tools/load_serving.py --model {model.name} --seconds {seconds:g} --swaps {swaps} --clients {clients} --out {out}"
+        shown = f"python tools/load_serving.py --model {model} --seconds {seconds:g} --swaps {swaps} --clients {clients} --out {out}"
         head = f"`{shown}` on {os.cpu_count()} cores, clients included; ranking tower `{tower}`. {note}".strip()
         text = report(found, problems, versions, memory, seconds, head)
     out.write_text(text)

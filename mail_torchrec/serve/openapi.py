@@ -50,7 +50,13 @@ def describe(model: str, body: type[BaseModel], manifest: Manifest, *, max_bytes
     for path, item in paths.items():
         if "{version}" in path:
             item["parameters"] = [
-                {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}, "example": manifest.version}
+                {
+                    "name": "version",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1},
+                    "example": manifest.version,
+                }
             ]
     return {
         "openapi": "3.1.0",
@@ -129,8 +135,8 @@ def _object(properties: dict[str, Any], required: dict[str, Any] | None = None) 
 
 def _call(body: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """A call with raw values: one input, a string that holds a ``ScoringRequest``."""
-    text = {"type": "string", "format": REQUEST_FORMAT, "contentMediaType": "application/json"}
-    text |= {"contentSchema": {"$ref": "#/components/schemas/ScoringRequest"}}
+    content = {"contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/ScoringRequest"}}
+    text = {"type": "string", "format": REQUEST_FORMAT} | content
     data = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
     tensor = _object({"name": {"const": "request"}, "datatype": {"const": "BYTES"}, "shape": {"const": [1]}, "data": data})
     wish = {"name": {"enum": [output.name for output in manifest.outputs]}, "parameters": {"type": "object"}}

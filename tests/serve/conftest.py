@@ -37,5 +37,7 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A server of `first` alone."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copytree(exported / "first", folder / "model")
-    with running(folder / "model", folder / "log", "--name", "ads", "--threads", "1", "--max-candidates", "40", "--max-bytes", "50000") as found:
+    with running(
+        folder / "model", folder / "log", "--name", "ads", "--threads", "1", "--max-candidates", "40", "--max-bytes", "50000"
+    ) as found:
         yield found

@@ -1,7 +1,9 @@
 """Golden requests through real clients: the golden scores; and what is wrong is refused, told, and harms nobody."""
 
 import json
+import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,13 @@ def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, expor
     assert more(f'mail_unknown_ids_total{{column="city",version="{version}"}}') == 1
     assert more(f'mail_request_seconds_count{{version="{version}"}}') == 3
     assert more('mail_refused_total{status="400"}') == 1
+
+
+def test_an_idle_connection_is_kept(server: Running) -> None:
+    """A load balancer keeps its connections for a minute or ten, and what it sends into one that is being closed is lost."""
+    connection = HTTPConnection(server.http)
+    for pause in (6, 0):
+        connection.request("GET", "/v2/health/ready")
+        assert connection.getresponse().read() and connection.sock is not None
+        connection.auto_open = 0  # no second connection
+        time.sleep(pause)
