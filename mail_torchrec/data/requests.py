@@ -15,7 +15,7 @@ import pyarrow as pa
 from mail_torchrec.data.cold_start import ALL
 from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
 from mail_torchrec.data.schema import Column, Group, Kind, Schema
-from mail_torchrec.data.values import Ints, Ragged, binary, numbers
+from mail_torchrec.data.values import Ints, Ragged, binary, cast, numbers
 from mail_torchrec.settings import Settings
 
 USER_OF_CANDIDATE = "candidate.user"
@@ -163,7 +163,7 @@ def _cast(array: pa.Array | pa.ChunkedArray, kind: ValueType, *, is_list: bool) 
         found = found.value_type
     if not pa.types.is_null(found) and not any(welcome(found) for welcome in _WELCOME[kind]):
         raise ValueError(f"received {found} values")
-    return array.cast(pa.large_list(_ARROW[kind]) if is_list else _ARROW[kind], safe=kind != "number")
+    return cast(array, pa.large_list(_ARROW[kind]) if is_list else _ARROW[kind], safe=kind != "number")
 
 
 @dataclass(frozen=True)

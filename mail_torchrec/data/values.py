@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,13 +83,20 @@ def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     try:
-        return one_chunk(column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string()))
+        return one_chunk(cast(column, pa.int64() if pa.types.is_integer(column.type) else pa.large_string()))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file}: column '{name}' should fit into signed 64-bit integers: {error}; store its ids as strings") from error
 
 
+def cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, safe: bool = True) -> Any:
+    """Values as another type; no call into Arrow where they are of it: one request has a column after another."""
+    return values if values.type == kind else values.cast(kind, safe=safe)
+
+
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     """A column in one chunk, also where it has none."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 

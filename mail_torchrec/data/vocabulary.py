@@ -3,6 +3,8 @@
 Row 0 of every table is for ids outside its vocabulary, row 1 for nulls; values begin at row 2.
 """
 
+from functools import cached_property
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +19,8 @@ MISSING_ROW = 1
 FIRST_ROW = 2
 # An integer vocabulary is looked up in a plain array where that takes at most so many entries a value, otherwise by bisection.
 _MAX_SPREAD = 16
+# Arrow puts a whole vocabulary of strings into a hash table for each call: half a second for a million, were it done for each request.
+_MAX_COPIED = 1000
 
 
 class IdEncoder(Protocol):
@@ -57,10 +61,16 @@ class Vocabulary:
         if ids.type != self.values.type:
             raise ValueError(f"ids should be {self.values.type}, as in the training data, received {ids.type}; cast the column in the file")
         if self._rows_of_integers is not None:
-            rows = self._rows_of_integers(pc.fill_null(ids, 0).to_numpy())
+            rows = self._rows_of_integers(_filled(ids, 0).to_numpy())
+        elif len(self.values) > max(len(ids), _MAX_COPIED):
+            rows = self._rows_of_strings(ids)
         else:
-            rows = pc.fill_null(pc.index_in(ids, value_set=self.values), UNKNOWN_ROW - FIRST_ROW).to_numpy().astype(np.int64) + FIRST_ROW
+            rows = _filled(pc.index_in(ids, value_set=self.values), UNKNOWN_ROW - FIRST_ROW).to_numpy().astype(np.int64) + FIRST_ROW
         return _with_missing(rows, ids)
+
+    @cached_property
+    def _rows_of_strings(self) -> "_StringRows":
+        return _StringRows(self.values)
 
 
 class HashedIds:
@@ -78,6 +88,10 @@ class HashedIds:
         """Rows of ``ids``: row 1 for nulls, else ``2 + hash mod (rows - 2)``."""
         rows = (hash64(ids, self._table) % np.uint64(self.num_rows - FIRST_ROW)).astype(np.int64) + FIRST_ROW
         return _with_missing(rows, ids)
+
+
+def _filled(values: pa.Array, value: int | bool) -> pa.Array:
+    return pc.fill_null(values, value) if values.null_count else values
 
 
 def _with_missing(rows: Ints, ids: pa.Array) -> Ints:
@@ -104,6 +118,23 @@ class _IntegerRows:
             return self._table[np.minimum(offsets, len(self._table) - 1).view(np.int64)]
         found = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
         return np.where(self._sorted[found] == ids, self._rows[found], UNKNOWN_ROW)
+
+
+class _StringRows:
+    """Table row of a string, row 0 for one that is not among the values: found by its hash, then compared."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self._values = values
+        for salt in map(str, count()):  # until no two values share a hash
+            words = hash64(values, salt).view(np.int64)
+            if len(np.unique(words)) == len(words):
+                break
+        self._salt, self._rows = salt, _IntegerRows(words)
+
+    def __call__(self, ids: pa.Array) -> Ints:
+        rows = self._rows(hash64(ids, self._salt).view(np.int64))
+        same = pc.equal(self._values.take(pa.array(np.maximum(rows - FIRST_ROW, 0))), ids)
+        return np.where(_filled(same, False).to_numpy(zero_copy_only=False), rows, UNKNOWN_ROW)
 
 
 def count_values(previous: pa.Table | None, ids: pa.Array) -> pa.Table:

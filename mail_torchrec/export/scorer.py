@@ -98,6 +98,7 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
         ValueError: it cannot be.
     """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take the cores from other requests
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -17,6 +17,7 @@ from mail_torchrec.serve.rest import build_app
 from mail_torchrec.serve.versions import LOG, Versions
 
 _GRACE = 10  # seconds that requests have to end
+_IDLE = 620  # seconds; longer than load balancers keep an idle connection, or one would send into one that is being closed
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def serve(service: Service) -> None:
         watcher.start()
     LOG.info("serving model '%s': http://%s:%d, gRPC %s:%d", ranker.name, host, listening.getsockname()[1], host, grpc_port)
     config = uvicorn.Config(
-        build_app(ranker, service.max_bytes), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, lifespan="off"
-    )
+        build_app(ranker, service.max_bytes), log_level="warning", access_log=False, lifespan="off",
+        timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_IDLE,
+    )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done, and gRPC still has to end
     try:
         uvicorn.Server(config).run(sockets=[listening])

@@ -44,7 +44,7 @@ def parse(kind: type[Parsed], text: bytes) -> Parsed:
         RefusedError: it is not; NaN and infinity are no JSON.
     """
     try:
-        return kind.model_validate(json.loads(text, parse_constant=_no_number))
+        return kind.model_validate(json.loads(text, parse_constant=_no_number), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise RefusedError(

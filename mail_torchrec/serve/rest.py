@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,7 +20,7 @@ from mail_torchrec.serve.openapi import describe
 from mail_torchrec.serve.ranker import Answer, Call, Ranker
 from mail_torchrec.serve.raw import parse
 from mail_torchrec.serve.refusal import RefusedError
-from mail_torchrec.serve.tensors import Array, from_bytes, from_json
+from mail_torchrec.serve.tensors import DATATYPES, Array, from_bytes, from_json
 from mail_torchrec.settings import Settings
 
 JSON_LENGTH = "inference-header-content-length"
@@ -30,8 +31,8 @@ class InputTensor(Settings):
     """One input."""
 
     name: str
-    shape: list[int]
-    datatype: str
+    shape: list[Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**31 - 1})]] = Field(json_schema_extra={"maxItems": 8})
+    datatype: str = Field(json_schema_extra={"enum": list(DATATYPES.values())})
     parameters: dict[str, Any] = {}
     """``binary_data_size``: how many of the bytes behind the JSON are this tensor's."""
     data: list[Any] | None = None
@@ -99,7 +100,8 @@ class _Routes:
         return Response(generate_latest(self.ranker.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(describe(self.ranker.name, InferenceRequest))
+        manifest, most = self.ranker.versions.all[-1].manifest, self.ranker.max_candidates
+        return JSONResponse(describe(self.ranker.name, InferenceRequest, manifest, max_bytes=self.max_bytes, max_candidates=most))
 
     async def infer(self, request: Request) -> Response:
         self.ranker.check_name(request.path_params["model"])
@@ -130,14 +132,14 @@ class _Routes:
 
     async def not_here(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return self._error(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+        return self._error(f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         return self._error("a fault of the server; its log says more", 500)  # Starlette raises it again, for the log
 
-    def _error(self, message: str, status: int) -> Response:
+    def _error(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
         self.ranker.metrics.refused.labels(str(status)).inc()
-        return JSONResponse({"error": message}, status)
+        return JSONResponse({"error": message}, status, headers)
 
 
 def read(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[str, Array]]:

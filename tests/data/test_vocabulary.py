@@ -1,6 +1,7 @@
 """Ids -> table rows: unknown 0, null 1, then by frequency."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mail_torchrec.data import vocabulary as vocabularies
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.vocabulary import HashedIds, Vocabulary, count_values, vocabulary_from_counts
 
@@ -34,6 +36,24 @@ def test_integers(values: list[int], ids: list[int | None]) -> None:
 def test_strings(values: list[str], ids: list[str | None]) -> None:
     ids += values
     assert vocabulary(values, pa.large_string()).encode(pa.array(ids, pa.large_string())).tolist() == expected(values, ids)
+
+
+MANY = [f"v{i}" for i in range(1500)]
+
+
+def test_a_few_strings_are_looked_up_in_many_by_their_hash() -> None:
+    ids = ["v3", None, "x", "", "v1499", "v0", "v3"]
+    assert vocabulary(MANY, pa.large_string()).encode(pa.array(ids, pa.large_string())).tolist() == expected(MANY, ids)
+
+
+def test_strings_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def colliding(values: pa.Array, salt: str) -> Any:
+        """Two values under one salt; a value and what is none under each."""
+        return hash64(pa.array(["v7" if text == "x" or (salt == "0" and text == "v8") else text for text in values.to_pylist()]), salt)
+
+    monkeypatch.setattr(vocabularies, "hash64", colliding)
+    ids = ["v8", "x", "v7"]
+    assert vocabulary(MANY, pa.large_string()).encode(pa.array(ids, pa.large_string())).tolist() == expected(MANY, ids)
 
 
 @pytest.mark.parametrize("values", [[], ["a"]])

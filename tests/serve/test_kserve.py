@@ -8,14 +8,15 @@ import yaml
 
 from tests.launching.manifest import resources
 from tests.launching.test_kubernetes import VERSIONS, check
-from tests.serve.conftest import REPOSITORY, running, version_in
+from tests.serve.conftest import version_in
+from tools.served import ROOT, running
 
 OF_KSERVE = {"modelFormat", "protocolVersion", "runtime", "storageUri"}
 
 
 def predictor(name: str) -> dict[str, Any]:
     """What a manifest asks of KServe, which knows these keys beside those of a pod."""
-    resource = yaml.safe_load((REPOSITORY / "launch" / "kubernetes" / name).read_text())
+    resource = yaml.safe_load((ROOT / "launch" / "kubernetes" / name).read_text())
     assert (resource["apiVersion"], resource["kind"], set(resource["spec"])) == (
         "serving.kserve.io/v1beta1",
         "InferenceService",

@@ -1,7 +1,9 @@
 """Golden requests through real clients: the golden scores; and what is wrong is refused, told, and harms nobody."""
 
 import json
+import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,11 @@ from hypothesis import strategies as st
 from mail_torchrec.data.requests import Request
 from mail_torchrec.export.manifest import read_golden
 from mail_torchrec.export.scorer import Scorer
-from tests.serve.conftest import Running, version_in
+from tests.serve.conftest import version_in
+from tools.served import Running, as_json, raw, tensors
 
 INFER = "/v2/models/ads/infer"
 CLIENTS = [tritonclient.http, tritonclient.grpc]
-
-
-def as_json(request: Request) -> str:
-    return json.dumps({"user": request.user, "candidates": request.candidates})
 
 
 def body(request: Request, **more: Any) -> dict[str, Any]:
@@ -33,20 +32,11 @@ def connect(client: Any, server: Running) -> Any:
     return client.InferenceServerClient(server.http if client is tritonclient.http else server.grpc)
 
 
-def tensors(client: Any, arrays: dict[str, Any]) -> list[Any]:
-    names = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
-    found = []
-    for name, array in arrays.items():
-        found.append(client.InferInput(name, list(array.shape), names[str(array.dtype)]))
-        found[-1].set_data_from_numpy(array)
-    return found
-
-
 @pytest.mark.parametrize("client", CLIENTS)
 def test_raw_requests_get_the_golden_scores_from_tritonclient(server: Running, exported: Path, client: Any) -> None:
     with connect(client, server) as to:
         for request, scores in read_golden(exported / "first"):
-            result = to.infer("ads", tensors(client, {"request": np.array([as_json(request)], dtype=object)}))
+            result = to.infer("ads", raw(client, request))
             for name, expected in scores.items():
                 assert np.abs(result.as_numpy(name) - expected).max() <= 1e-5
 
@@ -188,20 +178,15 @@ def test_the_description_lists_what_there_is(server: Running) -> None:
     assert {"inputs", "outputs"} <= told["components"]["schemas"]["InferenceRequest"]["properties"].keys()
 
 
-def figures(server: Running) -> dict[str, float]:
-    text = server.ask("/metrics")[1]
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[:1] != "#"}
-
-
 def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, exported: Path) -> None:
     golden, version = read_golden(exported / "first"), version_in(exported / "first")
-    before = figures(server)
+    before = server.figures()
     new = next(request for request, _ in golden if not request.user["history"])
     unseen = golden[-1][0]
     for request in (new, new, unseen):
         assert server.ask(INFER, body(request))[0] == 200
     assert server.ask(INFER, {})[0] == 400
-    after = figures(server)
+    after = server.figures()
 
     def more(key: str) -> float:
         return after[key] - before.get(key, 0)
@@ -217,3 +202,13 @@ def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, expor
     assert more(f'mail_unknown_ids_total{{column="city",version="{version}"}}') == 1
     assert more(f'mail_request_seconds_count{{version="{version}"}}') == 3
     assert more('mail_refused_total{status="400"}') == 1
+
+
+def test_an_idle_connection_is_kept(server: Running) -> None:
+    """A load balancer keeps its connections for a minute or ten, and what it sends into one that is being closed is lost."""
+    connection = HTTPConnection(server.http)
+    for pause in (6, 0):
+        connection.request("GET", "/v2/health/ready")
+        assert connection.getresponse().read() and connection.sock is not None
+        connection.auto_open = 0  # no second connection
+        time.sleep(pause)

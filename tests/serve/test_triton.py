@@ -20,10 +20,10 @@ from tritonclient.utils import InferenceServerException
 from mail_torchrec.data.requests import Request
 from mail_torchrec.export.manifest import read_golden
 from mail_torchrec.triton.repository import Order, lay_out
-from tests.serve.conftest import REPOSITORY, wait_for
 from tests.serve.test_protocol import as_json
+from tools.served import ROOT, wait_for
 
-INSTALLED = REPOSITORY / ".triton" / "installed"
+INSTALLED = ROOT / ".triton" / "installed"
 CLIENTS = [tritonclient.http, tritonclient.grpc]
 pytestmark = pytest.mark.skipif(not INSTALLED.exists(), reason="no Triton here; launch/triton/install.sh installs one")
 
@@ -71,7 +71,7 @@ def triton(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(folder / "here", folder / "repository")
     shutil.rmtree(folder / "here")
     http, grpc = free_ports(2)
-    command = [REPOSITORY / "launch/triton/server.sh", folder / "repository", f"--http-port={http}", f"--grpc-port={grpc}"]
+    command = [ROOT / "launch/triton/server.sh", folder / "repository", f"--http-port={http}", f"--grpc-port={grpc}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     found = Triton({tritonclient.http: f"127.0.0.1:{http}", tritonclient.grpc: f"127.0.0.1:{grpc}"})

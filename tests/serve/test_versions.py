@@ -1,44 +1,67 @@
 """Versions come, go and share users while requests go on, in a real server."""
 
-import json
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.data.split import Split
-from mail_torchrec.export.manifest import GOLDEN, read_golden
+from mail_torchrec.export.manifest import read_golden
 from mail_torchrec.serve.metrics import Metrics
 from mail_torchrec.serve.refusal import RefusedError
 from mail_torchrec.serve.versions import Versions
-from tests.serve.conftest import Running, make_version, running, version_in, wait_for, write_manifest
+from tests.serve.conftest import version_in
 from tests.serve.test_protocol import INFER, body
+from tools.served import Running, make_liar, make_version, put, raw, running, wait_for
+
+Ask = Callable[[Any], tuple[str, Any]]
+"""A request -> the version that answered, and ``pctr``."""
+
+
+def over_rest(server: Running) -> Ask:
+    def ask(request: Any) -> tuple[str, Any]:
+        status, answer = server.ask(INFER, body(request, outputs=[{"name": "pctr"}]))
+        assert status == 200
+        return answer["model_version"], np.array(answer["outputs"][0]["data"])
+
+    return ask
+
+
+def over_grpc(server: Running) -> Ask:
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
+
+    def ask(request: Any) -> tuple[str, Any]:
+        result = client.infer("ads", raw(tritonclient.grpc, request))
+        return result.get_response().model_version, result.as_numpy("pctr")
+
+    return ask
 
 
 class Load(threading.Thread):
     """Asks for the golden requests again and again, and notes what is not as it should be."""
 
-    def __init__(self, server: Running, scores: dict[str, list[list[float]]], requests: list[Any]) -> None:
+    def __init__(self, ask: Ask, scores: dict[str, list[list[float]]], requests: list[Any]) -> None:
         super().__init__(daemon=True)
-        self.server, self.scores, self.requests = server, scores, requests
+        self.ask, self.scores, self.requests = ask, scores, requests
         self.stopping, self.answered, self.failures = threading.Event(), Counter[str](), list[Any]()
 
     def run(self) -> None:
         while not self.stopping.is_set():
             for i, request in enumerate(self.requests):
                 try:
-                    status, answer = self.server.ask(INFER, body(request, outputs=[{"name": "pctr"}]))
-                    version = answer["model_version"]
-                    difference = np.abs(np.array(answer["outputs"][0]["data"]) - self.scores[version][i]).max()
+                    version, found = self.ask(request)
+                    difference = np.abs(found - self.scores[version][i]).max()
                     self.answered[version] += 1
-                    if status != 200 or not difference <= 1e-5:
-                        self.failures.append((status, version, difference))
+                    if not difference <= 1e-5:
+                        self.failures.append((version, difference))
                 except Exception as error:
                     self.failures.append(error)
 
@@ -55,12 +78,6 @@ def pctr(folder: Path) -> list[list[float]]:
     return [scores["pctr"] for _, scores in read_golden(folder)]
 
 
-def put(source: Path, folder: Path) -> None:
-    """As a careful operator does: copied under another name, then renamed."""
-    shutil.copytree(source, folder.parent / f".{folder.name}")
-    (folder.parent / f".{folder.name}").rename(folder)
-
-
 def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_request(exported: Path, tmp_path: Path) -> None:
     root, first, second = tmp_path / "root", version_in(exported / "first"), version_in(exported / "second")
     root.mkdir()
@@ -69,36 +86,37 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
     scores = {version_in(folder): pctr(folder) for folder in (exported / "first", exported / "second", tmp_path / "third")}
     assert np.abs(np.concatenate(scores[first]) - np.concatenate(scores[second])).max() > 1e-3
 
-    with running(root, tmp_path / "log", "--name", "ads", "--poll", "0.2") as server:
-        with Load(server, scores, [request for request, _ in read_golden(exported / "first")]) as load:
-            wait_for(lambda: load.answered[first] > 3)
+    def fewest(version: str) -> int:
+        return min(rest.answered[version], of_grpc.answered[version])
+
+    with running(root, tmp_path / "log", "--name", "ads", "--threads", "1", "--poll", "0.2") as server:
+        requests = [request for request, _ in read_golden(exported / "first")]
+        with Load(over_rest(server), scores, requests) as rest, Load(over_grpc(server), scores, requests) as of_grpc:
+            wait_for(lambda: fewest(first) > 3)
 
             shutil.copytree(exported / "second", root / "damaged")  # its tables are not those of the manifest
             (root / "damaged" / "tables" / "city.float32").write_bytes(b"half")
-            shutil.copytree(exported / "second", root / "liar")  # its scores are not those of the trainer
-            golden = json.loads((root / "liar" / GOLDEN).read_text())
-            golden[0]["scores"]["pctr"][0] += 0.01
-            (root / "liar" / GOLDEN).write_text(json.dumps(golden))
-            write_manifest(root / "liar", created="3000-01-01T00:00:00+00:00")
-            wait_for(lambda: "differ by 0.01 from the trainer's" in server.log.read_text())
+            make_liar(exported / "second", root / ".liar", created="3000-01-01T00:00:00+00:00")
+            (root / ".liar").rename(root / "liar")
+            wait_for(lambda: "differ by 0.05 from the trainer's" in server.log.read_text())
             wait_for(lambda: "city.float32' is not the file that was exported" in server.log.read_text())
             assert server.ask("/v2/models/ads")[1]["versions"] == [first]
 
             put(exported / "second", root / "b")
-            wait_for(lambda: load.answered[second] > 3)
+            wait_for(lambda: fewest(second) > 3)
             put(tmp_path / "third", root / "c")
-            wait_for(lambda: load.answered[version_in(tmp_path / "third")] > 3)
+            wait_for(lambda: fewest(version_in(tmp_path / "third")) > 3)
             shutil.rmtree(root / "c")  # back
-            before = load.answered[second]
-            wait_for(lambda: load.answered[second] > before + 3)
+            before = rest.answered[second], of_grpc.answered[second]
+            wait_for(lambda: rest.answered[second] > before[0] + 3 and of_grpc.answered[second] > before[1] + 3)
             assert server.ask(f"/v2/models/ads/versions/{first}")[0] == 200  # side by side
-        assert not load.failures and not load.is_alive()
+        assert not rest.failures and not of_grpc.failures and not rest.is_alive() and not of_grpc.is_alive()
 
 
 def test_users_are_split_and_the_answer_says_which_version(exported: Path, tmp_path: Path) -> None:
     request, _ = read_golden(exported / "first")[3]
     split = Split("first", 0.5)
-    with running(exported, tmp_path / "log", "--name", "ads", "--split", "first=0.5") as server:
+    with running(exported, tmp_path / "log", "--name", "ads", "--threads", "1", "--split", "first=0.5") as server:
         for user in range(12):
             status, answer = server.ask(INFER, body(request, parameters={"user": user}))
             expected = exported / ("first" if split.takes(str(user)) else "second")
