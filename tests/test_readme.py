@@ -50,7 +50,7 @@ def test_the_worked_example_trains(worked_example: Path) -> None:
 
 
 def test_the_worked_example_is_exported_served_and_scored(worked_example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    section = README[README.index("### Serving it") : README.index("## Libraries")]
+    section = README[README.index("### Serving it") : README.index("### By Triton or KServe")]
     [commands] = re.findall(r"```bash\n(mail-torchrec export.*?)```", section, re.DOTALL)
     [snippet] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     export, serve, request = commands.split("\n", 2)
