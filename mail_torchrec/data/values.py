@@ -54,6 +54,21 @@ class Ragged:
         first, stop = int(self.starts[full].min()), int((self.starts + self.lengths)[full].max())
         return Ragged(self.stored[first:stop], self.lengths, np.where(full, self.starts - first, 0))
 
+    def last(self, default: int) -> Ints:
+        """The last value of each row, ``default`` where a row is empty."""
+        last, full = np.full(len(self.lengths), default, dtype=np.int64), self.lengths > 0
+        last[full] = self.stored[(self.starts + self.lengths - 1)[full]]
+        return last
+
+    def count(self, value: int) -> Ints:
+        """How many values of each row are ``value``."""
+        found = self.values == value
+        if not found.any():
+            return np.zeros_like(self.lengths)
+        before, ends = np.concatenate([[0], np.cumsum(found)]), np.cumsum(self.lengths)
+        counts: Ints = before[ends] - before[ends - self.lengths]
+        return counts
+
     @staticmethod
     def concatenate(parts: "list[Ragged]") -> "Ragged":
         """Rows of several parts, one after another."""
@@ -89,6 +104,8 @@ def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     """A column in one chunk, also where it has none."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 

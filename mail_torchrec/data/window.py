@@ -24,8 +24,8 @@ class Window:
 
     lists: dict[str, Ragged]
     """List column -> table rows; rows that are alike share them."""
-    scalars_RC: Ints
-    """Table rows."""
+    scalars_CR: Ints
+    """Table rows, column by column as batches hold them."""
     numeric_RN: Floats
     labels_R: Bools
     conversions_R: Bools
@@ -44,21 +44,23 @@ class Window:
     def take(self, rows: Ints | slice) -> "Window":
         """These rows, in this order."""
         lists = {name: ragged.take(rows) for name, ragged in self.lists.items()}
-        return Window(lists, *(array[rows] for array in self._arrays()))
+        scalars = self.scalars_CR[:, rows] if isinstance(rows, slice) else self.scalars_CR.take(rows, axis=1)
+        return Window(lists, scalars, *(array[rows] for array in self._by_row()))
 
     @staticmethod
     def concatenate(parts: "list[Window]") -> "Window":
         """Rows of several windows, one after another."""
         lists = {name: Ragged.concatenate([part.lists[name] for part in parts]) for name in parts[0].lists}
-        arrays = [np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)]
+        scalars = np.concatenate([part.scalars_CR for part in parts], axis=1)
+        arrays = [np.concatenate(arrays) for arrays in zip(*(part._by_row() for part in parts), strict=True)]
         most = np.cumsum([0, *(part.alike_R.max(initial=-1) + 1 for part in parts)])
         arrays[-1] += np.repeat(most[:-1], [len(part) for part in parts])  # rows of different parts are not known to be alike
-        return Window(lists, *arrays)
+        return Window(lists, scalars, *arrays)
 
-    def _arrays(self) -> tuple[Any, ...]:
-        """Everything but the lists, in the order of the constructor."""
+    def _by_row(self) -> tuple[Any, ...]:
+        """What has a row's entries side by side, in the order of the constructor."""
         rows = self.labels_R, self.conversions_R, self.users_R, self.is_new_R, self.is_cold_R
-        return self.scalars_RC, self.numeric_RN, *rows, self.is_cut_RL, self.alike_R
+        return self.numeric_RN, *rows, self.is_cut_RL, self.alike_R
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class WindowEncoder:
         alike_R = alike_rows(table, schema, users_R)
         return Window(
             self._lists(table, file, most_R, alike_R),
-            _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64),
+            _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64, axis=0),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
             self._binary(table, schema.label, file),
             self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
@@ -161,6 +163,8 @@ class WindowEncoder:
         return num_R
 
 
-def _side_by_side(columns: list[Any], num_rows: int, dtype: Any) -> Any:
-    """Columns as one array [num_rows, len(columns)]."""
-    return np.stack(columns, axis=1) if columns else np.zeros((num_rows, 0), dtype)
+def _side_by_side(columns: list[Any], num_rows: int, dtype: Any, axis: int = 1) -> Any:
+    """Columns as one array [num_rows, len(columns)], or the other way round along axis 0."""
+    if columns:
+        return np.stack(columns, axis=axis)
+    return np.zeros((num_rows, 0) if axis else (0, num_rows), dtype)
