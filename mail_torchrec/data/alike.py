@@ -52,6 +52,10 @@ def _holds_lists(kind: pa.DataType) -> bool:
 
 def _equal(column: pa.Array, left: Ints, right: Ints) -> Bools:
     """Whether values are equal; null is equal to null, and NaN to nothing."""
+    if pa.types.is_integer(column.type) and not column.null_count:
+        numbers = column.to_numpy()
+        alike: Bools = numbers[left] == numbers[right]
+        return alike
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     one, other = plain.take(pa.array(left)), plain.take(pa.array(right))
     both_null = pc.and_(pc.is_null(one), pc.is_null(other))
@@ -61,11 +65,9 @@ def _equal(column: pa.Array, left: Ints, right: Ints) -> Bools:
 
 def _equal_lists(column: pa.Array, left: Ints, right: Ints) -> Bools:
     """Whether lists are equal; a null list is an empty one."""
-    rows, values = Ragged(np.arange(0), list_lengths(pa.chunked_array([column]))), pc.list_flatten(column)
+    rows = Ragged(np.zeros(0, dtype=np.int64), list_lengths(pa.chunked_array([column])))
     equal: Bools = rows.lengths[left] == rows.lengths[right]
-    numbers = values.to_numpy() if pa.types.is_integer(values.type) and not values.null_count else None
-    one, other = (Ragged(np.arange(len(values)), rows.lengths[side[equal]], rows.starts[side[equal]]).values for side in (left, right))
-    alike = numbers[one] == numbers[other] if numbers is not None else _equal(values, one, other)
+    alike = _equal(pc.list_flatten(column), *(rows.take(side[equal]).positions for side in (left, right)))
     lengths = rows.lengths[left[equal]]
     different = np.concatenate([[0], np.cumsum(~alike)])
     ends = np.cumsum(lengths)

@@ -57,7 +57,7 @@ class Vocabulary:
         if ids.type != self.values.type:
             raise ValueError(f"ids should be {self.values.type}, as in the training data, received {ids.type}; cast the column in the file")
         if self._rows_of_integers is not None:
-            rows = self._rows_of_integers(pc.fill_null(ids, 0).to_numpy())
+            rows = self._rows_of_integers((pc.fill_null(ids, 0) if ids.null_count else ids).to_numpy())
         else:
             rows = pc.fill_null(pc.index_in(ids, value_set=self.values), UNKNOWN_ROW - FIRST_ROW).to_numpy().astype(np.int64) + FIRST_ROW
         return _with_missing(rows, ids)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from mail_torchrec.data.alike import USER_SIDE, alike_rows
 from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
-from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
+from mail_torchrec.data.encoders import Encoders, misaligned, most_ids
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.data.values import Bools, Floats, Ints, Ragged, binary, list_lengths, numbers, plain_ids
@@ -89,7 +89,7 @@ class WindowEncoder:
         alike_R = alike_rows(table, schema, users_R)
         return Window(
             self._lists(table, file, most_R, alike_R),
-            _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64, axis=0),
+            _side_by_side([self._scalar(table, name, file) for name in schema.scalars], len(table), np.int64, axis=0),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
             self._binary(table, schema.label, file),
             self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
@@ -101,18 +101,25 @@ class WindowEncoder:
         )
 
     def _lists(self, table: pa.Table, file: str, most_R: Ints, alike_R: Ints) -> dict[str, Ragged]:
-        """The list columns; those of the user's side are encoded once for rows that are alike."""
+        """The list columns; rows that are alike share those of the user's side."""
         first_U, user_of_R = np.unique(alike_R, return_inverse=True)
-        shared = [name for name in self.schema.names(*USER_SIDE) if name in self.schema.lists and len(first_U) < len(table)]
-        columns = dict.fromkeys(map(self.schema.file_column, shared))
-        once = table.select(list(columns)).take(pa.array(first_U))
+        of_users, is_alike = self.schema.names(*USER_SIDE), len(first_U) < len(table)
         lists = {}
         for name in self.schema.lists:
-            if name in shared:
-                lists[name] = self._ids(once, name, file, most_R[first_U]).take(user_of_R)
+            if is_alike and name in of_users:
+                lists[name] = self._list(table, name, file, most_R, first_U).take(user_of_R)
             else:
-                lists[name] = self._ids(table, name, file, most_R)
+                lists[name] = self._list(table, name, file, most_R, slice(None))
         return lists
+
+    def _list(self, table: pa.Table, name: str, file: str, most_R: Ints, rows: Ints | slice) -> Ragged:
+        """Some rows of a list column."""
+        column = table[self.schema.file_column(name)]
+        kept = Ragged(np.zeros(0, np.int64), list_lengths(column)).newest(most_ids(self.schema, name, most_R)).take(rows)
+        ids = plain_ids(pc.list_flatten(column), file=file, name=self.schema.file_column(name))
+        if 2 * kept.lengths.sum() < len(ids):  # else to encode what nobody needs is cheaper than to pick what is needed
+            ids, kept = ids.take(pa.array(kept.positions)), Ragged(kept.stored, kept.lengths)
+        return Ragged(self._encode(name, file, ids), kept.lengths, kept.begins)
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
         name = self.schema.file_column(self.schema.group_key)
@@ -125,10 +132,13 @@ class WindowEncoder:
             )
         return users
 
-    def _ids(self, table: pa.Table, name: str, file: str, most_R: Ints) -> Ragged:
-        ids, lengths = file_ids(table, self.schema, name, file, most_R)
+    def _scalar(self, table: pa.Table, name: str, file: str) -> Ints:
+        column = self.schema.file_column(name)
+        return self._encode(name, file, plain_ids(table[column], file=file, name=column))
+
+    def _encode(self, name: str, file: str, ids: pa.Array) -> Ints:
         try:
-            return Ragged(self.encoders.tables[self.schema.table_of(name)].encode(ids), lengths)
+            return self.encoders.tables[self.schema.table_of(name)].encode(ids)
         except ValueError as error:
             raise ValueError(f"{file}: column '{self.schema.file_column(name)}': {error}") from error
 
