@@ -60,7 +60,7 @@ def features(train: Window, test: Window, schema: Schema) -> tuple[Array, Array,
         for name in schema.fields(group):
             if name in schema.scalars:
                 index = schema.scalars.index(name)
-                columns += _id_columns(train.scalars_RC[:, index], test.scalars_RC[:, index], train.labels_R)
+                columns += _id_columns(train.scalars_CR[index], test.scalars_CR[index], train.labels_R)
         if group is Group.ATTRIBUTE:
             num_attributes = len(columns)
     parts = [np.stack([column[part] for column in columns], axis=1) for part in (0, 1)]

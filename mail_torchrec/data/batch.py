@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+from mail_torchrec.data.packing import pack, unpack
 
 
 @dataclass
@@ -113,3 +116,14 @@ def map_parts(part: Any, function: Callable[[Any], Any]) -> Any:
     if is_dataclass(part) and not isinstance(part, type):
         return replace(part, **{field.name: map_parts(getattr(part, field.name), function) for field in fields(part)})
     return function(part)
+
+
+def _sent(batch: Batch) -> tuple[Any, ...]:
+    return _received, tuple(map_parts(getattr(batch, field.name), pack) for field in fields(batch))
+
+
+def _received(*parts: Any) -> Batch:
+    return Batch(*(map_parts(part, unpack) for part in parts))
+
+
+ForkingPickler.register(Batch, _sent)

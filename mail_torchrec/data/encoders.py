@@ -116,11 +116,16 @@ def file_ids(table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints
     Raises:
         ValueError: an unsigned id above the range of int64.
     """
-    column, file_column = schema.columns[name], schema.file_column(name)
-    if column.kind is not Kind.LIST:
+    file_column = schema.file_column(name)
+    if schema.columns[name].kind is not Kind.LIST:
         return plain_ids(table[file_column], file=file, name=file_column), np.ones(len(table), dtype=np.int64)
-    limit = np.minimum(most_R, column.max_length) if column.group is Group.BEHAVIOUR else column.max_length
-    return newest_ids(table[file_column], limit, file=file, name=file_column)
+    return newest_ids(table[file_column], most_ids(schema, name, most_R), file=file, name=file_column)
+
+
+def most_ids(schema: Schema, name: str, most_R: Ints) -> int | Ints:
+    """The most ids of a list column that training sees: the column's limit, of behaviours also what each row may show (``most_R``)."""
+    column = schema.columns[name]
+    return np.minimum(most_R, column.max_length) if column.group is Group.BEHAVIOUR else column.max_length
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from mail_torchrec.data.alike import USER_SIDE, alike_rows
-from mail_torchrec.data.batch import Batch, MatchIds, Shared
+from mail_torchrec.data.batch import Batch
+from mail_torchrec.data.batching import Batching
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.deal import Deal, Layout, Piece, Taken, num_steps
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
-from mail_torchrec.data.schema import Group, Schema
+from mail_torchrec.data.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
-from mail_torchrec.data.values import Bools, Ints, Ragged
-from mail_torchrec.data.vocabulary import UNKNOWN_ROW
+from mail_torchrec.data.values import Ints
 from mail_torchrec.data.window import Window, WindowEncoder
 from mail_torchrec.settings import Settings
 
@@ -93,22 +90,23 @@ class Reader(IterableDataset[Batch]):
     ) -> None:
         if source.num_rows < share.world_size:
             raise ValueError(f"'{source.path}' holds {source.num_rows} rows for {share.world_size} ranks; use fewer ranks or more rows")
-        self._source, self._schema, self._lookups, self._settings = source, schema, lookups, settings
+        self._source = source
         self._encode = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
-        self._rank, self._shuffle, self._seed, self._samplers = share.rank, shuffle, seed, samplers or {}
+        self._batching = Batching(schema, lookups, samplers or {}, group_by_user=settings.group_by_user)
+        self._rank, self._shuffle, self._seed = share.rank, shuffle, seed
         self.layout = Layout(
             ranks=share.world_size, workers=max(settings.num_workers, 1), batch_size=batch_size, shuffle_rows=settings.shuffle_rows
         )
         self.set_epoch(0)
-        self._scalars, self._lists, self._of_users = schema.scalars, schema.lists, set(schema.names(*USER_SIDE))
-        self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
-        self.count_names = [f"unknown/{name}" for name in self._scalars + self._lists] + [f"cut/{name}" for name in self._lists]
-        self.count_names += [f"unclicked/{schema.conversion}"] if schema.conversion else []
         self._by_user = shuffle and settings.group_by_user
-        self.count_names += [f"distinct/{schema.group_key}", f"states/{schema.group_key}"] if settings.group_by_user else []
 
     def __len__(self) -> int:
         return num_steps(self._source.num_rows, self.layout)
+
+    @property
+    def count_names(self) -> list[str]:
+        """What the entries of ``Batch.counts`` count."""
+        return self._batching.count_names
 
     @property
     def path(self) -> str:
@@ -154,12 +152,13 @@ class Reader(IterableDataset[Batch]):
                 continue
             start = bounds[steps.start]
             window = self._window(self._rank, steps, decode)
-            permutation = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
-            alike = self._alike(window)
+            order = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
+            is_real, window = order < run.stop - start, window.take(np.minimum(order, len(window) - 1))
+            alike = self._batching.alike(window)
             for step in range(max(first, steps.start), steps.stop):
-                rows = permutation[bounds[step] - start : bounds[step + 1] - start]
-                places = np.minimum(rows, len(window) - 1)
-                yield self._batch(window.take(places), alike[places], rows < run.stop - start, deal.first_step + step)
+                rows = slice(bounds[step] - start, bounds[step + 1] - start)
+                random = partial(self._random, self._rank, deal.first_step + step)
+                yield self._batching(window.take(rows), alike[rows], is_real[rows], random)
 
     def _shuffled_groups(self) -> list[Piece]:
         groups = self._source.row_groups
@@ -207,103 +206,3 @@ class Reader(IterableDataset[Batch]):
 
     def _random(self, rank: int, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._epoch, rank, step, stream])
-
-    def _alike(self, window: Window) -> Ints:
-        """Equal for rows that hold the same of one user; each row is alone where they are not grouped."""
-        if not self._settings.group_by_user:
-            return np.arange(len(window))
-        of_users = [name in self._of_users for name in self._scalars]
-        num_numeric = len(self._schema.numeric(Group.ATTRIBUTE))  # the first ones
-        arrays = [window.is_new_R, window.scalars_RC[:, of_users], window.numeric_RN[:, :num_numeric]]
-        return alike_rows(window.users_R, arrays, [window.lists[name] for name in self._lists if name in self._of_users])
-
-    def _batch(self, window: Window, alike_R: Ints, is_real_R: Bools, step: int) -> Batch:
-        first_U, user_of_R = self._users(alike_R)
-        ids = self._ids(window, first_U)
-        match = {}
-        for stream, sequence in enumerate(self._lookups.match, start=1):
-            match[sequence] = self._match(len(window), sequence, self._random(self._rank, step, stream), ids)
-        of_users = self._of_users | {keys.last for keys in self._lookups.match.values()}
-        pooled, unpooled = (_jagged(keys, ids, of_users, len(window), first_U) for keys in (self._pooled, self._unpooled))
-        return Batch(
-            pooled,
-            unpooled,
-            torch.from_numpy(window.numeric_RN),
-            torch.from_numpy(window.labels_R).float(),
-            torch.from_numpy(window.labels_R & window.conversions_R).float(),
-            torch.from_numpy(is_real_R).float(),
-            torch.from_numpy(window.users_R),
-            torch.from_numpy(window.is_new_R),
-            torch.from_numpy(window.is_cold_R),
-            match,
-            torch.from_numpy(self._counts(window, is_real_R, first_U, user_of_R, ids)),
-            Shared(torch.from_numpy(first_U), torch.from_numpy(user_of_R)) if self._settings.group_by_user else None,
-        )
-
-    def _users(self, alike_R: Ints) -> tuple[Ints, Ints]:
-        """The first row of each user, rising, and the place of each row's user among them; each row has its own where none are shared."""
-        rows_R = np.arange(len(alike_R))
-        if not self._settings.group_by_user:
-            return rows_R, rows_R
-        _, first_A, state_R = np.unique(alike_R, return_index=True, return_inverse=True)
-        order_U = np.argsort(first_A)
-        place_A = np.empty_like(order_U)
-        place_A[order_U] = rows_R[: len(order_U)]
-        return first_A[order_U], place_A[state_R]
-
-    def _ids(self, window: Window, first_U: Ints) -> dict[str, Ragged]:
-        """Column -> ids, one entry a user in columns of the user's side and one a row in the others."""
-        one_a_row = np.ones(len(window), dtype=np.int64)
-        ids = {name: Ragged(column, one_a_row) for name, column in zip(self._scalars, window.scalars_RC.T, strict=True)} | window.lists
-        return {name: ragged.take(first_U) if name in self._of_users else ragged for name, ragged in ids.items()}
-
-    def _counts(self, window: Window, is_real_R: Bools, first_U: Ints, user_of_R: Ints, ids: dict[str, Ragged]) -> Ints:
-        """In the order of ``count_names``; of real rows."""
-        real_U = np.bincount(user_of_R, weights=is_real_R, minlength=len(first_U)).astype(np.int64)
-        unknown = np.count_nonzero(window.scalars_RC[is_real_R] == UNKNOWN_ROW, axis=0)
-        unknown_in_lists = [
-            _unknown(ids[name]) @ (real_U if name in self._of_users else is_real_R.astype(np.int64)) for name in self._lists
-        ]
-        cut = np.count_nonzero(window.is_cut_RL[is_real_R], axis=0)
-        unclicked = [np.count_nonzero(window.conversions_R & ~window.labels_R & is_real_R)] if self._schema.conversion else []
-        users = [len(np.unique(window.users_R[is_real_R])), np.count_nonzero(real_U)] if self._settings.group_by_user else []
-        return np.concatenate([unknown, unknown_in_lists, cut, unclicked, users]).astype(np.int64)
-
-    def _match(self, num_rows: int, sequence: str, random: np.random.Generator, ids: dict[str, Ragged]) -> MatchIds:
-        """Adds the keys of a sequence's match loss to ``ids``."""
-        keys = self._lookups.match[sequence]
-        last_U = _last(ids[sequence])
-        sampler = self._samplers.get(sequence)
-        negatives = sampler.sample(random) if sampler else np.zeros(0, dtype=np.int64)
-        ids[keys.target] = ids[self._schema.target_of(sequence)]
-        ids[keys.last] = Ragged(last_U, np.ones(len(last_U), dtype=np.int64))
-        ids[keys.negatives] = Ragged(negatives, np.diff(len(negatives) * np.arange(num_rows + 1) // num_rows))
-        log_q = [sampler.log_expected(rows) if sampler else np.zeros(len(rows), dtype=np.float32) for rows in (last_U, negatives)]
-        return MatchIds(*(torch.from_numpy(part) for part in (last_U, negatives, *log_q)))
-
-
-def _last(ragged: Ragged) -> Ints:
-    """The last value of each row, 0 where a row is empty."""
-    last = np.zeros(len(ragged.lengths), dtype=np.int64)
-    full = ragged.lengths > 0
-    last[full] = ragged.stored[(ragged.starts + ragged.lengths - 1)[full]]
-    return last
-
-
-def _unknown(ragged: Ragged) -> Ints:
-    """How many values of each row are the unknown row."""
-    is_unknown = ragged.values == UNKNOWN_ROW
-    if not is_unknown.any():
-        return np.zeros_like(ragged.lengths)
-    before = np.concatenate([[0], np.cumsum(is_unknown)])
-    ends = np.cumsum(ragged.lengths)
-    unknown: Ints = before[ends] - before[ends - ragged.lengths]
-    return unknown
-
-
-def _jagged(keys: list[str], ids: dict[str, Ragged], of_users: set[str], num_rows: int, first_U: Ints) -> KeyedJaggedTensor:
-    lengths_KR = np.zeros((len(keys), num_rows), dtype=np.int64)
-    for key, lengths_R in zip(keys, lengths_KR, strict=True):
-        lengths_R[first_U if key in of_users else slice(None)] = ids[key].lengths
-    values = np.concatenate([ids[key].values for key in keys])
-    return KeyedJaggedTensor(keys, torch.from_numpy(values), lengths=torch.from_numpy(lengths_KR.reshape(-1)))

@@ -36,7 +36,14 @@ class Ragged:
     @cached_property
     def values(self) -> Ints:
         """The values of all rows, end to end."""
-        return self.stored if self.begins is None else self.stored[_positions(self.starts, self.lengths)]
+        return self.stored if self.begins is None else self.stored[self.positions]
+
+    @property
+    def positions(self) -> Ints:
+        """Where each of ``values`` is stored."""
+        ends = np.cumsum(self.lengths)
+        positions: Ints = np.arange(self.lengths.sum()) + np.repeat(self.starts - (ends - self.lengths), self.lengths)
+        return positions
 
     def take(self, rows: Ints | slice) -> "Ragged":
         """These rows, in this order."""
@@ -55,6 +62,21 @@ class Ragged:
         first, stop = int(self.starts[full].min()), int((self.starts + self.lengths)[full].max())
         return Ragged(self.stored[first:stop], self.lengths, np.where(full, self.starts - first, 0))
 
+    def last(self, default: int) -> Ints:
+        """The last value of each row, ``default`` where a row is empty."""
+        last, full = np.full(len(self.lengths), default, dtype=np.int64), self.lengths > 0
+        last[full] = self.stored[(self.starts + self.lengths - 1)[full]]
+        return last
+
+    def count(self, value: int) -> Ints:
+        """How many values of each row are ``value``."""
+        found = self.values == value
+        if not found.any():
+            return np.zeros_like(self.lengths)
+        before, ends = np.concatenate([[0], np.cumsum(found)]), np.cumsum(self.lengths)
+        counts: Ints = before[ends] - before[ends - self.lengths]
+        return counts
+
     @staticmethod
     def concatenate(parts: "list[Ragged]") -> "Ragged":
         """Rows of several parts, one after another."""
@@ -65,19 +87,14 @@ class Ragged:
         return Ragged(stored, lengths, np.concatenate(starts))
 
 
-def _positions(starts: Ints, lengths: Ints) -> Ints:
-    """``[start, start + 1, ...]`` of each row, end to end."""
-    ends = np.cumsum(lengths)
-    positions: Ints = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
-    return positions
-
-
 def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
     """Ids in one of two forms whatever the file's: int64 or large_string, in one chunk.
 
     Raises:
         ValueError: an unsigned id above the range of int64; with file and column.
     """
+    if column.type in (pa.int64(), pa.large_string()):
+        return one_chunk(column)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_boolean(column.type):
@@ -102,8 +119,9 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 def list_lengths(column: pa.ChunkedArray) -> Ints:
     """The length of each list of a column; a null list is an empty one."""
-    lengths: Ints = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    return lengths
+    lengths = pc.list_value_length(column)
+    filled: Ints = (pc.fill_null(lengths, 0) if lengths.null_count else lengths).to_numpy().astype(np.int64)
+    return filled
 
 
 def newest_ids(column: pa.ChunkedArray, limit: int | Ints, *, file: str, name: str) -> tuple[pa.Array, Ints]:
@@ -113,8 +131,8 @@ def newest_ids(column: pa.ChunkedArray, limit: int | Ints, *, file: str, name: s
         ValueError: as :func:`plain_ids`.
     """
     ids = plain_ids(pc.list_flatten(column), file=file, name=name)
-    kept = Ragged(np.arange(len(ids)), list_lengths(column)).newest(limit)
-    return ids if len(kept.values) == len(ids) else ids.take(pa.array(kept.values)), kept.lengths
+    kept = Ragged(np.zeros(0, dtype=np.int64), list_lengths(column)).newest(limit)
+    return ids if kept.lengths.sum() == len(ids) else ids.take(pa.array(kept.positions)), kept.lengths
 
 
 def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
-from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
+from mail_torchrec.data.encoders import Encoders, misaligned, most_ids
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.schema import Group, Schema
 from mail_torchrec.data.values import Bools, Floats, Ints, Ragged, binary, list_lengths, numbers, plain_ids
@@ -23,8 +23,8 @@ class Window:
 
     lists: dict[str, Ragged]
     """List column -> table rows."""
-    scalars_RC: Ints
-    """Table rows."""
+    scalars_CR: Ints
+    """Table rows, column by column as batches hold them."""
     numeric_RN: Floats
     labels_R: Bools
     conversions_R: Bools
@@ -41,18 +41,21 @@ class Window:
     def take(self, rows: Ints | slice) -> "Window":
         """These rows, in this order."""
         lists = {name: ragged.take(rows) for name, ragged in self.lists.items()}
-        return Window(lists, *(array[rows] for array in self._arrays()))
+        scalars = self.scalars_CR[:, rows] if isinstance(rows, slice) else self.scalars_CR.take(rows, axis=1)
+        return Window(lists, scalars, *(array[rows] for array in self._by_row()))
 
     @staticmethod
     def concatenate(parts: "list[Window]") -> "Window":
         """Rows of several windows, one after another."""
         lists = {name: Ragged.concatenate([part.lists[name] for part in parts]) for name in parts[0].lists}
-        return Window(lists, *(np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)))
+        scalars = np.concatenate([part.scalars_CR for part in parts], axis=1)
+        arrays = [np.concatenate(arrays) for arrays in zip(*(part._by_row() for part in parts), strict=True)]
+        return Window(lists, scalars, *arrays)
 
-    def _arrays(self) -> tuple[Any, ...]:
-        """Everything but the lists, in the order of the constructor."""
+    def _by_row(self) -> tuple[Any, ...]:
+        """What has a row's entries side by side, in the order of the constructor."""
         rows = self.labels_R, self.conversions_R, self.users_R, self.is_new_R, self.is_cold_R
-        return self.scalars_RC, self.numeric_RN, *rows, self.is_cut_RL
+        return self.numeric_RN, *rows, self.is_cut_RL
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class WindowEncoder:
         most_R = most_behaviours(hidden, self.cold_start)
         native_new = self._native_new(table, file)
         return Window(
-            {name: self._ids(table, name, file, most_R) for name in schema.lists},
-            _side_by_side([self._ids(table, name, file, most_R).values for name in schema.scalars], len(table), np.int64),
+            {name: self._list(table, name, file, most_R) for name in schema.lists},
+            _side_by_side([self._scalar(table, name, file) for name in schema.scalars], len(table), np.int64, axis=0),
             _side_by_side([self._numbers(table, name, file) for name in schema.numeric()], len(table), np.float32),
             self._binary(table, schema.label, file),
             self._binary(table, schema.conversion, file) if schema.conversion else np.zeros(len(table), np.bool_),
@@ -88,6 +91,14 @@ class WindowEncoder:
             native_new | hidden,
             _side_by_side([self._is_cut(table, name, most_R) for name in schema.lists], len(table), np.bool_),
         )
+
+    def _list(self, table: pa.Table, name: str, file: str, most_R: Ints) -> Ragged:
+        column = table[self.schema.file_column(name)]
+        kept = Ragged(np.zeros(0, np.int64), list_lengths(column)).newest(most_ids(self.schema, name, most_R))
+        ids = plain_ids(pc.list_flatten(column), file=file, name=self.schema.file_column(name))
+        if 2 * kept.lengths.sum() < len(ids):  # else to encode what nobody needs is cheaper than to pick what is needed
+            ids, kept = ids.take(pa.array(kept.positions)), Ragged(kept.stored, kept.lengths)
+        return Ragged(self._encode(name, file, ids), kept.lengths, kept.begins)
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
         name = self.schema.file_column(self.schema.group_key)
@@ -100,10 +111,13 @@ class WindowEncoder:
             )
         return users
 
-    def _ids(self, table: pa.Table, name: str, file: str, most_R: Ints) -> Ragged:
-        ids, lengths = file_ids(table, self.schema, name, file, most_R)
+    def _scalar(self, table: pa.Table, name: str, file: str) -> Ints:
+        column = self.schema.file_column(name)
+        return self._encode(name, file, plain_ids(table[column], file=file, name=column))
+
+    def _encode(self, name: str, file: str, ids: pa.Array) -> Ints:
         try:
-            return Ragged(self.encoders.tables[self.schema.table_of(name)].encode(ids), lengths)
+            return self.encoders.tables[self.schema.table_of(name)].encode(ids)
         except ValueError as error:
             raise ValueError(f"{file}: column '{self.schema.file_column(name)}': {error}") from error
 
@@ -138,6 +152,8 @@ class WindowEncoder:
         return num_R
 
 
-def _side_by_side(columns: list[Any], num_rows: int, dtype: Any) -> Any:
-    """Columns as one array [num_rows, len(columns)]."""
-    return np.stack(columns, axis=1) if columns else np.zeros((num_rows, 0), dtype)
+def _side_by_side(columns: list[Any], num_rows: int, dtype: Any, axis: int = 1) -> Any:
+    """Columns as one array [num_rows, len(columns)], or the other way round along axis 0."""
+    if columns:
+        return np.stack(columns, axis=axis)
+    return np.zeros((num_rows, 0) if axis else (0, num_rows), dtype)

@@ -40,7 +40,7 @@ def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: Reque
     found = encode(requests_of(rows, schema, range(120)))
     assert list(found) == [spec.name for spec in model_inputs(schema, encoders.num_rows)]
     for i, name in enumerate(schema.scalars):
-        assert np.array_equal(found[name], window.scalars_RC[:, i])
+        assert np.array_equal(found[name], window.scalars_CR[i])
     assert np.array_equal(found["income"], window.numeric_RN[:, 0])
     for name, ragged in window.lists.items():
         lengths = found[f"{name}.length"] if name != "actions" else found["history.length"]

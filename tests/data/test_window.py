@@ -43,7 +43,7 @@ def window_of(
 
 def ids_of(window: Window, column: str) -> list[list[int]]:
     if column not in plain.MAX_LENGTHS:
-        return [[x] for x in window.scalars_RC[:, plain.schema().scalars.index(column)].tolist()]
+        return [[x] for x in window.scalars_CR[plain.schema().scalars.index(column)].tolist()]
     values = iter(window.lists[column].values.tolist())
     return [[next(values) for _ in range(length)] for length in window.lists[column].lengths.tolist()]
 

@@ -1,6 +1,7 @@
 """N ranks under any plan train as one rank does."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
         is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
         mine = np.array_split(np.arange(NUM_ROWS), dist.get_world_size())[dist.get_rank()]
-        result.append(reader._batch(window.take(rows_of[step][mine]), is_real[mine], step))
+        rows, random = window.take(rows_of[step][mine]), partial(reader._random, 0, step)
+        result.append(reader._batching(rows, np.arange(len(rows)), is_real[mine], random))
     assert dist.get_rank() < dist.get_world_size() - 1 or dist.get_world_size() == 1 or bool(result[0].is_new_B.all())
     return iter(result)
 
