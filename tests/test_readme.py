@@ -65,7 +65,7 @@ def test_the_worked_example_is_exported_served_and_scored(worked_example: Path, 
     [(_, golden), *_] = read_golden(model)
     answer = json.loads(told.stdout)
     assert np.abs(np.array(answer["outputs"][0]["data"]) - golden["pctr"]).max() <= 1e-5
-    assert re.fullmatch(r"\[0\.\d+ +0\.\d+\] " + answer["model_version"], capsys.readouterr().out.strip())
+    assert re.fullmatch(r"\[0\.\d+ +0\.\d+ *\] " + answer["model_version"], capsys.readouterr().out.strip())
 
 
 def at(command: str, folder: Path) -> list[str]:
