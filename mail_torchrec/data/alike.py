@@ -52,9 +52,9 @@ def _holds_lists(kind: pa.DataType) -> bool:
 
 def _equal(column: pa.Array, left: Ints, right: Ints) -> Bools:
     """Whether values are equal; null is equal to null, and NaN to nothing."""
-    if pa.types.is_integer(column.type) and not column.null_count:
-        numbers = column.to_numpy()
-        alike: Bools = numbers[left] == numbers[right]
+    if pa.types.is_integer(column.type):
+        numbers, missing = (pc.fill_null(column, 0) if column.null_count else column).to_numpy(), pc.is_null(column).to_numpy(False)
+        alike: Bools = (numbers[left] == numbers[right]) & (missing[left] == missing[right])
         return alike
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     one, other = plain.take(pa.array(left)), plain.take(pa.array(right))

@@ -46,7 +46,7 @@ def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: Reque
         lengths = found[f"{name}.length"] if name != "actions" else found["history.length"]
         assert np.array_equal(lengths, ragged.lengths)
         for row, (start, length) in enumerate(zip(ragged.starts, ragged.lengths, strict=True)):
-            assert np.array_equal(found[name][row, :length], ragged.values[start : start + length])
+            assert np.array_equal(found[name][row, :length], ragged.stored[start : start + length])
             assert not found[name][row, length:].any()
     assert found["history"].shape == (120, 6) and found["tags"].shape == (120, 2)
     assert np.array_equal(found["candidate.user"], np.arange(120))
