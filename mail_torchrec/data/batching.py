@@ -30,8 +30,9 @@ class Batching:
     """
 
     def __init__(self, schema: Schema, lookups: Lookups, samplers: Mapping[str, NegativeSampler], *, group_by_user: bool) -> None:
-        self._schema, self._match, self._samplers, self._shares = schema, lookups.match, samplers, group_by_user
+        self._match, self._samplers, self._shares = lookups.match, samplers, group_by_user
         self._scalars, self._lists, self._conversion = schema.scalars, schema.lists, schema.conversion
+        self._targets = {sequence: schema.target_of(sequence) for sequence in lookups.match}
         self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
         self._of_users = {*schema.names(*USER_SIDE), *(keys.last for keys in lookups.match.values())} if group_by_user else set()
         self._numeric_of_users = len(schema.numeric(Group.ATTRIBUTE))  # the first ones
@@ -89,17 +90,20 @@ class Batching:
         assert isinstance(behaviours, Ragged)
         last_U = behaviours.last(0)
         negatives = sampler.sample(random) if sampler else np.zeros(0, dtype=np.int64)
-        ids[keys.target], ids[keys.last] = ids[self._schema.target_of(sequence)], last_U
+        ids[keys.target], ids[keys.last] = ids[self._targets[sequence]], last_U
         ids[keys.negatives] = Ragged(negatives, np.diff(len(negatives) * np.arange(num_rows + 1) // num_rows))
         log_q = [sampler.log_expected(rows) if sampler else np.zeros(len(rows), dtype=np.float32) for rows in (last_U, negatives)]
         return MatchIds(*(torch.from_numpy(part) for part in (last_U, negatives, *log_q)))
 
     def _jagged(self, keys: list[str], ids: _Ids, num_rows: int, shared: tuple[Ints, Ints] | None) -> KeyedJaggedTensor:
-        lengths_KR, values = np.zeros((len(keys), num_rows), dtype=np.int64), []
+        lengths_KR, values = np.ones((len(keys), num_rows), dtype=np.int64), []
         for key, lengths_R in zip(keys, lengths_KR, strict=True):
             part = ids[key]
-            where = shared[0] if shared and key in self._of_users else slice(None)
-            lengths_R[where] = part.lengths if isinstance(part, Ragged) else 1
+            if shared and key in self._of_users:
+                lengths_R[:] = 0
+                lengths_R[shared[0]] = part.lengths if isinstance(part, Ragged) else 1
+            elif isinstance(part, Ragged):
+                lengths_R[:] = part.lengths
             values.append(part.values if isinstance(part, Ragged) else part)
         return KeyedJaggedTensor(keys, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(lengths_KR.reshape(-1)))
 

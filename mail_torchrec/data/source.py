@@ -63,7 +63,8 @@ class Source:
             ValueError: the file cannot be read (truncated, damaged, gone).
         """
         try:
-            return self._fragments[group.file].subset(row_group_ids=[group.index]).to_table(columns=self.columns)
+            # Reader processes are what reads side by side; threads within them only wait for each other.
+            return self._fragments[group.file].subset(row_group_ids=[group.index]).to_table(columns=self.columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(str(self._fragments[group.file].path), error) from error
 
