@@ -165,7 +165,7 @@ def test_losses_weights_and_scores_equal_one_rank(
             assert mean == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
     for step, scores in enumerate(expected["scores"]):
         # DMR's relevance bias has no gradient but rounding: batch norm takes it out in training, its moving mean not quite.
-        torch.testing.assert_close(torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=5e-4)
     for part, figures in expected["figures"].items():
         assert (model == "dmr_multi_task") == ("ctcvr_auc" in figures)
         for result in results:  # two rows whose scores differ by rounding may change places
