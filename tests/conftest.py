@@ -1,10 +1,15 @@
 """Fixtures for more than one folder of tests."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
 from mail_torchrec.data.schema import Schema
+from mail_torchrec.train.runtime import process_group
 from tests.data import plain
+from tests.small_rows import write_rows
 
 # A time limit on each example would be a timed test, which a busy machine fails.
 settings.register_profile("untimed", deadline=None)
@@ -15,3 +20,18 @@ settings.load_profile("untimed")
 def schema() -> Schema:
     """A small schema with every kind of column; ``tests/data/plain.py`` writes and encodes rows of it."""
     return plain.schema()
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process."""
+    with process_group("cpu"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 300 training rows of ``tests/small_rows.py``."""
+    folder = tmp_path_factory.mktemp("small")
+    write_rows(folder / "train" / "a.parquet", 300, seed=1)
+    return folder

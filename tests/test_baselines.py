@@ -1,7 +1,6 @@
 """Baselines in whole training steps and runs: whom their losses train, what is saved."""
 
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.optimizers import dense_parameters
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import evaluate_run, train
 from tests.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 from tests.test_wall import build, gradients
@@ -41,19 +39,13 @@ def whole(root: Path, name: str, **model: Any) -> tuple[Any, Any]:
     return assembled.model, next(batches)
 
 
-@pytest.fixture
-def _alone() -> Iterator[None]:
-    with process_group("cpu"):
-        yield
-
-
 SWITCHES: list[dict[str, Any]] = [
     {}, {"behaviour_dropout": 0.5}, {"as_new_weight": 1.0}, {"as_new_weight": 1.0, "new_user_tower": "own", "multi_task": {}},
     {"tower": "dmr", "tower_options": {"num_negatives": 20, "hidden_dims": [16, 8]}},
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
     root: Path, switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -80,7 +72,7 @@ def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
     assert all(value.abs().sum() > 0 for value in meta.values())
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 def test_new_users_own_ids_get_no_gradient_and_old_users_do(root: Path) -> None:
     model, batch = whole(root, "meta_emb")
     model(batch)[0].backward()
@@ -92,7 +84,7 @@ def test_new_users_own_ids_get_no_gradient_and_old_users_do(root: Path) -> None:
     assert (gradient[ids_B[~batch.is_new_B], : SCHEMA["dim"]].abs().sum(1) > 0).all()
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", ["new", "old", "alone", "weightless"])
 def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(root: Path, kind: str) -> None:
     model, batch = whole(root, "meta_emb")
@@ -109,7 +101,7 @@ def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(root: 
     assert all(torch.isfinite(value).all() for value in grads.values())
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 def test_the_meta_loss_is_of_rows_without_behaviours(root: Path) -> None:
     model, batch = whole(root, "meta_emb")
     for layer in model.modules():  # with which the generator meets the tower, and which see the other rows' behaviours
@@ -123,7 +115,7 @@ def test_the_meta_loss_is_of_rows_without_behaviours(root: Path) -> None:
     assert torch.equal(before.losses["L_meta"], after.losses["L_meta"])
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> None:
     assembled, _ = build(root, **baseline_tree("meta_emb"))
     groups = dense_parameters(assembled.model, assembled.model.fused_optimizer)  # type: ignore[arg-type]
@@ -152,7 +144,7 @@ def test_a_run_is_evaluated_again_with_the_same_figures(root: Path, tmp_path: Pa
     assert without["new"]["auc"] != figures["new"]["auc"]
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 def test_a_tower_with_first_order_weights_is_refused(root: Path) -> None:
     sections = baseline_tree("meta_emb")
     sections["model"] |= {"tower": "wide_deep"}
@@ -162,7 +154,7 @@ def test_a_tower_with_first_order_weights_is_refused(root: Path) -> None:
         assemble(config, encoders, torch.device("cpu"))
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("alone")
 def test_a_schema_without_the_id_is_refused_where_the_model_is_built(root: Path) -> None:
     with pytest.raises(ValueError, match="meta_emb needs the user's id as an attribute"):
         build(root, **baseline_tree("meta_emb") | {"schema": SCHEMA})

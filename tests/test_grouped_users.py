@@ -1,6 +1,5 @@
 """Rows that share users: the same losses, gradients and scores as with each row a user of its own."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.embeddings.looked_up import looked_up
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import samplers
 from tests.small_rows import WITH_ID, baseline_tree, config_tree, write_rows
 
+pytestmark = pytest.mark.usefixtures("alone")
 CPU = torch.device("cpu")
 USERS = 20
 MAIL = config_tree(Path())["model"]
@@ -64,12 +63,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train").mkdir()
     pq.write_table(rows, folder / "train" / "a.parquet")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with process_group("cpu"):
-        yield
 
 
 def step_of(root: Path, sections: dict[str, Any], *, grouped: bool) -> tuple[Batch, dict[str, torch.Tensor]]:

@@ -1,6 +1,5 @@
 """Rows met as new ones: behaviour dropout, the second loss, a tower of new rows' own."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +8,10 @@ import torch
 
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.parts import ModelSettings
-from mail_torchrec.train.runtime import process_group
-from tests.small_rows import write_rows
 from tests.test_wall import gradients, whole
 
+pytestmark = pytest.mark.usefixtures("alone")
 OWN: dict[str, Any] = {"as_new_weight": 1.0, "new_user_tower": "own"}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "train" / "a.parquet", 300, seed=1)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with process_group("cpu"):
-        yield
 
 
 def emptied(batch: Any) -> Any:
@@ -40,8 +25,8 @@ def emptied(batch: Any) -> Any:
     return changed
 
 
-def test_the_second_loss_is_that_of_old_rows_without_their_behaviours(root: Path) -> None:
-    model, batch = whole(root, zero_shot=None, as_new_weight=0.5)
+def test_the_second_loss_is_that_of_old_rows_without_their_behaviours(small_root: Path) -> None:
+    model, batch = whole(small_root, zero_shot=None, as_new_weight=0.5)
     output = model(batch)[1]
     logits_B = model(emptied(batch))[1].logits_B
     old_B = ~batch.is_new_B
@@ -50,17 +35,17 @@ def test_the_second_loss_is_that_of_old_rows_without_their_behaviours(root: Path
     torch.testing.assert_close(output.losses["L_new_rt"], expected)
 
 
-def test_the_second_loss_counts_with_its_weight(root: Path) -> None:
-    model, batch = whole(root, as_new_weight=0.25)
+def test_the_second_loss_counts_with_its_weight(small_root: Path) -> None:
+    model, batch = whole(small_root, as_new_weight=0.25)
     loss, output = model(batch)
     named = output.losses
     expected = named["L_rt"] + 0.5 * named["L_match"] + named["L_a"] + named["L_v"] + named["L_d"] + 0.25 * named["L_new_rt"]
     torch.testing.assert_close(loss.detach(), expected)
 
 
-def test_a_tower_of_their_own_leaves_the_ranking_towers_gradients_as_they_are(root: Path) -> None:
-    own, batch = whole(root, **OWN)
-    shared, _ = whole(root)
+def test_a_tower_of_their_own_leaves_the_ranking_towers_gradients_as_they_are(small_root: Path) -> None:
+    own, batch = whole(small_root, **OWN)
+    shared, _ = whole(small_root)
     shared.load_state_dict({key: value for key, value in own.state_dict().items() if "of_new" not in key})
     for model in (own, shared):
         model(batch)[0].backward()
@@ -70,8 +55,8 @@ def test_a_tower_of_their_own_leaves_the_ranking_towers_gradients_as_they_are(ro
     assert all(found[name].abs().sum() > 0 for name in found if "of_new" in name and "weight" in name and "position" not in name)
 
 
-def test_new_rows_are_scored_by_their_own_tower_and_old_ones_by_the_other(root: Path) -> None:
-    model, batch = whole(root, **OWN, multi_task={})
+def test_new_rows_are_scored_by_their_own_tower_and_old_ones_by_the_other(small_root: Path) -> None:
+    model, batch = whole(small_root, **OWN, multi_task={})
     model.eval()
     before = model(batch)[1]
     with torch.no_grad():
@@ -84,8 +69,8 @@ def test_new_rows_are_scored_by_their_own_tower_and_old_ones_by_the_other(root: 
         assert (first[batch.is_new_B] != second[batch.is_new_B]).all()
 
 
-def test_virtual_behaviours_of_a_second_pass_are_data_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = whole(root, **OWN)
+def test_virtual_behaviours_of_a_second_pass_are_data_too(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = whole(small_root, **OWN)
     monkeypatch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)
     model(batch)[0].backward()
     assert not [name for name in gradients(model) if "zero_shot" in name]
@@ -93,8 +78,8 @@ def test_virtual_behaviours_of_a_second_pass_are_data_too(root: Path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["new", "old"])
 @pytest.mark.parametrize("switches", [OWN, {"as_new_weight": 1.0}, {"behaviour_dropout": 0.5}, {**OWN, "multi_task": {}}], ids=str)
-def test_with_rows_of_one_kind_every_parameter_gets_a_finite_gradient(root: Path, kind: str, switches: dict[str, Any]) -> None:
-    model, batch = whole(root, **switches)
+def test_with_rows_of_one_kind_every_parameter_gets_a_finite_gradient(small_root: Path, kind: str, switches: dict[str, Any]) -> None:
+    model, batch = whole(small_root, **switches)
     batch.is_new_B[:] = kind == "new"
     loss, output = model(batch)
     loss.backward()
@@ -104,8 +89,8 @@ def test_with_rows_of_one_kind_every_parameter_gets_a_finite_gradient(root: Path
     assert all(torch.isfinite(value).all() for value in grads.values())
 
 
-def test_dropped_rows_are_ranked_as_without_behaviours_and_the_others_as_they_are(root: Path) -> None:
-    model, batch = whole(root, zero_shot=None, tower="tests.towers_of_users:MeanTower", tower_options={}, behaviour_dropout=0.5)
+def test_dropped_rows_are_ranked_as_without_behaviours_and_the_others_as_they_are(small_root: Path) -> None:
+    model, batch = whole(small_root, zero_shot=None, tower="tests.towers_of_users:MeanTower", tower_options={}, behaviour_dropout=0.5)
     torch.manual_seed(0)
     found = model(batch)[1].logits_B
     without = model(emptied(batch))[1].logits_B
@@ -116,8 +101,8 @@ def test_dropped_rows_are_ranked_as_without_behaviours_and_the_others_as_they_ar
     assert 0.2 < dropped_B[old_B].float().mean() < 0.8 and not dropped_B[batch.is_new_B].any()
 
 
-def test_without_a_maker_new_rows_keep_the_few_behaviours_that_they_have(root: Path) -> None:
-    model, batch = whole(root, zero_shot=None, **OWN)
+def test_without_a_maker_new_rows_keep_the_few_behaviours_that_they_have(small_root: Path) -> None:
+    model, batch = whole(small_root, zero_shot=None, **OWN)
     model.eval()
     batch.is_new_B[:] = True
     assert not torch.equal(model(batch)[1].logits_B, model(emptied(batch))[1].logits_B)

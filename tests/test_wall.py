@@ -13,29 +13,16 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import Assembled, assemble
 from mail_torchrec.train.optimizers import dense_parameters
-from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import samplers
-from tests.small_rows import baseline_tree, config_tree, write_rows
+from tests.small_rows import baseline_tree, config_tree
 
+pytestmark = pytest.mark.usefixtures("alone")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "train" / "a.parquet", 300, seed=1)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with process_group("cpu"):
-        yield
-
-
-def build(root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
+def build(small_root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
     """A model and an endless supply of its batches."""
-    config = Config.model_validate(config_tree(root, **sections))
+    config = Config.model_validate(config_tree(small_root, **sections))
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, CPU)
@@ -52,8 +39,8 @@ def build(root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
     return assembled, endless()
 
 
-def with_head(root: Path, multi_task: dict[str, Any] | None) -> dict[str, Any]:
-    return config_tree(root)["model"] | {"multi_task": multi_task}
+def with_head(small_root: Path, multi_task: dict[str, Any] | None) -> dict[str, Any]:
+    return config_tree(small_root)["model"] | {"multi_task": multi_task}
 
 
 def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
@@ -80,15 +67,15 @@ META: dict[str, Any] = baseline_tree("meta_emb")
     ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "meta_emb"],
 )
 def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
-    root: Path, optimizer: str, method: dict[str, Any], losses: set[str], monkeypatch: pytest.MonkeyPatch
+    small_root: Path, optimizer: str, method: dict[str, Any], losses: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sections = {"train": {"tables": {"name": optimizer}}} | method
-    first, batches = build(root, **sections)
+    first, batches = build(small_root, **sections)
     for _ in range(5):
         first.pipeline.progress(batches)
     # A new pipeline: DistributedDataParallel learns in its first step that the ranking tower gets no gradient.
     monkeypatch.setattr("mail_torchrec.model.ranking_terms", lambda *_: {})
-    second, batches = build(root, **sections)
+    second, batches = build(small_root, **sections)
     second.model.load_state_dict(first.model.state_dict())
     second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
     before, dense = (
@@ -110,9 +97,9 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def whole(root: Path, **model: Any) -> tuple[Any, Any]:
+def whole(small_root: Path, **model: Any) -> tuple[Any, Any]:
     """An unsharded model, whose tables have gradients to look at, after some steps, and one more batch."""
-    assembled, batches = build(root, sharding={"enabled": False}, model=config_tree(root)["model"] | model)
+    assembled, batches = build(small_root, sharding={"enabled": False}, model=config_tree(small_root)["model"] | model)
     for _ in range(3):
         assembled.pipeline.progress(batches)
     assembled.model.zero_grad()
@@ -121,9 +108,9 @@ def whole(root: Path, **model: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("multi_task", [None, {}])
 def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
-    root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    small_root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = whole(root, multi_task=multi_task)
+    model, batch = whole(small_root, multi_task=multi_task)
     model(batch)[0].backward()
     joint = gradients(model)
     model.zero_grad()
@@ -138,9 +125,9 @@ def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
 
 @pytest.mark.parametrize("multi_task", [None, {}])
 def test_one_backward_of_the_sum_equals_two_separate_ones(
-    root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    small_root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = whole(root, multi_task=multi_task)
+    model, batch = whole(small_root, multi_task=multi_task)
     model(batch)[0].backward()
     joint = gradients(model)
     model.zero_grad()
@@ -157,8 +144,8 @@ def test_one_backward_of_the_sum_equals_two_separate_ones(
 
 @pytest.mark.parametrize("multi_task", [None, {}])
 @pytest.mark.parametrize("sharded", [True, False])
-def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded: bool, multi_task: dict[str, Any] | None) -> None:
-    assembled, _ = build(root, sharding={"enabled": sharded}, model=with_head(root, multi_task))
+def test_the_optimizers_parameters_are_disjoint_and_complete(small_root: Path, sharded: bool, multi_task: dict[str, Any] | None) -> None:
+    assembled, _ = build(small_root, sharding={"enabled": sharded}, model=with_head(small_root, multi_task))
     fused = assembled.model.fused_optimizer if sharded else None
     groups = dense_parameters(assembled.model, fused)  # type: ignore[arg-type]
     names = [name for group in groups.values() for name in group]
@@ -175,9 +162,9 @@ def test_the_optimizers_parameters_are_disjoint_and_complete(root: Path, sharded
 @pytest.mark.parametrize("multi_task", [None, {}])
 @pytest.mark.parametrize("kind", ["new", "old"])
 def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradient(
-    root: Path, kind: str, multi_task: dict[str, Any] | None
+    small_root: Path, kind: str, multi_task: dict[str, Any] | None
 ) -> None:
-    model, batch = whole(root, multi_task=multi_task)
+    model, batch = whole(small_root, multi_task=multi_task)
     batch.is_new_B[:] = kind == "new"
     loss, output = model(batch)
     loss.backward()
@@ -188,8 +175,8 @@ def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradi
     assert (output.losses["L_a"] == 0) == (kind == "new")
 
 
-def test_rows_of_weight_0_count_in_no_loss(root: Path) -> None:
-    model, batch = whole(root, tower="tests.towers_of_users:RepresentingTower", tower_options={}, multi_task={})
+def test_rows_of_weight_0_count_in_no_loss(small_root: Path) -> None:
+    model, batch = whole(small_root, tower="tests.towers_of_users:RepresentingTower", tower_options={}, multi_task={})
     half = len(batch) // 2
     batch.weights_B[half:] = 0
     expected = model(batch)[1].losses
@@ -200,9 +187,9 @@ def test_rows_of_weight_0_count_in_no_loss(root: Path) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-def test_the_head_shares_click_and_conversion_losses_by_its_weight(root: Path) -> None:
+def test_the_head_shares_click_and_conversion_losses_by_its_weight(small_root: Path) -> None:
     """L_rt stays the clicks' cross-entropy, so that its curves compare; what is minimised is the weighted sum."""
-    model, batch = whole(root, tower="base_dnn", tower_options={"dropout": 0.0}, zero_shot=None, multi_task={"click_weight": 0.6})
+    model, batch = whole(small_root, tower="base_dnn", tower_options={"dropout": 0.0}, zero_shot=None, multi_task={"click_weight": 0.6})
     loss, output = model(batch)
     ctr, cvr = output.logits_B.double().sigmoid(), output.tasks["cvr"].double().sigmoid()
     entropies = [

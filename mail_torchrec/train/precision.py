@@ -16,7 +16,7 @@ def tower_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
         ValueError: tf32 on a CPU.
     """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest" if settings.precision == "float32" else "high")
+        torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     elif settings.precision == "tf32":
         raise ValueError("train.precision: tf32 is a precision of GPUs, and this run is on a CPU; choose float32, or bfloat16 with AMX")
     if settings.precision != "bfloat16":

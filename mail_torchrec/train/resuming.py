@@ -15,7 +15,7 @@ from mail_torchrec.train.run_dir import RunDir
 
 _FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_rows", "train.epochs",
          "train.batch_size", "train.eval_batch_size", "train.log_every", "train.device", "train.timeout",
-         "train.save_predictions")  # fmt: skip
+         "train.save_predictions", "train.precision", "train.compile")  # fmt: skip
 """Settings that may change on the way; the training data must have the same rows wherever it lies."""
 
 

@@ -24,7 +24,7 @@ class TrainSettings(Settings):
     """The tables' part of G_B, fused into the backward pass."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the towers' matrix products in training: tf32 is for GPUs, bfloat16 pays where the hardware has units for it (GPUs from A100 on,
-    CPUs with AMX or AVX512-BF16; others emulate it, slowly). Weights, tables, losses and evaluation stay float32."""
+    CPUs with AMX or AVX512-BF16; others emulate it). Weights, tables and losses stay float32; so does evaluation, but for tf32."""
     compile: bool = False
     """Compile the towers (torch.compile): some minutes before the first step, fewer passes over memory after it."""
     seed: int = Field(default=1, ge=0)
