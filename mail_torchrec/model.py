@@ -8,6 +8,7 @@ Shape letters as in ``towers/inputs.py``; ``U`` users that the rows of a batch s
 of them ``O`` old and ``W`` new ones; ``F`` fields that the zero-shot tower sees.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -234,14 +235,16 @@ class Towers(nn.Module):
         return {"L_meta": Term(losses_B, paired_B.to(losses_B.dtype))}
 
     def _zero_shot_losses(self, step: "_Step", seen_UFD: Tensor) -> ZeroShotLosses | None:
-        """The zero-shot tower's losses of this rank's old users, each counted by its rows."""
+        """The zero-shot tower's losses of this rank's old users, or of a sample of them, each counted by its rows."""
         if self.zero_shot is None or self.zero_shot.settings.variant == "none":
             return None
-        return self.zero_shot.losses(*self._old_users(step, seen_UFD))
+        return self.zero_shot.losses(*self._old_users(step, seen_UFD, self.zero_shot.settings.sampled_share))
 
-    def _old_users(self, step: "_Step", seen_UFD: Tensor) -> tuple[Tensor, Tensor, dict[str, Behaviours], Tensor]:
-        """Fields, numeric attributes and behaviours of this rank's old users, and how many rows each has."""
+    def _old_users(self, step: "_Step", seen_UFD: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Behaviours], Tensor]:
+        """Fields, numeric attributes and behaviours of that share of this rank's old users, and how many rows each has."""
         old_O = torch.nonzero(~step.is_new_U & (step.weights_U > 0)).squeeze(1)
+        if share < 1:
+            old_O = old_O[torch.randperm(len(old_O), device=old_O.device)[: math.ceil(share * len(old_O))]]
         behaviours = {
             name: (sequence.values_BTD.detach()[old_O], sequence.lengths_B[old_O])  # WALL: as above
             for name, sequence in step.users.sequences.items()

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.benchmark`, whe
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.quiet import quiet_third_parties
 from mail_torchrec.train.runtime import process_group
+from tools.benchmark.apart import Apart
 from tools.benchmark.counts import step_counts
 from tools.benchmark.growth import growth
 from tools.benchmark.interleaved import interleaved
@@ -33,8 +35,8 @@ from tools.benchmark.quality import qualities
 from tools.benchmark.reading import reader_rates
 from tools.benchmark.report import verdict_table, write_report
 from tools.benchmark.rows import RowSettings, write_rows
-from tools.benchmark.setting import DMR, GROUPED, SMALL, UNGROUPED, Setting, Variant, base_tree
-from tools.benchmark.sides import DirectReference, Side, Trainer, encoders_of
+from tools.benchmark.setting import DEFAULTS, DMR, GROUPED, SMALL, Setting, Variant, base_tree
+from tools.benchmark.sides import encoders_of, side_of
 from tools.benchmark.split import split
 from tools.benchmark.verdicts import Results
 
@@ -68,7 +70,10 @@ class Bench:
 
     def sides(self) -> None:
         """The trainer's variants and the reference, in turns."""
-        rates = interleaved(self._sides(), repeats=self.options["repeats"], steps=self.options["steps"])
+        device, threads = self.device.type, self.options["threads"]
+        with ExitStack() as processes:
+            sides = [processes.enter_context(Apart(self.setting, variant, device, threads)) for variant in (*self.variants, None)]
+            rates = interleaved(sides, repeats=self.options["repeats"], steps=self.options["steps"])
         self.results["sides"] = {name: rate.as_dict() for name, rate in rates.items()}
 
     def split(self) -> None:
@@ -111,8 +116,7 @@ class Bench:
         self.results["peer"] = beside_peer(self.setting, self.encoders, source, cache, repeats=repeats, threads=threads, say=click.echo)
 
     def _sides(self) -> list[Any]:
-        sides: list[Side] = [Trainer(self.setting, variant, self.device, self.encoders) for variant in self.variants]
-        return [*sides, DirectReference(self.setting, self.device, self.encoders)]
+        return [side_of(self.setting, variant, self.device, self.encoders) for variant in (*self.variants, None)]
 
 
 def _generated(folder: Path, overrides: tuple[str, ...], small: bool) -> Setting:
@@ -137,7 +141,10 @@ def _machine(device: torch.device, threads: int) -> dict[str, Any]:
 @click.argument("overrides", nargs=-1)
 @click.option("--config", type=click.Path(path_type=Path), help="Measure on this configuration and its data instead of generated rows.")
 @click.option(
-    "--variant", "variants", multiple=True, help="NAME:section.key=value,... of the trainer. [default: ungrouped; grouped, and DMR alone]"
+    "--variant",
+    "variants",
+    multiple=True,
+    help="NAME:section.key=value,... of the trainer. [default: ungrouped, grouped, each sampled; DMR alone]",
 )
 @click.option("--part", "parts", multiple=True, type=click.Choice([*PARTS, "peer"]), help="Only this part.  [default: all]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -158,7 +165,7 @@ def main(overrides: tuple[str, ...], config: Path | None, variants: tuple[str, .
     quiet_third_parties()
     torch.set_num_threads(options["threads"])
     try:
-        chosen = [Variant.parse(text) for text in variants] or [UNGROUPED, GROUPED, DMR]
+        chosen = [Variant.parse(text) for text in variants] or list(DEFAULTS)
         if peer:
             check_source(options["peer_source"])
         out.mkdir(parents=True, exist_ok=True)

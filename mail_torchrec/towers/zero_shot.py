@@ -51,6 +51,9 @@ class ZeroShotSettings(Settings):
     """L_a and L_v: mean over elements, then over old rows; or the paper's raw sum."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Before all layers of encoders and decoders but the last."""
+    sampled_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of a step's old users, drawn anew each time, that the losses are taken of: the fewer, the faster a step and the noisier its
+    gradients; the paper takes all."""
     drop_virtual: bool = True
     """Whether virtual behaviours feel the dropout in training (one graph, as the paper's); false: they are made as in evaluation."""
     attention_dim: PositiveInt = 128

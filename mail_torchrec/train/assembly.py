@@ -24,6 +24,7 @@ from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.batch_norm import synchronise_batch_norms
 from mail_torchrec.train.dense import dense_cost, num_negatives
+from mail_torchrec.train.host_memory import keep_freed_memory
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.precision import tower_dtype
 from mail_torchrec.train.runtime import local_world_size
@@ -96,6 +97,7 @@ def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Pat
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan made for another job; see there.
     """
     lookups = lookups_of(config)
+    keep_freed_memory()
     torch.manual_seed(config.train.seed)
     towers = Towers(config.model, config.schema_, lookups, encoders.num_rows, tower_dtype(config.train, device))
     if config.train.compile:

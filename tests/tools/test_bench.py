@@ -21,7 +21,7 @@ from tools.benchmark.padded import Padded, padded
 from tools.benchmark.peer import check_source, write_peer_rows
 from tools.benchmark.reference import Reference
 from tools.benchmark.rows import RowSettings, write_rows
-from tools.benchmark.setting import DMR, SMALL, UNGROUPED, Setting, Variant, base_tree
+from tools.benchmark.setting import DEFAULTS, DMR, SMALL, UNGROUPED, Setting, Variant, base_tree
 from tools.benchmark.sides import Input, encoders_of, loaded
 from tools.benchmark.split import Watch
 from tools.benchmark.verdicts import verdicts
@@ -192,7 +192,7 @@ def test_a_small_run_leaves_its_report(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--small", *parts, *numbers, "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert results["sides"].keys() == results["split"].keys() == {"ungrouped", "grouped", DMR.name, "reference"}
+    assert results["sides"].keys() == results["split"].keys() == {*(variant.name for variant in DEFAULTS), "reference"}
     for name, found in results["split"].items():
         expected = {"input wait", "lookup", "ranking", "backward", "optimizer"} | ({"zero-shot"} if name != DMR.name else set())
         assert all(found[part] > 0 for part in expected), (name, found)

@@ -1,5 +1,9 @@
-"""Switches for speed: a step with each is a step without, to rounding; and compiled towers are compiled once."""
+"""Switches for speed: a step with each is a step without, to rounding, or on average; and compiled towers are compiled once."""
 
+import math
+import platform
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,3 +69,39 @@ def test_bfloat16_is_near_float32_and_keeps_weights_losses_and_evaluation(small_
 def test_tf32_is_refused_on_a_cpu(small_root: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.precision: tf32 is a precision of GPUs"):
         steps_of(small_root, {"precision": "tf32"})
+
+
+def test_losses_of_a_sample_of_old_users_are_on_average_those_of_all(small_root: Path) -> None:
+    assembled, batches = build(small_root, sharding={"enabled": False})
+    batch, tower = next(batches), assembled.model.towers.zero_shot
+    num_old = int((~batch.is_new_B).sum())
+    expected = assembled.model(batch)[1].losses
+    tower.settings = tower.settings.model_copy(update={"sampled_share": 0.3})
+    sizes: set[int] = set()
+    tower.attribute_encoder.register_forward_hook(lambda *call: sizes.add(len(call[2])) if torch.is_grad_enabled() else None)
+    drawn = [assembled.model(batch)[1].losses for _ in range(400)]
+    assert sizes == {math.ceil(0.3 * num_old)} and sizes != {num_old}
+    assert torch.equal(drawn[0]["L_rt"], expected["L_rt"])
+    for name in ("L_a", "L_v"):
+        values = torch.stack([losses[name] for losses in drawn]).double()
+        error = values.std() / len(values) ** 0.5
+        assert error > 0 and (values.mean() - expected[name]).abs() < 4 * error
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_a_step_s_memory_is_not_asked_of_the_system_again() -> None:
+    """In a process of its own: it holds for all of it."""
+    code = """
+import resource, torch
+from mail_torchrec.train.host_memory import keep_freed_memory
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+assert min(faults(2**23) for _ in range(3)) > 100
+keep_freed_memory()
+faults(2**24)
+found = [faults(2**23) for _ in range(3)]
+assert max(found) < 100, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,11 +4,39 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tools.benchmark.sides import Side
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some steps of a side."""
+
+    rows: int
+    seconds: float
+    waited: float
+    """Seconds of them for input."""
+
+
+class Taker(Protocol):
+    """Something that takes turns."""
+
+    name: str
+
+    def turn(self, steps: int) -> Turn:
+        """Trains some steps."""
+
+
+def timed(side: Side, steps: int) -> Turn:
+    """Trains a side some steps in this process."""
+    synchronise()
+    waited, start = side.input.seconds, time.perf_counter()
+    rows = sum(side.step() for _ in range(steps))
+    synchronise()
+    return Turn(rows, time.perf_counter() - start, side.input.seconds - waited)
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,7 @@ class Ratio:
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def interleaved(sides: Sequence[Side], *, repeats: int, steps: int, warm_up: int = 3) -> dict[str, Rate]:
+def interleaved(sides: Sequence[Taker], *, repeats: int, steps: int, warm_up: int = 3) -> dict[str, Rate]:
     """Trains each side a few steps in turn and takes the time.
 
     Args:
@@ -64,25 +92,22 @@ def interleaved(sides: Sequence[Side], *, repeats: int, steps: int, warm_up: int
         warm_up: steps of each side before all.
     """
     for side in sides:
-        for _ in range(warm_up):
-            side.step()
-    found: dict[str, list[tuple[float, int, float]]] = {side.name: [] for side in sides}
+        side.turn(warm_up)
+    found: dict[str, list[Turn]] = {side.name: [] for side in sides}
     assert len(found) == len(sides)
     for _ in range(repeats):
         for side in sides:
-            side.step()
-            synchronise()
-            waited, start = side.input.seconds, time.perf_counter()
-            rows = sum(side.step() for _ in range(steps))
-            synchronise()
-            found[side.name].append((time.perf_counter() - start, rows, side.input.seconds - waited))
+            side.turn(1)
+            found[side.name].append(side.turn(steps))
     return {name: _rate(turns, steps) for name, turns in found.items()}
 
 
-def _rate(turns: list[tuple[float, int, float]], steps: int) -> Rate:
-    seconds = [taken for taken, _, _ in turns]
+def _rate(turns: list[Turn], steps: int) -> Rate:
+    seconds = [turn.seconds for turn in turns]
     return Rate(
-        [rows / taken for taken, rows, _ in turns], statistics.median(seconds) / steps, sum(wait for _, _, wait in turns) / sum(seconds)
+        [turn.rows / turn.seconds for turn in turns],
+        statistics.median(seconds) / steps,
+        sum(turn.waited for turn in turns) / sum(seconds),
     )
 
 

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from mail_torchrec.quiet import quiet_third_parties
 from tools.benchmark.interleaved import synchronise
 from tools.benchmark.setting import Setting, Variant
-from tools.benchmark.sides import DirectReference, Trainer, encoders_of
+from tools.benchmark.sides import encoders_of, side_of
 
 _KIBI = 1024
 
@@ -63,8 +63,7 @@ def _rank(rank: int, job: Job, folder: str) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=job.ranks)
-    encoders = encoders_of(job.setting.config())
-    side = DirectReference(job.setting, device, encoders) if job.variant is None else Trainer(job.setting, job.variant, device, encoders)
+    side = side_of(job.setting, job.variant, device, encoders_of(job.setting.config()))
     for _ in range(2):
         side.step()
     seconds, rows = [], 0

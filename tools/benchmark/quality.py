@@ -10,7 +10,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.train.report import seed_interval
 from tools.benchmark.growth import Say
 from tools.benchmark.setting import Setting, Variant
-from tools.benchmark.sides import REFERENCE, DirectReference, Trainer
+from tools.benchmark.sides import REFERENCE, side_of
 
 
 def qualities(
@@ -21,7 +21,7 @@ def qualities(
     for seed in range(1, seeds + 1):
         seeded = Setting(setting.path, (*setting.overrides, f"train.seed={seed}"))
         for variant in (None, *variants):
-            side = DirectReference(seeded, device, encoders) if variant is None else Trainer(seeded, variant, device, encoders)
+            side = side_of(seeded, variant, device, encoders)
             for epoch in range(epochs):
                 for _ in side.epoch(epoch):
                     pass

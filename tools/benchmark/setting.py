@@ -69,8 +69,12 @@ class Variant:
 
 UNGROUPED = Variant("ungrouped")
 GROUPED = Variant("grouped", ("data.group_by_user=true",))
+_SAMPLE = ("model.zero_shot.sampled_share=0.25",)
+UNGROUPED_SAMPLED, GROUPED_SAMPLED = Variant("ungrouped, sampled", _SAMPLE), Variant("grouped, sampled", (*GROUPED.overrides, *_SAMPLE))
+"""A quarter of the old users rebuilt at each step: another training of the zero-shot tower, whose AUC is compared too."""
 DMR = Variant("grouped, DMR alone", (*GROUPED.overrides, "model.zero_shot=null"))
 """What MAIL's zero-shot tower is added to."""
+DEFAULTS = (UNGROUPED, UNGROUPED_SAMPLED, GROUPED, GROUPED_SAMPLED, DMR)
 
 
 @dataclass(frozen=True)

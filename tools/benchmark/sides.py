@@ -159,3 +159,8 @@ class DirectReference:
             labels.append(batch.labels_B.numpy())
         self.model.train()
         return auc(np.concatenate(scores), np.concatenate(labels))
+
+
+def side_of(setting: Setting, variant: Variant | None, device: torch.device, encoders: Encoders) -> Trainer | DirectReference:
+    """A variant of the trainer, or for None the reference."""
+    return DirectReference(setting, device, encoders) if variant is None else Trainer(setting, variant, device, encoders)
