@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
 
+from mail_torchrec.data.ahead import one_ahead
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.batching import Batching
 from mail_torchrec.data.cold_start import ColdStartSettings
@@ -17,7 +18,7 @@ from mail_torchrec.data.lookups import Lookups
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
-from mail_torchrec.data.values import Ints
+from mail_torchrec.data.values import Bools, Ints
 from mail_torchrec.data.window import Window, WindowEncoder
 from mail_torchrec.settings import Settings
 
@@ -53,6 +54,15 @@ class Share:
 
     rank: int = 0
     world_size: int = 1
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A window in the order of an epoch."""
+
+    window: Window
+    alike_R: Ints
+    is_real_R: Bools
 
 
 class Reader(IterableDataset[Batch]):
@@ -145,20 +155,14 @@ class Reader(IterableDataset[Batch]):
         # Reader processes take turns from the first on, so the first of them takes the part of the one whose turn it is.
         turns = deal.turns()[self._done :]
         part = (turns[0][0] + (info.id if info else 0)) % deal.layout.workers if turns else 0
-        first, bounds, run = deal.untaken(self._done)[part], deal.bounds(self._rank), deal.run(self._rank)
+        first, bounds = deal.untaken(self._done)[part], deal.bounds(self._rank)
         decode = lru_cache(maxsize=1)(self._decode)  # a row group on the border of two windows is decoded once
-        for steps in deal.windows(self._rank, part):
-            if steps.stop <= first:
-                continue
-            start = bounds[steps.start]
-            window = self._window(self._rank, steps, decode)
-            order = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
-            is_real, window = order < run.stop - start, window.take(np.minimum(order, len(window) - 1))
-            alike = self._batching.alike(window)
+        windows = [steps for steps in deal.windows(self._rank, part) if steps.stop > first]
+        for steps, rows in zip(windows, one_ahead(lambda steps: self._shuffled(deal, steps, decode), windows), strict=True):
             for step in range(max(first, steps.start), steps.stop):
-                rows = slice(bounds[step] - start, bounds[step + 1] - start)
+                of_step = slice(bounds[step] - bounds[steps.start], bounds[step + 1] - bounds[steps.start])
                 random = partial(self._random, self._rank, deal.first_step + step)
-                yield self._batching(window.take(rows), alike[rows], is_real[rows], random)
+                yield self._batching(rows.window.take(of_step), rows.alike_R[of_step], rows.is_real_R[of_step], random)
 
     def _shuffled_groups(self) -> list[Piece]:
         groups = self._source.row_groups
@@ -181,6 +185,14 @@ class Reader(IterableDataset[Batch]):
                     order = self._permutation(rank, deal.first_step + window.start, bounds[window.stop] - start, rows)
                     places = start + np.sort(order[bounds[first] - start :])
                     yield from deal.part_of(places[places < stop])
+
+    def _shuffled(self, deal: Deal, steps: range, decode: Callable[[RowGroup], Window]) -> "_Rows":
+        """The rows of these steps in the order of the epoch."""
+        bounds, run = deal.bounds(self._rank), deal.run(self._rank)
+        window, start = self._window(self._rank, steps, decode), bounds[steps.start]
+        order = self._permutation(self._rank, deal.first_step + steps.start, bounds[steps.stop] - start, window)
+        is_real_R, window = order < run.stop - start, window.take(np.minimum(order, len(window) - 1))
+        return _Rows(window, self._batching.alike(window), is_real_R)
 
     def _window(self, rank: int, steps: range, decode: Callable[[RowGroup], Window]) -> Window:
         """The rows of these steps."""

@@ -35,12 +35,16 @@ def pair_scores(g: nn.Sequential, queries_BTD: Tensor, sequence: BehaviourSequen
     hidden_BTH = sequence.spread(functional.linear(sequence.users.real_BTD, W2_HD - W3_HD, first.bias))
     product_BTD = queries_BTD * sequence.real_BTD
     if queries_BTD.shape[1] == product_BTD.shape[1]:
-        both = torch.cat([queries_BTD, product_BTD], dim=2)
-        hidden_BTH = hidden_BTH + functional.linear(both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+        hidden_BTH = _added(hidden_BTH, torch.cat([queries_BTD, product_BTD], dim=2), torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
     else:
-        hidden_BTH = hidden_BTH + functional.linear(queries_BTD, W1_HD + W3_HD) + functional.linear(product_BTD, W4_HD)
+        hidden_BTH = _added(hidden_BTH + functional.linear(queries_BTD, W1_HD + W3_HD), product_BTD, W4_HD)
     scores_BT: Tensor = nn.Sequential(*others)(hidden_BTH).squeeze(2)
     return scores_BT.to(queries_BTD.dtype)  # in lower precision the products are, sums over positions are not
+
+
+def _added(sum_BTH: Tensor, x_BTD: Tensor, weight_HD: Tensor) -> Tensor:
+    """``sum + x W^T`` in one pass over the largest tensors of the tower."""
+    return torch.addmm(sum_BTH.flatten(0, 1), x_BTD.flatten(0, 1), weight_HD.T).view_as(sum_BTH)
 
 
 class AttentionPooling(nn.Module):

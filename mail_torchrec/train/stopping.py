@@ -86,6 +86,7 @@ def start_fork_server() -> None:
     """
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
     try:
+        forkserver.set_forkserver_preload(["mail_torchrec.train.trainer"])  # else each of them imports PyTorch, at each epoch
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -101,7 +101,7 @@ def faults(size):
 assert min(faults(2**23) for _ in range(3)) > 100
 keep_freed_memory()
 faults(2**24)
-found = [faults(2**23) for _ in range(3)]
+found = [faults(2**23 - step * 2**16) for step in range(5)]  # each fits into what the one before left
 assert max(found) < 100, found
 """
     subprocess.run([sys.executable, "-c", code], check=True)
