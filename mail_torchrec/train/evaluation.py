@@ -1,5 +1,6 @@
 """Scores of a whole data set -> AUC and GAUC for new, old and all rows."""
 
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -20,9 +21,34 @@ from mail_torchrec.train.metrics import Conversions, Figures, report
 from mail_torchrec.train.predictions import Predictions
 
 
-def outputs(assembled: Assembled, loader: "DataLoader[Batch]", first: int = 1) -> Iterator[Outputs]:
-    """Runs the pipeline over a loader, in training or evaluation as the model stands; steps are called ``first``, ``first + 1``, ..."""
-    batches = _read(loader)
+class Batches:
+    """The batches of a loader, and how long they were waited for."""
+
+    def __init__(self, loader: "DataLoader[Batch]") -> None:
+        self._loader, self._batches, self._waited = loader, iter(()), 0.0
+        self._is_begun = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            with phase("reading"):
+                if not self._is_begun:
+                    self._batches, self._is_begun = iter(self._loader), True
+                return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def waited(self) -> float:
+        """Seconds since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
+def outputs(assembled: Assembled, batches: Iterator[Batch], first: int = 1) -> Iterator[Outputs]:
+    """Runs the pipeline over batches, in training or evaluation as the model stands; steps are called ``first``, ``first + 1``, ..."""
     for step in count(first):
         with phase(f"step {step}"):
             try:
@@ -31,16 +57,6 @@ def outputs(assembled: Assembled, loader: "DataLoader[Batch]", first: int = 1) -
                 return
         assert assembled.is_pipelined(), "a table collection was not prefetched for: was its input changed before the call?"
         yield output
-
-
-def _read(loader: "DataLoader[Batch]") -> Iterator[Batch]:
-    batches = iter(loader)
-    while True:
-        with phase("reading"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def evaluate(
@@ -64,7 +80,7 @@ def evaluate(
         torch.no_grad(),
         tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar,
     ):
-        for output in outputs(assembled, loader):
+        for output in outputs(assembled, Batches(loader)):
             is_real_B = output.batch.weights_B > 0
             columns.append([values[is_real_B] for values in _columns(output)])
             counts += output.batch.counts

@@ -16,7 +16,7 @@ from mail_torchrec.data.deal import Position
 from mail_torchrec.data.reader import Reader
 from mail_torchrec.phases import phase
 from mail_torchrec.train.assembly import Assembled
-from mail_torchrec.train.evaluation import outputs, total_counts
+from mail_torchrec.train.evaluation import Batches, outputs, total_counts
 from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.state import state_of
 from mail_torchrec.train.stopping import EXIT_CODE, StopSignal
@@ -73,9 +73,10 @@ class Loop:
     def _epoch(self, epoch: int) -> None:
         reader = self.data.reader
         reader.set_epoch(epoch, self._position.taken)
-        steps = outputs(self.assembled, self.data.loader, self.progress.num_done + 1) if reader.steps_left else ()
+        batches = Batches(self.data.loader)
+        steps = outputs(self.assembled, batches, self.progress.num_done + 1) if reader.steps_left else ()
         for done, output in enumerate(steps, start=1):
-            self.progress.step(output.losses, len(output.batch))
+            self.progress.step(output.losses, len(output.batch), batches.waited())
             self._counts += output.batch.counts
             self._position = Position(epoch=epoch, taken=reader.taken(done))
             if self.stop.is_due():

@@ -50,7 +50,7 @@ class Progress:
         self._run_dir, self._num_steps, self._every, self._before = run_dir, num_steps, every, before
         self.num_done = num_done
         """Steps done."""
-        self._rows, self._rows_reported = 0, 0
+        self._rows, self._rows_reported, self._waited = 0, 0, 0.0
         self._sums: dict[str, Tensor] = dict(sums or {})
         self._since, self._steps_since = time.perf_counter(), before.steps_since_report if before else 0
         self._file: IO[str] | None = None
@@ -78,8 +78,13 @@ class Progress:
             if opened is not None:
                 opened.close()
 
-    def step(self, losses: dict[str, Tensor], num_rows: int) -> None:
+    def step(self, losses: dict[str, Tensor], num_rows: int, waited: float = 0.0) -> None:
         """Takes one step's shares of the losses.
+
+        Args:
+            losses: name -> this rank's share.
+            num_rows: of this rank.
+            waited: seconds that this rank waited for input.
 
         Raises:
             NonFiniteLossError: on every rank, when a loss was not finite in the steps since the last report.
@@ -87,6 +92,7 @@ class Progress:
         self.num_done += 1
         self._steps_since += 1
         self._rows += num_rows
+        self._waited += waited
         for name, loss in losses.items():
             self._sums[name] = self._sums[name] + loss if name in self._sums else loss.clone()
         if self._bar is not None:
@@ -110,19 +116,22 @@ class Progress:
 
     def _report(self, device: torch.device) -> None:
         names = list(self._sums)
-        sums = torch.stack([*self._sums.values(), torch.tensor(float(self._rows - self._rows_reported), device=device)]).double()
+        own = torch.tensor([self._rows - self._rows_reported, self._waited], dtype=torch.float64, device=device)
+        sums = torch.cat([torch.stack(list(self._sums.values())).double(), own])
         if world_size() > 1:
             dist.all_reduce(sums)
         means = {name: value / self._steps_since / world_size() for name, value in zip(names, sums.tolist(), strict=False)}
         _check_finite(means, self.num_done - self._steps_since + 1, self.num_done)
         now = time.perf_counter()
-        record = {"rows_per_second": round(float(sums[-1]) / (now - self._since), 1)} | {f"loss/{k}": v for k, v in means.items()}
+        rows, waited = (sums[-2:] / (now - self._since)).tolist()
+        record = {"rows_per_second": round(rows, 1), "input_wait": round(waited / world_size(), 4)}
+        record |= {f"loss/{name}": mean for name, mean in means.items()}
         self.event(record)
         if self._writer is not None:
             for name, value in record.items():
                 self._writer.add_scalar(name, value, self.num_done)
             self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
-        self._since, self._steps_since, self._rows_reported = now, 0, self._rows
+        self._since, self._steps_since, self._rows_reported, self._waited = now, 0, self._rows, 0.0
         self._sums.clear()
 
 

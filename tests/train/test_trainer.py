@@ -56,7 +56,7 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
     assert figures["all"]["rows"] == 120 == figures["new"]["rows"] + figures["old"]["rows"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "step" in line]
-    assert set(losses[0]) == {"step", "rows_per_second", "loss/L_rt", "loss/L_match", "loss/L_a", "loss/L_v", "loss/L_d"}
+    assert set(losses[0]) == {"step", "rows_per_second", "input_wait", "loss/L_rt", "loss/L_match", "loss/L_a", "loss/L_v", "loss/L_d"}
     assert losses[-1]["step"] == 2 * 8  # 250 rows in batches of at most 32
     for name in ("loss_curves.png", "plan.json", "vocabularies/item.parquet"):
         assert (tmp_path / "run" / name).stat().st_size

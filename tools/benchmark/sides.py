@@ -14,7 +14,7 @@ from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble, lookups_of
-from mail_torchrec.train.evaluation import evaluate, outputs
+from mail_torchrec.train.evaluation import Batches, evaluate, outputs
 from mail_torchrec.train.loop import Loaded
 from mail_torchrec.train.trainer import load
 from tools.benchmark.padded import padded
@@ -98,7 +98,7 @@ class Trainer:
         """Trains an epoch to its end, so that the pipeline holds no batch back; the rows of each step. Not to be mixed with ``step``."""
         data = self.input.loaded
         data.reader.set_epoch(number)
-        for output in outputs(self.assembled, data.loader):
+        for output in outputs(self.assembled, Batches(data.loader)):
             yield len(output.batch)
 
     def auc(self) -> float:
