@@ -21,7 +21,7 @@ from tools.benchmark.padded import Padded, padded
 from tools.benchmark.peer import check_source, write_peer_rows
 from tools.benchmark.reference import Reference
 from tools.benchmark.rows import RowSettings, write_rows
-from tools.benchmark.setting import DEFAULTS, DMR, SMALL, UNGROUPED, Setting, Variant, base_tree
+from tools.benchmark.setting import DEFAULTS, DMR, GROUPED, SMALL, UNGROUPED, Setting, Variant, base_tree
 from tools.benchmark.sides import Input, encoders_of, loaded
 from tools.benchmark.split import Watch
 from tools.benchmark.verdicts import verdicts
@@ -141,7 +141,7 @@ def test_a_variant_reads_as_it_is_written() -> None:
 
 
 def test_the_peer_gets_the_same_rows(setting: Setting, encoders: Encoders, tmp_path: Path) -> None:
-    config = setting.config()
+    config = setting.config(GROUPED)
     assert write_peer_rows(tmp_path, config, encoders, threads=1) == 180
     found, spec = np.load(tmp_path / "train.npz"), json.loads((tmp_path / "feature_map.json").read_text())
     names = [next(iter(feature)) for feature in spec["features"]]

@@ -135,7 +135,7 @@ def _options(config: Config, sequence: str, target: str) -> dict[str, Any]:
 def _arrays(config: Config, encoders: Encoders, columns: list[str], *, training: bool) -> dict[str, Any]:
     """All rows of a part, in the order of the files; behaviours hidden as they are from us."""
     part = config.data.train if training else config.data.test
-    plain = config.model_copy(update={"data": config.data.model_copy(update={"test": part, "num_workers": 0})})
+    plain = config.model_copy(update={"data": config.data.model_copy(update={"test": part, "num_workers": 0, "group_by_user": False})})
     schema, lookups = config.schema_, lookups_of(config)
     batches = [padded(batch, schema, lookups) for batch in loaded(plain, encoders, training=False).loader]
     random = np.random.default_rng(0)
