@@ -120,7 +120,8 @@ class InputAssembler:
 
     def _narrow(self, name: str, values: Tensor) -> Tensor:
         """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
-        return values[..., : self.schema.table_dim(name)]
+        dim = self.schema.table_dim(name)
+        return values if values.shape[-1] == dim else values[..., :dim]
 
 
 def filled(sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengths_W: Tensor) -> BehaviourSequence:

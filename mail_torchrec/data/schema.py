@@ -3,6 +3,7 @@
 A *column* is an input column (a feature), a *table* is parameters, and tables are shared by name.
 """
 
+from functools import cached_property
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -118,17 +119,17 @@ class Schema(Settings):
         """The columns of these groups, in schema order."""
         return [name for name, column in self.columns.items() if column.group in groups]
 
-    @property
+    @cached_property
     def lists(self) -> list[str]:
         """The columns that hold a list of ids a row."""
         return [name for name in self.id_columns if self.columns[name].kind is Kind.LIST]
 
-    @property
+    @cached_property
     def scalars(self) -> list[str]:
         """The columns that hold one id a row."""
         return [name for name in self.id_columns if self.columns[name].kind is Kind.CATEGORICAL]
 
-    @property
+    @cached_property
     def id_columns(self) -> list[str]:
         """The columns that look up a table."""
         features = self.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT, Group.ITEM)
@@ -157,7 +158,7 @@ class Schema(Settings):
         """Every table, in order of first use."""
         return list(dict.fromkeys(self.table_of(name) for name in self.id_columns))
 
-    @property
+    @cached_property
     def sequences(self) -> list[str]:
         """The behaviour columns that hold items (not actions)."""
         return [name for name in self.names(Group.BEHAVIOUR) if self.columns[name].action_of is None]
@@ -172,29 +173,30 @@ class Schema(Settings):
 
     def table_dim(self, name: str) -> int:
         """The dimension of the table that a column looks up."""
-        return self.table(self.table_of(name)).dim or self.dim
+        table = self.tables.get(self.table_of(name))
+        return self.dim if table is None or table.dim is None else table.dim
 
     def behaviour_dim(self, sequence: str) -> int:
         """The dimension of a sequence's behaviour vectors."""
         actions = self.action_of(sequence)
         return self.table_dim(sequence) + (self.table_dim(actions) if actions and self.actions is Actions.CONCAT else 0)
 
-    @property
+    @cached_property
     def sequence_tables(self) -> list[str]:
         """The tables of the unpooled collection: those that behaviours look up."""
         return list(dict.fromkeys(self.table_of(name) for name in self.names(Group.BEHAVIOUR)))
 
-    @property
+    @cached_property
     def unpooled(self) -> list[str]:
         """The columns looked up one vector an id: behaviours, and whatever shares their tables."""
         return [name for name in self.id_columns if self.table_of(name) in self.sequence_tables]
 
-    @property
+    @cached_property
     def unpooled_scalars(self) -> list[str]:
         """The unpooled columns that hold one id a row: target items, and attributes or context on their tables."""
         return [name for name in self.scalars if self.table_of(name) in self.sequence_tables]
 
-    @property
+    @cached_property
     def pooled(self) -> list[str]:
         """The columns looked up one vector a row."""
         return [name for name in self.id_columns if self.table_of(name) not in self.sequence_tables]
