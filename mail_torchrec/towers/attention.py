@@ -1,10 +1,13 @@
 """Attention over a row's vectors: pooling (Feng et al. 2021, Eqs. 1 and 2), and the scores of behaviours."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mail_torchrec.towers.inputs import BehaviourSequence
+from mail_torchrec.towers.positions import Positions, positions_of
 
 
 def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
@@ -19,32 +22,42 @@ def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
     return (weights_NT.unsqueeze(2) * values_NTD).sum(1)
 
 
-def pair_scores(g: nn.Sequential, queries_BTD: Tensor, sequence: BehaviourSequence) -> Tensor:
+def pair_scores(
+    g: nn.Sequential, sequence: BehaviourSequence, query_of: Callable[[Positions], Tensor], *, of_rows: Tensor | None = None
+) -> Tensor:
     """``g([q, e, q - e, q * e])`` of each query and behaviour, [B, T].
 
     The first layer of ``g`` is taken apart, ``W [q, e, q - e, q * e] = (W1 + W3) q + (W2 - W3) e + W4 (q * e)``: what it makes of the
-    behaviours alone is computed once a user, and the four vectors never stand side by side in memory.
+    behaviours alone is computed once a user, what it makes of queries that a row's behaviours have in common once a row, and the four
+    vectors never stand side by side in memory.
 
     Args:
         g: dense layers that map 4 D elements to one.
-        queries_BTD: [B, T, D], or [B, 1, D] where all behaviours of a row have the same.
         sequence: the behaviours.
+        query_of: the queries at given positions, [P, D].
+        of_rows: the queries [B, D] where all behaviours of a row have the same.
     """
     first, *others = g
     W1_HD, W2_HD, W3_HD, W4_HD = first.weight.chunk(4, dim=1)
-    hidden_BTH = sequence.spread(functional.linear(sequence.users.real_BTD, W2_HD - W3_HD, first.bias))
-    product_BTD = queries_BTD * sequence.real_BTD
-    if queries_BTD.shape[1] == product_BTD.shape[1]:
-        hidden_BTH = _added(hidden_BTH, torch.cat([queries_BTD, product_BTD], dim=2), torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+    positions, users = positions_of(sequence), sequence.users
+    behaviours_PD, query_PD = positions.of_users(users.real_BTD), query_of(positions)
+    if users is sequence:
+        hidden_PH = functional.linear(behaviours_PD, W2_HD - W3_HD, first.bias)
     else:
-        hidden_BTH = _added(hidden_BTH + functional.linear(queries_BTD, W1_HD + W3_HD), product_BTD, W4_HD)
-    scores_BT: Tensor = nn.Sequential(*others)(hidden_BTH).squeeze(2)
-    return scores_BT.to(queries_BTD.dtype)  # in lower precision the products are, sums over positions are not
+        hidden_PH = positions.of_users(functional.linear(users.real_BTD, W2_HD - W3_HD, first.bias))
+    if of_rows is None:
+        both = torch.cat([query_PD, query_PD * behaviours_PD], dim=-1)
+        hidden_PH = _added(hidden_PH, both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+    else:
+        hidden_PH = hidden_PH + positions.of_rows(functional.linear(of_rows, W1_HD + W3_HD))
+        hidden_PH = _added(hidden_PH, query_PD * behaviours_PD, W4_HD)
+    scores_P: Tensor = nn.Sequential(*others)(hidden_PH).squeeze(-1)
+    return positions.back(scores_P.to(query_PD.dtype))  # in lower precision the products are, sums over positions are not
 
 
-def _added(sum_BTH: Tensor, x_BTD: Tensor, weight_HD: Tensor) -> Tensor:
+def _added(sum_PH: Tensor, x_PD: Tensor, weight_HD: Tensor) -> Tensor:
     """``sum + x W^T`` in one pass over the largest tensors of the tower."""
-    return torch.addmm(sum_BTH.flatten(0, 1), x_BTD.flatten(0, 1), weight_HD.T).view_as(sum_BTH)
+    return torch.addmm(sum_PH.flatten(0, -2), x_PD.flatten(0, -2), weight_HD.T).view_as(sum_PH)
 
 
 class AttentionPooling(nn.Module):

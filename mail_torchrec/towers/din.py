@@ -42,7 +42,8 @@ class Interest(nn.Module):
     def forward(self, sequence: BehaviourSequence) -> Tensor:
         """Zeros where a row has no behaviours."""
         behaviours_BTD, mask_BT = sequence.real_BTD, sequence.mask_BT
-        scores_BT = pair_scores(self.score, sequence.target_BD.unsqueeze(1), sequence)
+        target_BD = sequence.target_BD
+        scores_BT = pair_scores(self.score, sequence, lambda positions: positions.of_rows(target_BD), of_rows=target_BD)
         # Where the weights are raw, padding needs no mask: its vectors are zeros.
         return weighted_sum(masked_softmax(scores_BT, mask_BT) if self.is_softmax else scores_BT, behaviours_BTD)
 

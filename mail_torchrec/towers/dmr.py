@@ -12,6 +12,7 @@ from mail_torchrec.settings import Settings
 from mail_torchrec.towers.attention import masked_softmax, pair_scores, weighted_sum
 from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, RankingInputs, RankingOutput, SequenceShape, position_mask
 from mail_torchrec.towers.mlp import LastDimPReLU, dense_layers, last_dim
+from mail_torchrec.towers.positions import Positions
 
 MIN_BEHAVIOURS = 3
 """Rows with fewer behaviours are left out of the match loss."""
@@ -63,10 +64,15 @@ class BehaviourScores(nn.Module):
 
     def forward(self, sequence: BehaviourSequence, target_BD: Tensor | None = None) -> Tensor:
         """Scores of all positions; those behind a row's length mean nothing, but are finite."""
-        query_BTD = sequence.spread(self._of_users(sequence.users))
-        if target_BD is not None:
-            query_BTD = query_BTD + functional.linear(target_BD, self._weights()[-1]).unsqueeze(1)
-        return pair_scores(self.g, self.query[1](query_BTD), sequence)
+        of_users_UTD = self._of_users(sequence.users)
+        of_target_BD = None if target_BD is None else functional.linear(target_BD, self._weights()[-1])
+
+        def query(positions: Positions) -> Tensor:
+            query_PD = positions.of_users(of_users_UTD)
+            queried: Tensor = self.query[1](query_PD if of_target_BD is None else query_PD + positions.of_rows(of_target_BD))
+            return queried
+
+        return pair_scores(self.g, sequence, query)
 
     def _weights(self) -> tuple[Tensor, ...]:
         """The query layer's weights of position, action and target, those that there are."""
