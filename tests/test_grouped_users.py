@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 USERS = 20
 MAIL = config_tree(Path())["model"]
 ZERO_SHOT = MAIL["zero_shot"]
+SMALL_DMR = {"hidden_dims": [8], "num_negatives": 5}
 NO_DROPOUT = {"tower_options": {"dropout": 0.0}}
 MODELS: dict[str, dict[str, Any]] = {
     "mail-dmr": {},
@@ -44,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mean_fill": baseline_tree("mean_fill"),
     "llae": baseline_tree("llae", solve_every=1),
     "meta_emb": baseline_tree("meta_emb"),
+    "meta_emb and dmr": {"schema": WITH_ID, "model": baseline_tree("meta_emb")["model"] | {"tower": "dmr", "tower_options": SMALL_DMR}},
     "an id": {"schema": WITH_ID},
 }
 

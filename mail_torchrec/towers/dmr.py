@@ -10,7 +10,15 @@ from torch.nn import functional
 from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.attention import masked_softmax, pair_scores, weighted_sum
-from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, RankingInputs, RankingOutput, SequenceShape, position_mask
+from mail_torchrec.towers.inputs import (
+    BehaviourSequence,
+    InputShapes,
+    RankingInputs,
+    RankingOutput,
+    SequenceShape,
+    SharedSequence,
+    position_mask,
+)
 from mail_torchrec.towers.mlp import LastDimPReLU, dense_layers, last_dim
 from mail_torchrec.towers.positions import Positions
 
@@ -167,9 +175,21 @@ class DMR(nn.Module):
             vectors[name] = now_UD, wanted_BD
             if self.has_match and self.settings.needs_match:
                 match_losses.append([sequence.spread(part_U) for part_U in _match_loss(sequence.users, before_UD)])
-        representation_BR = self.mlp[:-1](torch.cat(features, dim=1))
+        representation_BR = self._representation(torch.cat(features, dim=1), inputs)
         logits_B = self.mlp[-1](representation_BR).squeeze(1)
         return RankingOutput(logits_B, self._auxiliary(match_losses), representation_BR, vectors)
+
+    def _representation(self, features_BF: Tensor, inputs: RankingInputs) -> Tensor:
+        """All layers but the last. Of rows that share users, the attributes' part of the first dense layer is computed once a user."""
+        norm, *layers = self.mlp[:-1]
+        sequence, normed_BF = next(iter(inputs.sequences.values()), None), norm(features_BF)
+        if not isinstance(sequence, SharedSequence) or not isinstance(first := layers[0], nn.Linear) or torch.compiler.is_compiling():
+            return nn.Sequential(*layers)(normed_BF)
+        attributes = inputs.attributes_BAD.shape[1:].numel()
+        of_users_UF = normed_BF[:, :attributes].index_select(0, sequence.row_of_user_U)
+        of_users_UH = functional.linear(of_users_UF, first.weight[:, :attributes], first.bias)
+        hidden_BH = torch.addmm(sequence.spread(of_users_UH), normed_BF[:, attributes:], first.weight[:, attributes:].T)
+        return nn.Sequential(*layers[1:])(hidden_BH)
 
     def _wanted(self, sequence: BehaviourSequence) -> Tensor:
         """``v'_target`` [B, match_dim]."""

@@ -139,7 +139,8 @@ class BehaviourSequence:
 class SharedSequence(BehaviourSequence):
     """A sequence of rows that share users, as the candidates of one request and the impressions of one visit do.
 
-    Work on :attr:`users` is done once a user. Its vectors are real ones: zeros stand behind each row's length.
+    Rows of a user have its attributes. Work on :attr:`users` is done once a user. Its vectors are real ones: zeros stand behind each
+    row's length.
     """
 
     of_users: BehaviourSequence = field(kw_only=True)
@@ -159,6 +160,12 @@ class SharedSequence(BehaviourSequence):
             of_users=users,
             user_of_row_B=user_of_row_B,
         )
+
+    @property
+    def row_of_user_U(self) -> Tensor:
+        """The place of one of each user's rows."""
+        rows_B = torch.arange(len(self.user_of_row_B), device=self.user_of_row_B.device)
+        return rows_B.new_zeros(len(self.of_users.lengths_B)).index_copy(0, self.user_of_row_B, rows_B)
 
     def apart(self) -> BehaviourSequence:
         """The same rows, each as a user of its own."""
@@ -251,9 +258,10 @@ class Rows:
 
 
 def with_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:
-    """The inputs with these vectors for one of the attributes."""
+    """The inputs with these vectors for one of the attributes, in which rows of one user may then differ: each is a user of its own."""
     before_BAD, _, behind_BAD = inputs.attributes_BAD.tensor_split((field, field + 1), dim=1)
-    return replace(inputs, attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1))
+    sequences = {name: part.apart() if isinstance(part, SharedSequence) else part for name, part in inputs.sequences.items()}
+    return replace(inputs, attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1), sequences=sequences)
 
 
 @dataclass

@@ -21,7 +21,7 @@ def shared(inputs: RankingInputs) -> RankingInputs:
         for name, sequence in inputs.sequences.items()
         if sequence.match is not None
     }
-    return replace(inputs, sequences=dict(sequences))
+    return replace(inputs, sequences=dict(sequences), attributes_BAD=inputs.attributes_BAD[user_of_B])
 
 
 def emptied(inputs: RankingInputs) -> RankingInputs:
