@@ -27,7 +27,7 @@ from mail_torchrec.quiet import quiet_third_parties
 from mail_torchrec.train.runtime import process_group
 from tools.benchmark.apart import Apart
 from tools.benchmark.counts import step_counts
-from tools.benchmark.growth import growth
+from tools.benchmark.growth import Growth
 from tools.benchmark.interleaved import interleaved
 from tools.benchmark.limits import machine_limits
 from tools.benchmark.peer import beside_peer, check_source
@@ -98,10 +98,9 @@ class Bench:
     def growth(self) -> None:
         """Batch, T, table rows, ranks; the first variant that groups users, or the first."""
         variant = next((variant for variant in self.variants if variant.name == GROUPED.name), self.variants[0])
-        small, device = self.options["small"], self.device.type
-        self.results["growth"] = growth(
-            variant, self.overrides, threads=self.options["threads"], device=device, small=small, say=click.echo
-        )
+        threads, repeats, steps, small = (self.options[name] for name in ("threads", "repeats", "steps", "small"))
+        growth = Growth(variant, self.overrides, threads, self.device.type, repeats, steps, small, click.echo)
+        self.results["growth"] = growth.measure()
 
     def quality(self) -> None:
         """AUC of all sides but DMR alone."""

@@ -15,6 +15,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.train.assembly import assemble, lookups_of
 from tools.bench import main
 from tools.benchmark import split as split_module
+from tools.benchmark.apart import Apart
 from tools.benchmark.counts import step_counts
 from tools.benchmark.growth import exponent
 from tools.benchmark.padded import Padded, padded
@@ -168,7 +169,7 @@ def test_verdicts_are_of_medians_of_turns() -> None:
     results = {
         "machine": {"device": "cpu"},
         "sides": {"reference": side(10, 10, 1), "grouped": side(59, 61, 61), "ungrouped": side(30, 34, 900), DMR.name: side(100, 100, 100)},
-        "growth": {"ranks": [{"rows_per_second": 10.0, "value": 1}, {"rows_per_second": 16.9, "value": 2}]},
+        "growth": {"ranks": [{"value": 1} | side(10, 10, 10), {"value": 2} | side(16, 16.9, 17)]},
     }
     judged = {verdict.what: verdict.passed for verdict in verdicts(results)}
     assert judged == {
@@ -184,6 +185,16 @@ def test_verdicts_are_of_medians_of_turns() -> None:
 def test_the_exponent_of_what_grows_as_the_square_is_2() -> None:
     points = [{"value": value, "seconds_per_step": seconds} for value, seconds in ((1, 5.0), (4, 1.0), (16, 16.0))]
     assert exponent(points) == pytest.approx(2.0)
+
+
+@pytest.mark.distributed
+def test_ranks_take_their_turns_together(tmp_path: Path) -> None:
+    setting = Setting.written(tmp_path, base_tree(max_length=8), *SMALL)
+    write_rows(tmp_path, setting.config().schema_, RowSettings(users=64, test_users=16, items=50))
+    with Apart(setting, GROUPED, "cpu", 1, ranks=2) as side:
+        turn = side.turn(2)
+    assert turn.rows == 2 * 2 * 32 and turn.seconds > turn.waited >= 0
+    assert turn.peak_bytes > 2**27
 
 
 def test_a_small_run_leaves_its_report(tmp_path: Path) -> None:

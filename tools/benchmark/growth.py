@@ -3,11 +3,13 @@
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.benchmark.jobs import Job, measured
+from tools.benchmark.apart import Apart
+from tools.benchmark.interleaved import interleaved
 from tools.benchmark.rows import RowSettings, write_rows
 from tools.benchmark.setting import SMALL, Setting, Variant, base_tree
 
@@ -15,57 +17,83 @@ BATCHES = (256, 1024, 4096, 16_384)
 LENGTHS = (10, 50, 100, 200)
 TABLE_ROWS = (100_000, 1_000_000, 10_000_000)
 RANKS = (1, 2)
+_ITEMS = 50_000
 
 Say = Callable[[str], None]
 
 
-def growth(
-    variant: Variant, overrides: Sequence[str], *, threads: int, device: str, small: bool, say: Say
-) -> dict[str, list[dict[str, Any]]]:
-    """Axis -> its points: the value, seconds a step, rows a second, peak memory.
+@dataclass(frozen=True)
+class _Point:
+    value: int
+    tree: dict[str, Any] = field(default_factory=dict)
+    """What differs from the usual columns and tables."""
+    batch: int | None = None
+    items: int = _ITEMS
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Measures how a variant's step grows.
 
     Args:
         variant: the trainer that is measured.
         overrides: of every setting.
         threads: of a process; ranks have one each.
         device: cpu or cuda.
+        repeats: turns of each point that is compared with another of its axis.
+        steps: of a turn.
         small: few and small points, to see that all works.
         say: is told each point.
     """
-    batches, lengths, rows = ((16, 32), (4, 8), (2_000, 4_000)) if small else (BATCHES, LENGTHS, TABLE_ROWS)
-    if small:
-        overrides = (*SMALL, *overrides)
-    grids: dict[str, list[tuple[int, dict[str, Any], tuple[str, ...]]]] = {
-        "batch": [(value, {}, (f"train.batch_size={value}",)) for value in batches],
-        "T": [(value, {"max_length": value}, ()) for value in lengths],
-        "table rows": [(value, {"table_rows": value}, ()) for value in rows],
-    }
-    base = 32 if small else 1024
-    found: dict[str, list[dict[str, Any]]] = {}
-    for axis, points in grids.items():
-        found[axis] = []
-        for value, tree, more in points:
-            users = max(value if axis == "batch" else base, 4 * base)
-            items = value if axis == "table rows" else 50_000
-            job = {"variant": variant, "threads": threads, "device": device, "steps": 3}
-            found[axis].append(_point(axis, value, tree, (*overrides, *more), users, items, job, say))
-    if device == "cpu":
-        found["ranks"] = [
-            _point("ranks", ranks, {}, tuple(overrides), 8 * base, 50_000, {"variant": variant, "ranks": ranks, "steps": 4}, say)
-            for ranks in RANKS
-        ]
-    return found
 
+    variant: Variant
+    overrides: tuple[str, ...]
+    threads: int
+    device: str
+    repeats: int
+    steps: int
+    small: bool
+    say: Say
 
-def _point(
-    axis: str, value: int, tree: dict[str, Any], overrides: tuple[str, ...], users: int, items: int, job: dict[str, Any], say: Say
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        setting = Setting.written(Path(folder), base_tree(**tree), *overrides)
-        write_rows(Path(folder), setting.config().schema_, RowSettings(users=users, items=items, test_users=1))
-        found = measured(Job(setting, **job))
-    say(f"{axis} {value:,}: {found.rows_per_second:,.0f} rows/s, {found.seconds_per_step:.3f} s a step, {found.peak_bytes / 2**30:.2f} GiB")
-    return {"value": value} | asdict(found)
+    def measure(self) -> dict[str, list[dict[str, Any]]]:
+        """Axis -> its points: the value, seconds a step, rows a second, peak memory."""
+        batches, lengths, rows = ((16, 32), (4, 8), (2_000, 4_000)) if self.small else (BATCHES, LENGTHS, TABLE_ROWS)
+        found = {
+            "batch": [self._alone("batch", _Point(value, batch=value)) for value in batches],
+            "T": [self._alone("T", _Point(value, {"max_length": value})) for value in lengths],
+            "table rows": self._in_turns("table rows", [_Point(value, {"table_rows": value}, items=value) for value in rows], self.threads),
+        }
+        if self.device == "cpu":
+            found["ranks"] = self._in_turns("ranks", [_Point(value, ranks=value) for value in RANKS], 1)
+        return found
+
+    def _alone(self, axis: str, point: _Point) -> dict[str, Any]:
+        """A point whose memory the others should not share; no ratio to another decides on it, so few steps will do."""
+        return self._measured(axis, [point], self.threads, repeats=2, steps=2)[0]
+
+    def _in_turns(self, axis: str, points: list[_Point], threads: int) -> list[dict[str, Any]]:
+        return self._measured(axis, points, threads, repeats=self.repeats, steps=self.steps)
+
+    def _measured(self, axis: str, points: list[_Point], threads: int, *, repeats: int, steps: int) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
+            sides = []
+            for point in points:
+                setting, name = self._setting(Path(folder) / str(point.value), point), f"{axis} {point.value:,}"
+                sides.append(processes.enter_context(Apart(setting, self.variant, self.device, threads, ranks=point.ranks, name=name)))
+            rates = interleaved(sides, repeats=repeats, steps=steps)
+        for name, rate in rates.items():
+            self.say(f"{name}: {rate.median:,.0f} rows/s, {rate.seconds_per_step:.3f} s a step, {rate.peak_bytes / 2**30:.2f} GiB")
+        return [{"value": point.value} | rate.as_dict() for point, rate in zip(points, rates.values(), strict=True)]
+
+    def _setting(self, folder: Path, point: _Point) -> Setting:
+        folder.mkdir()
+        usual = 32 if self.small else 1024
+        more = () if point.batch is None else (f"train.batch_size={point.batch}",)
+        setting = Setting.written(folder, base_tree(**point.tree), *(SMALL if self.small else ()), *self.overrides, *more)
+        users = max(point.batch or 0, 4 * usual * max(RANKS))  # so that no turn ends an epoch
+        write_rows(folder, setting.config().schema_, RowSettings(users=users, items=point.items, test_users=1))
+        return setting
 
 
 def exponent(points: Sequence[dict[str, Any]]) -> float:

@@ -19,6 +19,8 @@ class Turn:
     seconds: float
     waited: float
     """Seconds of them for input."""
+    peak_bytes: int = 0
+    """Memory of a process at its highest until then, where that was looked at."""
 
 
 class Taker(Protocol):
@@ -49,6 +51,8 @@ class Rate:
     """The median of the repeats."""
     input_share: float
     """Of the time of all repeats, waited for input."""
+    peak_bytes: int = 0
+    """Memory of a process at its highest."""
 
     @property
     def median(self) -> float:
@@ -58,6 +62,11 @@ class Rate:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {"median": self.median}
+
+    @staticmethod
+    def from_dict(found: dict[str, Any]) -> "Rate":
+        """What :meth:`as_dict` gave."""
+        return Rate(**{key: value for key, value in found.items() if key in Rate.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ def _rate(turns: list[Turn], steps: int) -> Rate:
         [turn.rows / turn.seconds for turn in turns],
         statistics.median(seconds) / steps,
         sum(turn.waited for turn in turns) / sum(seconds),
+        max(turn.peak_bytes for turn in turns),
     )
 
 

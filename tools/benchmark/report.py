@@ -68,8 +68,9 @@ def _sides(results: Results) -> Iterator[str]:
         assert found is not None
         ratio = str(Ratio.of(found, reference)) if reference and name != REFERENCE else ""
         cells = [name, f"{found.median:,.0f}", f"{1000 * found.seconds_per_step:,.0f}", f"{found.input_share:.1%}", ratio]
-        lines.append([*cells, _fraction(results, name, found.seconds_per_step)])
-    yield table(["side", "rows/s", "ms a step", "input wait", "x reference, median [range]", "of float32's limit"], lines).strip()
+        lines.append([*cells, _fraction(results, name, found.seconds_per_step), f"{found.peak_bytes / 2**30:.2f}"])
+    head = ["side", "rows/s", "ms a step", "input wait", "x reference, median [range]", "of float32's limit", "peak GiB"]
+    yield table(head, lines).strip()
     yield "![Rows a second by side](bench-sides.png)"
 
 
@@ -101,7 +102,7 @@ def _growth(results: Results) -> Iterator[str]:
     if growth := results.get("growth"):
         yield "## How the cost grows"
         lines = [
-            [axis, f"{point['value']:,}", f"{point['rows_per_second']:,.0f}", f"{1000 * point['seconds_per_step']:,.0f}",
+            [axis, f"{point['value']:,}", f"{point['median']:,.0f}", f"{1000 * point['seconds_per_step']:,.0f}",
              f"{point['peak_bytes'] / 2**30:.2f}"]
             for axis, points in growth.items() for point in points
         ]  # fmt: skip

@@ -15,6 +15,8 @@ _CLUSTERS = 20
 _LEVELS = (3, 8, 2, 5, 12, 7, 4, 30, 6)
 """Values that categorical columns beside the items have, in turn."""
 _ROW_GROUP = 8192
+_AT_A_TIME = 64
+"""Users whose rows come in turn: in a log, what a user sees lies near in time, so that ranks, which read different parts, share few."""
 _SHARE_FULL = 0.5
 """Of histories as long as T or longer; the others are of any length below. KuaiRand's with T = 50: .56, and a mean of 39."""
 
@@ -44,12 +46,18 @@ def write_rows(folder: Path, schema: Schema, settings: RowSettings) -> None:
     history = _histories(schema, clusters_U, settings, random)
     attributes = {name: _attribute(schema, name, number, clusters_U, random) for number, name in enumerate(schema.names(Group.ATTRIBUTE))}
     for part, num_users in (("train", settings.users), ("test", min(settings.test_users, settings.users))):
-        users_R = random.permutation(np.repeat(np.arange(num_users), settings.rows_per_user))
+        users_R = _visits(num_users, settings.rows_per_user, random)
         columns: dict[str, Any] = {name: values.take(users_R) for name, values in (attributes | history).items()}
         columns |= _of_rows(schema, users_R, clusters_U[users_R], settings, random)
         (folder / part).mkdir(parents=True)
         table = pa.table({schema.file_column(name): values for name, values in columns.items()})
         pq.write_table(table, folder / part / "rows.parquet", row_group_size=_ROW_GROUP)
+
+
+def _visits(num_users: int, rows_per_user: int, random: np.random.Generator) -> Ints:
+    """Whose row comes when."""
+    users = np.array_split(random.permutation(num_users), -(-num_users // _AT_A_TIME))
+    return np.concatenate([random.permutation(np.repeat(some, rows_per_user)) for some in users])
 
 
 def _histories(schema: Schema, clusters_U: Ints, settings: RowSettings, random: np.random.Generator) -> dict[str, pa.Array]:

@@ -32,7 +32,7 @@ def verdicts(results: Results) -> list[Verdict]:
 def rate(results: Results, name: str) -> Rate | None:
     """A side's speed, if it was measured."""
     found = results.get("sides", {}).get(name)
-    return None if found is None else Rate(found["rows_per_second"], found["seconds_per_step"], found["input_share"])
+    return None if found is None else Rate.from_dict(found)
 
 
 def _speed(results: Results) -> Iterator[Verdict]:
@@ -86,12 +86,12 @@ def _growth(results: Results) -> Iterator[Verdict]:
             yield Verdict(f"exponent of the step's time in {axis}, at its upper end", f"{power:.2f}", "<= 1.1", power <= 1.1)
     if "table rows" in found:
         first, last = found["table rows"][0], found["table rows"][-1]
-        ratio = last["seconds_per_step"] / first["seconds_per_step"]
-        yield Verdict(f"step with {last['value']:,} table rows over {first['value']:,}", f"{ratio:.2f}", "<= 1.2", ratio <= 1.2)
+        ratio = Ratio.of(Rate.from_dict(first), Rate.from_dict(last))
+        yield Verdict(f"step with {last['value']:,} table rows over {first['value']:,}", str(ratio), "<= 1.2", ratio.median <= 1.2)
     if "ranks" in found:
         one, two = found["ranks"]
-        ratio = two["rows_per_second"] / one["rows_per_second"]
-        yield Verdict("rows/s, 2 ranks over 1, a thread each", f"{ratio:.2f}", ">= 1.7", ratio >= 1.7)
+        ratio = Ratio.of(Rate.from_dict(two), Rate.from_dict(one))
+        yield Verdict("rows/s, 2 ranks over 1, a thread each", str(ratio), ">= 1.7", ratio.median >= 1.7)
 
 
 def _lookups(results: Results) -> Iterator[Verdict]:
