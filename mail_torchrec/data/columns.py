@@ -75,7 +75,7 @@ class Table(Settings):
     ids: Ids = Ids.VOCABULARY
     """vocabulary (built from the training data, saved with the model) or hash."""
     rows: int | None = Field(default=None, ge=3)
-    """Hash tables: the number of rows. Vocabulary tables: at most so many, most frequent values first. Unknown and null ids take two."""
+    """Hash tables: the number of rows. Vocabulary tables: at most so many, of the most frequent values. Unknown and null ids take two."""
     min_count: int = Field(default=1, ge=1)
     """Vocabulary tables: values seen less often than this in training share row 0, as do values never seen."""
     dim: int | None = Field(default=None, ge=1)

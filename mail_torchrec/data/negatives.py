@@ -46,7 +46,8 @@ class NegativeSampler:
                 f"negatives '{distribution}' need frequencies, which the hashed table '{table}' lacks; use 'uniform' or a vocabulary"
             )
         elif distribution is Negatives.LOG_UNIFORM:
-            ranks = np.arange(num_values)
+            ranks = np.empty(num_values, dtype=np.int64)
+            ranks[np.argsort(-encoder.counts, kind="stable")] = np.arange(num_values)
             probabilities = np.log((ranks + 2) / (ranks + 1)) / np.log(num_values + 1)
         else:
             probabilities = encoder.counts / encoder.counts.sum()

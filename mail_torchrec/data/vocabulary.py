@@ -19,6 +19,8 @@ MISSING_ROW = 1
 FIRST_ROW = 2
 # An integer vocabulary is looked up in a plain array where that takes at most so many entries a value, otherwise by bisection.
 _MAX_SPREAD = 16
+# Multiples of it, modulo 1, fill 0..1 evenly from the first few on.
+_GOLDEN = (5**0.5 - 1) / 2
 # Arrow puts a whole vocabulary of strings into a hash table for each call: half a second for a million, were it done for each request.
 _MAX_COPIED = 1000
 
@@ -35,11 +37,11 @@ class IdEncoder(Protocol):
 
 
 class Vocabulary:
-    """The values seen in training, most frequent first, so that row order is frequency order.
+    """The values seen in training, in the order of their rows.
 
     Args:
         values: distinct values (int64 or large_string).
-        counts: how often each was seen, not increasing.
+        counts: how often each was seen.
     """
 
     def __init__(self, values: pa.Array, counts: Ints) -> None:
@@ -148,8 +150,13 @@ def count_values(previous: pa.Table | None, ids: pa.Array) -> pa.Table:
 
 
 def vocabulary_from_counts(counts: pa.Table, *, min_count: int, max_rows: int | None) -> Vocabulary:
-    """The values counted at least ``min_count`` times, most frequent first (ties by value), at most ``max_rows`` table rows."""
+    """The most frequent values (ties by value) counted at least ``min_count`` times, at most ``max_rows`` table rows.
+
+    Frequent values are spread evenly over the rows: row-wise sharding gives each rank consecutive ones, and in the order of frequency the
+    first rank would look up nearly everything.
+    """
     kept = counts.filter(pc.field("count") >= min_count).sort_by([("count", "descending"), ("value", "ascending")])
     if max_rows is not None:
         kept = kept.slice(0, max(max_rows - FIRST_ROW, 0))
+    kept = kept.take(pa.array(np.argsort(np.arange(len(kept)) * _GOLDEN % 1)))
     return Vocabulary(one_chunk(kept["value"]), kept["count"].to_numpy().astype(np.int64))

@@ -49,7 +49,7 @@ class Embedder:
         self._check()
 
     def vocabulary(self) -> tuple[pa.Array, Ints]:
-        """All items that the model knows, the most frequent first: raw ids, and their table rows.
+        """All items that the model knows, in the order of their table rows: raw ids, and these.
 
         Raises:
             ValueError: they are hashed.

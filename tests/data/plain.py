@@ -3,6 +3,7 @@
 The reference decides nothing about who is hidden: tests say which users are.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,16 +107,21 @@ def seen(row: Row, column: str, hidden: set[int]) -> list[Any]:
 
 
 def vocabularies(rows: Sequence[Row], hidden: set[int]) -> dict[str, list[Any]]:
-    """Table -> its values, most frequent first, then by value."""
+    """Table -> its values by row."""
     counts: dict[str, Counter[Any]] = {table: Counter() for table in TABLES.values()}
     for row in rows:
         for column, table in TABLES.items():
             counts[table].update(value for value in seen(row, column, hidden) if value is not None)
     # Strings are ordered by their UTF-8 bytes.
     return {
-        table: [value for _, _, value in sorted((-n, str(v).encode() if isinstance(v, str) else v, v) for v, n in count.items())]
+        table: dealt([value for _, _, value in sorted((-n, str(v).encode() if isinstance(v, str) else v, v) for v, n in count.items())])
         for table, count in counts.items()
     }
+
+
+def dealt(values: list[Any]) -> list[Any]:
+    """Values, most frequent first, by row: in the order of k times the golden section, modulo 1, of the k-th."""
+    return [values[k] for k in sorted(range(len(values)), key=lambda k: math.modf(k * (math.sqrt(5) - 1) / 2)[0])]
 
 
 def encoded(row: Row, column: str, values: dict[str, list[Any]], hidden: set[int]) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
 from mail_torchrec.data.vocabulary import HashedIds, Vocabulary
 
-COUNTS = [50, 30, 10, 5, 3, 1, 1]
+COUNTS = [10, 50, 5, 1, 30, 3, 1]
+RANKS = [2, 0, 3, 5, 1, 4, 6]
 NUM_SAMPLES = 200_000
 
 
@@ -20,7 +21,7 @@ def vocabulary(counts: list[int]) -> Vocabulary:
 def probabilities(how: Negatives) -> list[float]:
     n = len(COUNTS)
     if how is Negatives.LOG_UNIFORM:
-        return [math.log((k + 2) / (k + 1)) / math.log(n + 1) for k in range(n)]
+        return [math.log((k + 2) / (k + 1)) / math.log(n + 1) for k in RANKS]
     return [count / sum(COUNTS) for count in COUNTS] if how is Negatives.UNIGRAM else [1 / n] * n
 
 

@@ -1,4 +1,4 @@
-"""Ids -> table rows: unknown 0, null 1, then by frequency."""
+"""Ids -> table rows: unknown 0, null 1, then values, the frequent ones evenly among the others."""
 
 from collections import Counter
 from typing import Any
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mail_torchrec.data import vocabulary as vocabularies
 from mail_torchrec.data.hashing import hash64
 from mail_torchrec.data.vocabulary import HashedIds, Vocabulary, count_values, vocabulary_from_counts
+from tests.data.plain import dealt
 
 INTEGERS = st.lists(st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), max_size=20)
 TEXTS = st.lists(st.none() | st.text(max_size=3), max_size=20)
@@ -63,7 +64,9 @@ def test_integers_where_training_had_strings_are_refused(values: list[str]) -> N
 
 
 @given(st.lists(INTEGERS, min_size=1, max_size=4), st.integers(1, 3), st.none() | st.integers(3, 8))
-def test_a_vocabulary_is_ordered_by_frequency_then_value(parts: list[list[int | None]], min_count: int, max_rows: int | None) -> None:
+def test_a_vocabulary_holds_the_most_frequent_values_in_rows_far_apart(
+    parts: list[list[int | None]], min_count: int, max_rows: int | None
+) -> None:
     counts = None
     for part in parts:
         counts = count_values(counts, pa.array(part, pa.int64()))
@@ -71,8 +74,16 @@ def test_a_vocabulary_is_ordered_by_frequency_then_value(parts: list[list[int | 
     found = vocabulary_from_counts(counts, min_count=min_count, max_rows=max_rows)
     counted = Counter(x for part in parts for x in part if x is not None)
     order = sorted((-n, value) for value, n in counted.items() if n >= min_count)[: None if max_rows is None else max_rows - 2]
-    assert [(-n, value) for n, value in zip(found.counts.tolist(), found.values.to_pylist(), strict=True)] == order
+    assert [(-n, value) for n, value in zip(found.counts.tolist(), found.values.to_pylist(), strict=True)] == dealt(order)
     assert found.num_rows == len(order) + 2
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8, 64])
+def test_ranks_that_hold_consecutive_rows_look_up_alike(ranks: int) -> None:
+    counts = (1e9 / np.arange(1, 10_001)).astype(np.int64)  # by Zipf's law
+    found = vocabulary_from_counts(pa.table({"value": np.arange(len(counts)), "count": counts}), min_count=1, max_rows=None)
+    busiest = max(part.sum() for part in np.array_split(found.counts, ranks)) / counts.sum()
+    assert busiest < 1 / ranks + counts[0] / counts.sum()  # one of them has the most frequent value
 
 
 @given(INTEGERS, st.integers(3, 50))
