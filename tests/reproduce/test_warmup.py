@@ -1,6 +1,7 @@
 """The warm-up sweep: what is evaluated, and what is said of it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,12 +89,16 @@ def test_kept_behaviours_count_and_filling_all_the_same_is_as_having_none(config
         assert done.exit_code == 0, done.output
         return Predictions.load(tmp_path / "some.npz")
 
+    def alike(one: Any, other: Any) -> bool:
+        """But for rounding: products over other numbers of positions may add in another order."""
+        return np.allclose(one, other, rtol=0, atol=1e-6)
+
     without, real, oracle = scores(), scores("data.cold_start.keep=3"), scores("data.cold_start.oracle=true")
     filled, everything = scores("data.cold_start.keep=3", "data.new_user_max_behaviours=3"), scores("data.cold_start.keep=99")
     new = without.is_new_R
     assert 0 < new.sum() < len(new)
     for other in (real, oracle, everything):
-        assert np.array_equal(other.is_new_R, new) and np.array_equal(other.scores_R[~new], without.scores_R[~new])
-    assert not np.array_equal(real.scores_R[new], without.scores_R[new]) and not np.array_equal(real.scores_R, oracle.scores_R)
-    assert np.array_equal(filled.scores_R[new], without.scores_R[new])
-    assert np.array_equal(everything.scores_R, oracle.scores_R)
+        assert np.array_equal(other.is_new_R, new) and alike(other.scores_R[~new], without.scores_R[~new])
+    assert not alike(real.scores_R[new], without.scores_R[new]) and not alike(real.scores_R, oracle.scores_R)
+    assert alike(filled.scores_R[new], without.scores_R[new])
+    assert alike(everything.scores_R, oracle.scores_R)
