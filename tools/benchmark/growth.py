@@ -41,7 +41,7 @@ class Growth:
         overrides: of every setting.
         threads: of a process; ranks have one each.
         device: cpu or cuda.
-        repeats: turns of each point that is compared with another of its axis.
+        repeats: turns of each point.
         steps: of a turn.
         small: few and small points, to see that all works.
         say: is told each point.
@@ -59,29 +59,24 @@ class Growth:
     def measure(self) -> dict[str, list[dict[str, Any]]]:
         """Axis -> its points: the value, seconds a step, rows a second, peak memory."""
         batches, lengths, rows = ((16, 32), (4, 8), (2_000, 4_000)) if self.small else (BATCHES, LENGTHS, TABLE_ROWS)
-        found = {
-            "batch": [self._alone("batch", _Point(value, batch=value)) for value in batches],
-            "T": [self._alone("T", _Point(value, {"max_length": value})) for value in lengths],
-            "table rows": self._in_turns("table rows", [_Point(value, {"table_rows": value}, items=value) for value in rows], self.threads),
+        axes = {
+            "batch": [_Point(value, batch=value) for value in batches],
+            "T": [_Point(value, {"max_length": value}) for value in lengths],
+            "table rows": [_Point(value, {"table_rows": value}, items=value) for value in rows],
         }
         if self.device == "cpu":
-            found["ranks"] = self._in_turns("ranks", [_Point(value, ranks=value) for value in RANKS], 1)
-        return found
+            axes["ranks"] = [_Point(value, ranks=value) for value in RANKS]
+        return {axis: self._measured(axis, points) for axis, points in axes.items()}
 
-    def _alone(self, axis: str, point: _Point) -> dict[str, Any]:
-        """A point whose memory the others should not share; no ratio to another decides on it, so few steps will do."""
-        return self._measured(axis, [point], self.threads, repeats=2, steps=2)[0]
-
-    def _in_turns(self, axis: str, points: list[_Point], threads: int) -> list[dict[str, Any]]:
-        return self._measured(axis, points, threads, repeats=self.repeats, steps=self.steps)
-
-    def _measured(self, axis: str, points: list[_Point], threads: int, *, repeats: int, steps: int) -> list[dict[str, Any]]:
+    def _measured(self, axis: str, points: list[_Point]) -> list[dict[str, Any]]:
+        """All points of an axis in turns, each in processes of its own."""
+        threads = 1 if axis == "ranks" else self.threads
         with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
             sides = []
             for point in points:
                 setting, name = self._setting(Path(folder) / str(point.value), point), f"{axis} {point.value:,}"
                 sides.append(processes.enter_context(Apart(setting, self.variant, self.device, threads, ranks=point.ranks, name=name)))
-            rates = interleaved(sides, repeats=repeats, steps=steps)
+            rates = interleaved(sides, repeats=self.repeats, steps=self.steps)
         for name, rate in rates.items():
             self.say(f"{name}: {rate.median:,.0f} rows/s, {rate.seconds_per_step:.3f} s a step, {rate.peak_bytes / 2**30:.2f} GiB")
         return [{"value": point.value} | rate.as_dict() for point, rate in zip(points, rates.values(), strict=True)]
