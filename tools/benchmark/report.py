@@ -69,8 +69,9 @@ def _sides(results: Results) -> Iterator[str]:
         ratio = str(Ratio.of(found, reference)) if reference and name != REFERENCE else ""
         cells = [name, f"{found.median:,.0f}", f"{1000 * found.seconds_per_step:,.0f}", f"{found.input_share:.1%}", ratio]
         lines.append([*cells, _fraction(results, name, found.seconds_per_step), f"{found.peak_bytes / 2**30:.2f}"])
-    head = ["side", "rows/s", "ms a step", "input wait", "x reference, median [range]", "of float32's limit", "peak GiB"]
+    head = ["side", "rows/s", "ms a step", "input wait", "x reference, median [range]", "of float32's limit*", "peak GiB"]
     yield table(head, lines).strip()
+    yield "\\* The method's arithmetic, every row by itself, over what the machine does in that time: what a side spares counts as done."
     yield "![Rows a second by side](bench-sides.png)"
 
 
