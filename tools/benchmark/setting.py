@@ -69,9 +69,9 @@ class Variant:
 
 UNGROUPED = Variant("ungrouped")
 GROUPED = Variant("grouped", ("data.group_by_user=true",))
-_SAMPLE = ("model.zero_shot.sampled_share=0.25",)
+_SAMPLE = ("model.zero_shot.sampled_share=0.1",)
 UNGROUPED_SAMPLED, GROUPED_SAMPLED = Variant("ungrouped, sampled", _SAMPLE), Variant("grouped, sampled", (*GROUPED.overrides, *_SAMPLE))
-"""A quarter of the old users rebuilt at each step: another training of the zero-shot tower, whose AUC is compared too."""
+"""A tenth of the old users rebuilt at each step: another training of the zero-shot tower, whose AUC is compared too."""
 DMR = Variant("grouped, DMR alone", (*GROUPED.overrides, "model.zero_shot=null"))
 """What MAIL's zero-shot tower is added to."""
 DEFAULTS = (UNGROUPED, UNGROUPED_SAMPLED, GROUPED, GROUPED_SAMPLED, DMR)
