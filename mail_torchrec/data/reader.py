@@ -1,6 +1,7 @@
 """Parquet -> batches: the rows of an epoch, dealt to ranks and reader processes (``data/deal.py``), shuffled, cut into batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -8,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mail_torchrec.data.ahead import one_ahead
+from mail_torchrec.data.ahead import OneAhead
 from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.batching import Batching
 from mail_torchrec.data.cold_start import ColdStartSettings
@@ -65,6 +66,21 @@ class _Rows:
     is_real_R: Bools
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """The windows of an iteration, one of them ahead of need."""
+
+    epoch: int
+    taken: tuple[Taken, ...]
+    windows: list[range]
+    """Their steps."""
+    rows: OneAhead[range, _Rows]
+
+    def is_of(self, epoch: int, taken: Sequence[Taken]) -> bool:
+        """Whether they are what is left of that epoch."""
+        return (self.epoch, self.taken) == (epoch, tuple(taken))
+
+
 class Reader(IterableDataset[Batch]):
     """The batches of one rank.
 
@@ -104,6 +120,8 @@ class Reader(IterableDataset[Batch]):
         self._encode = WindowEncoder(schema, encoders, settings.cold_start, settings.new_user_max_behaviours)
         self._batching = Batching(schema, lookups, samplers or {}, group_by_user=settings.group_by_user)
         self._rank, self._shuffle, self._seed = share.rank, shuffle, seed
+        self._in_process = not settings.num_workers
+        self._begun: _Begun | None = None
         self.layout = Layout(
             ranks=share.world_size, workers=max(settings.num_workers, 1), batch_size=batch_size, shuffle_rows=settings.shuffle_rows
         )
@@ -128,15 +146,20 @@ class Reader(IterableDataset[Batch]):
         """Steps that the next iteration has."""
         return len(self._deal) - self._done
 
-    def set_epoch(self, epoch: int, taken: Sequence[Taken] = ()) -> None:
+    def set_epoch(self, epoch: int, taken: Sequence[Taken] = (), *, followed: bool = False) -> None:
         """Chooses the shuffle of the next iteration, and where it begins.
 
         Args:
             epoch: from 0.
             taken: what was trained on in this epoch, see :meth:`taken`. Under the layout of the last of them the next batches are those
                 that would have followed; under another one the rows that are left are dealt anew, each of them once.
+            followed: the next epoch comes after this one, whose end so prepares for it.
         """
-        self._epoch, self._done, self._before = epoch, 0, tuple(taken)
+        if self._begun is not None and not self._begun.is_of(epoch, taken):
+            self._begun.rows.close()
+            self._begun = None
+        self._epoch, self._taken, self._followed = epoch, tuple(taken), followed
+        self._done, self._before = 0, self._taken
         self._deal = Deal(self._shuffled_groups(), taken[0].layout if taken else self.layout)
         layouts = [*(part.layout for part in taken), self.layout]
         for part, layout in zip(taken, layouts[1:], strict=True):
@@ -156,13 +179,39 @@ class Reader(IterableDataset[Batch]):
         turns = deal.turns()[self._done :]
         part = (turns[0][0] + (info.id if info else 0)) % deal.layout.workers if turns else 0
         first, bounds = deal.untaken(self._done)[part], deal.bounds(self._rank)
+        if self._begun is not None and self._begun.is_of(self._epoch, self._taken):
+            begun, self._begun = self._begun, None
+        else:
+            begun = self._begin(part)
+        try:
+            for steps, rows in zip(begun.windows, begun.rows, strict=True):
+                if self._followed and steps is begun.windows[-1]:
+                    self._prepare_following()
+                for step in range(max(first, steps.start), steps.stop):
+                    of_step = slice(bounds[step] - bounds[steps.start], bounds[step + 1] - bounds[steps.start])
+                    random = partial(self._random, self._rank, deal.first_step + step)
+                    yield self._batching(rows.window.take(of_step), rows.alike_R[of_step], rows.is_real_R[of_step], random)
+        finally:
+            begun.rows.close()
+
+    def prepare(self) -> None:
+        """Begins to decode the first window of the next iteration. Reader processes do so when they are started, and not before."""
+        if self._in_process and self.steps_left and self._begun is None:
+            self._begun = self._begin(0)
+
+    def _prepare_following(self) -> None:
+        """The same for the next epoch."""
+        following = copy(self)
+        following.set_epoch(self._epoch + 1)
+        following.prepare()
+        self._begun = following._begun
+
+    def _begin(self, part: int) -> _Begun:
+        """The windows of a reader process that are left."""
+        deal, first = self._deal, self._deal.untaken(self._done)[part]
         decode = lru_cache(maxsize=1)(self._decode)  # a row group on the border of two windows is decoded once
         windows = [steps for steps in deal.windows(self._rank, part) if steps.stop > first]
-        for steps, rows in zip(windows, one_ahead(lambda steps: self._shuffled(deal, steps, decode), windows), strict=True):
-            for step in range(max(first, steps.start), steps.stop):
-                of_step = slice(bounds[step] - bounds[steps.start], bounds[step + 1] - bounds[steps.start])
-                random = partial(self._random, self._rank, deal.first_step + step)
-                yield self._batching(rows.window.take(of_step), rows.alike_R[of_step], rows.is_real_R[of_step], random)
+        return _Begun(self._epoch, self._taken, windows, OneAhead(lambda steps: self._shuffled(deal, steps, decode), windows))
 
     def _shuffled_groups(self) -> list[Piece]:
         groups = self._source.row_groups

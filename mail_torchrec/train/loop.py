@@ -72,7 +72,7 @@ class Loop:
 
     def _epoch(self, epoch: int) -> None:
         reader = self.data.reader
-        reader.set_epoch(epoch, self._position.taken)
+        reader.set_epoch(epoch, self._position.taken, followed=epoch + 1 < self.num_epochs)
         batches = Batches(self.data.loader)
         steps = outputs(self.assembled, batches, self.progress.num_done + 1) if reader.steps_left else ()
         for done, output in enumerate(steps, start=1):

@@ -25,7 +25,7 @@ from mail_torchrec.data.reader import Reader, Share
 from mail_torchrec.data.source import Source
 from mail_torchrec.phases import phase
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, table_keys
+from mail_torchrec.train.assembly import Assembled, assemble, lookups_of, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.loop import Describe, Loaded, Loop, counted, say_counts
 from mail_torchrec.train.metrics import Figures
@@ -63,8 +63,11 @@ def train(config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: 
         source, test_source = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
         saved = from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
         encoders = Encoders.load(run_dir.vocabularies, config.schema_) if saved else _encoders(config, source, run_dir)
+        train_data = load(config, encoders, lookups_of(config), source, training=True)
+        if saved:
+            train_data.reader.set_epoch(saved.position.epoch, saved.position.taken)
+        train_data.reader.prepare()
         assembled = assemble(config, encoders, device, plan)
-        train_data = load(config, encoders, assembled.lookups, source, training=True)
         test_data = load(config, encoders, assembled.lookups, test_source, training=False)
         documents = {CONFIG: dump_config(config), PLAN: assembled.plan_file}
         if rank() == 0:
@@ -114,7 +117,6 @@ def _progress(config: Config, run_dir: RunDir, data: Loaded, saved: Manifest | N
     """The records of a run, from where it stands."""
     if saved is None:
         return Progress(run_dir, config.train.epochs * len(data.reader), config.train.log_every)
-    data.reader.set_epoch(saved.position.epoch, saved.position.taken)
     left = data.reader.steps_left + (config.train.epochs - saved.position.epoch - 1) * len(data.reader)
     if rank() == 0:
         tqdm.write(f"going on after step {saved.step}, in epoch {saved.position.epoch + 1}: {left} steps are left", file=sys.stderr)

@@ -186,6 +186,32 @@ def test_the_shuffle_depends_on_seed_and_epoch_and_nothing_else(tmp_path: Path) 
     assert len({str(order) for order in orders.values()}) == 4
 
 
+@pytest.mark.parametrize("taken", [0, 3])
+def test_what_was_prepared_is_what_comes(tmp_path: Path, taken: int) -> None:
+    write_files(tmp_path, some_rows(60), [[10] * 3, [15] * 2])
+    readers = Readers(tmp_path, shuffle_rows=25, needs_match=True)
+    expected = {}
+    for epoch in (0, 1, 2):
+        plain_reader = readers.reader(shuffle=True, negatives=True)
+        plain_reader.set_epoch(epoch)
+        expected[epoch] = [bits(batch) for batch in plain_reader]
+    reader = readers.reader(shuffle=True, negatives=True)
+    position = reader.taken(taken) if taken else ()
+    with patch.object(Reader, "_begin", autospec=True, side_effect=Reader._begin) as begin:
+        reader.set_epoch(0, position)
+        reader.prepare()
+        reader.set_epoch(0, position, followed=True)
+        assert [bits(batch) for batch in reader] == expected[0][taken:]
+        assert begin.call_count == 2, "this epoch's and the next one's, each begun once"
+        assert [bits(batch) for batch in reader] == expected[0][taken:], "another time, although the next epoch was begun"
+        reader.set_epoch(1, followed=True)
+        assert [bits(batch) for batch in reader] == expected[1]
+        reader.set_epoch(0)  # not what was prepared for
+        assert [bits(batch) for batch in reader] == expected[0]
+        reader.set_epoch(2)
+        assert [bits(batch) for batch in reader] == expected[2]
+
+
 def test_the_shuffle_mixes_within_and_across_row_groups(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 6])
     readers = Readers(tmp_path, shuffle_rows=20)

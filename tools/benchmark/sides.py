@@ -58,7 +58,7 @@ class Input:
     def _forever(self) -> Iterator[Batch]:
         epoch = 0
         while True:
-            self.loaded.reader.set_epoch(epoch)
+            self.loaded.reader.set_epoch(epoch, followed=True)
             yield from self.loaded.loader
             epoch += 1
 
