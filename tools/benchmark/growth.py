@@ -86,7 +86,7 @@ class Growth:
         usual = 32 if self.small else 1024
         more = () if point.batch is None else (f"train.batch_size={point.batch}",)
         setting = Setting.written(folder, base_tree(**point.tree), *(SMALL if self.small else ()), *self.overrides, *more)
-        users = max(point.batch or 0, 4 * usual * max(RANKS))  # so that no turn ends an epoch
+        users = max(point.batch or 0, 4 * usual * max(RANKS))  # some batches an epoch, of each rank
         write_rows(folder, setting.config().schema_, RowSettings(users=users, items=point.items, test_users=1))
         return setting
 
