@@ -1,10 +1,12 @@
 """TorchX components: how a job is started on this machine, on a Slurm cluster, on Kubernetes or on AWS Batch.
 
-    torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml --run_dir runs/a -- train.epochs=2
-    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --max_retries 5
+    torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml
+    --run_dir runs/a -- train.epochs=2 torchx run -s slurm components/mail.py:train --config my.yaml
+    --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --max_retries 5
 
-TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads the help from the signatures and the
-docstrings below, and knows ``Dict``, ``List`` and ``Optional`` from typing only.
+TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads
+the help from the signatures and the docstrings below, and knows ``Dict``, ``List`` and ``Optional``
+from typing only.
 """
 
 from typing import Any, Dict, List, Optional
@@ -34,26 +36,42 @@ def train(
 
     Args:
         config: the YAML configuration, where the ranks can read it
-        run_dir: the directory to write, on storage that all hosts share; not yet holding a run, unless resumed
+        run_dir: the directory to write, on storage that all hosts share; not yet holding a run,
+            unless resumed
         overrides: after "--", configuration values as section.key=value (train.batch_size=4096)
         resume: True goes on with the unfinished run in run_dir, from its newest good checkpoint
-        max_retries: how often the scheduler may start the whole job again after it failed (Slurm: requeue); more than 0 implies resume
-        max_restarts: how often torchrun may start all ranks again, on the hosts it has, after it lost one; they go on as with resume
+        max_retries: how often the scheduler may start the whole job again after it failed (Slurm:
+            requeue); more than 0 implies resume
+        max_restarts: how often torchrun may start all ranks again, on the hosts it has, after it
+            lost one; they go on as with resume
         j: hosts x ranks a host, such as 1x2 or 4x8
         cpu: CPU cores a host
         gpu: GPUs a host; at least the ranks a host where the model trains on GPUs
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
+            an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
+    placement: Dict[str, Any] = dict(
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memMB,
+        h=h,
+        image=image,
+        mounts=mounts,
+        env=env,
+        rdzv_port=rdzv_port,
+    )
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
     arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
-    return _ranks("train", *arguments, max_retries=max_retries, max_restarts=max_restarts, **placement)
+    return _ranks(
+        "train", *arguments, max_retries=max_retries, max_restarts=max_restarts, **placement
+    )
 
 
 def evaluate(
@@ -84,12 +102,32 @@ def evaluate(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
+            an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
-    placement: Dict[str, Any] = dict(j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env, rdzv_port=rdzv_port)
-    return _ranks("evaluate", "--run-dir", run_dir, "--data", data, *arguments, max_retries=max_retries, **placement)
+    placement: Dict[str, Any] = dict(
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memMB,
+        h=h,
+        image=image,
+        mounts=mounts,
+        env=env,
+        rdzv_port=rdzv_port,
+    )
+    return _ranks(
+        "evaluate",
+        "--run-dir",
+        run_dir,
+        "--data",
+        data,
+        *arguments,
+        max_retries=max_retries,
+        **placement,
+    )
 
 
 def plan(
@@ -108,15 +146,30 @@ def plan(
     Args:
         config: the YAML configuration, where the job can read it
         out: the directory to write
-        arguments: after "--", further arguments of mail-torchrec plan, configuration values included
+        arguments: after "--", further arguments of mail-torchrec plan, configuration values
+            included
         cpu: CPU cores
         memMB: memory, MB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
+            an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
-    return _alone("plan", "--config", config, "--out", out, *arguments, cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+    return _alone(
+        "plan",
+        "--config",
+        config,
+        "--out",
+        out,
+        *arguments,
+        cpu=cpu,
+        memMB=memMB,
+        h=h,
+        image=image,
+        mounts=mounts,
+        env=env,
+    )
 
 
 def export(
@@ -140,10 +193,24 @@ def export(
         memMB: memory, MB; the largest stored part of a table and some 2 GB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
+            an EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
-    return _alone("export", "--run-dir", run_dir, "--out", out, *arguments, cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+    return _alone(
+        "export",
+        "--run-dir",
+        run_dir,
+        "--out",
+        out,
+        *arguments,
+        cpu=cpu,
+        memMB=memMB,
+        h=h,
+        image=image,
+        mounts=mounts,
+        env=env,
+    )
 
 
 def _alone(
@@ -169,8 +236,21 @@ def _alone(
     return AppDef(name=f"mail-{command}", roles=[role])
 
 
-def _ranks(command: str, *arguments: str, max_restarts: int = 0, env: Optional[Dict[str, str]], **placement: Any) -> AppDef:
+def _ranks(
+    command: str,
+    *arguments: str,
+    max_restarts: int = 0,
+    env: Optional[Dict[str, str]],
+    **placement: Any,
+) -> AppDef:
     """A command of the package under torchrun on every host; where and how goes to TorchX as it is."""
     # Read by torchrun; TorchX has no parameter for it.
     restarts = {"PET_MAX_RESTARTS": str(max_restarts)} if max_restarts else {}
-    return ddp(command, *arguments, m="mail_torchrec", name=f"/mail-{command}", env={**restarts, **(env or {})}, **placement)
+    return ddp(
+        command,
+        *arguments,
+        m="mail_torchrec",
+        name=f"/mail-{command}",
+        env={**restarts, **(env or {})},
+        **placement,
+    )

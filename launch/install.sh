@@ -125,5 +125,5 @@ step "mail-torchrec, editable"
 quiet_pip --no-deps --no-build-isolation --editable .
 
 step "check"
-"$python" -m mail_torchrec.doctor
+"$python" -m mail_torchrec.doctor.checks
 printf '%s\n' "${stamps[@]}" >"$venv/installed"

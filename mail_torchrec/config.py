@@ -10,10 +10,10 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
 from mail_torchrec.checkpoint.settings import CheckpointSettings
-from mail_torchrec.data.reader import DataSettings
-from mail_torchrec.data.schema import Schema
+from mail_torchrec.data.reading.reader import DataSettings
+from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.planner import ShardingSettings
-from mail_torchrec.parts import ModelSettings
+from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.train.settings import TrainSettings
 
@@ -24,7 +24,13 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 class Config(Settings):
     """Everything that a run depends on, beside the data itself."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        protected_namespaces=(),
+    )
 
     name: str = "run"
     """What reports call this run; runs of one name are seeds of one method."""
@@ -40,16 +46,22 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     """Reads a configuration and applies ``section.key=value`` overrides, the value in YAML (``null``, ``[1, 2]``, ``0.5``).
 
     Raises:
-        ValueError: no such file, no mapping, unknown keys, wrong types; every fault is listed with its place.
+        ValueError: no such file, no mapping, unknown keys, wrong types; every fault is listed with
+            its place.
     """
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ValueError(f"no configuration at '{path}' ({error.strerror}); launch/configs/ holds examples") from error
+        raise ValueError(
+            f"no configuration at '{path}' ({error.strerror}); launch/configs/ holds examples"
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} should hold sections (data, schema, model, ...), received {type(tree).__name__}")
+        raise ValueError(
+            f"{path} should hold sections (data, schema, model, ...), received "
+            f"{type(tree).__name__}"
+        )
     for override in overrides:
         _apply(tree, override)
     return _validated(Config, tree, f"{path} (with overrides)")
@@ -77,7 +89,9 @@ def preset_overrides(name: str) -> list[str]:
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
         raise ValueError(f"no preset '{name}'; there are: {known}")
-    return [f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))]
+    return [
+        f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))
+    ]
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,7 +112,11 @@ def differences(found: Config, wanted: Config) -> list[str]:
     """What two configurations have not in common, a line a setting: ``section.key: 1 there, 2 now``."""
     flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
     keys = dict.fromkeys([*flat[0], *flat[1]])
-    return [f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now" for key in keys if flat[0].get(key) != flat[1].get(key)]
+    return [
+        f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now"
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+    ]
 
 
 def _flat(tree: object, key: str = "") -> dict[str, object]:
@@ -118,7 +136,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for section in sections:
         child = tree.get(section)
         if not isinstance(child, dict | None):
-            raise ValueError(f"override '{override}': '{section}' holds the value {child!r} and no keys")
+            raise ValueError(
+                f"override '{override}': '{section}' holds the value {child!r} and no keys"
+            )
         child = tree[section] = dict(child or {})  # a copy: a YAML alias may stand in two places
         tree = child
     try:
@@ -141,7 +161,9 @@ def _readable(error: ValidationError, kind: type[Settings]) -> str:
         place = ".".join(parts) or "(root)"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = "unknown key" + "".join(f"; known here: {', '.join(_fields(section))}" for section in sections[-2])
+            message = "unknown key" + "".join(
+                f"; known here: {', '.join(_fields(section))}" for section in sections[-2]
+            )
         elif fault["type"].startswith("union_tag"):  # a section of which there are kinds
             names = ", ".join(_name(section) for section in sections[-1])
             message = f"'name' should be one of {names}, received {fault['input']!r}"
@@ -151,10 +173,13 @@ def _readable(error: ValidationError, kind: type[Settings]) -> str:
     return "\n".join(lines)
 
 
-def _followed(place: tuple[int | str, ...], kind: type[Settings]) -> tuple[list[str], list[list[type[Settings]]]]:
+def _followed(
+    place: tuple[int | str, ...], kind: type[Settings]
+) -> tuple[list[str], list[list[type[Settings]]]]:
     """A fault's place as the configuration has it, and the sections that may stand at the root and at each part of it.
 
-    Pydantic puts the name of a section's kind into its places, where the configuration has no such level.
+    Pydantic puts the name of a section's kind into its places, where the configuration has no such
+    level.
     """
     parts: list[str] = []
     annotations: list[Any] = [kind]
@@ -165,7 +190,11 @@ def _followed(place: tuple[int | str, ...], kind: type[Settings]) -> tuple[list[
             continue
         parts.append(part)
         # dict[str, Section]: any key leads to a Section
-        annotations.append(_fields(sections[0]).get(part) if len(sections) == 1 else (get_args(annotations[-1]) or (None,))[-1])
+        annotations.append(
+            _fields(sections[0]).get(part)
+            if len(sections) == 1
+            else (get_args(annotations[-1]) or (None,))[-1]
+        )
     return parts, [_sections(annotation) for annotation in annotations]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from mail_torchrec.data.schema import Schema
-from mail_torchrec.train.runtime import process_group
-from tests.data import plain
-from tests.small_rows import write_rows
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.distributed.process_group import process_group
+from tests.support import plain
+from tests.support.small_rows import write_rows
 
 # A time limit on each example would be a timed test, which a busy machine fails.
 settings.register_profile("untimed", deadline=None)

@@ -11,7 +11,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mail_torchrec"
 # Lower to higher; a module may import its own layer and those before it.
 LAYERS = [
-    ["settings", "quiet", "auc", "installation", "phases", "launcher", "lock", "collectives", "page", "new_folder"],
+    [
+        "settings",
+        "quiet",
+        "auc",
+        "installation",
+        "phases",
+        "launcher",
+        "lock",
+        "collectives",
+        "page",
+        "new_folder",
+    ],
     ["losses"],
     ["towers", "data", "prepare"],
     ["baselines"],
@@ -71,7 +82,9 @@ def test_imports_point_downwards(path: Path) -> None:
         if name.startswith("mail_torchrec."):
             other = name.split(".")[1]
             assert layer(other) <= layer(part(path)), f"{path} imports {name}, which is above it"
-            assert other not in APART.get(part(path), set()), f"{path} imports {name}, which it should do without"
+            assert other not in APART.get(part(path), set()), (
+                f"{path} imports {name}, which it should do without"
+            )
 
 
 @pytest.mark.parametrize(("library", "homes"), [
@@ -97,12 +110,16 @@ def test_only_components_import_torchx_and_they_name_the_package_as_a_string() -
 
 def test_importing_the_command_line_loads_no_torch_and_no_engine_and_prints_nothing() -> None:
     code = "import sys, mail_torchrec.cli; print(sorted({'torch', 'ibis', 'duckdb', 'pyspark'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout == "[]\n" and done.stderr == ""
 
 
 @pytest.mark.parametrize(
-    "path", [*modules(), *modules(ROOT / "components"), *modules(ROOT / "tools")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [*modules(), *modules(ROOT / "components"), *modules(ROOT / "tools")],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_files_are_under_300_lines_and_functions_under_80(path: Path) -> None:
     text = path.read_text()

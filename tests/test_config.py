@@ -8,9 +8,9 @@ import yaml
 
 from mail_torchrec.config import dump_config, load_config, parse_settings
 from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.reader import DataSettings
-from mail_torchrec.data.source import Source
-from tests.data.plain import TREE
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.reader import DataSettings
+from tests.support.plain import TREE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "launch" / "configs").glob("*.yaml"))
@@ -19,15 +19,30 @@ KUAIRAND = ROOT.parent / "shared" / "datasets" / "kuairand-pure"
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    tree: dict[str, Any] = {"data": {"root": "rows"}, "schema": TREE, "model": {"tower": "base_dnn"}, "train": {"epochs": 2}}
+    tree: dict[str, Any] = {
+        "data": {"root": "rows"},
+        "schema": TREE,
+        "model": {"tower": "base_dnn"},
+        "train": {"epochs": 2},
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return tmp_path / "config.yaml"
 
 
 def test_the_file_then_the_overrides_then_the_defaults(file: Path) -> None:
-    overrides = ["train.batch_size=4096", "train.learning_rate=1e-3", "train.betas=[0.5, 0.9]", "model.zero_shot=null", "name=A run"]
+    overrides = [
+        "train.batch_size=4096",
+        "train.learning_rate=1e-3",
+        "train.betas=[0.5, 0.9]",
+        "model.zero_shot=null",
+        "name=A run",
+    ]
     config = load_config(file, overrides)
-    assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (2, 4096, 0.001)
+    assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (
+        2,
+        4096,
+        0.001,
+    )
     assert (config.train.betas, config.model.zero_shot, config.name) == ((0.5, 0.9), None, "A run")
     assert config.train.eval_batch_size == load_config(file, []).train.eval_batch_size == 4096
     assert list(config.schema_.columns) == list(TREE["columns"])
@@ -36,7 +51,13 @@ def test_the_file_then_the_overrides_then_the_defaults(file: Path) -> None:
 def test_an_override_makes_the_sections_it_needs(file: Path) -> None:
     file.write_text(file.read_text() + "sharding:\n")
     config = load_config(
-        file, ["data.cold_start.hide_share=0.4", "schema.tables.hour.min_count=3", "train.tables.name=sgd", "sharding.enabled=false"]
+        file,
+        [
+            "data.cold_start.hide_share=0.4",
+            "schema.tables.hour.min_count=3",
+            "train.tables.name=sgd",
+            "sharding.enabled=false",
+        ],
     )
     assert config.data.cold_start.hide_share == 0.4
     assert config.schema_.table("hour").min_count == 3
@@ -54,7 +75,14 @@ def test_an_override_does_not_reach_through_an_alias(file: Path) -> None:
 
 
 def test_what_is_dumped_is_loaded_equal(file: Path, tmp_path: Path) -> None:
-    config = load_config(file, ["model.tower_options={hidden_dims: [8, 4]}", "data.root=s3://bucket/日本", "train.learning_rate=1e-5"])
+    config = load_config(
+        file,
+        [
+            "model.tower_options={hidden_dims: [8, 4]}",
+            "data.root=s3://bucket/日本",
+            "train.learning_rate=1e-5",
+        ],
+    )
     again = tmp_path / "again.yaml"
     again.write_text(dump_config(config))
     assert load_config(again, []) == config
@@ -75,7 +103,9 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("override", UNKNOWN)
 def test_an_unknown_key_is_refused_with_the_known_ones(file: Path, override: str) -> None:
-    with pytest.raises(ValueError, match=rf"config\.yaml \(with overrides\) does not fit:\n  {UNKNOWN[override]}"):
+    with pytest.raises(
+        ValueError, match=rf"config\.yaml \(with overrides\) does not fit:\n  {UNKNOWN[override]}"
+    ):
         load_config(file, [override])
 
 
@@ -108,7 +138,10 @@ def test_every_fault_is_listed(file: Path) -> None:
 
 
 def test_a_rule_of_the_schema_is_told_with_its_place(file: Path) -> None:
-    with pytest.raises(ValueError, match=r"\n  schema: schema\.columns: exactly one column must have group 'label', found none"):
+    with pytest.raises(
+        ValueError,
+        match=r"\n  schema: schema\.columns: exactly one column must have group 'label', found none",
+    ):
         load_config(file, ["schema.columns.clicked.group=context"])
 
 
@@ -123,7 +156,10 @@ def test_a_missing_section_is_named(file: Path) -> None:
     [
         ("train.epochs", "an override should read section.key=value, received 'train.epochs'"),
         ("=3", "an override should read section.key=value, received '=3'"),
-        ("train.epochs.first=1", r"override 'train\.epochs\.first=1': 'epochs' holds the value 2 and no keys"),
+        (
+            "train.epochs.first=1",
+            r"override 'train\.epochs\.first=1': 'epochs' holds the value 2 and no keys",
+        ),
         ("train.betas=[1", r"override 'train\.betas=\[1': the value is not valid YAML"),
     ],
 )
@@ -136,9 +172,15 @@ def test_an_override_that_cannot_be_applied(file: Path, override: str, message: 
     ("text", "message"),
     [
         ("a: [1", r"config\.yaml is not valid YAML: (?s:.*)line 1"),
-        ("- 1\n", r"config\.yaml should hold sections \(data, schema, model, \.\.\.\), received list"),
+        (
+            "- 1\n",
+            r"config\.yaml should hold sections \(data, schema, model, \.\.\.\), received list",
+        ),
         ("", r"config\.yaml should hold sections .*, received NoneType"),
-        ("a: !!python/object/apply:os.getcwd []", r"config\.yaml is not valid YAML: .*could not determine a constructor"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            r"config\.yaml is not valid YAML: .*could not determine a constructor",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration(file: Path, text: str, message: str) -> None:
@@ -149,15 +191,20 @@ def test_a_file_that_is_no_configuration(file: Path, text: str, message: str) ->
 
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(ValueError, match=rf"no configuration at '{path}' .*launch/configs/ holds examples"):
+        with pytest.raises(
+            ValueError, match=rf"no configuration at '{path}' .*launch/configs/ holds examples"
+        ):
             load_config(path, [])
 
 
 def test_one_section_from_overrides_alone() -> None:
-    assert parse_settings(DataSettings, ["root=x", "cold_start.oracle=true"]) == DataSettings.model_validate(
-        {"root": "x", "cold_start": {"oracle": True}}
-    )
-    with pytest.raises(ValueError, match="the command line does not fit:\n  rot: unknown key; known here: root, train"):
+    assert parse_settings(
+        DataSettings, ["root=x", "cold_start.oracle=true"]
+    ) == DataSettings.model_validate({"root": "x", "cold_start": {"oracle": True}})
+    with pytest.raises(
+        ValueError,
+        match="the command line does not fit:\n  rot: unknown key; known here: root, train",
+    ):
         parse_settings(DataSettings, ["rot=x"])
 
 
@@ -171,7 +218,10 @@ def test_the_configurations_that_come_with_the_project_load(path: Path, tmp_path
 @pytest.mark.skipif(not KUAIRAND.exists(), reason=f"needs the KuaiRand tables in {KUAIRAND}")
 def test_the_kuairand_schema_fits_its_files() -> None:
     config = load_config(ROOT / "launch" / "configs" / "kuairand.yaml", [f"data.root={KUAIRAND}"])
-    train, test = (Source(config.data.path(part), config.schema_) for part in (config.data.train, config.data.test))
+    train, test = (
+        Source(config.data.path(part), config.schema_)
+        for part in (config.data.train, config.data.test)
+    )
     assert (train.num_rows, test.num_rows) == (57_741, 37_043)
     encoders = fit_encoders(train, config.schema_, config.data.cold_start)
     assert 2 < encoders.num_rows["video"] <= 7_583 + 2

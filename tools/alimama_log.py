@@ -2,8 +2,9 @@
 
     python tools/alimama_log.py --rows 20_000_000 --out FOLDER
 
-The ratios are those of the published files: 634 behaviours and 23 impressions a user, activity spread over two orders of magnitude, 12,977
-categories, 461,529 brands, three weeks of behaviours and eight days of impressions. The values mean nothing.
+The ratios are those of the published files: 634 behaviours and 23 impressions a user, activity
+spread over two orders of magnitude, 12,977 categories, 461,529 brands, three weeks of behaviours
+and eight days of impressions. The values mean nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,10 @@ import pyarrow.csv as pacsv
 CHUNK_ROWS = 1_000_000
 NUM_CATES, NUM_BRANDS = 12_977, 461_529
 BEHAVIOURS_PER_USER, IMPRESSIONS_PER_USER, ADS_PER_USER = 634, 23, 0.74
-FIRST_DAY, DAY = 1_492_790_400, 86_400  # midnight of 22 April 2017 in Beijing; impressions begin 14 days later
+FIRST_DAY, DAY = (
+    1_492_790_400,
+    86_400,
+)  # midnight of 22 April 2017 in Beijing; impressions begin 14 days later
 BTAGS, BTAG_SHARES = ["pv", "cart", "fav", "buy"], [0.95, 0.025, 0.013, 0.012]
 PIDS = ["430548_1007", "430539_1007"]
 
@@ -33,13 +37,24 @@ def write_logs(rows: int, out: Path, seed: int = 0) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    num_users, num_ads = max(2, rows // BEHAVIOURS_PER_USER), max(2, int(rows / BEHAVIOURS_PER_USER * ADS_PER_USER))
+    num_users, num_ads = (
+        max(2, rows // BEHAVIOURS_PER_USER),
+        max(2, int(rows / BEHAVIOURS_PER_USER * ADS_PER_USER)),
+    )
     activity = np.exp(random.normal(0, 1.2, num_users)).cumsum()
     cate = random.integers(1, NUM_CATES, num_ads)
     _write(out / "ad_feature.csv", [_ads(random, cate)])
     _write(out / "user_profile.csv", [_profiles(random, num_users)])
-    _write(out / "raw_sample.csv", (_impressions(random, size, num_users, num_ads) for size in _chunks(num_users * IMPRESSIONS_PER_USER)))
-    _write(out / "behavior_log.csv", (_behaviours(random, size, activity) for size in _chunks(rows)))
+    _write(
+        out / "raw_sample.csv",
+        (
+            _impressions(random, size, num_users, num_ads)
+            for size in _chunks(num_users * IMPRESSIONS_PER_USER)
+        ),
+    )
+    _write(
+        out / "behavior_log.csv", (_behaviours(random, size, activity) for size in _chunks(rows))
+    )
 
 
 def _chunks(rows: int) -> Iterator[int]:
@@ -51,19 +66,31 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     writer = None
     for table in tables:
         writer = writer or pacsv.CSVWriter(
-            path, table.schema, write_options=pacsv.WriteOptions(quoting_style="none", quoting_header="none")
+            path,
+            table.schema,
+            write_options=pacsv.WriteOptions(quoting_style="none", quoting_header="none"),
         )
         writer.write_table(table)
     if writer is not None:
         writer.close()
 
 
-def _behaviours(random: np.random.Generator, rows: int, activity: npt.NDArray[np.float64]) -> pa.Table:
+def _behaviours(
+    random: np.random.Generator, rows: int, activity: npt.NDArray[np.float64]
+) -> pa.Table:
     user = np.searchsorted(activity, random.random(rows) * activity[-1]) + 1
     time = FIRST_DAY + random.integers(0, 22 * DAY, rows)
     btag = pa.array(BTAGS).take(pa.array(random.choice(len(BTAGS), rows, p=BTAG_SHARES)))
     cate = random.integers(1, NUM_CATES, rows)
-    return pa.table({"user": user, "time_stamp": time, "btag": btag, "cate": cate, "brand": random.integers(1, NUM_BRANDS, rows)})
+    return pa.table(
+        {
+            "user": user,
+            "time_stamp": time,
+            "btag": btag,
+            "cate": cate,
+            "brand": random.integers(1, NUM_BRANDS, rows),
+        }
+    )
 
 
 def _impressions(random: np.random.Generator, rows: int, num_users: int, num_ads: int) -> pa.Table:
@@ -82,26 +109,48 @@ def _impressions(random: np.random.Generator, rows: int, num_users: int, num_ads
 
 def _ads(random: np.random.Generator, cate: npt.NDArray[np.int64]) -> pa.Table:
     rows = len(cate)
-    brand = [str(number) if number % 4 else "NULL" for number in random.integers(1, NUM_BRANDS, rows)]
-    columns = {"adgroup_id": np.arange(1, rows + 1), "cate_id": cate, "campaign_id": random.integers(1, rows + 1, rows)}
+    brand = [
+        str(number) if number % 4 else "NULL" for number in random.integers(1, NUM_BRANDS, rows)
+    ]
+    columns = {
+        "adgroup_id": np.arange(1, rows + 1),
+        "cate_id": cate,
+        "campaign_id": random.integers(1, rows + 1, rows),
+    }
     columns |= {"customer": random.integers(1, rows + 1, rows), "brand": pa.array(brand)}
     return pa.table(columns | {"price": np.round(np.exp(random.normal(5, 1.5, rows)), 2)})
 
 
 def _profiles(random: np.random.Generator, num_users: int) -> pa.Table:
-    levels = {"cms_segid": 97, "cms_group_id": 13, "final_gender_code": 2, "age_level": 7, "pvalue_level": 3, "shopping_level": 3}
+    levels = {
+        "cms_segid": 97,
+        "cms_group_id": 13,
+        "final_gender_code": 2,
+        "age_level": 7,
+        "pvalue_level": 3,
+        "shopping_level": 3,
+    }
     levels |= {"occupation": 2, "new_user_class_level ": 4}  # the published header ends in a blank
     columns = {name: random.integers(1, top + 1, num_users) for name, top in levels.items()}
     optional = {"pvalue_level", "new_user_class_level "}
     known = random.random(num_users) < 0.5
     return pa.table(
         {"userid": np.arange(1, num_users + 1)}
-        | {name: pa.array(values, mask=~known if name in optional else None) for name, values in columns.items()}
+        | {
+            name: pa.array(values, mask=~known if name in optional else None)
+            for name, values in columns.items()
+        }
     )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rows", type=click.IntRange(1), default=20_000_000, show_default=True, help="Rows of behavior_log.csv.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=20_000_000,
+    show_default=True,
+    help="Rows of behavior_log.csv.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def main(rows: int, out: Path) -> None:
     """Write random logs in the published layout of Alimama's display ads; their values mean nothing."""

@@ -2,8 +2,9 @@
 
     python tools/bench_checkpoint.py --gigabytes 1 --ranks 2
 
-Trains a small model whose item table is that large together with its optimizer's state, saves it several times in both modes, and
-prints the medians: seconds that a save keeps the training waiting, and steps a second while an asynchronous one is written beside them.
+Trains a small model whose item table is that large together with its optimizer's state, saves it
+several times in both modes, and prints the medians: seconds that a save keeps the training waiting,
+and steps a second while an asynchronous one is written beside them.
 """
 
 import json
@@ -28,14 +29,14 @@ from mail_torchrec.checkpoint.manifest import Manifest, Progressed, Rank
 from mail_torchrec.checkpoint.saver import Saver
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.config import Config
-from mail_torchrec.data.batch import Batch
-from mail_torchrec.data.deal import Position
 from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.reader import Reader, Share
-from mail_torchrec.data.source import Source
-from mail_torchrec.quiet import quiet_third_parties
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.partition import Position
+from mail_torchrec.data.reading.reader import Reader, Share
 from mail_torchrec.train.assembly import Assembled, assemble
 from mail_torchrec.train.state import state_of
+from mail_torchrec.utils.logging import quiet_third_parties
 
 DIM, NUM_ROWS, BATCH_SIZE = 64, 20_000, 256
 _STEPS_BETWEEN = 5
@@ -51,11 +52,21 @@ def configuration(root: Path, table_rows: int) -> Config:
         "hour": {"group": "context"},
         "item": {"group": "item"},
     }
-    schema = {"dim": DIM, "columns": columns, "tables": {"item": {"ids": "hash", "rows": table_rows}}}
+    schema = {
+        "dim": DIM,
+        "columns": columns,
+        "tables": {"item": {"ids": "hash", "rows": table_rows}},
+    }
     model = {"tower": "base_dnn", "zero_shot": None}
     sharding = {"types": ["row_wise"]}
     return Config.model_validate(
-        {"data": {"root": str(root)}, "schema": schema, "model": model, "sharding": sharding, "train": {"batch_size": BATCH_SIZE}}
+        {
+            "data": {"root": str(root)},
+            "schema": schema,
+            "model": model,
+            "sharding": sharding,
+            "train": {"batch_size": BATCH_SIZE},
+        }
     )
 
 
@@ -63,7 +74,8 @@ def write_rows(folder: Path) -> None:
     """Random rows."""
     random = np.random.default_rng(0)
     columns = {
-        name: random.integers(0, top, NUM_ROWS) for name, top in (("user", 9999), ("clicked", 2), ("age", 9), ("hour", 24), ("item", 10**9))
+        name: random.integers(0, top, NUM_ROWS)
+        for name, top in (("user", 9999), ("clicked", 2), ("age", 9), ("hour", 24), ("item", 10**9))
     }
     history = random.integers(0, 10**9, (NUM_ROWS, 20)).tolist()
     folder.mkdir(parents=True)
@@ -81,14 +93,26 @@ def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) 
     quiet_third_parties()
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(ranks)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
-    config = configuration(Path(folder), int(gigabytes * 2**30 / DIM / 4 / 2))  # half of it is Adagrad's state
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    config = configuration(
+        Path(folder), int(gigabytes * 2**30 / DIM / 4 / 2)
+    )  # half of it is Adagrad's state
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
     share = Share(rank, ranks)
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data, share=share, batch_size=BATCH_SIZE, shuffle=True, seed=1
+        source,
+        config.schema_,
+        encoders,
+        assembled.lookups,
+        config.data,
+        share=share,
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        seed=1,
     )
     batches = forever(reader)
     found: dict[str, list[float]] = {}
@@ -99,11 +123,15 @@ def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) 
             for name, value in times.items() if number else ():
                 found.setdefault(name, []).append(value)
     if rank == 0:
-        (Path(folder) / "result.json").write_text(json.dumps({name: statistics.median(values) for name, values in found.items()}))
+        (Path(folder) / "result.json").write_text(
+            json.dumps({name: statistics.median(values) for name, values in found.items()})
+        )
     dist.destroy_process_group()
 
 
-def one_round(assembled: Assembled, batches: Iterator[Batch], quick: Saver, slow: Saver, number: int) -> dict[str, float]:
+def one_round(
+    assembled: Assembled, batches: Iterator[Batch], quick: Saver, slow: Saver, number: int
+) -> dict[str, float]:
     """Trains and saves in both modes; seconds by name."""
 
     def steps(count: int = _STEPS_BETWEEN) -> None:
@@ -122,7 +150,13 @@ def one_round(assembled: Assembled, batches: Iterator[Batch], quick: Saver, slow
     steps(1)
     dist.barrier()
     waited = seconds(lambda: save(slow, 2 * number + 1))
-    return {"step": alone / _STEPS_BETWEEN, "async": stalled, "step_beside": beside / _STEPS_BETWEEN, "written": written, "sync": waited}
+    return {
+        "step": alone / _STEPS_BETWEEN,
+        "async": stalled,
+        "step_beside": beside / _STEPS_BETWEEN,
+        "written": written,
+        "sync": waited,
+    }
 
 
 def seconds(action: Callable[[], None]) -> float:
@@ -134,7 +168,12 @@ def seconds(action: Callable[[], None]) -> float:
 
 def saver(folder: Path, mode: Literal["async", "sync"]) -> Saver:
     """Saves one checkpoint over the other."""
-    return Saver(Checkpoints(folder / "checkpoints"), CheckpointSettings(mode=mode, keep=1, on_failure="stop"), {}, lambda _: None)
+    return Saver(
+        Checkpoints(folder / "checkpoints"),
+        CheckpointSettings(mode=mode, keep=1, on_failure="stop"),
+        {},
+        lambda _: None,
+    )
 
 
 def describe(ranks: list[Rank]) -> Manifest:
@@ -154,21 +193,39 @@ def describe(ranks: list[Rank]) -> Manifest:
 
 
 @click.command()
-@click.option("--gigabytes", default=1.0, show_default=True, help="Of the state, in GiB: a table and its optimizer's.")
+@click.option(
+    "--gigabytes",
+    default=1.0,
+    show_default=True,
+    help="Of the state, in GiB: a table and its optimizer's.",
+)
 @click.option("--ranks", default=1, show_default=True, help="Processes, over gloo.")
-@click.option("--repeats", default=5, show_default=True, help="Measured rounds; one before them warms up.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the checkpoints; by default a temporary one.")
+@click.option(
+    "--repeats", default=5, show_default=True, help="Measured rounds; one before them warms up."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the checkpoints; by default a temporary one.",
+)
 def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:
     """Measures how long training stands still for a checkpoint."""
     with tempfile.TemporaryDirectory(dir=out) as folder:
         write_rows(Path(folder) / "train")
-        mp.start_processes(measure, (ranks, folder, gigabytes, repeats), nprocs=ranks, start_method="spawn")
+        mp.start_processes(
+            measure, (ranks, folder, gigabytes, repeats), nprocs=ranks, start_method="spawn"
+        )
         found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
     click.echo(f"{gigabytes:g} GiB on {ranks} ranks, medians of {repeats} rounds, in seconds")
     click.echo(f"  training stands still, synchronous    {found['sync']:.3f}")
-    click.echo(f"  training stands still, asynchronous   {found['async']:.3f}   {found['async'] / found['sync']:.1%} of the synchronous")
+    click.echo(
+        f"  training stands still, asynchronous   {found['async']:.3f}   "
+        f"{found['async'] / found['sync']:.1%} of the synchronous"
+    )
     click.echo(f"  from there until it is published      {found['written']:.3f}")
-    click.echo(f"  a step, and one beside the writing    {found['step']:.3f} {found['step_beside']:.3f}")
+    click.echo(
+        f"  a step, and one beside the writing    {found['step']:.3f} {found['step_beside']:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python tools/measure_export.py --rows 10_000_000 --dim 64 --out FOLDER
     python tools/measure_export.py --rows 10_000_000 --dim 32 --vectors --out FOLDER
 
-Trains one step of BaseDNN (DMR for vectors, which has a second such table) on a few random rows, its item table hashed into so many rows
-and stored as one part, and exports the run in a process of its own, whose peak resident memory is what the operating system counted.
+Trains one step of BaseDNN (DMR for vectors, which has a second such table) on a few random rows,
+its item table hashed into so many rows and stored as one part, and exports the run in a process of
+its own, whose peak resident memory is what the operating system counted.
 """
 
 import json
@@ -64,11 +65,24 @@ def config(root: Path, rows: int, dim: int, tower: dict[str, Any]) -> dict[str, 
 @click.option("--rows", type=int, default=10_000_000, show_default=True)
 @click.option("--dim", type=int, default=64, show_default=True)
 @click.option("--tables", default="float32", show_default=True, help="float32, float16 or int8.")
-@click.option("--vectors", is_flag=True, help="Train DMR, and measure its item vectors and their index instead of the export.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows, run and models; a run there is used again.")
+@click.option(
+    "--vectors",
+    is_flag=True,
+    help="Train DMR, and measure its item vectors and their index instead of the export.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for rows, run and models; a run there is used again.",
+)
 def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
     """Print size, seconds and peak memory as JSON."""
-    tower = {"tower": "dmr", "tower_options": {"negatives": "uniform"}} if vectors else {"tower": "base_dnn"}
+    tower = (
+        {"tower": "dmr", "tower_options": {"negatives": "uniform"}}
+        if vectors
+        else {"tower": "base_dnn"}
+    )
     run = out / f"run-{tower['tower']}-{rows}x{dim}"
     if not (run / "metrics.json").exists():
         for part in ("train", "test"):
@@ -81,12 +95,23 @@ def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
     if vectors:
         pq.write_table(pa.table({"item": np.arange(rows)}), out / "items.parquet")
         start, files = time.perf_counter(), out / f"vectors-{os.getpid()}"
-        peak = _call("vectors", "--model", str(model), "--items", str(out / "items.parquet"), "--out", str(files))
-        print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // MIB}))
+        peak = _call(
+            "vectors",
+            "--model",
+            str(model),
+            "--items",
+            str(out / "items.parquet"),
+            "--out",
+            str(files),
+        )
+        print(
+            json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // MIB})
+        )
         return
     figures = {
         "table_mib": rows * dim * 4 // MIB,
-        "artefact_mib": sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) // MIB,
+        "artefact_mib": sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+        // MIB,
         "peak_mib": peak // MIB,
         "above_table_mib": (peak - rows * dim * 4) // MIB,
         "seconds": round(time.perf_counter() - start, 1),

@@ -17,13 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from mail_torchrec.data.requests import Request
-from mail_torchrec.export.manifest import MANIFEST, Manifest, checksums, read_golden, version_of, write_golden
-from mail_torchrec.export.scorer import Scorer
+from mail_torchrec.inference.manifest import (
+    MANIFEST,
+    Manifest,
+    checksums,
+    read_golden,
+    version_of,
+    write_golden,
+)
+from mail_torchrec.inference.requests import Request
+from mail_torchrec.inference.scorer import Scorer
 
 ROOT = Path(__file__).parents[1]
-_WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from mail_torchrec.cli import main; main()"
-_SCALED = {"float32": ("weight", np.float32), "float16": ("weight", np.float16), "int8": ("scale", np.float32)}
+_WITHOUT_TORCH = (
+    "import sys; sys.modules['torch'] = None; from mail_torchrec.cli import main; main()"
+)
+_SCALED = {
+    "float32": ("weight", np.float32),
+    "float16": ("weight", np.float16),
+    "int8": ("scale", np.float32),
+}
 
 
 @dataclass
@@ -48,18 +61,37 @@ class Running:
 
     def figures(self) -> dict[str, float]:
         """What ``/metrics`` says now."""
-        lines = [line.rpartition(" ") for line in self.ask("/metrics")[1].splitlines() if line[:1] != "#"]
+        lines = [
+            line.rpartition(" ") for line in self.ask("/metrics")[1].splitlines() if line[:1] != "#"
+        ]
         return {name: float(value) for name, _, value in lines}
 
 
 @contextmanager
 def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
     """A server on free ports, without torch; ended by SIGTERM, which has to be clean."""
-    command = [sys.executable, "-c", _WITHOUT_TORCH, "serve", "--model", str(model), "--http-port", "0", "--grpc-port", "0", *options]
+    command = [
+        sys.executable,
+        "-c",
+        _WITHOUT_TORCH,
+        "serve",
+        "--model",
+        str(model),
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        *options,
+    ]
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file, text=True, cwd=ROOT)
     try:
-        found = wait_for(lambda: re.search(r"http://(\S+), gRPC (\S+)", log.read_text()) or process.poll() is not None)
+        found = wait_for(
+            lambda: (
+                re.search(r"http://(\S+), gRPC (\S+)", log.read_text())
+                or process.poll() is not None
+            )
+        )
         assert not isinstance(found, bool), log.read_text()
         yield Running(found[1], found[2], log, process)
         process.send_signal(signal.SIGTERM)
@@ -88,7 +120,11 @@ def make_version(source: Path, target: Path, *, created: str, factor: float) -> 
         (np.fromfile(path, dtype) * dtype(factor)).tofile(path)
     scorer = Scorer(target, verify=False)
     requests = [request for request, _ in read_golden(target)]
-    write_golden(target, requests, {name: scores.tolist() for name, scores in scorer.run(scorer.encode(requests)).items()})
+    write_golden(
+        target,
+        requests,
+        {name: scores.tolist() for name, scores in scorer.run(scorer.encode(requests)).items()},
+    )
     write_manifest(target, created=created)
 
 
@@ -109,7 +145,9 @@ def write_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).rename(folder.parent / "aside.json")
     files = checksums(folder)
     (folder.parent / "aside.json").rename(folder / MANIFEST)
-    Manifest.read(folder).model_copy(update={"files": files, "version": version_of(files), **changes}).write(folder)
+    Manifest.read(folder).model_copy(
+        update={"files": files, "version": version_of(files), **changes}
+    ).write(folder)
 
 
 def put(source: Path, folder: Path) -> None:

@@ -2,11 +2,12 @@
 
     python tools/soak.py --kills 50 --out tools/results/soak.md
 
-A small world is trained once undisturbed, then again and again with kills: by SIGKILL a random rank (torchrun starts the job anew), the
-whole job, or torchrun alone (its ranks end by themselves), or torchrun by SIGTERM (the job saves and leaves); at a random moment, in the
-middle of saving, or while the job starts. After each kill the newest published checkpoint must not be older than before, its checksums
-must hold (``sha256sum``), and the job must go on from it. Each run that gets to its end must have the figures of the undisturbed one, to
-the last bit.
+A small world is trained once undisturbed, then again and again with kills: by SIGKILL a random rank
+(torchrun starts the job anew), the whole job, or torchrun alone (its ranks end by themselves), or
+torchrun by SIGTERM (the job saves and leaves); at a random moment, in the middle of saving, or
+while the job starts. After each kill the newest published checkpoint must not be older than before,
+its checksums must hold (``sha256sum``), and the job must go on from it. Each run that gets to its
+end must have the figures of the undisturbed one, to the last bit.
 """
 
 import json
@@ -29,7 +30,14 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 WORLD = ["users=600", "items=200"]
-SETTINGS = ["model.tower=base_dnn", "train.batch_size=32", "train.epochs=4", "train.log_every=5", "checkpoint.every=8", "checkpoint.keep=2"]
+SETTINGS = [
+    "model.tower=base_dnn",
+    "train.batch_size=32",
+    "train.epochs=4",
+    "train.log_every=5",
+    "checkpoint.every=8",
+    "checkpoint.keep=2",
+]
 KINDS = {"a rank": 4, "the job": 2, "torchrun": 2, "SIGTERM": 2}
 MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
 GOING_ON = re.compile(r"going on after step (\d+)")
@@ -61,7 +69,13 @@ class Job:
             "--max-restarts",
             "9",
         ]
-        config = ["--config", str(ROOT / "launch/configs/synthetic.yaml"), "--run-dir", str(self.run_dir), "--resume"]
+        config = [
+            "--config",
+            str(ROOT / "launch/configs/synthetic.yaml"),
+            "--run-dir",
+            str(self.run_dir),
+            "--resume",
+        ]
         self.process = subprocess.Popen(
             [*launcher, "-m", "mail_torchrec", "train", *config, f"data.root={self.world}", *SETTINGS],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, start_new_session=True,
@@ -89,7 +103,9 @@ class Job:
                 self.process.wait(120)
                 return True
             except subprocess.TimeoutExpired as error:
-                raise LostError("told to stop, the job was still there after two minutes") from error
+                raise LostError(
+                    "told to stop, the job was still there after two minutes"
+                ) from error
         if kind == "torchrun":
             self.process.kill()
             self.process.wait()
@@ -110,7 +126,9 @@ class Job:
 
 def published(run_dir: Path) -> list[Path]:
     """Published checkpoints, the oldest first; without this project's own code."""
-    return sorted(path for path in run_dir.glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(
+        path for path in run_dir.glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", path.name)
+    )
 
 
 def newest_step(run_dir: Path) -> int:
@@ -122,7 +140,12 @@ def newest_step(run_dir: Path) -> int:
 def verify(run_dir: Path) -> None:
     """Asserts that the newest checkpoint is what was written, by ``sha256sum``."""
     for folder in published(run_dir)[-1:]:
-        done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(
+            ["sha256sum", "--check", "--quiet", "SHA256SUMS"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode and folder.exists():  # not one that newer ones have replaced meanwhile
             raise LostError(f"{folder} is damaged: {done.stdout}{done.stderr}")
 
@@ -130,7 +153,11 @@ def verify(run_dir: Path) -> None:
 def wait_for(moment: str, job: Job, dice: random.Random) -> bool:
     """Waits for the moment to kill; whether the job is still there then."""
     begin, first, reached = time.time(), newest_step(job.run_dir), None
-    delay = {"while starting": dice.uniform(0, 8), "at random": dice.uniform(0, 4), "while saving": dice.uniform(0, 0.03)}[moment]
+    delay = {
+        "while starting": dice.uniform(0, 8),
+        "at random": dice.uniform(0, 4),
+        "while saving": dice.uniform(0, 0.03),
+    }[moment]
     while job.process.poll() is None:
         if reached is None:
             if moment == "while saving":
@@ -147,7 +174,9 @@ def wait_for(moment: str, job: Job, dice: random.Random) -> bool:
 def is_saving(run_dir: Path, since: float) -> bool:
     """Whether a checkpoint is being written that was begun since then."""
     try:
-        return any(path.stat().st_mtime >= since for path in run_dir.glob("checkpoints/.step-*.partial"))
+        return any(
+            path.stat().st_mtime >= since for path in run_dir.glob("checkpoints/.step-*.partial")
+        )
     except FileNotFoundError:  # published meanwhile
         return False
 
@@ -170,7 +199,9 @@ def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: Any) -
     try:
         while True:
             moment = dice.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-            is_there = wait_for(moment, job, dice) if len(kills) < left else job.process.wait(600) is None
+            is_there = (
+                wait_for(moment, job, dice) if len(kills) < left else job.process.wait(600) is None
+            )
             if not is_there:
                 break
             kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
@@ -196,7 +227,10 @@ def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: Any) -
 def check(job: Job, kill: Kill) -> None:
     """Asserts that nothing published is gone or damaged."""
     if newest_step(job.run_dir) < kill.step:
-        raise LostError(f"checkpoint {kill.step} was there before {kill}, and {newest_step(job.run_dir)} is the newest now")
+        raise LostError(
+            f"checkpoint {kill.step} was there before {kill}, and {newest_step(job.run_dir)} is "
+            "the newest now"
+        )
     verify(job.run_dir)
 
 
@@ -222,32 +256,47 @@ def resumed(job: Job, kill: Kill, begun: int) -> int | None:
 def what_was_trained(run_dir: Path) -> dict[str, object]:
     """The final figures, and the losses of all steps."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [{key: value for key, value in line.items() if key != "rows_per_second"} for line in lines if "rows_per_second" in line]
+    losses = [
+        {key: value for key, value in line.items() if key != "rows_per_second"}
+        for line in lines
+        if "rows_per_second" in line
+    ]
     return {"figures": json.loads((run_dir / "metrics.json").read_text()), "losses": losses}
 
 
-def report(kills: list[Kill], runs: int, ranks: int, seed: int, seconds: float, command: str) -> str:
+def report(
+    kills: list[Kill], runs: int, ranks: int, seed: int, seconds: float, command: str
+) -> str:
     """The log as Markdown."""
     table = Counter((kill.kind, kill.moment) for kill in kills)
     lines = [
         "# Soak: kills at random",
         "",
-        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks, {len(kills)} kills in {runs} runs, {seconds:,.0f} s, seed {seed}.",
+        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks, {len(kills)} kills in {runs} "
+        f"runs, {seconds:,.0f} s, seed {seed}.",
         "",
-        f"**No checkpoint was lost or damaged. All {runs} runs ended with the undisturbed one's figures and losses, bit for bit.**",
+        f"**No checkpoint was lost or damaged. All {runs} runs ended with the undisturbed one's "
+        "figures and losses, bit for bit.**",
         "",
         "| killed | " + " | ".join(MOMENTS) + " |",
         "| --- |" + " --: |" * len(MOMENTS),
-        *(f"| {kind} | " + " | ".join(str(table[kind, moment]) for moment in MOMENTS) + " |" for kind in KINDS),
+        *(
+            f"| {kind} | " + " | ".join(str(table[kind, moment]) for moment in MOMENTS) + " |"
+            for kind in KINDS
+        ),
         "",
-        "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `torchrun`: SIGKILL for it alone;",
+        "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and "
+        "all ranks; `torchrun`: SIGKILL for it alone;",
         "`SIGTERM`: to torchrun.",
         "",
         "| # | run | killed | when | newest checkpoint | went on from |",
         "| --: | --: | --- | --- | --: | --: |",
     ]
     for number, kill in enumerate(kills, start=1):
-        lines.append(f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {kill.step or 'none'} | {kill.resumed or 'the beginning'} |")
+        lines.append(
+            f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {kill.step or 'none'} | "
+            f"{kill.resumed or 'the beginning'} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -261,7 +310,15 @@ def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
     dice, begin, kills, runs = random.Random(seed), time.monotonic(), list[Kill](), 0
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     click.echo(f"logs and runs in {folder}", err=True)
-    synthesize = [sys.executable, "-m", "mail_torchrec", "synthesize", "--out", str(folder / "world"), *WORLD]
+    synthesize = [
+        sys.executable,
+        "-m",
+        "mail_torchrec",
+        "synthesize",
+        "--out",
+        str(folder / "world"),
+        *WORLD,
+    ]
     subprocess.run(synthesize, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     with tqdm(total=num_kills, unit="kill", desc="soak") as bar:
         calm = Job(folder / "world", folder / "calm", ranks, folder / "calm.log")

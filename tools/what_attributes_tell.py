@@ -4,10 +4,11 @@
 
 Whatever makes behaviours from attributes can only pass on what attributes say. Two questions, then:
 
-1. How much of users' histories do their attributes explain? R^2 of history length and share of each action, of test users whose
-   history is hidden, by trees trained on old users.
-2. What does that help? AUC of new test rows by trees that see attributes, context and item (ids by their smoothed click rate);
-   the same with histories as question 1 predicts them; the same with the real histories, which is the oracle's place.
+1. How much of users' histories do their attributes explain? R^2 of history length and share of each
+   action, of test users whose history is hidden, by trees trained on old users.
+2. What does that help? AUC of new test rows by trees that see attributes, context and item (ids by
+   their smoothed click rate); the same with histories as question 1 predicts them; the same with
+   the real histories, which is the oracle's place.
 """
 
 from pathlib import Path
@@ -22,9 +23,9 @@ from tqdm import tqdm
 
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.schema import Group, Schema
-from mail_torchrec.data.source import Source
-from mail_torchrec.data.window import Window, WindowEncoder
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.chunk import Window, WindowEncoder
+from mail_torchrec.data.schema.schema import Group, Schema
 
 Array = npt.NDArray[Any]
 NUM_FOLDS, NUM_SEEDS, SMOOTHING, FEW_IDS = 5, 3, 20.0, 200
@@ -33,7 +34,9 @@ NUM_FOLDS, NUM_SEEDS, SMOOTHING, FEW_IDS = 5, 3, 20.0, 200
 def read(path: str, config: Config, encoders: Encoders) -> Window:
     """All rows of a folder, histories included: who is new is said by ``is_cold_R``."""
     source = Source(path, config.schema_)
-    encode = WindowEncoder(config.schema_, encoders, config.data.cold_start, config.data.new_user_max_behaviours)
+    encode = WindowEncoder(
+        config.schema_, encoders, config.data.cold_start, config.data.new_user_max_behaviours
+    )
     groups = tqdm(source.row_groups, desc=path, unit="row group", leave=False)
     return Window.concatenate([encode(source.read(group), source.file(group)) for group in groups])
 
@@ -49,7 +52,9 @@ def history_statistics(window: Window, schema: Schema) -> dict[str, Array]:
             actions = window.lists[action].values
             for value, count in zip(*np.unique(actions, return_counts=True), strict=True):
                 if 0.01 < count / len(actions) < 0.99:
-                    found[f"{action} share of row {value}"] = np.bincount(rows, actions == value, len(lengths)) / np.maximum(lengths, 1)
+                    found[f"{action} share of row {value}"] = np.bincount(
+                        rows, actions == value, len(lengths)
+                    ) / np.maximum(lengths, 1)
     return found
 
 
@@ -60,11 +65,17 @@ def features(train: Window, test: Window, schema: Schema) -> tuple[Array, Array,
         for name in schema.fields(group):
             if name in schema.scalars:
                 index = schema.scalars.index(name)
-                columns += _id_columns(train.scalars_CR[index], test.scalars_CR[index], train.labels_R)
+                columns += _id_columns(
+                    train.scalars_CR[index], test.scalars_CR[index], train.labels_R
+                )
         if group is Group.ATTRIBUTE:
             num_attributes = len(columns)
     parts = [np.stack([column[part] for column in columns], axis=1) for part in (0, 1)]
-    return np.hstack([parts[0], train.numeric_RN]), np.hstack([parts[1], test.numeric_RN]), num_attributes
+    return (
+        np.hstack([parts[0], train.numeric_RN]),
+        np.hstack([parts[1], test.numeric_RN]),
+        num_attributes,
+    )
 
 
 def _id_columns(train: Array, test: Array, labels: Array) -> list[tuple[Array, Array]]:
@@ -75,7 +86,9 @@ def _id_columns(train: Array, test: Array, labels: Array) -> list[tuple[Array, A
     fold = np.random.default_rng(0).integers(0, NUM_FOLDS, len(train))
     rates = np.zeros(len(train))
     for part in range(NUM_FOLDS):
-        rates[fold == part] = _rates(train[fold != part], labels[fold != part], num_ids)[train[fold == part]]
+        rates[fold == part] = _rates(train[fold != part], labels[fold != part], num_ids)[
+            train[fold == part]
+        ]
     counts = np.log1p(np.bincount(train, minlength=num_ids))
     return [(rates, _rates(train, labels, num_ids)[test]), (counts[train], counts[test])]
 
@@ -86,14 +99,18 @@ def _rates(ids: Array, labels: Array, num_ids: int) -> Array:
     return smoothed
 
 
-def predicted(attributes: tuple[Array, Array], target: Array, old: Array, users: Array) -> tuple[Array, Array]:
+def predicted(
+    attributes: tuple[Array, Array], target: Array, old: Array, users: Array
+) -> tuple[Array, Array]:
     """A statistic of histories as attributes tell it: old training rows from the other users' folds, all other rows from old users."""
     fold = users % NUM_FOLDS
     first_row = np.zeros(len(users), dtype=bool)
     first_row[np.unique(users, return_index=True)[1]] = True
 
     def fitted(rows: Array) -> Any:
-        model = HistGradientBoostingRegressor(max_iter=200, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=30, random_state=0)
+        model = HistGradientBoostingRegressor(
+            max_iter=200, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=30, random_state=0
+        )
         return model.fit(attributes[0][rows & first_row], target[rows & first_row])
 
     whole = fitted(old)
@@ -123,19 +140,38 @@ def auc_of_new(train: Array, labels: Array, test: Array, test_labels: Array, new
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="As for mail-torchrec train.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="As for mail-torchrec train.",
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Bound what new users can win: what attributes tell of histories, and what that tells of clicks."""
-    config = load_config(config_path, [*overrides, "data.cold_start.oracle=true"])  # so that histories can be compared
+    config = load_config(
+        config_path, [*overrides, "data.cold_start.oracle=true"]
+    )  # so that histories can be compared
     schema = config.schema_
-    encoders = fit_encoders(Source(config.data.path(config.data.train), schema), schema, config.data.cold_start, progress=True)
-    train, test = (read(config.data.path(part), config, encoders) for part in (config.data.train, config.data.test))
+    encoders = fit_encoders(
+        Source(config.data.path(config.data.train), schema),
+        schema,
+        config.data.cold_start,
+        progress=True,
+    )
+    train, test = (
+        read(config.data.path(part), config, encoders)
+        for part in (config.data.train, config.data.test)
+    )
     X, X_test, num_attributes = features(train, test, schema)
     attributes = X[:, :num_attributes], X_test[:, :num_attributes]
     old, new = ~train.is_cold_R, test.is_cold_R
     told, real = [], []
-    statistics, test_statistics = history_statistics(train, schema), history_statistics(test, schema)
+    statistics, test_statistics = (
+        history_statistics(train, schema),
+        history_statistics(test, schema),
+    )
     click.echo("R^2 of hidden histories from attributes")
     for name, target in statistics.items():
         told.append(predicted(attributes, target, old, train.users_R))
@@ -143,9 +179,18 @@ def main(config_path: Path, overrides: tuple[str, ...]) -> None:
         seen = new & ~test.is_new_R
         click.echo(f"  {name}: {r2_score(real[-1][1][seen], told[-1][1][seen]):.3f}")
     click.echo(f"AUC of new test rows, mean of {NUM_SEEDS} seeds (each)")
-    for title, extra in (("attributes, context, item", []), ("with predicted histories", told), ("with real histories", real)):
-        columns = [np.hstack([part, *(pair[index][:, None] for pair in extra)]) for index, part in enumerate((X, X_test))]
-        click.echo(f"  {title}: {auc_of_new(columns[0], train.labels_R, columns[1], test.labels_R, new)}")
+    for title, extra in (
+        ("attributes, context, item", []),
+        ("with predicted histories", told),
+        ("with real histories", real),
+    ):
+        columns = [
+            np.hstack([part, *(pair[index][:, None] for pair in extra)])
+            for index, part in enumerate((X, X_test))
+        ]
+        click.echo(
+            f"  {title}: {auc_of_new(columns[0], train.labels_R, columns[1], test.labels_R, new)}"
+        )
 
 
 if __name__ == "__main__":

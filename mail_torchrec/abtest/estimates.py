@@ -1,9 +1,11 @@
 """Rates of two arms and the candidate's lift, with intervals that know that a user's impressions belong together.
 
-A rate is a ratio of sums over users, ``R = sum y / sum x`` (clicks over impressions), and users are what was drawn at random, not
-impressions. The delta method gives its variance from the users' sums, ``Var R = Var(y - R x) / (U mean(x)^2)`` (Deng, Knoblich and Lu,
-KDD 2018); that of ``log R_candidate - log R_base`` follows, and the lift's interval is taken there, where it is more nearly normal. A
-bootstrap of users does without these approximations: each is drawn a Poisson number of times (Chamandy et al. 2012).
+A rate is a ratio of sums over users, ``R = sum y / sum x`` (clicks over impressions), and users are
+what was drawn at random, not impressions. The delta method gives its variance from the users' sums,
+``Var R = Var(y - R x) / (U mean(x)^2)`` (Deng, Knoblich and Lu, KDD 2018); that of ``log
+R_candidate - log R_base`` follows, and the lift's interval is taken there, where it is more nearly
+normal. A bootstrap of users does without these approximations: each is drawn a Poisson number of
+times (Chamandy et al. 2012).
 """
 
 import math
@@ -15,8 +17,13 @@ from numpy.typing import NDArray
 
 from mail_torchrec.abtest.arms import ARMS, CLICKS, CONVERSIONS, IMPRESSIONS
 
-FIGURES = {"CTR": (CLICKS, IMPRESSIONS), "CVR": (CONVERSIONS, CLICKS), "CTCVR": (CONVERSIONS, IMPRESSIONS)}
-"""Rate -> what is counted, of what; CTCVR is that of impressions which were clicked and led to a conversion."""
+FIGURES = {
+    "CTR": (CLICKS, IMPRESSIONS),
+    "CVR": (CONVERSIONS, CLICKS),
+    "CTCVR": (CONVERSIONS, IMPRESSIONS),
+}
+"""Rate -> what is counted, of what; CTCVR is that of impressions which were clicked and led to a
+conversion."""
 _QUANTILE = 1.959963984540054
 _CELLS = 4_000_000  # users times resamples worked on at a time: some 30 MB
 _SEED = 20211101
@@ -55,7 +62,11 @@ def compare(sums_U3: Mapping[str, Floats], figure: str, num_resamples: int = 0) 
     """
     above, below = FIGURES[figure]
     rates = {arm: _rate(sums_U3[arm][:, above], sums_U3[arm][:, below]) for arm in ARMS}
-    drawn = {arm: _resampled(sums_U3[arm], i, num_resamples) for i, arm in enumerate(ARMS)} if num_resamples else {}
+    drawn = (
+        {arm: _resampled(sums_U3[arm], i, num_resamples) for i, arm in enumerate(ARMS)}
+        if num_resamples
+        else {}
+    )
     rates_B = {arm: _divided(drawn[arm][:, above], drawn[arm][:, below]) for arm in drawn}
     of_arms = {arm: _estimate(*rates[arm], rates_B.get(arm)) for arm in ARMS}
     (base, base_variance), (candidate, candidate_variance) = (rates[arm] for arm in ARMS)
@@ -67,7 +78,9 @@ def compare(sums_U3: Mapping[str, Floats], figure: str, num_resamples: int = 0) 
     if num_resamples:
         low, high = _quantiles(_divided(rates_B["candidate"], rates_B["base"]) - 1)
     p = math.erfc(abs(log_lift) / error / math.sqrt(2)) if error > 0 else None
-    return Comparison(of_arms["base"], of_arms["candidate"], Estimate(math.expm1(log_lift), low, high), p)
+    return Comparison(
+        of_arms["base"], of_arms["candidate"], Estimate(math.expm1(log_lift), low, high), p
+    )
 
 
 def _rate(above_U: Floats, below_U: Floats) -> tuple[float, float]:
@@ -95,7 +108,9 @@ def _resampled(sums_U3: Floats, stream: int, num_resamples: int) -> Floats:
 
 
 def _divided(above_B: Floats, below_B: Floats) -> Floats:
-    result: Floats = np.divide(above_B, below_B, out=np.full(len(below_B), np.nan), where=below_B > 0)
+    result: Floats = np.divide(
+        above_B, below_B, out=np.full(len(below_B), np.nan), where=below_B > 0
+    )
     return result
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from mail_torchrec.abtest.arms import ARMS, CLICKS, CONVERSIONS, IMPRESSIONS, Arms
 from mail_torchrec.abtest.estimates import FIGURES, Comparison, Estimate
-from mail_torchrec.abtest.picture import draw_lifts
-from mail_torchrec.page import as_html
-from mail_torchrec.train.report import table
+from mail_torchrec.abtest.plots import draw_lifts
+from mail_torchrec.reporting.comparison import table
+from mail_torchrec.reporting.html import as_html
 
 WHOSE = {"all": "all users", "new": "new users", "old": "old users"}
 _UNLIKELY = 0.001  # below it the arms' users are not an accident
@@ -36,21 +36,28 @@ class Report:
         arms, found = self.arms, []
         if (mismatch := arms.mismatch) is not None and mismatch.p < _UNLIKELY:
             found.append(
-                f"sample ratio mismatch: {_percent(mismatch.found, 3)} of the users met the candidate, and "
-                f"{_percent(mismatch.expected, 3)} should have (p = {mismatch.p:.1g}); find the cause (lost logs, a changed split, "
+                f"sample ratio mismatch: {_percent(mismatch.found, 3)} of the users met the "
+                "candidate, and "
+                f"{_percent(mismatch.expected, 3)} should have (p = {mismatch.p:.1g}); find the "
+                "cause (lost logs, a changed split, "
                 "requests that fail in one arm) before you believe any figure below"
             )
         if arms.num_both:
             share = arms.num_both / arms.num_users
             doubt = "; so many that the test itself is doubtful" if share > _MANY_BOTH else ""
-            found.append(f"{arms.num_both:,} users ({_percent(share, 2)}) met both arms; they are left out{doubt}")
+            found.append(
+                f"{arms.num_both:,} users ({_percent(share, 2)}) met both arms; they are left "
+                f"out{doubt}"
+            )
         if arms.num_misplaced:
             found.append(
-                f"{arms.num_misplaced:,} users met the version that the split does not give them (another salt or share, or requests that "
+                f"{arms.num_misplaced:,} users met the version that the split does not give them "
+                "(another salt or share, or requests that "
                 "named a version); they count where they were"
             )
         found += [
-            f"{figure} of {WHOSE[part]}: only {number} users of the {arm} had an event, too few for its interval"
+            f"{figure} of {WHOSE[part]}: only {number} users of the {arm} had an event, too few "
+            "for its interval"
             for part, of_part in self.comparisons.items() for figure in of_part for arm in ARMS
             if (number := int((arms.sums_U3[part][arm][:, FIGURES[figure][0]] > 0).sum())) < _FEW
         ]  # fmt: skip
@@ -62,16 +69,26 @@ class Report:
         mismatch = self.arms.mismatch
         lines = [f"Intervals are 95 %, {self.method}; a user's impressions are taken together."]
         if mismatch is None:
-            lines.append("The arms' shares of users were not checked: say by --split or --share what they should be.")
+            lines.append(
+                "The arms' shares of users were not checked: say by --split or --share what they "
+                "should be."
+            )
         elif mismatch.p >= _UNLIKELY:
             lines.append(
-                f"{_percent(mismatch.found, 3)} of the users met the candidate, {_percent(mismatch.expected, 3)} should have: by chance "
+                f"{_percent(mismatch.found, 3)} of the users met the candidate, "
+                f"{_percent(mismatch.expected, 3)} should have: by chance "
                 f"(p = {mismatch.p:.2g})."
             )
         if self.arms.num_misplaced == 0:
             lines.append("Every user met the version that the split gives them.")
         if left_out := self.arms.left_out:
-            lines.append("Left out: " + ", ".join(f"{number:,} impressions of version {name}" for name, number in left_out.items()) + ".")
+            lines.append(
+                "Left out: "
+                + ", ".join(
+                    f"{number:,} impressions of version {name}" for name, number in left_out.items()
+                )
+                + "."
+            )
         if self.unclicked:
             lines.append(f"{self.unclicked:,} conversions without a click count as none.")
         return lines
@@ -79,7 +96,11 @@ class Report:
     @property
     def verdicts(self) -> list[str]:
         """A sentence for each figure and part."""
-        return [f"{figure}, {WHOSE[part]}: {_verdict(found)}" for part, of in self.comparisons.items() for figure, found in of.items()]
+        return [
+            f"{figure}, {WHOSE[part]}: {_verdict(found)}"
+            for part, of in self.comparisons.items()
+            for figure, found in of.items()
+        ]
 
     def text(self) -> str:
         """Markdown that reads well on a terminal."""
@@ -89,7 +110,12 @@ class Report:
             *(f"**WARNING: {warning}**\n" for warning in self.warnings),
             *(f"- {verdict}" for verdict in self.verdicts),
         ]
-        return "\n".join([*lines, "", self._figures(), self._counts(), *(f"{note}\n" for note in self.notes)]).rstrip() + "\n"
+        return (
+            "\n".join(
+                [*lines, "", self._figures(), self._counts(), *(f"{note}\n" for note in self.notes)]
+            ).rstrip()
+            + "\n"
+        )
 
     def content(self) -> dict[str, Any]:
         """All numbers, for JSON."""
@@ -106,7 +132,11 @@ class Report:
             "users_of_both": arms.num_both,
             "misplaced_users": arms.num_misplaced,
         }
-        others = {"left_out_impressions": arms.left_out, "conversions_without_click": self.unclicked, "intervals": self.method}
+        others = {
+            "left_out_impressions": arms.left_out,
+            "conversions_without_click": self.unclicked,
+            "intervals": self.method,
+        }
         said = {"warnings": self.warnings, "verdicts": self.verdicts}
         return {"versions": arms.versions, "parts": parts, "checks": checks, **others, **said}
 
@@ -114,11 +144,22 @@ class Report:
         """Writes ``report.html``, ``report.md``, ``report.json`` and ``lifts.png``, and returns their paths."""
         out.mkdir(parents=True, exist_ok=True)
         draw_lifts(
-            {f"{figure}, {WHOSE[part]}": found.lift for part, of in self.comparisons.items() for figure, found in of.items()},
+            {
+                f"{figure}, {WHOSE[part]}": found.lift
+                for part, of in self.comparisons.items()
+                for figure, found in of.items()
+            },
             out / "lifts.png",
         )
-        text = self.text() + "\n![What the candidate gains over the base, 95 % intervals.](lifts.png)\n"
-        bodies = {"html": as_html(text, out), "md": text, "json": json.dumps(self.content(), indent=2, allow_nan=False) + "\n"}
+        text = (
+            self.text()
+            + "\n![What the candidate gains over the base, 95 % intervals.](lifts.png)\n"
+        )
+        bodies = {
+            "html": as_html(text, out),
+            "md": text,
+            "json": json.dumps(self.content(), indent=2, allow_nan=False) + "\n",
+        }
         for kind, body in bodies.items():
             (out / f"report.{kind}").write_text(body, encoding="utf-8")
         return [out / "lifts.png", *(out / f"report.{kind}" for kind in bodies)]
@@ -131,20 +172,29 @@ class Report:
         return table(["rate", *ARMS, "lift", "p"], lines)
 
     def _counts(self) -> str:
-        shown = ["users", "impressions", "clicks", *(["conversions"] if "CVR" in self.comparisons["all"] else [])]
+        shown = [
+            "users",
+            "impressions",
+            "clicks",
+            *(["conversions"] if "CVR" in self.comparisons["all"] else []),
+        ]
         lines = []
         for part in self.comparisons:
             for arm in ARMS:
                 sums = self._sums(part, arm)
                 versions = ", ".join(self.arms.versions[arm])
-                lines.append([f"{arm} ({versions}), {WHOSE[part]}", *(f"{sums[name]:,}" for name in shown)])
+                lines.append(
+                    [f"{arm} ({versions}), {WHOSE[part]}", *(f"{sums[name]:,}" for name in shown)]
+                )
         return table(["arm", *shown], lines)
 
     def _sums(self, part: str, arm: str) -> dict[str, int]:
         sums_U3 = self.arms.sums_U3[part][arm]
         totals = sums_U3.sum(0)
         names = {"impressions": IMPRESSIONS, "clicks": CLICKS, "conversions": CONVERSIONS}
-        return {"users": len(sums_U3)} | {name: int(totals[column]) for name, column in names.items()}
+        return {"users": len(sums_U3)} | {
+            name: int(totals[column]) for name, column in names.items()
+        }
 
 
 def _verdict(found: Comparison) -> str:
@@ -158,7 +208,10 @@ def _verdict(found: Comparison) -> str:
 def _cell(found: Estimate | None, sign: str = "") -> str:
     if found is None:
         return "-"
-    return f"{_percent(found.value, 2, sign)} [{found.low * 100:{sign}.2f}, {found.high * 100:{sign}.2f}]"
+    return (
+        f"{_percent(found.value, 2, sign)} [{found.low * 100:{sign}.2f}, "
+        f"{found.high * 100:{sign}.2f}]"
+    )
 
 
 def _p(value: float | None) -> str:

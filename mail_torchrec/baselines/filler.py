@@ -1,7 +1,7 @@
 """What baselines that fill new rows have in common: old rows pooled, and new rows with equal behaviours that pool to what was made.
 
-Shape letters: ``N`` rows, ``F`` attribute fields of dimension ``D``, ``M`` numeric attributes, ``P`` all of them side by side, ``Q`` the
-pooled behaviours of all sequences side by side.
+Shape letters: ``N`` rows, ``F`` attribute fields of dimension ``D``, ``M`` numeric attributes,
+``P`` all of them side by side, ``Q`` the pooled behaviours of all sequences side by side.
 """
 
 from abc import abstractmethod
@@ -9,9 +9,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mail_torchrec.towers.behaviours import Behaviours, pooled, spread
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.standardise import RunningMoments
+from mail_torchrec.towers.layers.behaviours import Behaviours, pooled, spread
+from mail_torchrec.towers.layers.standardise import RunningMoments
 
 
 class Filler(nn.Module):
@@ -35,11 +35,19 @@ class Filler(nn.Module):
         """Pooled behaviours of new rows [N, Q]."""
 
     @torch.no_grad()
-    def observe(self, fields_NFD: Tensor, numeric_NM: Tensor, sequences: dict[str, Behaviours], weights_N: Tensor | None = None) -> None:
+    def observe(
+        self,
+        fields_NFD: Tensor,
+        numeric_NM: Tensor,
+        sequences: dict[str, Behaviours],
+        weights_N: Tensor | None = None,
+    ) -> None:
         """Takes old rows in, each counted ``weights_N`` times (once by default); every rank calls it in a step, with 0 rows too."""
         weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
         behaviours = [sequences[name] for name in self.sequences]
-        relative_NS = torch.stack([lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1)
+        relative_NS = torch.stack(
+            [lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1
+        )
         self.relative_lengths.observe(relative_NS, weights_N)
         pooled_NQ = torch.cat([pooled([sequence]).squeeze(1) for sequence in behaviours], dim=1)
         self.take(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1), pooled_NQ, weights_N)
@@ -48,8 +56,14 @@ class Filler(nn.Module):
         """Behaviours [N, T, d] of each sequence and their number [N]."""
         attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
         relative_NS = self.relative_lengths.mean_D.expand(attributes_NP.shape[0], -1)
-        parts = torch.split(self.make(attributes_NP), [shape.dim for shape in self.sequences.values()], dim=1)
+        parts = torch.split(
+            self.make(attributes_NP), [shape.dim for shape in self.sequences.values()], dim=1
+        )
         made = {}
-        for index, ((name, shape), part_ND) in enumerate(zip(self.sequences.items(), parts, strict=True)):
-            [made[name]] = spread(part_ND.unsqueeze(1), [shape.max_length], relative_NS[:, index : index + 1])
+        for index, ((name, shape), part_ND) in enumerate(
+            zip(self.sequences.items(), parts, strict=True)
+        ):
+            [made[name]] = spread(
+                part_ND.unsqueeze(1), [shape.max_length], relative_NS[:, index : index + 1]
+            )
         return made

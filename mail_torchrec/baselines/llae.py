@@ -1,20 +1,25 @@
 """LLAE: a linear low-rank autoencoder between attributes and behaviours, in closed form.
 
 Source: Li et al., "From Zero-Shot Learning to Cold-Start Recommendation", AAAI 2019.
-Shape letters: ``P`` attributes, ``Q`` pooled behaviours, ``N`` rows; ``S_PN`` and ``X_QN`` have a row of data in each column.
+Shape letters: ``P`` attributes, ``Q`` pooled behaviours, ``N`` rows; ``S_PN`` and ``X_QN`` have a
+row of data in each column.
 
-It minimises ``|X - W^T S|^2 + balance |W X - S|^2 + weight rank(W)`` over the encoder ``W`` [P, Q] (behaviours -> attributes; its
-transpose is the decoder). The rank stands relaxed, as ``|V^T W|^2`` with ``V`` the left singular vectors of ``W`` behind the ``rank``
-first ones. For a fixed V the gradient is zero where ``A W + W B = C``, a Sylvester equation with
+It minimises ``|X - W^T S|^2 + balance |W X - S|^2 + weight rank(W)`` over the encoder ``W`` [P, Q]
+(behaviours -> attributes; its transpose is the decoder). The rank stands relaxed, as ``|V^T W|^2``
+with ``V`` the left singular vectors of ``W`` behind the ``rank`` first ones. For a fixed V the
+gradient is zero where ``A W + W B = C``, a Sylvester equation with
 
     A = S S^T + weight V V^T,    B = balance X X^T,    C = (1 + balance) S X^T
 
-and W and V are found in turns. What differs from the paper, whose S and X are fixed tables of 0/1 and counts of n users:
+and W and V are found in turns. What differs from the paper, whose S and X are fixed tables of 0/1
+and counts of n users:
 
-- S and X are embeddings, which move while they are trained, so the three products are moving averages over old rows;
-- they are centred and each element is divided by its standard deviation, so that neither tables that grow nor
-  attributes of a wider initial range change what ``weight`` means;
-- the paper sums over its n users where these are means, so its weight is divided by n: the old rows met so far.
+- S and X are embeddings, which move while they are trained, so the three products are moving
+    averages over old rows;
+- they are centred and each element is divided by its standard deviation, so that neither tables
+  that grow nor attributes of a wider initial range change what ``weight`` means;
+- the paper sums over its n users where these are means, so its weight is divided by n: the old rows
+    met so far.
 """
 
 from typing import Literal
@@ -26,7 +31,7 @@ from torch import Tensor
 from mail_torchrec.baselines.filler import Filler
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.standardise import RunningCovariance
+from mail_torchrec.towers.layers.standardise import RunningCovariance
 
 
 class LLAESettings(Settings):
@@ -40,7 +45,8 @@ class LLAESettings(Settings):
     rank: PositiveInt = 8
     """Singular values of W that the low-rank term leaves alone."""
     rounds: int = Field(default=2, ge=0)
-    """How often V is taken from W and W solved for again; the first W is solved for without the low-rank term."""
+    """How often V is taken from W and W solved for again; the first W is solved for without the
+    low-rank term."""
     solve_every: PositiveInt = 10
     """Training steps between two solutions. One costs (number of attributes * dimension)^3."""
     momentum: float = Field(default=0.02, gt=0.0, le=1.0)
@@ -62,7 +68,9 @@ class LLAE(Filler):
     offset_Q: Tensor
     num_steps: Tensor
 
-    def __init__(self, settings: LLAESettings, sequences: dict[str, SequenceShape], num_attributes: int) -> None:
+    def __init__(
+        self, settings: LLAESettings, sequences: dict[str, SequenceShape], num_attributes: int
+    ) -> None:
         super().__init__(sequences)
         self.settings, self.num_attributes = settings, num_attributes
         num_pooled = sum(shape.dim for shape in sequences.values())
@@ -84,7 +92,11 @@ class LLAE(Filler):
 
     def _solve(self) -> None:
         """The moments' solution, from standardised elements back to their own scale."""
-        P, covariance_DD, mean_D = self.num_attributes, self.moments.covariance_DD, self.moments.mean_D
+        P, covariance_DD, mean_D = (
+            self.num_attributes,
+            self.moments.covariance_DD,
+            self.moments.mean_D,
+        )
         variance_D = covariance_DD.diagonal()
         # An element that does not vary, as an attribute of one value, says nothing.
         scale_D = torch.where(variance_D > self.moments.tiny, variance_D.rsqrt(), 0.0)
@@ -100,7 +112,14 @@ class LLAE(Filler):
 
 
 def low_rank_autoencoder(
-    SS_PP: Tensor, XX_QQ: Tensor, SX_PQ: Tensor, *, weight: Tensor | float, balance: float, rank: int, rounds: int
+    SS_PP: Tensor,
+    XX_QQ: Tensor,
+    SX_PQ: Tensor,
+    *,
+    weight: Tensor | float,
+    balance: float,
+    rank: int,
+    rounds: int,
 ) -> Tensor:
     """The encoder W [P, Q] of the module's head.
 
@@ -117,7 +136,9 @@ def low_rank_autoencoder(
     W_PQ = solve_sylvester(SS_PP, B_QQ, C_PQ)
     for _ in range(rounds):
         kept_PR = torch.linalg.svd(W_PQ, full_matrices=False).U[:, :rank]
-        others_PP = torch.eye(len(SS_PP), dtype=SS_PP.dtype, device=SS_PP.device) - kept_PR @ kept_PR.T  # V V^T
+        others_PP = (
+            torch.eye(len(SS_PP), dtype=SS_PP.dtype, device=SS_PP.device) - kept_PR @ kept_PR.T
+        )  # V V^T
         W_PQ = solve_sylvester(SS_PP + weight * others_PP, B_QQ, C_PQ)
     return W_PQ
 
@@ -125,7 +146,8 @@ def low_rank_autoencoder(
 def solve_sylvester(A_PP: Tensor, B_QQ: Tensor, C_PQ: Tensor) -> Tensor:
     """W [P, Q] with ``A W + W B = C`` for symmetric positive semi-definite A and B, in float64.
 
-    In the eigenvectors of both, ``(a_p + b_q) w_pq = c_pq``. Where ``a_p + b_q`` is 0 no data says what W is, and W is 0 there.
+    In the eigenvectors of both, ``(a_p + b_q) w_pq = c_pq``. Where ``a_p + b_q`` is 0 no data says
+    what W is, and W is 0 there.
     """
     a_P, U_PP = torch.linalg.eigh(A_PP.double())
     b_Q, U_QQ = torch.linalg.eigh(B_QQ.double())

@@ -7,7 +7,7 @@ from torch import Tensor
 from mail_torchrec.baselines.filler import Filler
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.standardise import RunningMoments
+from mail_torchrec.towers.layers.standardise import RunningMoments
 
 
 class MeanFillSettings(Settings):

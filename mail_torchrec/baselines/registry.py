@@ -10,10 +10,14 @@ from mail_torchrec.baselines.mean_fill import MeanFill, MeanFillSettings
 from mail_torchrec.baselines.meta_emb import MetaEmbSettings
 from mail_torchrec.towers.inputs import InputShapes
 
-BaselineSettings = Annotated[MeanFillSettings | LLAESettings | MetaEmbSettings, Field(discriminator="name")]
+BaselineSettings = Annotated[
+    MeanFillSettings | LLAESettings | MetaEmbSettings, Field(discriminator="name")
+]
 
 
-def build_filler(settings: BaselineSettings | None, shapes: InputShapes, num_numeric: int) -> Filler | None:
+def build_filler(
+    settings: BaselineSettings | None, shapes: InputShapes, num_numeric: int
+) -> Filler | None:
     """The baseline that ``settings`` are for, where it is one that makes behaviours.
 
     Args:
@@ -24,5 +28,7 @@ def build_filler(settings: BaselineSettings | None, shapes: InputShapes, num_num
     if isinstance(settings, MeanFillSettings):
         return MeanFill(settings, shapes.sequences)
     if isinstance(settings, LLAESettings):
-        return LLAE(settings, shapes.sequences, shapes.num_attributes * shapes.attribute_dim + num_numeric)
+        return LLAE(
+            settings, shapes.sequences, shapes.num_attributes * shapes.attribute_dim + num_numeric
+        )
     return None

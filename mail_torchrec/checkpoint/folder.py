@@ -1,7 +1,8 @@
 """Checkpoints as folders: names, checksums, publishing, retention. Nothing here needs torch.
 
-``step-00000120`` is a published checkpoint. One that is being written, or was when its run was killed, is
-``.step-00000120.partial``; renaming publishes it. ``step-00000120.damaged`` was found damaged on resuming and is kept to be looked at.
+``step-00000120`` is a published checkpoint. One that is being written, or was when its run was
+killed, is ``.step-00000120.partial``; renaming publishes it. ``step-00000120.damaged`` was found
+damaged on resuming and is kept to be looked at.
 """
 
 import hashlib
@@ -31,7 +32,11 @@ class Checkpoints:
         """Whole checkpoints, the oldest first."""
         if not self.path.is_dir():
             return []
-        found = [path for path in self.path.iterdir() if _PUBLISHED.fullmatch(path.name) and path.is_dir()]
+        found = [
+            path
+            for path in self.path.iterdir()
+            if _PUBLISHED.fullmatch(path.name) and path.is_dir()
+        ]
         return sorted(found, key=step_of)
 
     def target(self, step: int) -> Path:
@@ -115,7 +120,9 @@ def read_sums(folder: Path) -> dict[str, str]:
         raise ValueError(f"{folder / SUMS} cannot be read: {error}") from error
     found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line) for line in lines]
     if not lines or None in found:
-        raise ValueError(f"{folder / SUMS} should have a checksum and a file name in each line; it is damaged")
+        raise ValueError(
+            f"{folder / SUMS} should have a checksum and a file name in each line; it is damaged"
+        )
     return {match[2]: match[1] for match in found if match is not None}
 
 
@@ -125,7 +132,11 @@ def fault(folder: Path, name: str, expected: str) -> str | None:
         received = digest(folder / name)
     except OSError as error:
         return f"{folder / name} cannot be read ({error.strerror})"
-    return None if received == expected else f"{folder / name} should have the SHA-256 {expected}, it has {received}"
+    return (
+        None
+        if received == expected
+        else f"{folder / name} should have the SHA-256 {expected}, it has {received}"
+    )
 
 
 def write_synced(path: Path, text: str) -> None:

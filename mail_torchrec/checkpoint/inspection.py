@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mail_torchrec.checkpoint.folder import SUMS, Checkpoints, fault, read_sums
 from mail_torchrec.checkpoint.manifest import Manifest, read_manifest
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.utils.logging import bar_interval
 
 _TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>.+)\.weight")
 _TOWER = re.compile(r"model\.towers\.(?P<name>[^.]+)\.")
@@ -41,7 +41,17 @@ def listed(folder: Path) -> str:
             rows.append([path.name, "", "", "", "", "", _state(path)])
             continue
         where = _epoch(manifest)
-        rows.append([path.name, f"{manifest.step:,}", where, manifest.written, _bytes(_size(path)), str(len(manifest.ranks)), _state(path)])
+        rows.append(
+            [
+                path.name,
+                f"{manifest.step:,}",
+                where,
+                manifest.written,
+                _bytes(_size(path)),
+                str(len(manifest.ranks)),
+                _state(path),
+            ]
+        )
     return _table(["checkpoint", "step", "epoch", "written", "size", "ranks", "state"], rows)
 
 
@@ -53,14 +63,23 @@ def verify(folder: Path) -> list[str]:
     """
     faults: list[str] = []
     paths = _found(folder, whole=True)
-    with tqdm(total=sum(map(_size, paths)), desc="verify", unit="B", unit_scale=True, leave=False, mininterval=bar_interval()) as bar:
+    with tqdm(
+        total=sum(map(_size, paths)),
+        desc="verify",
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        mininterval=bar_interval(),
+    ) as bar:
         for path in paths:
             try:
                 sums = read_sums(path)
             except ValueError as error:
                 faults.append(str(error))
                 continue
-            faults += [f"{path / name} has no checksum" for name in sorted(_names(path) - sums.keys())]
+            faults += [
+                f"{path / name} has no checksum" for name in sorted(_names(path) - sums.keys())
+            ]
             for name, expected in sums.items():
                 if found := fault(path, name, expected):
                     faults.append(found)
@@ -76,7 +95,9 @@ def shown(folder: Path) -> str:
     """
     path = _found(folder, whole=True)[-1]
     manifest, tensors = read_manifest(path), _tensors(path)
-    tables = {match["name"]: tensor for tensor in tensors if (match := _TABLE.fullmatch(tensor.key))}
+    tables = {
+        match["name"]: tensor for tensor in tensors if (match := _TABLE.fullmatch(tensor.key))
+    }
     rows = [
         [
             name,
@@ -94,16 +115,22 @@ def shown(folder: Path) -> str:
         if match := _TOWER.match(tensor.key):
             towers.setdefault(match["name"], []).append(tensor)
     files, versions = len(_names(path)), ", ".join(map(" ".join, manifest.versions.items()))
-    num_optimizer = sum(tensor.num_bytes for tensor in tensors if tensor.key.startswith("optimizer.") and ".towers." in tensor.key)
+    num_optimizer = sum(
+        tensor.num_bytes
+        for tensor in tensors
+        if tensor.key.startswith("optimizer.") and ".towers." in tensor.key
+    )
     lines = [
         f"{path}",
-        f"run '{manifest.config_name}': step {manifest.step:,}, {_epoch(manifest)}, {len(manifest.ranks)} ranks, {manifest.written}",
+        f"run '{manifest.config_name}': step {manifest.step:,}, {_epoch(manifest)}, "
+        f"{len(manifest.ranks)} ranks, {manifest.written}",
         f"{_bytes(_size(path))} in {files} files; {versions}",
         "",
         _table(["table", "rows", "dim", "type", "shards", "weights", "optimizer state"], rows),
         "",
         *(
-            f"tower {name}: {sum(math.prod(part.size) for part in parts):,} numbers in {len(parts)} tensors"
+            f"tower {name}: {sum(math.prod(part.size) for part in parts):,} numbers in "
+            f"{len(parts)} tensors"
             for name, parts in towers.items()
         ),
         f"optimizer state of the towers: {_bytes(num_optimizer)}",
@@ -126,7 +153,9 @@ def _found(folder: Path, *, whole: bool) -> list[Path]:
     """The checkpoints that a path means: itself, or those of a run; ``whole`` leaves out what was not published."""
     if (folder / SUMS).exists():
         return [folder]
-    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder)
+    checkpoints = Checkpoints(
+        folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    )
     published = checkpoints.published()
     others = (
         []
@@ -134,7 +163,10 @@ def _found(folder: Path, *, whole: bool) -> list[Path]:
         else sorted({*checkpoints.path.glob(".step-*"), *checkpoints.path.glob("step-*.damaged")})
     )
     if not published and not others:
-        raise ValueError(f"'{folder}' should be the directory of a run or a checkpoint (step-...), and there is no checkpoint")
+        raise ValueError(
+            f"'{folder}' should be the directory of a run or a checkpoint (step-...), and there "
+            "is no checkpoint"
+        )
     return [*published, *others]
 
 
@@ -167,7 +199,11 @@ def _tensors(path: Path) -> list[_Tensor]:
 
 def _epoch(manifest: Manifest) -> str:
     steps = sum(part.steps for part in manifest.position.taken)
-    return f"epoch {manifest.position.epoch + 1}, {steps:,} steps of it done" if steps else f"after epoch {manifest.position.epoch}"
+    return (
+        f"epoch {manifest.position.epoch + 1}, {steps:,} steps of it done"
+        if steps
+        else f"after epoch {manifest.position.epoch}"
+    )
 
 
 def _names(path: Path) -> set[str]:
@@ -193,4 +229,7 @@ def _bytes(size: float) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from mail_torchrec.data.deal import Position
+from mail_torchrec.data.reading.partition import Position
 from mail_torchrec.settings import Settings
 
 NAME = "manifest.json"
@@ -26,7 +26,8 @@ class Progressed(Settings):
 
     steps_since_report: int = Field(ge=0)
     log_bytes: int = Field(ge=0)
-    """Size of metrics.jsonl; what is behind it when the run resumes was written by steps that are taken again."""
+    """Size of metrics.jsonl; what is behind it when the run resumes was written by steps that are
+    taken again."""
 
 
 class Manifest(Settings):
@@ -65,6 +66,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / NAME).read_text())
     except OSError as error:
-        raise ValueError(f"'{folder}' should be a checkpoint: {folder / NAME} cannot be read ({error.strerror})") from error
+        raise ValueError(
+            f"'{folder}' should be a checkpoint: {folder / NAME} cannot be read ({error.strerror})"
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged, or of another version of mail-torchrec: {error}") from error
+        raise ValueError(
+            f"{folder / NAME} is damaged, or of another version of mail-torchrec: {error}"
+        ) from error

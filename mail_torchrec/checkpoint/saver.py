@@ -18,7 +18,7 @@ from mail_torchrec.checkpoint.manifest import NAME, Manifest, Rank
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.checkpoint.staging import Stager, State
 from mail_torchrec.checkpoint.storage import write_tensors
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.distributed.collectives import rank, world_size
 
 T = TypeVar("T")
 
@@ -33,7 +33,8 @@ class SaveError(OSError):
 class Saver:
     """Saves the states of a run, one after the other. A context manager: it ends the write that is under way.
 
-    Every rank calls its methods at the same steps. A write goes on in a thread; its collectives have a process group of their own.
+    Every rank calls its methods at the same steps. A write goes on in a thread; its collectives
+    have a process group of their own.
 
     Args:
         checkpoints: where to.
@@ -51,7 +52,12 @@ class Saver:
         tell: Callable[[dict[str, Any]], None],
         published: int | None = None,
     ) -> None:
-        self._checkpoints, self._settings, self._documents, self._tell = checkpoints, settings, documents, tell
+        self._checkpoints, self._settings, self._documents, self._tell = (
+            checkpoints,
+            settings,
+            documents,
+            tell,
+        )
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._stager = Stager()
         self._thread: Thread | None = None
@@ -62,7 +68,12 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._thread is not None:
             # After an error the other ranks may be gone, and with them what the write waits for.
             self._thread.join(None if error is None else self._settings.grace)
@@ -73,7 +84,15 @@ class Saver:
         if self._settings.mode == "async":
             self._stager.prepare(state)
 
-    def save(self, step: int, state: State, mine: Rank, manifest_of: Callable[[list[Rank]], Manifest], *, wait: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        state: State,
+        mine: Rank,
+        manifest_of: Callable[[list[Rank]], Manifest],
+        *,
+        wait: bool = False,
+    ) -> None:
         """Saves a state, waiting for the write before first.
 
         Args:
@@ -84,7 +103,8 @@ class Saver:
             wait: return when it is published, and do not train on without it.
 
         Raises:
-            SaveError: on every rank, where a write failed that is waited for, or one before it and ``on_failure`` is ``stop``.
+            SaveError: on every rank, where a write failed that is waited for, or one before it and
+                ``on_failure`` is ``stop``.
         """
         self.finish()
         if self._published == step:
@@ -93,7 +113,11 @@ class Saver:
             self._write(step, state, mine, manifest_of)
             self._conclude(must=wait)
         else:
-            self._thread = Thread(target=self._write, args=(step, self._stager.copy(state), mine, manifest_of), daemon=True)
+            self._thread = Thread(
+                target=self._write,
+                args=(step, self._stager.copy(state), mine, manifest_of),
+                daemon=True,
+            )
             self._thread.start()
 
     def finish(self) -> None:
@@ -116,15 +140,28 @@ class Saver:
             if must or self._settings.on_failure == "stop":
                 raise error
 
-    def _write(self, step: int, state: State, mine: Rank, manifest_of: Callable[[list[Rank]], Manifest]) -> None:
+    def _write(
+        self, step: int, state: State, mine: Rank, manifest_of: Callable[[list[Rank]], Manifest]
+    ) -> None:
         try:
-            write_checkpoint(self._checkpoints, step, state, mine, manifest_of, self._documents, self._settings.keep, self._group)
+            write_checkpoint(
+                self._checkpoints,
+                step,
+                state,
+                mine,
+                manifest_of,
+                self._documents,
+                self._settings.keep,
+                self._group,
+            )
             self._published = step
         except SaveError as error:
             self._error = error
             if rank() == 0:
                 tqdm.write(f"WARNING: {error}", file=sys.stderr)
-        except Exception as error:  # the connections to the other ranks broke; the main thread raises it
+        except (
+            Exception
+        ) as error:  # the connections to the other ranks broke; the main thread raises it
             self._broken = error
 
 
@@ -164,7 +201,11 @@ def write_checkpoint(
             for of_rank in sums:
                 own.update(of_rank)
             write_sums(folder, own | digests(folder, [".metadata", *texts]))
-            assert {path.name for path in folder.iterdir()} == own.keys() | {".metadata", SUMS, *texts}
+            assert {path.name for path in folder.iterdir()} == own.keys() | {
+                ".metadata",
+                SUMS,
+                *texts,
+            }
             checkpoints.publish(step)
 
     own: dict[str, str] = {}
@@ -176,7 +217,8 @@ def write_checkpoint(
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise SaveError(
-            f"the checkpoint of step {step} could not be written below '{checkpoints.path}': {error}{_newest(checkpoints)}"
+            f"the checkpoint of step {step} could not be written below '{checkpoints.path}': "
+            f"{error}{_newest(checkpoints)}"
         ) from error
     if rank() == 0:
         _retain(checkpoints, keep)
@@ -186,7 +228,10 @@ def _retain(checkpoints: Checkpoints, keep: int) -> None:
     try:
         checkpoints.retain(keep)
     except OSError as error:  # what was just saved is there all the same
-        tqdm.write(f"WARNING: old checkpoints below '{checkpoints.path}' could not be deleted: {error}", file=sys.stderr)
+        tqdm.write(
+            f"WARNING: old checkpoints below '{checkpoints.path}' could not be deleted: {error}",
+            file=sys.stderr,
+        )
 
 
 def _together(action: Callable[[], T], group: dist.ProcessGroup) -> list[T]:
@@ -202,7 +247,9 @@ def _together(action: Callable[[], T], group: dist.ProcessGroup) -> list[T]:
     try:
         result = action()
     except CheckpointException as error:  # DCP tells every rank what went wrong on any
-        fault = "; ".join(f"rank {number}: {_short(cause[0])}" for number, cause in sorted(error.failures.items()))
+        fault = "; ".join(
+            f"rank {number}: {_short(cause[0])}" for number, cause in sorted(error.failures.items())
+        )
     except Exception as error:  # raised again below, on every rank
         fault = f"rank {rank()}: {_short(error)}"
     outcomes: list[Any] = [None] * world_size()

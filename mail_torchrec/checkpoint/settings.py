@@ -15,11 +15,14 @@ class CheckpointSettings(Settings):
     keep: int = Field(default=3, ge=1)
     """The newest so many are kept."""
     mode: Literal["async", "sync"] = "async"
-    """async: the state is copied to buffers in host memory, as large as itself, and written while the training goes on; sync: the training
-    waits until it is written, and needs no buffers."""
+    """async: the state is copied to buffers in host memory, as large as itself, and written while
+    the training goes on; sync: the training waits until it is written, and needs no buffers."""
     on_failure: Literal["warn", "stop"] = "warn"
-    """When a checkpoint on the way cannot be written (a full disk): say so and train on, or stop. That of the end is an error always."""
+    """When a checkpoint on the way cannot be written (a full disk): say so and train on, or stop.
+    That of the end is an error always."""
     grace: float = Field(default=25.0, gt=0)
-    """Seconds from SIGTERM to the end of the process, saved or not; torchrun, Slurm and Kubernetes kill after 30 unless told otherwise."""
+    """Seconds from SIGTERM to the end of the process, saved or not; torchrun, Slurm and Kubernetes
+    kill after 30 unless told otherwise."""
     restart_state: list[str] = []
-    """Tables whose optimizer state is not taken from the checkpoint but begins anew, where it does not fit the sharding."""
+    """Tables whose optimizer state is not taken from the checkpoint but begins anew, where it does
+    not fit the sharding."""

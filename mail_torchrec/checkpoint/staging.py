@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
@@ -23,7 +27,10 @@ class Copy:
 
     def __init__(self, value: ShardedTensor) -> None:
         self.size = full_size(value)
-        self.shards = {tuple(shard.metadata.shard_offsets): _buffer(shard.tensor) for shard in value.local_shards()}
+        self.shards = {
+            tuple(shard.metadata.shard_offsets): _buffer(shard.tensor)
+            for shard in value.local_shards()
+        }
 
     def __create_write_items__(self, key: str, _: object) -> list[WriteItem]:
         return [
@@ -31,7 +38,9 @@ class Copy:
                 MetadataIndex(key, offsets),
                 WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    ChunkStorageMetadata(torch.Size(offsets), shard.size()), TensorProperties.create_from_tensor(shard), self.size
+                    ChunkStorageMetadata(torch.Size(offsets), shard.size()),
+                    TensorProperties.create_from_tensor(shard),
+                    self.size,
                 ),
             )
             for offsets, shard in self.shards.items()
@@ -47,7 +56,10 @@ class Stager:
 
     def prepare(self, state: State) -> None:
         """Makes the buffers, so that the first copy does not wait for memory."""
-        self._buffers = {key: Copy(value) if isinstance(value, ShardedTensor) else _buffer(value) for key, value in state.items()}
+        self._buffers = {
+            key: Copy(value) if isinstance(value, ShardedTensor) else _buffer(value)
+            for key, value in state.items()
+        }
 
     def copy(self, state: State) -> State:
         """The state as it is now; valid until the next call."""
@@ -75,7 +87,11 @@ def full_size(value: Any) -> torch.Size:
 def local_tensors(value: Any) -> list[Tensor]:
     """What this rank holds of a tensor."""
     assert not isinstance(value, DTensor), "tables are sharded as ShardedTensor"
-    return [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+    return (
+        [shard.tensor for shard in value.local_shards()]
+        if isinstance(value, ShardedTensor)
+        else [value]
+    )
 
 
 def _pairs(buffer: Tensor | Copy, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +100,9 @@ def _pairs(buffer: Tensor | Copy, value: Any) -> Iterator[tuple[Tensor, Tensor]]
     for target, source in zip(targets, local_tensors(value), strict=True):
         source = source.detach()
         if source.dim() and source.is_contiguous() and not source.is_cuda:
-            yield from zip(target.flatten().split(_PART), source.flatten().split(_PART), strict=True)
+            yield from zip(
+                target.flatten().split(_PART), source.flatten().split(_PART), strict=True
+            )
         else:
             yield target, source
 

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter, LoadPlanner
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    LoadPlanner,
+)
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mail_torchrec.checkpoint.staging import Copy, State
@@ -29,7 +35,9 @@ _HARMLESS = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _HARMLESS.get(module, ()):
-            raise ValueError(f"it names {module}.{name}, which the metadata of a checkpoint has no use for")
+            raise ValueError(
+                f"it names {module}.{name}, which the metadata of a checkpoint has no use for"
+            )
         return super().find_class(module, name)
 
 
@@ -46,10 +54,23 @@ class _Reader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _Unpickler(file).load()
-        except (OSError, ValueError, EOFError, AttributeError, IndexError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} cannot be read as the metadata of a checkpoint: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise ValueError(
+                f"{path} cannot be read as the metadata of a checkpoint: {error}"
+            ) from error
         if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path} should hold the metadata of a checkpoint, it holds {type(metadata).__name__}")
+            raise ValueError(
+                f"{path} should hold the metadata of a checkpoint, it holds "
+                f"{type(metadata).__name__}"
+            )
         return metadata
 
 
@@ -59,16 +80,30 @@ class _Planner(DefaultSavePlanner):
     def lookup_object(self, index: MetadataIndex) -> Any:
         """What is written under an index."""
         value = self.state_dict[index.fqn]
-        return value.shards[tuple(index.offset or ())] if isinstance(value, Copy) else super().lookup_object(index)
+        return (
+            value.shards[tuple(index.offset or ())]
+            if isinstance(value, Copy)
+            else super().lookup_object(index)
+        )
 
 
 def write_tensors(state: State, folder: Path, group: dist.ProcessGroup) -> None:
     """Every rank writes its shards, and its part of what all ranks have alike, and waits until the disk has them."""
     # One thread: DCP loses an error of any other.
-    dcp.save(state, storage_writer=FileSystemWriter(folder, thread_count=1), planner=_Planner(False, False), process_group=group)
+    dcp.save(
+        state,
+        storage_writer=FileSystemWriter(folder, thread_count=1),
+        planner=_Planner(False, False),
+        process_group=group,
+    )
 
 
-def read_tensors(state: State, folder: Path, group: dist.ProcessGroup | None = None, planner: LoadPlanner | None = None) -> None:
+def read_tensors(
+    state: State,
+    folder: Path,
+    group: dist.ProcessGroup | None = None,
+    planner: LoadPlanner | None = None,
+) -> None:
     """Reads the keys of ``state`` into its tensors, whatever the shards were; their sizes must be the saved ones.
 
     Args:
@@ -93,6 +128,8 @@ def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
         ValueError: the checkpoint's metadata is damaged, or holds something else than tensors.
     """
     found = _Reader(folder).read_metadata().state_dict_metadata
-    if others := [key for key, value in found.items() if not isinstance(value, TensorStorageMetadata)]:
+    if others := [
+        key for key, value in found.items() if not isinstance(value, TensorStorageMetadata)
+    ]:
         raise ValueError(f"'{folder}' should hold tensors only, {others} are something else")
     return dict(found)

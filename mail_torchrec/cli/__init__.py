@@ -6,8 +6,8 @@ import click
 from click.exceptions import Exit
 
 from mail_torchrec.cli import data, experiments, inference, online, runs
-from mail_torchrec.launcher import tell_launcher
-from mail_torchrec.quiet import quiet_third_parties
+from mail_torchrec.distributed.launcher import tell_launcher
+from mail_torchrec.utils.logging import quiet_third_parties
 
 
 class _Cli(click.Group):
@@ -29,15 +29,17 @@ class _Cli(click.Group):
             raise
 
 
-@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.option("--traceback", is_flag=True, help="Show where an error was raised.")
 def main(traceback: bool) -> None:
     """Train click models with sharded tables and a zero-shot tower for new users (MAIL, CIKM 2021).
 
     \b
     mail-torchrec synthesize --out worlds/demo
-    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo data.root=worlds/demo
-    mail-torchrec compare runs/demo
+    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo
+    data.root=worlds/demo mail-torchrec compare runs/demo
     """  # noqa: D301 -- Click's mark for lines to keep is a real \\b
     quiet_third_parties()
 
@@ -45,7 +47,7 @@ def main(traceback: bool) -> None:
 @main.command()
 def doctor() -> None:
     """Check the installation: versions, devices, and for a mismatch the cause and the fix."""
-    from mail_torchrec.doctor import main as diagnose
+    from mail_torchrec.doctor.checks import main as diagnose
 
     sys.exit(diagnose())
 

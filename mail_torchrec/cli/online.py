@@ -7,25 +7,70 @@ import click
 
 @click.command()
 @click.argument("log", nargs=-1, required=True)
-@click.option("--candidate", multiple=True, help="Version on trial; more than one where it was replaced. By default that of --split.")
-@click.option("--base", multiple=True, help="Version it is held against; more than one likewise. By default the log's only other one.")
 @click.option(
-    "--split", metavar="VERSION=SHARE", help="What `serve --split` was given: users are held against it, one by one and as a whole."
+    "--candidate",
+    multiple=True,
+    help="Version on trial; more than one where it was replaced. By default that of --split.",
 )
-@click.option("--split-salt", default="split", show_default=True, help="What `serve --split-salt` was given.")
 @click.option(
-    "--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of users given to the candidate by a splitter of your own."
+    "--base",
+    multiple=True,
+    help="Version it is held against; more than one likewise. By default the log's only other one.",
+)
+@click.option(
+    "--split",
+    metavar="VERSION=SHARE",
+    help="What `serve --split` was given: users are held against it, one by one and as a whole.",
+)
+@click.option(
+    "--split-salt", default="split", show_default=True, help="What `serve --split-salt` was given."
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of users given to the candidate by a splitter of your own.",
 )
 @click.option("--user", default="user", show_default=True, help="Column of the user's id.")
-@click.option("--version", "version_column", default="version", show_default=True, help="Column of the version that scored the impression.")
-@click.option("--click", "click_column", default="click", show_default=True, help="Column that is 1 where the impression was clicked.")
-@click.option("--conversion", help="Column that is 1 where a conversion followed the click; with it CVR and CTCVR are told.")
-@click.option("--new-user", help="Column that is 1 where the user was new; with it new and old users are told apart.")
-@click.option("--impressions", help="Column of counts, for a log whose rows are sums: click and conversion are counts then too.")
 @click.option(
-    "--bootstrap", type=click.IntRange(0), default=0, metavar="N", help="Intervals by N resamples of users, not the delta method."
+    "--version",
+    "version_column",
+    default="version",
+    show_default=True,
+    help="Column of the version that scored the impression.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.html, report.md, report.json and lifts.png.")
+@click.option(
+    "--click",
+    "click_column",
+    default="click",
+    show_default=True,
+    help="Column that is 1 where the impression was clicked.",
+)
+@click.option(
+    "--conversion",
+    help="Column that is 1 where a conversion followed the click; with it CVR and CTCVR are told.",
+)
+@click.option(
+    "--new-user",
+    help="Column that is 1 where the user was new; with it new and old users are told apart.",
+)
+@click.option(
+    "--impressions",
+    help=(
+        "Column of counts, for a log whose rows are sums: click and conversion are counts then too."
+    ),
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Intervals by N resamples of users, not the delta method.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for report.html, report.md, report.json and lifts.png.",
+)
 def abtest(
     log: tuple[str, ...], candidate: tuple[str, ...], base: tuple[str, ...], split: str | None, split_salt: str, share: float | None,
     user: str, version_column: str, click_column: str, conversion: str | None, new_user: str | None, impressions: str | None,
@@ -33,25 +78,29 @@ def abtest(
 ) -> None:  # fmt: skip
     """Compare two served versions by a log of exposures and clicks: CTR, CVR, CTCVR and the candidate's lift, with 95 % intervals.
 
-    LOG is Parquet (files, folders, URIs), a row an impression: who saw it, which version scored it (`model_version` of the server's
-    answer), whether it was clicked. Users who met both arms are left out and counted. Warns where the arms' numbers of users cannot be
-    an accident (sample ratio mismatch).
+    LOG is Parquet (files, folders, URIs), a row an impression: who saw it, which version scored it
+    (`model_version` of the server's answer), whether it was clicked. Users who met both arms are
+    left out and counted. Warns where the arms' numbers of users cannot be an accident (sample ratio
+    mismatch).
 
     \b
-    mail-torchrec abtest log/ --split candidate=0.1 --candidate 3f2a81c09d4e --conversion bought --new-user is_new --out runs/test
-    mail-torchrec abtest log/ --candidate new --base old --share 0.5
+    mail-torchrec abtest log/ --split candidate=0.1 --candidate 3f2a81c09d4e --conversion bought
+    --new-user is_new --out runs/test mail-torchrec abtest log/ --candidate new --base old --share
+    0.5
     """  # noqa: D301
     from mail_torchrec.abtest.arms import Assignment
     from mail_torchrec.abtest.command import abtest as carry_out
-    from mail_torchrec.data.exposures import LogColumns
-    from mail_torchrec.data.split import Split
+    from mail_torchrec.abtest.exposures import LogColumns
+    from mail_torchrec.inference.traffic_split import Split
 
     rule = None if split is None else Split.parse(split, split_salt)
     if rule is not None and share is not None:
         raise ValueError("--split says the share already; give --split or --share")
     candidate = candidate or ((rule.version,) if rule else ())
     if not candidate:
-        raise ValueError("which version is on trial? name it by --candidate, or give --split as `serve` got it")
+        raise ValueError(
+            "which version is on trial? name it by --candidate, or give --split as `serve` got it"
+        )
     columns = LogColumns(user, version_column, click_column, conversion, new_user, impressions)
     report = carry_out(log, columns, Assignment(candidate, base, share, rule), bootstrap)
     click.echo(report.text())

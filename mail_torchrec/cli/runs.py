@@ -8,20 +8,41 @@ from pathlib import Path
 import click
 
 from mail_torchrec.cli.options import CONFIG, OVERRIDES
-from mail_torchrec.launcher import num_restarts
+from mail_torchrec.distributed.launcher import num_restarts
 
 
 @click.command()
 @CONFIG
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run writes; must not hold a run yet, but with --resume.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where the run writes; must not hold a run yet, but with --resume.",
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart by torchrun or Slurm implies it.",
+    help=(
+        "Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart "
+        "by torchrun or Slurm implies it."
+    ),
 )
-@click.option("--preset", help="Settings that come with the package: 'tuned', for new users. Your overrides hold above them.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Shard by this plan.json, of `mail-torchrec plan` or of a run.")
-@click.option("--print-config", is_flag=True, help="Print the whole configuration, defaults and overrides included, and stop.")
+@click.option(
+    "--preset",
+    help=(
+        "Settings that come with the package: 'tuned', for new users. Your overrides hold above "
+        "them."
+    ),
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="Shard by this plan.json, of `mail-torchrec plan` or of a run.",
+)
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print the whole configuration, defaults and overrides included, and stop.",
+)
 @OVERRIDES
 def train(
     config_path: Path,
@@ -34,8 +55,8 @@ def train(
 ) -> None:
     """Train, evaluate and save one run.
 
-    Every value of the configuration can be overridden by its dotted name: train.batch_size=4096 model.tower=base_dnn
-    model.zero_shot=null. Alone it trains in one process; over more ranks:
+    Every value of the configuration can be overridden by its dotted name: train.batch_size=4096
+    model.tower=base_dnn model.zero_shot=null. Alone it trains in one process; over more ranks:
 
     \b
     torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
@@ -58,14 +79,24 @@ def train(
 
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
-@click.option("--data", help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="File (.npz) for score, label, user and part of every row.")
+@click.option(
+    "--data",
+    help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.",
+)
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="File (.npz) for score, label, user and part of every row.",
+)
 @OVERRIDES
-def evaluate(run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]) -> None:
+def evaluate(
+    run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]
+) -> None:
     """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
 
-    Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0 scores every user with
-    the history there is, data.cold_start.keep=5 gives each hidden one the newest five behaviours back.
+    Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0
+    scores every user with the history there is, data.cold_start.keep=5 gives each hidden one the
+    newest five behaviours back.
     """
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import evaluate_run
@@ -97,16 +128,23 @@ def checkpoint(what: str, folder: Path) -> None:
 
 @click.command()
 @click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--base", help="A method; the others' differences from it are shown too, paired by seed.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as comparison.md, .json and .png.")
+@click.option(
+    "--base", help="A method; the others' differences from it are shown too, paired by seed."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the comparison as comparison.md, .json and .png.",
+)
 def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> None:
     """Print finished runs as one table, method by new / old / all, and name their files.
 
-    Runs of one name (top of their configuration) are seeds of one method: their mean and 95 % interval are shown.
+    Runs of one name (top of their configuration) are seeds of one method: their mean and 95 %
+    interval are shown.
     """
-    from mail_torchrec.train.pictures import write_comparison
-    from mail_torchrec.train.report import as_markdown
-    from mail_torchrec.train.report import compare as rows_of
+    from mail_torchrec.reporting.comparison import as_markdown
+    from mail_torchrec.reporting.comparison import compare as rows_of
+    from mail_torchrec.reporting.plots import write_comparison
     from mail_torchrec.train.run_dir import RunDir
 
     rows = rows_of(run_dirs, base)

@@ -15,11 +15,25 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users, most_behaviours
-from mail_torchrec.data.schema import Group, Ids, Kind, Schema
-from mail_torchrec.data.source import Source
-from mail_torchrec.data.values import Floats, Ints, list_lengths, newest_ids, numbers, one_chunk, plain_ids
-from mail_torchrec.data.vocabulary import HashedIds, IdEncoder, Vocabulary, count_values, vocabulary_from_counts
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.data.ids.vocabulary import (
+    HashedIds,
+    IdEncoder,
+    Vocabulary,
+    count_values,
+    vocabulary_from_counts,
+)
+from mail_torchrec.data.parquet.arrow import (
+    Floats,
+    Ints,
+    list_lengths,
+    newest_ids,
+    numbers,
+    one_chunk,
+    plain_ids,
+)
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.schema.schema import Group, Ids, Kind, Schema
+from mail_torchrec.utils.logging import bar_interval
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,11 @@ class Scale:
     def apply(self, values: npt.NDArray[np.float64]) -> Floats:
         """Standardised values, within the range of float32; a missing one (NaN) becomes 0, the training mean."""
         largest = float(np.finfo(np.float32).max)
-        return np.nan_to_num((values - self.mean) / self.deviation, nan=0.0).clip(-largest, largest).astype(np.float32)
+        return (
+            np.nan_to_num((values - self.mean) / self.deviation, nan=0.0)
+            .clip(-largest, largest)
+            .astype(np.float32)
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +70,14 @@ class Encoders:
         folder.mkdir(parents=True, exist_ok=True)
         for name, encoder in self.tables.items():
             if isinstance(encoder, Vocabulary):
-                pq.write_table(pa.table({"value": encoder.values, "count": encoder.counts}), folder / f"{name}.parquet")
-        scales = {name: {"mean": scale.mean, "deviation": scale.deviation} for name, scale in self.scales.items()}
+                pq.write_table(
+                    pa.table({"value": encoder.values, "count": encoder.counts}),
+                    folder / f"{name}.parquet",
+                )
+        scales = {
+            name: {"mean": scale.mean, "deviation": scale.deviation}
+            for name, scale in self.scales.items()
+        }
         (folder / "scales.json").write_text(json.dumps(scales, indent=2) + "\n")
 
     @staticmethod
@@ -64,10 +88,18 @@ class Encoders:
             ValueError: a file is missing.
         """
         try:
-            scales = {name: Scale(**scale) for name, scale in json.loads((folder / "scales.json").read_text()).items()}
-            return Encoders({name: _load_table(folder, name, schema) for name in schema.table_names}, scales)
+            scales = {
+                name: Scale(**scale)
+                for name, scale in json.loads((folder / "scales.json").read_text()).items()
+            }
+            return Encoders(
+                {name: _load_table(folder, name, schema) for name in schema.table_names}, scales
+            )
         except FileNotFoundError as error:
-            raise ValueError(f"{folder} should hold the vocabularies of a run: {error}; was the run directory copied whole?") from error
+            raise ValueError(
+                f"{folder} should hold the vocabularies of a run: {error}; was the run directory "
+                "copied whole?"
+            ) from error
 
 
 def _load_table(folder: Path, name: str, schema: Schema) -> IdEncoder:
@@ -83,17 +115,27 @@ def _hashed(name: str, schema: Schema) -> HashedIds:
     return HashedIds(name, rows)
 
 
-def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, *, progress: bool = False) -> Encoders:
+def fit_encoders(
+    source: Source, schema: Schema, cold_start: ColdStartSettings, *, progress: bool = False
+) -> Encoders:
     """One pass over the training files: counts the ids of every vocabulary table, sums the numbers of every numeric column.
 
-    Behaviours that the simulated cold start hides are not counted: what is hidden is hidden from the vocabulary too.
+    Behaviours that the simulated cold start hides are not counted: what is hidden is hidden from
+    the vocabulary too.
 
     Raises:
         ValueError: a bad value in a numeric column; columns of different types on one table.
     """
     counts: dict[str, pa.Table] = {}
     moments = {name: _Moments() for name in schema.numeric()}
-    bar = tqdm(source.row_groups, desc="vocabularies", unit="row group", disable=not progress, leave=False, mininterval=bar_interval())
+    bar = tqdm(
+        source.row_groups,
+        desc="vocabularies",
+        unit="row group",
+        disable=not progress,
+        leave=False,
+        mininterval=bar_interval(),
+    )
     for group in bar:
         table, file = source.read(group), source.file(group)
         most_R = _most_behaviours(table, schema, cold_start, file)
@@ -102,12 +144,18 @@ def fit_encoders(source: Source, schema: Schema, cold_start: ColdStartSettings, 
                 _count(counts, schema, name, file, file_ids(table, schema, name, file, most_R)[0])
         for name in moments:
             column = schema.file_column(name)
-            moments[name].add(numbers(table[column], schema.columns[name].transform, file=file, name=column))
-    tables: dict[str, IdEncoder] = {name: _encoder(name, schema, counts) for name in schema.table_names}
+            moments[name].add(
+                numbers(table[column], schema.columns[name].transform, file=file, name=column)
+            )
+    tables: dict[str, IdEncoder] = {
+        name: _encoder(name, schema, counts) for name in schema.table_names
+    }
     return Encoders(tables, {name: moment.scale() for name, moment in moments.items()})
 
 
-def file_ids(table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints) -> tuple[pa.Array, Ints]:
+def file_ids(
+    table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints
+) -> tuple[pa.Array, Ints]:
     """The ids of a column as training sees them: lists cut to their newest, behaviours also to what each row may show (``most_R``).
 
     Returns:
@@ -118,14 +166,22 @@ def file_ids(table: pa.Table, schema: Schema, name: str, file: str, most_R: Ints
     """
     file_column = schema.file_column(name)
     if schema.columns[name].kind is not Kind.LIST:
-        return plain_ids(table[file_column], file=file, name=file_column), np.ones(len(table), dtype=np.int64)
-    return newest_ids(table[file_column], most_ids(schema, name, most_R), file=file, name=file_column)
+        return plain_ids(table[file_column], file=file, name=file_column), np.ones(
+            len(table), dtype=np.int64
+        )
+    return newest_ids(
+        table[file_column], most_ids(schema, name, most_R), file=file, name=file_column
+    )
 
 
 def most_ids(schema: Schema, name: str, most_R: Ints) -> int | Ints:
     """The most ids of a list column that training sees: the column's limit, of behaviours also what each row may show (``most_R``)."""
     column = schema.columns[name]
-    return np.minimum(most_R, column.max_length) if column.group is Group.BEHAVIOUR else column.max_length
+    return (
+        np.minimum(most_R, column.max_length)
+        if column.group is Group.BEHAVIOUR
+        else column.max_length
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +196,8 @@ class Misaligned:
 
     def __str__(self) -> str:
         return (
-            f"column '{self.actions}' should be as long as '{self.items}' in every row, received {self.num_actions} actions on "
+            f"column '{self.actions}' should be as long as '{self.items}' in every row, received "
+            f"{self.num_actions} actions on "
             f"{self.num_items} items"
         )
 
@@ -158,17 +215,24 @@ def misaligned(table: pa.Table, schema: Schema) -> Misaligned | None:
     return None
 
 
-def _most_behaviours(table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str) -> Ints:
+def _most_behaviours(
+    table: pa.Table, schema: Schema, cold_start: ColdStartSettings, file: str
+) -> Ints:
     name = schema.file_column(schema.group_key)
-    return most_behaviours(hidden_users(plain_ids(table[name], file=file, name=name), cold_start), cold_start)
+    return most_behaviours(
+        hidden_users(plain_ids(table[name], file=file, name=name), cold_start), cold_start
+    )
 
 
-def _count(counts: dict[str, pa.Table], schema: Schema, name: str, file: str, ids: pa.Array) -> None:
+def _count(
+    counts: dict[str, pa.Table], schema: Schema, name: str, file: str, ids: pa.Array
+) -> None:
     target = schema.table_of(name)
     previous = counts.get(target)
     if previous is not None and previous["value"].type != ids.type:
         raise ValueError(
-            f"{file}: column '{schema.file_column(name)}' looks up table '{target}' with {ids.type} ids, other columns or files with "
+            f"{file}: column '{schema.file_column(name)}' looks up table '{target}' with "
+            f"{ids.type} ids, other columns or files with "
             f"{previous['value'].type}; cast one, or give the column a table of its own"
         )
     counts[target] = count_values(previous, ids)
@@ -178,7 +242,9 @@ def _encoder(name: str, schema: Schema, counts: dict[str, pa.Table]) -> IdEncode
     settings = schema.table(name)
     if settings.ids is Ids.HASH:
         return _hashed(name, schema)
-    return vocabulary_from_counts(counts[name], min_count=settings.min_count, max_rows=settings.rows)
+    return vocabulary_from_counts(
+        counts[name], min_count=settings.min_count, max_rows=settings.rows
+    )
 
 
 @dataclass
@@ -195,11 +261,19 @@ class _Moments:
         if not len(values):
             return
         count, mean = self.count + len(values), float(values.mean())
-        self.squares += float(((values - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(values) / count
+        self.squares += (
+            float(((values - mean) ** 2).sum())
+            + (mean - self.mean) ** 2 * self.count * len(values) / count
+        )
         self.mean += (mean - self.mean) * len(values) / count
         self.count = count
 
     def scale(self) -> Scale:
         """Mean and deviation; a deviation that is nothing but rounding counts as none, and none as 1."""
         deviation = math.sqrt(self.squares / max(self.count, 1))
-        return Scale(self.mean, deviation if deviation > max(1e-12 * abs(self.mean), float(np.finfo(np.float32).tiny)) else 1.0)
+        return Scale(
+            self.mean,
+            deviation
+            if deviation > max(1e-12 * abs(self.mean), float(np.finfo(np.float32).tiny))
+            else 1.0,
+        )

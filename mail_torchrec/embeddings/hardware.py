@@ -34,7 +34,8 @@ class Hardware:
     tflops: float
     """Float32, as the towers run."""
     reserved_share: float = 0.1
-    """Of the memory: CUDA's context, NCCL's buffers, fragments of the allocator; on CPU the rest of the process and of the host."""
+    """Of the memory: CUDA's context, NCCL's buffers, fragments of the allocator; on CPU the rest of
+    the process and of the host."""
     efficiency: float = 0.6
     """Of every peak that work like this reaches; an assumption, to be replaced by a measurement."""
     source: str = ""
@@ -43,7 +44,11 @@ class Hardware:
     def capacity(self) -> dict[str, int]:
         """Bytes a rank may fill, by kind of memory; nothing is kept back of an SSD."""
         usable = 1 - self.reserved_share
-        return {"hbm": int(self.hbm_gib * GIB * usable), "host": int(self.host_gib * GIB * usable), "ssd": int(self.ssd_gib * GIB)}
+        return {
+            "hbm": int(self.hbm_gib * GIB * usable),
+            "host": int(self.host_gib * GIB * usable),
+            "ssd": int(self.ssd_gib * GIB),
+        }
 
     def topology(self, world_size: int) -> Topology:
         """The ranks as TorchRec's estimators see them."""
@@ -64,8 +69,34 @@ class Hardware:
 
 _DGX_A100 = "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet: 8 GPUs, ConnectX-6 of 200 Gb/s a GPU, 2 x 8 channels of DDR4-3200"
 _DGX_H100 = "DGX datasheet: 8 GPUs, ConnectX-7 of 400 Gb/s a GPU, 2 TB of host memory, 2 x 8 channels of DDR5-4800, 8 x 3.84 TB NVMe"
-_A100_80 = Hardware("cuda", 8, 79.1, 256, 3500, 2039, 51, 32, 300, 25, 19.5, source=f"{_DGX_A100}; 2 TB of host memory, 8 x 3.84 TB NVMe")
-_H100 = Hardware("cuda", 8, 79.1, 256, 3500, 3350, 77, 64, 450, 50, 67, source=f"NVIDIA H100 datasheet (SXM5); {_DGX_H100}")
+_A100_80 = Hardware(
+    "cuda",
+    8,
+    79.1,
+    256,
+    3500,
+    2039,
+    51,
+    32,
+    300,
+    25,
+    19.5,
+    source=f"{_DGX_A100}; 2 TB of host memory, 8 x 3.84 TB NVMe",
+)
+_H100 = Hardware(
+    "cuda",
+    8,
+    79.1,
+    256,
+    3500,
+    3350,
+    77,
+    64,
+    450,
+    50,
+    67,
+    source=f"NVIDIA H100 datasheet (SXM5); {_DGX_H100}",
+)
 PRESETS: dict[str, Hardware] = {
     "a100-40": replace(
         _A100_80, hbm_gib=39.4, host_gib=128, ssd_gib=1750, hbm_gb_s=1555, source=f"{_DGX_A100}; 1 TB of host memory, 4 x 3.84 TB NVMe"
@@ -80,11 +111,17 @@ PRESETS: dict[str, Hardware] = {
         host_gb_s=90,
         intra_gb_s=900,
         tflops=75,
-        source="DGX B200 datasheet: 8 GPUs of 180 GB, NVLink 5, ConnectX-7 of 400 Gb/s a GPU, 2 TB of DDR5-5600, 8 x 3.84 TB NVMe",
+        source=(
+            "DGX B200 datasheet: 8 GPUs of 180 GB, NVLink 5, ConnectX-7 of 400 Gb/s a GPU, 2 TB "
+            "of DDR5-5600, 8 x 3.84 TB NVMe"
+        ),
     ),
     "cpu": Hardware(
         "cpu", 2, 0, 512, 3500, 0, 307, 0, 48, 12.5, 7.2,
-        source="Xeon Platinum 8480+: a rank a socket of 56 cores (AVX-512), 8 channels of DDR5-4800, UPI 2.0; 200 Gb/s Ethernet a host",
+        source=(
+            "Xeon Platinum 8480+: a rank a socket of 56 cores (AVX-512), 8 channels of DDR5-4800, "
+            "UPI 2.0; 200 Gb/s Ethernet a host"
+        ),
     ),
 }  # fmt: skip
 """By the name that ``--hardware`` takes."""
@@ -97,22 +134,35 @@ def hardware(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Hardware
         ValueError: no such preset or figure, or a value that is no positive number.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown hardware '{name}'; known are {', '.join(PRESETS)}, and every figure can be set: --set hbm_gib=96")
+        raise ValueError(
+            f"unknown hardware '{name}'; known are {', '.join(PRESETS)}, and every figure can be "
+            "set: --set hbm_gib=96"
+        )
     preset = PRESETS[name]
     known = [field.name for field in fields(Hardware) if field.name not in ("device", "source")]
     changes: dict[str, float] = {}
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in known:
-            raise ValueError(f"--set {override}: hardware has no figure '{key}'; it has {', '.join(known)}")
+            raise ValueError(
+                f"--set {override}: hardware has no figure '{key}'; it has {', '.join(known)}"
+            )
         try:
             changes[key] = int(value) if key == "ranks_a_host" else float(value)
         except ValueError:
             raise ValueError(f"--set {key} should be a number, received '{value}'") from None
         least = 0 if key.endswith("_gib") or key == "reserved_share" else 1e-9
-        if not least <= changes[key] < float("inf") or (key in ("reserved_share", "efficiency") and changes[key] > 1):
-            raise ValueError(f"--set {key}: should be a positive number (shares at most 1), received {value}")
-    return replace(preset, **changes, source=preset.source + "".join(f"; set by hand: {text}" for text in overrides))  # type: ignore[arg-type]
+        if not least <= changes[key] < float("inf") or (
+            key in ("reserved_share", "efficiency") and changes[key] > 1
+        ):
+            raise ValueError(
+                f"--set {key}: should be a positive number (shares at most 1), received {value}"
+            )
+    return replace(
+        preset,
+        **changes,
+        source=preset.source + "".join(f"; set by hand: {text}" for text in overrides),
+    )  # type: ignore[arg-type]
 
 
 def this_hardware(device: torch.device, local_world_size: int) -> Hardware:
@@ -121,8 +171,20 @@ def this_hardware(device: torch.device, local_world_size: int) -> Hardware:
     if device.type == "cpu":
         return replace(PRESETS["cpu"], ranks_a_host=local_world_size, host_gib=host_gib)
     properties = torch.cuda.get_device_properties(device)
-    preset = next((preset for name, preset in PRESETS.items() if name.partition("-")[0] in properties.name.lower()), _A100_80)
-    return replace(preset, ranks_a_host=local_world_size, hbm_gib=properties.total_memory / GIB, host_gib=host_gib)
+    preset = next(
+        (
+            preset
+            for name, preset in PRESETS.items()
+            if name.partition("-")[0] in properties.name.lower()
+        ),
+        _A100_80,
+    )
+    return replace(
+        preset,
+        ranks_a_host=local_world_size,
+        hbm_gib=properties.total_memory / GIB,
+        host_gib=host_gib,
+    )
 
 
 def figures(machine: Hardware) -> dict[str, object]:

@@ -46,7 +46,10 @@ class MadeFor:
             elif mine_size is None:
                 found.append(f"no table '{name}', which this job has")
             elif mine_size != its_size:
-                found.append(f"'{name}' of {mine_size[0]:,} x {mine_size[1]}, here it has {its_size[0]:,} x {its_size[1]}")
+                found.append(
+                    f"'{name}' of {mine_size[0]:,} x {mine_size[1]}, here it has {its_size[0]:,} "
+                    f"x {its_size[1]}"
+                )
         return found
 
 
@@ -59,12 +62,20 @@ def plan_text(plan: ShardingPlan, made_for: MadeFor) -> str:
                 [rank, *shard.shard_offsets, *shard.shard_sizes]
                 for rank, shard in zip(parameter.ranks, parameter.sharding_spec.shards, strict=True)
             ]
-            table = {"module": module, "sharding_type": parameter.sharding_type, "compute_kernel": parameter.compute_kernel}
+            table = {
+                "module": module,
+                "sharding_type": parameter.sharding_type,
+                "compute_kernel": parameter.compute_kernel,
+            }
             if parameter.cache_params is not None:
                 table["cache_load_factor"] = parameter.cache_params.load_factor
             lines.append(f"{json.dumps(name)}: {json.dumps(table | {'shards': shards})}")
     made = json.dumps({**vars(made_for), "tables": made_for.tables})
-    return f'{{"version": {VERSION},\n"made_for": {made},\n"tables": {{\n' + ",\n".join(lines) + "\n}}\n"
+    return (
+        f'{{"version": {VERSION},\n"made_for": {made},\n"tables": {{\n'
+        + ",\n".join(lines)
+        + "\n}}\n"
+    )
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -76,19 +87,32 @@ def read_plan(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"no plan at '{path}' ({error.strerror}); mail-torchrec plan writes one, and a run leaves plan.json") from error
+        raise ValueError(
+            f"no plan at '{path}' ({error.strerror}); mail-torchrec plan writes one, and a run "
+            "leaves plan.json"
+        ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no plan: {error}") from error
-    if not isinstance(tree, dict) or tree.get("version") != VERSION or not {"made_for", "tables"} <= tree.keys():
+    if (
+        not isinstance(tree, dict)
+        or tree.get("version") != VERSION
+        or not {"made_for", "tables"} <= tree.keys()
+    ):
         version = tree.get("version") if isinstance(tree, dict) else None
-        raise ValueError(f"{path} should be a plan of version {VERSION}, received version {version}; make it anew: mail-torchrec plan")
+        raise ValueError(
+            f"{path} should be a plan of version {VERSION}, received version {version}; make it "
+            "anew: mail-torchrec plan"
+        )
     return tree
 
 
 def made_for(tree: dict[str, Any]) -> MadeFor:
     """What a plan that was read was made for."""
     given = tree["made_for"]
-    return MadeFor(**given | {"tables": {name: (rows, columns) for name, (rows, columns) in given["tables"].items()}})
+    return MadeFor(
+        **given
+        | {"tables": {name: (rows, columns) for name, (rows, columns) in given["tables"].items()}}
+    )
 
 
 def load_plan(path: Path, job: MadeFor, ssd_directory: str | None) -> ShardingPlan:
@@ -101,10 +125,16 @@ def load_plan(path: Path, job: MadeFor, ssd_directory: str | None) -> ShardingPl
     try:
         differences = made_for(tree).differences(job)
         if differences:
-            raise ValueError(f"{path} was made for {'; '.join(differences)}; make it anew with mail-torchrec plan, or train without --plan")
+            raise ValueError(
+                f"{path} was made for {'; '.join(differences)}; make it anew with mail-torchrec "
+                "plan, or train without --plan"
+            )
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
         for name, table in tree["tables"].items():
-            shards = [(rank, [row, column], [rows, columns]) for rank, row, column, rows, columns in table["shards"]]
+            shards = [
+                (rank, [row, column], [rows, columns])
+                for rank, row, column, rows, columns in table["shards"]
+            ]
             _check_cover(path, name, shards, job)
             module = modules.setdefault(table["module"], EmbeddingModuleShardingPlan())
             module[name] = parameter_sharding(
@@ -117,15 +147,25 @@ def load_plan(path: Path, job: MadeFor, ssd_directory: str | None) -> ShardingPl
                 ssd_directory,
             )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); make it anew with mail-torchrec plan") from error
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); make it anew with "
+            "mail-torchrec plan"
+        ) from error
     if missing := sorted(job.tables.keys() - tree["tables"].keys()):
-        raise ValueError(f"{path} is damaged: it does not place {missing}; make it anew with mail-torchrec plan")
+        raise ValueError(
+            f"{path} is damaged: it does not place {missing}; make it anew with mail-torchrec plan"
+        )
     return ShardingPlan(dict(modules))
 
 
-def _check_cover(path: Path, name: str, shards: list[tuple[int, list[int], list[int]]], job: MadeFor) -> None:
+def _check_cover(
+    path: Path, name: str, shards: list[tuple[int, list[int], list[int]]], job: MadeFor
+) -> None:
     """Raises ValueError where the shards' ranks do not exist, or their areas do not add up to the table's."""
     rows, columns = job.tables[name]
     area = sum(sizes[0] * sizes[1] for _, _, sizes in shards)
     if area != rows * columns or any(not 0 <= rank < job.world_size for rank, _, _ in shards):
-        raise ValueError(f"{path} is damaged: its shards of '{name}' do not cover {rows:,} x {columns} on {job.world_size} ranks")
+        raise ValueError(
+            f"{path} is damaged: its shards of '{name}' do not cover {rows:,} x {columns} on "
+            f"{job.world_size} ranks"
+        )

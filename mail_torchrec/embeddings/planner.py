@@ -20,13 +20,22 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from mail_torchrec.embeddings.choices import MEMORIES, Choice, Memory, OptimizerName, enumerate_choices, num_bytes
-from mail_torchrec.embeddings.few_rows import without_empty_shards
+from mail_torchrec.embeddings.empty_shards import without_empty_shards
 from mail_torchrec.embeddings.hardware import Hardware
-from mail_torchrec.embeddings.search import Layout, family
+from mail_torchrec.embeddings.partitioner import Layout, family
+from mail_torchrec.embeddings.sharding_options import (
+    MEMORIES,
+    Choice,
+    Memory,
+    OptimizerName,
+    enumerate_choices,
+    num_bytes,
+)
 from mail_torchrec.settings import Settings
 
-ShardingName = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
+ShardingName = Literal[
+    "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"
+]
 KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "key_value"]
 _OVER_HOSTS = {"table_row_wise", "table_column_wise", "grid_shard"}
 
@@ -35,14 +44,17 @@ class ShardingSettings(Settings):
     """What the planner may choose from, and what it should know."""
 
     enabled: bool = True
-    """False keeps whole tables in the one process as plain autograd modules, which any table optimizer can train."""
-    types: list[ShardingName] = Field(default=["table_wise", "column_wise", "row_wise"], min_length=1)
+    """False keeps whole tables in the one process as plain autograd modules, which any table
+    optimizer can train."""
+    types: list[ShardingName] = Field(
+        default=["table_wise", "column_wise", "row_wise"], min_length=1
+    )
     """Sharding types allowed for every table; one alone forces it."""
     tables: dict[str, list[ShardingName]] = {}
     """Table -> the types allowed for it instead."""
     kernels: list[KernelName] = Field(default=["fused"], min_length=1)
-    """Where tables may lie: the device's memory (fused); on CUDA also the host's, read in place (fused_uvm) or through a cache on the
-    GPU (fused_uvm_caching), or local SSDs (key_value)."""
+    """Where tables may lie: the device's memory (fused); on CUDA also the host's, read in place
+    (fused_uvm) or through a cache on the GPU (fused_uvm_caching), or local SSDs (key_value)."""
     table_kernels: dict[str, list[KernelName]] = {}
     """Table -> the kernels allowed for it instead."""
     cache_load_factor: float = Field(default=0.2, gt=0, lt=1)
@@ -50,9 +62,11 @@ class ShardingSettings(Settings):
     ssd_directory: str | None = None
     """key_value: a folder on a local SSD."""
     min_partition: int | None = Field(default=None, ge=4)
-    """Column-wise: the narrowest shard, in columns (the planner's own default is wide enough to keep small tables whole)."""
+    """Column-wise: the narrowest shard, in columns (the planner's own default is wide enough to
+    keep small tables whole)."""
     lengths: dict[str, float] = {}
-    """List column -> its mean length, for the planner's estimates; by default the most, max_length."""
+    """List column -> its mean length, for the planner's estimates; by default the most,
+    max_length."""
 
 
 @dataclass(frozen=True)
@@ -87,50 +101,86 @@ def choices_of(
         world_size: ranks.
 
     Raises:
-        ValueError: a constraint names an unknown table, does not go with the hardware or the optimizer, or leaves a table no choice.
+        ValueError: a constraint names an unknown table, does not go with the hardware or the
+            optimizer, or leaves a table no choice.
     """
     check_constraints(settings, workload, machine, world_size)
     given = constraints(settings, workload, world_size, min(machine.ranks_a_host, world_size))
-    return enumerate_choices(tables, sharders, given, machine.topology(world_size), workload.batch_size, workload.optimizer)
+    return enumerate_choices(
+        tables,
+        sharders,
+        given,
+        machine.topology(world_size),
+        workload.batch_size,
+        workload.optimizer,
+    )
 
 
-def layouts_of(choices: dict[str, list[Choice]], machine: Hardware, world_size: int) -> list[Layout]:
+def layouts_of(
+    choices: dict[str, list[Choice]], machine: Hardware, world_size: int
+) -> list[Layout]:
     """Layouts from the fastest to the leanest; memory is not looked at."""
     return family(choices, world_size, min(machine.ranks_a_host, world_size))
 
 
-def check_constraints(settings: ShardingSettings, workload: Workload, machine: Hardware, world_size: int) -> None:
+def check_constraints(
+    settings: ShardingSettings, workload: Workload, machine: Hardware, world_size: int
+) -> None:
     """Raises ValueError as :func:`choices_of`."""
     for key, given in (("tables", settings.tables), ("table_kernels", settings.table_kernels)):
         if unknown := sorted(set(given) - set(workload.sizes)):
-            raise ValueError(f"sharding.{key}: no table is called {unknown}; the tables are {', '.join(workload.sizes)}")
+            raise ValueError(
+                f"sharding.{key}: no table is called {unknown}; the tables are "
+                f"{', '.join(workload.sizes)}"
+            )
         if empty := sorted(name for name, allowed in given.items() if not allowed):
-            raise ValueError(f"sharding.{key}: {empty} should be allowed something, received an empty list")
-    kernels = {*settings.kernels, *(kernel for allowed in settings.table_kernels.values() for kernel in allowed)}
+            raise ValueError(
+                f"sharding.{key}: {empty} should be allowed something, received an empty list"
+            )
+    kernels = {
+        *settings.kernels,
+        *(kernel for allowed in settings.table_kernels.values() for kernel in allowed),
+    }
     if machine.device == "cpu" and kernels != {"fused"}:
-        raise ValueError(f"sharding.kernels: {sorted(kernels - {'fused'})} exist on CUDA alone, and the tables lie on CPU; use [fused]")
+        raise ValueError(
+            f"sharding.kernels: {sorted(kernels - {'fused'})} exist on CUDA alone, and the tables "
+            "lie on CPU; use [fused]"
+        )
     if "key_value" in kernels and workload.optimizer != "rowwise_adagrad":
-        raise ValueError(f"sharding.kernels: key_value tables train with rowwise_adagrad, received train.tables.name={workload.optimizer}")
+        raise ValueError(
+            "sharding.kernels: key_value tables train with rowwise_adagrad, received "
+            f"train.tables.name={workload.optimizer}"
+        )
     types = {*settings.types, *(kind for allowed in settings.tables.values() for kind in allowed)}
     ranks_a_host = min(machine.ranks_a_host, world_size)
     if world_size % ranks_a_host and types & _OVER_HOSTS:
         raise ValueError(
-            f"sharding.types: {sorted(types & _OVER_HOSTS)} need hosts of equally many ranks, and {world_size} ranks do not fill hosts of "
+            f"sharding.types: {sorted(types & _OVER_HOSTS)} need hosts of equally many ranks, and "
+            f"{world_size} ranks do not fill hosts of "
             f"{ranks_a_host}"
         )
 
 
-def allowed_types(settings: ShardingSettings, workload: Workload, world_size: int, ranks_a_host: int) -> dict[str, list[str]]:
+def allowed_types(
+    settings: ShardingSettings, workload: Workload, world_size: int, ranks_a_host: int
+) -> dict[str, list[str]]:
     """Table -> the wanted sharding types that give each rank a row; table-wise where none does."""
     return {
-        name: without_empty_shards(settings.tables.get(name, settings.types), rows, world_size, ranks_a_host)
+        name: without_empty_shards(
+            settings.tables.get(name, settings.types), rows, world_size, ranks_a_host
+        )
         for name, (rows, _) in workload.sizes.items()
     }
 
 
-def constraints(settings: ShardingSettings, workload: Workload, world_size: int, ranks_a_host: int) -> dict[str, ParameterConstraints]:
+def constraints(
+    settings: ShardingSettings, workload: Workload, world_size: int, ranks_a_host: int
+) -> dict[str, ParameterConstraints]:
     """The settings, table by table, as TorchRec takes them."""
-    cache, ssd = CacheParams(load_factor=settings.cache_load_factor), KeyValueParams(ssd_storage_directory=settings.ssd_directory)
+    cache, ssd = (
+        CacheParams(load_factor=settings.cache_load_factor),
+        KeyValueParams(ssd_storage_directory=settings.ssd_directory),
+    )
     made = {}
     for name, types in allowed_types(settings, workload, world_size, ranks_a_host).items():
         kernels = settings.table_kernels.get(name, settings.kernels)
@@ -145,7 +195,9 @@ def constraints(settings: ShardingSettings, workload: Workload, world_size: int,
     return made
 
 
-def sharding_plan(layout: Layout, settings: ShardingSettings, device: str, ranks_a_host: int) -> ShardingPlan:
+def sharding_plan(
+    layout: Layout, settings: ShardingSettings, device: str, ranks_a_host: int
+) -> ShardingPlan:
     """A layout as TorchRec shards by it."""
     modules: dict[str, EmbeddingModuleShardingPlan] = {}
     for table, (choice, ranks) in layout.chosen.items():
@@ -156,7 +208,13 @@ def sharding_plan(layout: Layout, settings: ShardingSettings, device: str, ranks
         factor = settings.cache_load_factor if choice.kernel == "fused_uvm_caching" else None
         module = modules.setdefault(choice.module, EmbeddingModuleShardingPlan())
         module[table] = parameter_sharding(
-            choice.sharding_type, choice.kernel, shards, device, ranks_a_host, factor, settings.ssd_directory
+            choice.sharding_type,
+            choice.kernel,
+            shards,
+            device,
+            ranks_a_host,
+            factor,
+            settings.ssd_directory,
         )
     return ShardingPlan(dict(modules))
 
@@ -177,12 +235,20 @@ def parameter_sharding(
         ranks=[rank for rank, _, _ in shards],
         sharding_spec=EnumerableShardingSpec(
             [
-                ShardMetadata(shard_offsets=offsets, shard_sizes=sizes, placement=placement(device, rank, ranks_a_host))
+                ShardMetadata(
+                    shard_offsets=offsets,
+                    shard_sizes=sizes,
+                    placement=placement(device, rank, ranks_a_host),
+                )
                 for rank, offsets, sizes in shards
             ]
         ),
-        cache_params=None if cache_load_factor is None else CacheParams(load_factor=cache_load_factor),
-        key_value_params=KeyValueParams(ssd_storage_directory=ssd_directory) if kernel == "key_value" else None,
+        cache_params=None
+        if cache_load_factor is None
+        else CacheParams(load_factor=cache_load_factor),
+        key_value_params=KeyValueParams(ssd_storage_directory=ssd_directory)
+        if kernel == "key_value"
+        else None,
     )
 
 
@@ -197,7 +263,8 @@ def shortage(layout: Layout, capacity: dict[Memory, float]) -> str:
     """What a layout that does not fit lacks, and of how much."""
     where = {"hbm": "GPU memory", "host": "host memory", "ssd": "SSD"}
     return ", ".join(
-        f"{num_bytes(lacking)} of {where[kind]} (the fullest rank needs {num_bytes(float(layout.memory_R[kind].max()))}, "
+        f"{num_bytes(lacking)} of {where[kind]} (the fullest rank needs "
+        f"{num_bytes(float(layout.memory_R[kind].max()))}, "
         f"{num_bytes(max(capacity[kind], 0))} are left for tables)"
         for kind, lacking in layout.excess(capacity).items()
     )
@@ -214,8 +281,10 @@ def check_no_empty_shard(plan: ShardingPlan) -> None:
             shards = getattr(sharding.sharding_spec, "shards", [])
             if any(0 in shard.shard_sizes for shard in shards):
                 raise ValueError(
-                    f"sharding: on CPU every rank needs a row of a {sharding.sharding_type} table, and '{table}' has too few "
-                    f"for {len(shards)} ranks; use fewer ranks, or sharding.tables={{{table}: [table_wise]}}"
+                    f"sharding: on CPU every rank needs a row of a {sharding.sharding_type} "
+                    f"table, and '{table}' has too few "
+                    f"for {len(shards)} ranks; use fewer ranks, or sharding.tables={{{table}: "
+                    f"[table_wise]}}"
                 )
 
 

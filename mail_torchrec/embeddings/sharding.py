@@ -15,9 +15,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 from tqdm import tqdm
 
-from mail_torchrec.collectives import from_rank_0, world_size
-from mail_torchrec.embeddings.choices import OptimizerName
+from mail_torchrec.distributed.collectives import from_rank_0, world_size
 from mail_torchrec.embeddings.hardware import Hardware, this_hardware
+from mail_torchrec.embeddings.partitioner import Layout, fastest_that_fits, nearest_miss
 from mail_torchrec.embeddings.plan_file import MadeFor, load_plan
 from mail_torchrec.embeddings.planner import (
     ShardingSettings,
@@ -32,7 +32,7 @@ from mail_torchrec.embeddings.planner import (
     sharding_plan,
     shortage,
 )
-from mail_torchrec.embeddings.search import Layout, fastest_that_fits, nearest_miss
+from mail_torchrec.embeddings.sharding_options import OptimizerName
 from mail_torchrec.settings import Settings
 
 _FUSED: dict[str, EmbOptimType] = {
@@ -50,7 +50,8 @@ class TableOptimizerSettings(Settings):
     """The optimizer of every table, fused into FBGEMM's backward."""
 
     name: OptimizerName = "adagrad"
-    """sgd, adagrad, rowwise_adagrad; on CUDA also adam and partial_rowwise_adam (unsharded on CPU: sgd, adagrad, adam)."""
+    """sgd, adagrad, rowwise_adagrad; on CUDA also adam and partial_rowwise_adam (unsharded on CPU:
+    sgd, adagrad, adam)."""
     learning_rate: float = Field(default=0.02, gt=0)
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator of the adaptive ones."""
@@ -60,10 +61,16 @@ class _RowWiseOnCpu(EmbeddingBagCollectionSharder):
     """The pooled sharder with row-wise sharding on CPU too: it works there, the stock sharder only does not offer it."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(dict.fromkeys([*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value]))
+        return list(
+            dict.fromkeys(
+                [*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value]
+            )
+        )
 
 
-def sharders(optimizer: TableOptimizerSettings, betas: tuple[float, float], device: torch.device) -> list[ModuleSharder[nn.Module]]:
+def sharders(
+    optimizer: TableOptimizerSettings, betas: tuple[float, float], device: torch.device
+) -> list[ModuleSharder[nn.Module]]:
     """Sharders of both collections, the fused optimizer applied; ``betas`` are those of the Adams.
 
     Raises:
@@ -71,10 +78,16 @@ def sharders(optimizer: TableOptimizerSettings, betas: tuple[float, float], devi
     """
     if device.type == "cpu" and optimizer.name not in _FUSED_ON_CPU:
         raise ValueError(
-            f"train.tables.name: FBGEMM has no fused '{optimizer.name}' on CPU; choose one of {', '.join(_FUSED_ON_CPU)}, train on CUDA, "
-            "or keep the tables unsharded in one process (sharding.enabled=false), where adam is available"
+            f"train.tables.name: FBGEMM has no fused '{optimizer.name}' on CPU; choose one of "
+            f"{', '.join(_FUSED_ON_CPU)}, train on CUDA, "
+            "or keep the tables unsharded in one process (sharding.enabled=false), where adam is "
+            "available"
         )
-    fused: dict[str, Any] = {"optimizer": _FUSED[optimizer.name], "learning_rate": optimizer.learning_rate, "eps": optimizer.eps}
+    fused: dict[str, Any] = {
+        "optimizer": _FUSED[optimizer.name],
+        "learning_rate": optimizer.learning_rate,
+        "eps": optimizer.eps,
+    }
     if "adam" in optimizer.name:
         fused |= {"beta1": betas[0], "beta2": betas[1]}
     return [_RowWiseOnCpu(fused_params=fused), EmbeddingCollectionSharder(fused_params=fused)]
@@ -93,7 +106,8 @@ def plan_sharding(
 ) -> tuple[ShardingPlan, MadeFor]:
     """Plans on rank 0, or reads a saved plan there, and gives every rank the plan or the error.
 
-    A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is said.
+    A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is
+    said.
 
     Args:
         tables: the model, or whatever holds its collections under the same names.
@@ -106,8 +120,8 @@ def plan_sharding(
         saved: a plan file to be used instead of planning.
 
     Raises:
-        ValueError: on every rank, where a constraint names an unknown table or cannot be met, the tables do not fit, or the saved plan
-            was made for another job.
+        ValueError: on every rank, where a constraint names an unknown table or cannot be met, the
+            tables do not fit, or the saved plan was made for another job.
     """
     kind = cuda_or_cpu(device)
     job = MadeFor(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
@@ -121,7 +135,9 @@ def plan_sharding(
             _say_too_small(settings, workload, local_world_size)
             choices = choices_of(tables, all_sharders, settings, workload, machine, world_size())
             layouts = layouts_of(choices, machine, world_size())
-            made = sharding_plan(_fitting(layouts, settings, machine, dense_bytes), settings, kind, local_world_size)
+            made = sharding_plan(
+                _fitting(layouts, settings, machine, dense_bytes), settings, kind, local_world_size
+            )
         if kind == "cpu":
             check_no_empty_shard(made)
         return made
@@ -131,29 +147,47 @@ def plan_sharding(
 
 def _say_too_small(settings: ShardingSettings, workload: Workload, local_world_size: int) -> None:
     allowed = allowed_types(settings, workload, world_size(), local_world_size)
-    if small := [name for name, types in allowed.items() if not set(types) & set(settings.tables.get(name, settings.types))]:
-        tqdm.write(f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row each: table_wise", file=sys.stderr)
+    if small := [
+        name
+        for name, types in allowed.items()
+        if not set(types) & set(settings.tables.get(name, settings.types))
+    ]:
+        tqdm.write(
+            f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row "
+            "each: table_wise",
+            file=sys.stderr,
+        )
 
 
-def _fitting(layouts: list[Layout], settings: ShardingSettings, machine: Hardware, dense_bytes: int) -> Layout:
+def _fitting(
+    layouts: list[Layout], settings: ShardingSettings, machine: Hardware, dense_bytes: int
+) -> Layout:
     """The fastest layout that fits beside the towers; raises ValueError where none does."""
     capacity = capacity_for_tables(machine, dense_bytes)
     layout = fastest_that_fits(layouts, capacity)
     if layout is None:
         lacking = shortage(nearest_miss(layouts, capacity), capacity)
         raise ValueError(
-            f"no sharding plan meets sharding.types={settings.types}, sharding.tables={settings.tables}, sharding.kernels="
+            f"no sharding plan meets sharding.types={settings.types}, "
+            f"sharding.tables={settings.tables}, sharding.kernels="
             f"{settings.kernels}: the best lacks {lacking}; `mail-torchrec plan` says what helps"
         )
     return layout
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, all_sharders: list[ModuleSharder[nn.Module]], device: torch.device
+    model: nn.Module,
+    plan: ShardingPlan,
+    all_sharders: list[ModuleSharder[nn.Module]],
+    device: torch.device,
 ) -> DistributedModelParallel:
     """Puts the tables where the plan says, and wraps the dense rest in DistributedDataParallel."""
     group = dist.group.WORLD
     assert group is not None
     return DistributedModelParallel(
-        module=model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=all_sharders
+        module=model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan,
+        sharders=all_sharders,
     )

@@ -4,8 +4,8 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from mail_torchrec.data.lookups import Lookups, output_table
-from mail_torchrec.data.schema import Schema, Table
+from mail_torchrec.data.schema.feature_tables import Lookups, output_table
+from mail_torchrec.data.schema.schema import Schema, Table
 
 # FBGEMM's kernels move vectors of 4 columns.
 _COLUMN_MULTIPLE = 4
@@ -16,24 +16,35 @@ def stored_dim(dim: int) -> int:
     return -(-dim // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
 
 
-# Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this is enough for 32 ranks, and more see few_rows.py.
+# Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this is enough for
+# 32 ranks, and more see few_rows.py.
 _LEAST_ROWS = 1024
 
 
-def table_sizes(schema: Schema, lookups: Lookups, num_rows: dict[str, int]) -> dict[str, tuple[int, int]]:
+def table_sizes(
+    schema: Schema, lookups: Lookups, num_rows: dict[str, int]
+) -> dict[str, tuple[int, int]]:
     """Stored rows and columns of every table, output-side twins included; rows behind those of the encoder are never read.
 
-    A first-order weight is one column behind the vector: it costs no lookup of its own, and moves with its row under every plan. A
-    row-wise optimizer counts its gradient into the row's.
+    A first-order weight is one column behind the vector: it costs no lookup of its own, and moves
+    with its row under every plan. A row-wise optimizer counts its gradient into the row's.
     """
     column_of = {schema.table_of(name): name for name in schema.id_columns}
     column_of |= {output_table(schema.table_of(name)): name for name in lookups.match}
-    rows = {table: max(num_rows[schema.table_of(name)], _LEAST_ROWS) for table, name in column_of.items()}
-    dims = {table: stored_dim(schema.table_dim(name) + (table in lookups.first_order)) for table, name in column_of.items()}
+    rows = {
+        table: max(num_rows[schema.table_of(name)], _LEAST_ROWS)
+        for table, name in column_of.items()
+    }
+    dims = {
+        table: stored_dim(schema.table_dim(name) + (table in lookups.first_order))
+        for table, name in column_of.items()
+    }
     # An EmbeddingCollection wants one width of all its tables.
     unpooled = set(lookups.unpooled.values())
     widest = max(dims[table] for table in unpooled)
-    return {table: (rows[table], widest if table in unpooled else dims[table]) for table in column_of}
+    return {
+        table: (rows[table], widest if table in unpooled else dims[table]) for table in column_of
+    }
 
 
 def build_tables(
@@ -41,26 +52,42 @@ def build_tables(
 ) -> tuple[EmbeddingBagCollection, EmbeddingCollection]:
     """The pooled tables (attributes, context, item fields) and the unpooled ones (behaviours, target items, V').
 
-    Pooled lists come as sums; ``fields.py`` makes means of them.
+    Pooled lists come as sums; ``model/features.py`` makes means of them.
     """
     sizes = table_sizes(schema, lookups, num_rows)
     pooled = [
         EmbeddingBagConfig(
-            num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.pooled, table), pooling=PoolingType.SUM
+            num_embeddings=rows,
+            embedding_dim=dim,
+            name=table,
+            feature_names=_keys(lookups.pooled, table),
+            pooling=PoolingType.SUM,
         )
         for table, (rows, dim) in sizes.items()
         if table in lookups.pooled.values()
     ]
     unpooled = [
-        EmbeddingConfig(num_embeddings=rows, embedding_dim=dim, name=table, feature_names=_keys(lookups.unpooled, table))
+        EmbeddingConfig(
+            num_embeddings=rows,
+            embedding_dim=dim,
+            name=table,
+            feature_names=_keys(lookups.unpooled, table),
+        )
         for table, (rows, dim) in sizes.items()
         if table in lookups.unpooled.values()
     ]
-    return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(tables=unpooled, device=device)
+    return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(
+        tables=unpooled, device=device
+    )
 
 
 def mean_lengths(
-    schema: Schema, lookups: Lookups, known: dict[str, float], *, batch_size: int, num_negatives: int
+    schema: Schema,
+    lookups: Lookups,
+    known: dict[str, float],
+    *,
+    batch_size: int,
+    num_negatives: int,
 ) -> dict[str, list[float]]:
     """Table -> the ids a row of the batch that each key looks up, in the order of the table's keys.
 
@@ -76,12 +103,18 @@ def mean_lengths(
     """
     for name, length in known.items():
         if name not in schema.lists:
-            raise ValueError(f"sharding.lengths: no list column is called '{name}'; the lists are {', '.join(schema.lists) or 'none'}")
+            raise ValueError(
+                f"sharding.lengths: no list column is called '{name}'; the lists are "
+                f"{', '.join(schema.lists) or 'none'}"
+            )
         if not 0 <= length <= schema.columns[name].max_length:
             raise ValueError(
-                f"sharding.lengths.{name} should lie between 0 and its max_length, {schema.columns[name].max_length}, received {length}"
+                f"sharding.lengths.{name} should lie between 0 and its max_length, "
+                f"{schema.columns[name].max_length}, received {length}"
             )
-    of_key = {name: float(known.get(name, schema.columns[name].max_length)) for name in schema.lists}
+    of_key = {
+        name: float(known.get(name, schema.columns[name].max_length)) for name in schema.lists
+    }
     of_key |= {keys.negatives: num_negatives / batch_size for keys in lookups.match.values()}
     lengths: dict[str, list[float]] = {}
     for key, table in (lookups.pooled | lookups.unpooled).items():

@@ -8,14 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mail_torchrec.data.golden import sample_requests
-from mail_torchrec.data.requests import Request, ValueType, model_inputs
-from mail_torchrec.data.schema import Ids
-from mail_torchrec.data.source import Source
-from mail_torchrec.data.vocabulary import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
+from mail_torchrec.data.ids.vocabulary import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.schema.schema import Ids
 from mail_torchrec.export.capture import capture
-from mail_torchrec.export.compact import CompactTables
-from mail_torchrec.export.manifest import (
+from mail_torchrec.export.compact_tables import CompactTables
+from mail_torchrec.export.finished_run import Run
+from mail_torchrec.export.inference_model import Twin
+from mail_torchrec.export.parity import BOUNDS, golden_batch, trainer_scores
+from mail_torchrec.export.table_files import Table, TableFiles, TableType
+from mail_torchrec.inference.golden import sample_requests
+from mail_torchrec.inference.manifest import (
     ONNX_MODEL,
     VOCABULARIES,
     Agreement,
@@ -27,14 +30,20 @@ from mail_torchrec.export.manifest import (
     version_of,
     write_golden,
 )
-from mail_torchrec.export.parity import BOUNDS, golden_batch, trainer_scores
-from mail_torchrec.export.run import Run
-from mail_torchrec.export.tables import Table, TableFiles, TableType
-from mail_torchrec.export.twin import Twin
-from mail_torchrec.new_folder import new_folder
+from mail_torchrec.inference.requests import Request, ValueType, model_inputs
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.atomic_dir import new_folder
 
-_LIBRARIES = ("mail-torchrec", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pyarrow")
+_LIBRARIES = (
+    "mail-torchrec",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+    "pyarrow",
+)
 _MEANINGS = {
     "pctr": "probability of a click",
     "pcvr": "probability of a conversion, given a click",
@@ -53,7 +62,8 @@ class Order:
     out: Path
     table_type: TableType = "float32"
     data: str | None = None
-    """Parquet file or folder that golden requests are taken from; None takes the run's test data."""
+    """Parquet file or folder that golden requests are taken from; None takes the run's test
+    data."""
     aoti: bool = False
     """Also compile a package for torch alone."""
 
@@ -62,7 +72,8 @@ def export(order: Order) -> Manifest:
     """Writes the artefact; it is there whole and checked, or not at all.
 
     Raises:
-        ValueError: no finished run, ``out`` exists, a library is missing, a tower cannot be traced, or scores differ from the trainer's.
+        ValueError: no finished run, ``out`` exists, a library is missing, a tower cannot be traced,
+            or scores differ from the trainer's.
     """
     _check_libraries()
     if order.aoti:
@@ -86,9 +97,15 @@ def _write(run: Run, order: Order, folder: Path) -> Manifest:
     expected = trainer_scores(compact, run.towers)
     inputs = model_inputs(schema, run.encoders.num_rows)
     tables = {name: Table(parts) for name, parts in files.items()}
-    twin = Twin(run.towers, tables, inputs, schema, lookups, run.config.data.new_user_max_behaviours)
+    twin = Twin(
+        run.towers, tables, inputs, schema, lookups, run.config.data.new_user_max_behaviours
+    )
     program, outputs = capture(twin, run.config.model.tower)
-    buffers = {f"tables.{name}_.{part}": file for name, parts in files.items() for part, file in parts.by_name.items()}
+    buffers = {
+        f"tables.{name}_.{part}": file
+        for name, parts in files.items()
+        for part, file in parts.by_name.items()
+    }
     write_onnx(program, [spec.name for spec in inputs], list(outputs), buffers, folder / ONNX_MODEL)
     if order.aoti:
         write_aoti(program, buffers, folder)
@@ -107,8 +124,16 @@ def _golden_requests(run: Run, order: Order) -> tuple[list[Request], dict[str, V
     try:
         source = Source(order.data or config.data.path(config.data.test), config.schema_)
     except ValueError as error:
-        raise ValueError(f"golden requests are taken from the run's test data, or from --data: {error}") from error
-    return sample_requests(source, config.schema_, run.encoders, config.data.cold_start, config.data.new_user_max_behaviours)
+        raise ValueError(
+            f"golden requests are taken from the run's test data, or from --data: {error}"
+        ) from error
+    return sample_requests(
+        source,
+        config.schema_,
+        run.encoders,
+        config.data.cold_start,
+        config.data.new_user_max_behaviours,
+    )
 
 
 def _agreement(folder: Path, manifest: Manifest, order: Order) -> dict[str, Agreement]:
@@ -118,24 +143,39 @@ def _agreement(folder: Path, manifest: Manifest, order: Order) -> dict[str, Agre
         ValueError: otherwise than the trainer.
     """
     from mail_torchrec.export.aoti import AotiModel
-    from mail_torchrec.export.scorer import Scorer, largest_difference
+    from mail_torchrec.inference.scorer import Scorer, largest_difference
 
     scorer, bound = Scorer(folder, verify=False), BOUNDS[order.table_type]
     differences = {"onnx": scorer.difference()}
     if order.aoti:
-        differences["aoti"] = largest_difference(folder, scorer.encode, AotiModel(folder, manifest).run)
+        differences["aoti"] = largest_difference(
+            folder, scorer.encode, AotiModel(folder, manifest).run
+        )
     for name, difference in differences.items():
         if difference > bound:
-            remedy = "does its tower score a row otherwise in another batch?" if order.table_type == "float32" else "export wider tables"
+            remedy = (
+                "does its tower score a row otherwise in another batch?"
+                if order.table_type == "float32"
+                else "export wider tables"
+            )
             raise ValueError(
-                f"the probabilities of the {name} model differ by {difference:.2g} from the trainer's, and with {order.table_type} tables "
+                f"the probabilities of the {name} model differ by {difference:.2g} from the "
+                f"trainer's, and with {order.table_type} tables "
                 f"by at most {bound:g}; nothing was written: {remedy}"
             )
-    return {name: Agreement(bound=bound, largest_difference=difference) for name, difference in differences.items()}
+    return {
+        name: Agreement(bound=bound, largest_difference=difference)
+        for name, difference in differences.items()
+    }
 
 
 def _manifest(
-    run: Run, order: Order, folder: Path, types: dict[str, ValueType], outputs: Sequence[Output], files: dict[str, TableFiles]
+    run: Run,
+    order: Order,
+    folder: Path,
+    types: dict[str, ValueType],
+    outputs: Sequence[Output],
+    files: dict[str, TableFiles],
 ) -> Manifest:
     schema, written = run.config.schema_, checksums(folder)
     return Manifest(
@@ -148,13 +188,19 @@ def _manifest(
         metrics=run.metrics,
         inputs=model_inputs(schema, run.encoders.num_rows),
         outputs=list(outputs),
-        new_users={"input": schema.new_user} if schema.new_user else {"at_most_behaviours": run.config.data.new_user_max_behaviours},
+        new_users={"input": schema.new_user}
+        if schema.new_user
+        else {"at_most_behaviours": run.config.data.new_user_max_behaviours},
         unknown_row=UNKNOWN_ROW,
         missing_row=MISSING_ROW,
         first_row=FIRST_ROW,
         tables={name: _table_info(run, name, parts, folder) for name, parts in files.items()},
         numbers={
-            name: Number(transform=schema.columns[name].transform.value, mean=scale.mean, deviation=scale.deviation)
+            name: Number(
+                transform=schema.columns[name].transform.value,
+                mean=scale.mean,
+                deviation=scale.deviation,
+            )
             for name, scale in run.encoders.scales.items()
         },
         types=types,
@@ -185,5 +231,7 @@ def _output(name: str, size: tuple[int, ...], twin: Twin) -> Output:
 
 
 def _check_libraries() -> None:
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+    if missing := [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None
+    ]:
         raise ValueError(f"export needs {', '.join(missing)}: pip install 'mail-torchrec[export]'")

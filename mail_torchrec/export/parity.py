@@ -8,18 +8,18 @@ import numpy.typing as npt
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.golden import write_rows
-from mail_torchrec.data.lookups import Lookups
-from mail_torchrec.data.reader import Reader, Share
-from mail_torchrec.data.requests import Request, ValueType
-from mail_torchrec.data.source import Source
-from mail_torchrec.export.compact import CompactTables
-from mail_torchrec.export.tables import TableType
-from mail_torchrec.export.twin import PROBABILITIES
-from mail_torchrec.model import Towers
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.export.compact_tables import CompactTables
+from mail_torchrec.export.inference_model import PROBABILITIES
+from mail_torchrec.export.table_files import TableType
+from mail_torchrec.inference.golden import write_rows
+from mail_torchrec.inference.requests import Request, ValueType
+from mail_torchrec.model.mail import Towers
 
 BOUNDS: dict[TableType, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
 """The most that a probability may differ from the trainer's."""
@@ -28,13 +28,20 @@ Scores = dict[str, npt.NDArray[np.float32]]
 
 
 def golden_batch(
-    requests: Sequence[Request], types: dict[str, ValueType], config: Config, encoders: Encoders, lookups: Lookups, folder: Path
+    requests: Sequence[Request],
+    types: dict[str, ValueType],
+    config: Config,
+    encoders: Encoders,
+    lookups: Lookups,
+    folder: Path,
 ) -> Batch:
     """The requests' candidates, one a row, as the trainer reads them from a file."""
     path = folder / "golden.parquet"
     write_rows(requests, config.schema_, types, path)
     source = Source(str(path), config.schema_)
-    data = config.data.model_copy(update={"cold_start": ColdStartSettings()})  # hidden behaviours are not in the requests
+    data = config.data.model_copy(
+        update={"cold_start": ColdStartSettings()}
+    )  # hidden behaviours are not in the requests
     reader = Reader(
         source, config.schema_, encoders, lookups, data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=0
     )  # fmt: skip
@@ -48,4 +55,6 @@ def trainer_scores(compact: CompactTables, towers: Towers) -> Scores:
     model, batch = compact.model(towers)
     outputs = model(batch)[1]
     logits = {"click": outputs.logits_B} | outputs.tasks
-    return {PROBABILITIES[task]: torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()}
+    return {
+        PROBABILITIES[task]: torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()
+    }

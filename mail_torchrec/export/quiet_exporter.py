@@ -9,7 +9,10 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """They tell their own developers what they did."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "torch._inductor", "onnx_ir", "onnxscript")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.fx", "torch._inductor", "onnx_ir", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

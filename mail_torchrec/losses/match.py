@@ -16,14 +16,15 @@ def sampled_softmax(
 ) -> Tensor:
     """Cross-entropy of each row's newest behaviour [B] against negatives shared by the batch.
 
-    Logits are ``u . v' - log q`` with ``q`` the expected count of the id in the sample (Jean et al., ACL 2015), which makes the
-    sampled softmax an estimate of the full one. A negative that is the row's own newest behaviour (an accidental hit) is left
-    out.
+    Logits are ``u . v' - log q`` with ``q`` the expected count of the id in the sample (Jean et
+    al., ACL 2015), which makes the sampled softmax an estimate of the full one. A negative that is
+    the row's own newest behaviour (an accidental hit) is left out.
 
     Args:
         user_BD: the user vectors.
         last_BD: output-side vectors of the newest behaviours.
-        negatives_KD: output-side vectors of the negatives; without any (``K`` = 0, outside training) the loss is 0.
+        negatives_KD: output-side vectors of the negatives; without any (``K`` = 0, outside
+            training) the loss is 0.
         last_ids_B: ids of the newest behaviours.
         negative_ids_K: ids of the negatives.
         last_log_q_B: log expected counts of the newest behaviours.
@@ -35,4 +36,6 @@ def sampled_softmax(
     negatives_BK = user_BD @ negatives_KD.T - negative_log_q_K
     hits_BK = last_ids_B.unsqueeze(1) == negative_ids_K
     logits_BK1 = torch.cat([last_B1, negatives_BK.masked_fill(hits_BK, -torch.inf)], dim=1)
-    return functional.cross_entropy(logits_BK1, torch.zeros_like(last_ids_B, dtype=torch.int64), reduction="none")
+    return functional.cross_entropy(
+        logits_BK1, torch.zeros_like(last_ids_B, dtype=torch.int64), reduction="none"
+    )

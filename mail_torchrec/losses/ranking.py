@@ -6,4 +6,6 @@ from torch.nn import functional
 
 def ranking_loss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
     """Binary cross-entropy of each row [B], from logits; labels in 0..1 of any type."""
-    return functional.binary_cross_entropy_with_logits(logits_B, labels_B.to(logits_B.dtype), reduction="none")
+    return functional.binary_cross_entropy_with_logits(
+        logits_B, labels_B.to(logits_B.dtype), reduction="none"
+    )

@@ -8,13 +8,20 @@ Reduction = Literal["mean", "sum"]
 """Over the elements of a row: their mean, or the paper's raw sum."""
 
 
-def reconstruction_loss(predicted_NFD: Tensor, target_NFD: Tensor, mask_NF: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+def reconstruction_loss(
+    predicted_NFD: Tensor,
+    target_NFD: Tensor,
+    mask_NF: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Squared error of each row [N] over its ``F`` vectors of dimension ``D``.
 
     Args:
-        predicted_NFD: what a decoder made; ``N`` may be 0, and several predictions may lie on axes in front, [..., N, F, D].
+        predicted_NFD: what a decoder made; ``N`` may be 0, and several predictions may lie on axes
+            in front, [..., N, F, D].
         target_NFD: what it should have made.
-        mask_NF: vectors that count (bool). The mean is over those alone; a row without any has loss 0.
+        mask_NF: vectors that count (bool). The mean is over those alone; a row without any has loss
+            0.
         reduction: over the elements of a row.
     """
     squared_NFD = (predicted_NFD - target_NFD).square()

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mail_torchrec.planning.answer import Answer, answer
-from mail_torchrec.planning.question import Question
-from mail_torchrec.planning.remedies import remedies
+from mail_torchrec.planning.estimate import Answer, answer
 from mail_torchrec.planning.report import table, verdicts, write_report
+from mail_torchrec.planning.scenarios import Question
+from mail_torchrec.planning.suggestions import remedies
 from mail_torchrec.train.assembly import lookups_of
-from mail_torchrec.train.dense import DenseCost, dense_cost
+from mail_torchrec.train.dense_cost import DenseCost, dense_cost
 
 
 def ask(question: Question) -> list[Answer]:

@@ -5,15 +5,27 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mail_torchrec.embeddings.choices import describe, num_bytes
 from mail_torchrec.embeddings.hardware import figures
-from mail_torchrec.page import as_html
-from mail_torchrec.planning.answer import Answer
-from mail_torchrec.planning.pictures import draw_memory, draw_placement, draw_steps
-from mail_torchrec.planning.question import Question
+from mail_torchrec.embeddings.sharding_options import describe, num_bytes
+from mail_torchrec.planning.estimate import Answer
+from mail_torchrec.planning.plots import draw_memory, draw_placement, draw_steps
+from mail_torchrec.planning.scenarios import Question
+from mail_torchrec.reporting.html import as_html
 
 _GIB = 2**30
-_HEADS = ("ranks x rows", "fits", "GiB a rank", "of", "lookup", "comms", "dense", "ms a step", "rows/s", "imbalance", "plan")
+_HEADS = (
+    "ranks x rows",
+    "fits",
+    "GiB a rank",
+    "of",
+    "lookup",
+    "comms",
+    "dense",
+    "ms a step",
+    "rows/s",
+    "imbalance",
+    "plan",
+)
 
 
 def table(answers: Sequence[Answer]) -> list[str]:
@@ -23,10 +35,15 @@ def table(answers: Sequence[Answer]) -> list[str]:
     texts = (0, len(_HEADS) - 1)  # the columns that are not numbers
 
     def line(row: Sequence[str]) -> str:
-        cells = (cell.ljust(width) if i in texts else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            cell.ljust(width) if i in texts else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         return "| " + " | ".join(cells) + " |"
 
-    rule = line(["-" * width if i in texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+    rule = line(
+        ["-" * width if i in texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    )
     return [line(rows[0]), rule, *map(line, rows[1:])]
 
 
@@ -52,49 +69,84 @@ def verdicts(answers: Sequence[Answer]) -> list[str]:
     return lines
 
 
-def markdown(question: Question, answers: Sequence[Answer], command: str, pictures: dict[str, str]) -> str:
+def markdown(
+    question: Question, answers: Sequence[Answer], command: str, pictures: dict[str, str]
+) -> str:
     """The whole report."""
     fitting = sum(found.fits for found in answers)
     lines = [f"# Sharding plan: {answers[0].case.config.name} on {question.hardware_name}", ""]
     lines += [
-        f"{fitting} of {len(answers)} points fit. Memory is that of the fullest rank; a step's parts do not overlap in this estimate.",
+        f"{fitting} of {len(answers)} points fit. Memory is that of the fullest rank; a step's "
+        "parts do not overlap in this estimate.",
         "",
     ]
     lines += [*table(answers), "", *verdicts(answers)]
     for file, caption in pictures.items():
         lines += [f"![{caption}]({file})", ""]
-    lines += ["## Memory of the fullest rank", "", *_memory_table(answers), "", "## Tables", "", *_tables(answers), "", "## Hardware", ""]
+    lines += [
+        "## Memory of the fullest rank",
+        "",
+        *_memory_table(answers),
+        "",
+        "## Tables",
+        "",
+        *_tables(answers),
+        "",
+        "## Hardware",
+        "",
+    ]
     lines += ["| figure | value |", "| --- | ---: |"]
     lines += [f"| {name} | {value} |" for name, value in figures(question.machine).items()]
     return "\n".join([*lines, "", "## Command", "", "```", command, "```", ""])
 
 
 def _memory_table(answers: Sequence[Answer]) -> list[str]:
-    heads = list(dict.fromkeys(part for found in answers for part in (*found.table_memory_R, *found.dense_memory)))
-    lines = [f"| ranks x rows | {' | '.join(heads)} | host |", "| --- |" + " ---: |" * (len(heads) + 1)]
+    heads = list(
+        dict.fromkeys(
+            part for found in answers for part in (*found.table_memory_R, *found.dense_memory)
+        )
+    )
+    lines = [
+        f"| ranks x rows | {' | '.join(heads)} | host |",
+        "| --- |" + " ---: |" * (len(heads) + 1),
+    ]
     for found in answers:
         fullest = int(found.layout.memory_R[found.main_memory].argmax())
-        parts = {part: float(bytes_R[fullest]) for part, bytes_R in found.table_memory_R.items()} | found.dense_memory
+        parts = {
+            part: float(bytes_R[fullest]) for part, bytes_R in found.table_memory_R.items()
+        } | found.dense_memory
         cells = [num_bytes(parts[part]) if part in parts else "" for part in heads]
-        lines.append(f"| {found.case.name} | {' | '.join(cells)} | {num_bytes(float(found.layout.memory_R['host'].max()))} |")
+        lines.append(
+            f"| {found.case.name} | {' | '.join(cells)} | "
+            f"{num_bytes(float(found.layout.memory_R['host'].max()))} |"
+        )
     return lines
 
 
 def _tables(answers: Sequence[Answer]) -> list[str]:
     """Every table of every plan; shards of one size are counted."""
-    lines = ["| point | table | rows | columns | sharding | shards | largest shard |", "| --- | --- | ---: | ---: | --- | ---: | ---: |"]
+    lines = [
+        "| point | table | rows | columns | sharding | shards | largest shard |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
+    ]
     for found in answers:
         for name, (choice, ranks) in found.layout.chosen.items():
             rows, columns = found.workload.sizes[name]
             largest = num_bytes(4.0 * float(choice.sizes_S2.prod(axis=1).max()))
-            lines.append(f"| {found.case.name} | {name} | {rows:,} | {columns} | {describe(choice)} | {len(ranks)} | {largest} |")
+            lines.append(
+                f"| {found.case.name} | {name} | {rows:,} | {columns} | {describe(choice)} | "
+                f"{len(ranks)} | {largest} |"
+            )
     return lines
 
 
-def write_report(question: Question, answers: Sequence[Answer], command: str, out: Path) -> list[Path]:
+def write_report(
+    question: Question, answers: Sequence[Answer], command: str, out: Path
+) -> list[Path]:
     """Writes ``report.html``, ``report.md``, ``report.json``, pictures, and a plan file for each point that fits.
 
-    Pictures of memory and placement are of the first and the last point that fit (of the first point where none does).
+    Pictures of memory and placement are of the first and the last point that fit (of the first
+    point where none does).
     """
     out.mkdir(parents=True, exist_ok=True)
     written = []
@@ -128,4 +180,6 @@ def write_report(question: Question, answers: Sequence[Answer], command: str, ou
 def file_name(found: Answer) -> str:
     """A point's name as a part of file names."""
     text = found.case.name.replace(" x ", "x")
-    return "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in text).strip("-")
+    return "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in text).strip(
+        "-"
+    )

@@ -1,7 +1,7 @@
 """Taobao display ads (Alimama, tianchi.aliyun.com/dataset/56): the paper's public data set.
 
-Behaviours name no ad, only a category and a brand, so a history is a sequence over categories and one over brands; each shares its
-table with the target ad's own category or brand.
+Behaviours name no ad, only a category and a brand, so a history is a sequence over categories and
+one over brands; each shares its table with the target ad's own category or brand.
 """
 
 from typing import Any
@@ -13,10 +13,23 @@ from mail_torchrec.prepare.dataset import Dataset, Tables, hour, look_up
 from mail_torchrec.prepare.files import RawFile, flag, one_of, real, small, text, whole
 from mail_torchrec.prepare.histories import with_histories
 
-SAMPLE, ADS, PROFILES, LOG = "raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv"
+SAMPLE, ADS, PROFILES, LOG = (
+    "raw_sample.csv",
+    "ad_feature.csv",
+    "user_profile.csv",
+    "behavior_log.csv",
+)
 ACTIONS = {"pv": 1, "fav": 2, "cart": 3, "buy": 4}
 BEIJING = 8 * 3_600
-_PROFILE = ["cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level", "occupation"]
+_PROFILE = [
+    "cms_segid",
+    "cms_group_id",
+    "final_gender_code",
+    "age_level",
+    "pvalue_level",
+    "shopping_level",
+    "occupation",
+]
 _ATTRIBUTES = [*_PROFILE, "new_user_class_level"]
 _ITEM = ["adgroup_id", "cate_id", "campaign_id", "customer", "brand"]
 
@@ -27,28 +40,47 @@ def _impressions(tables: Tables) -> Table:
 
 
 def _rows(impressions: Table, tables: Tables, length: int) -> Table:
-    rows = look_up(look_up(impressions, tables[ADS], "adgroup_id"), tables[PROFILES].rename(user="userid"), "user")
+    rows = look_up(
+        look_up(impressions, tables[ADS], "adgroup_id"),
+        tables[PROFILES].rename(user="userid"),
+        "user",
+    )
     log = tables[LOG]
     action = log.btag.cases(*ACTIONS.items()).cast("int32")
     events = log.select("user", "cate", "brand", time="time_stamp", action=action)
-    rows = with_histories(rows, events, {"cates": "cate", "brands": "brand", "actions": "action"}, length)
+    rows = with_histories(
+        rows, events, {"cates": "cate", "brands": "brand", "actions": "action"}, length
+    )
     bought = events.filter(events.action == ACTIONS["buy"])
     return with_histories(rows, bought, {"bought_cates": "cate", "bought_brands": "brand"}, length)
 
 
 def _config(length: int) -> dict[str, Any]:
     sequence = {"group": "behaviour", "kind": "list", "max_length": length}
-    columns: dict[str, Any] = {"user": {"group": "group_key", "column": "user_id"}, "clk": {"group": "label"}}
+    columns: dict[str, Any] = {
+        "user": {"group": "group_key", "column": "user_id"},
+        "clk": {"group": "label"},
+    }
     columns |= {name: {"group": "attribute"} for name in _ATTRIBUTES}
     for name in ("cate", "brand"):
         columns[f"{name}s"] = sequence | {"table": "cate_id" if name == "cate" else name}
-        columns[f"{name}_actions"] = sequence | {"column": "actions", "table": "action", "action_of": f"{name}s"}
+        columns[f"{name}_actions"] = sequence | {
+            "column": "actions",
+            "table": "action",
+            "action_of": f"{name}s",
+        }
     columns |= {"pid": {"group": "context"}, "hour": {"group": "context"}}
-    columns |= {name: {"group": "item"} for name in _ITEM} | {"price": {"group": "item", "kind": "numeric", "transform": "log"}}
+    columns |= {name: {"group": "item"} for name in _ITEM} | {
+        "price": {"group": "item", "kind": "numeric", "transform": "log"}
+    }
     # The paper's setting; its Adam for the tables needs CUDA, so Adagrad stands here.
     return {
         "schema": {"dim": 32, "columns": columns, "tables": {"action": {"init_mean": 1.0}}},
-        "train": {"epochs": 1, "batch_size": 1024, "tables": {"name": "adagrad", "learning_rate": 0.1}},
+        "train": {
+            "epochs": 1,
+            "batch_size": 1024,
+            "tables": {"name": "adagrad", "learning_rate": 0.1},
+        },
     }
 
 
@@ -57,14 +89,44 @@ ALIMAMA = Dataset(
     "bought_cates (table cate_id) and bought_brands (table brand): add them as behaviour columns where you want them.",
     files=(
         RawFile(
-            SAMPLE, (whole("user"), whole("time_stamp"), whole("adgroup_id"), text("pid", "[^,]+"), flag("nonclk"), flag("clk")), key="user"
+            SAMPLE,
+            (
+                whole("user"),
+                whole("time_stamp"),
+                whole("adgroup_id"),
+                text("pid", "[^,]+"),
+                flag("nonclk"),
+                flag("clk"),
+            ),
+            key="user",
         ),
         RawFile(
             ADS,
-            (whole("adgroup_id"), small("cate_id"), whole("campaign_id"), whole("customer"), small("brand", optional=True), real("price")),
+            (
+                whole("adgroup_id"),
+                small("cate_id"),
+                whole("campaign_id"),
+                whole("customer"),
+                small("brand", optional=True),
+                real("price"),
+            ),
         ),
-        RawFile(PROFILES, (whole("userid"), *(small(name, optional=True) for name in _ATTRIBUTES)), key="userid"),
-        RawFile(LOG, (whole("user"), whole("time_stamp"), one_of("btag", *ACTIONS), small("cate"), small("brand")), key="user"),
+        RawFile(
+            PROFILES,
+            (whole("userid"), *(small(name, optional=True) for name in _ATTRIBUTES)),
+            key="userid",
+        ),
+        RawFile(
+            LOG,
+            (
+                whole("user"),
+                whole("time_stamp"),
+                one_of("btag", *ACTIONS),
+                small("cate"),
+                small("brand"),
+            ),
+            key="user",
+        ),
     ),
     folders=(),
     second=1,

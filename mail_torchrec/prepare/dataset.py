@@ -23,7 +23,8 @@ class Dataset:
         second: ticks of the log's clock a second.
         utc_offset: seconds that the log's midnight is before that of UTC.
         impressions: what the log says of each, columns ``user`` and ``time`` (ticks) among it.
-        rows: impressions of some users, these users' files, T -> the same rows with features and histories of at most T events.
+        rows: impressions of some users, these users' files, T -> the same rows with features and
+            histories of at most T events.
         config: the sections ``schema`` and ``train`` for histories of so many events.
     """
 

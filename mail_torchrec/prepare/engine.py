@@ -40,7 +40,9 @@ class Engine(Protocol):
 def open_engine(settings: PrepareSettings, spill: Path) -> Engine:
     """The engine of the settings; what does not fit into its memory goes to ``spill``."""
     settings.check_installed()
-    return DuckDB(settings, spill) if settings.engine is EngineName.DUCKDB else Spark(settings, spill)
+    return (
+        DuckDB(settings, spill) if settings.engine is EngineName.DUCKDB else Spark(settings, spill)
+    )
 
 
 class DuckDB:
@@ -55,8 +57,12 @@ class DuckDB:
         duckdb = import_module("duckdb")
         self.version = f"duckdb {duckdb.__version__}, ibis {ibis.__version__}"
         self._error, self._views = duckdb.Error, 0
-        # The limit counts the larger part of what DuckDB takes from the system, and not Python: so two thirds.
-        options: dict[str, Any] = {"memory_limit": f"{settings.memory_mb * 2 // 3}MB", "temp_directory": str(spill)}
+        # The limit counts the larger part of what DuckDB takes from the system, and not Python: so
+        # two thirds.
+        options: dict[str, Any] = {
+            "memory_limit": f"{settings.memory_mb * 2 // 3}MB",
+            "temp_directory": str(spill),
+        }
         if settings.threads is not None:
             options["threads"] = settings.threads
         self._connection = duckdb.connect(config=options)
@@ -65,7 +71,11 @@ class DuckDB:
     def lines(self, path: Path, *, header: bool) -> Table:
         """See :class:`Engine`."""
         options = f"delim = '{_NO_SEPARATOR}', quote = '', escape = '', encoding = 'latin-1', strict_mode = false, auto_detect = false"
-        return self._view(f"read_csv({_quoted(path)}, header = {header}, columns = {{'line': 'VARCHAR'}}, {options})", {"line": "string"})
+        return self._view(
+            f"read_csv({_quoted(path)}, header = {header}, columns = {{'line': 'VARCHAR'}}, "
+            f"{options})",
+            {"line": "string"},
+        )
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`Engine`."""
@@ -74,14 +84,21 @@ class DuckDB:
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
         """See :class:`Engine`."""
-        options = f"PARTITION_BY ({by})" if by else f"COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+        options = (
+            f"PARTITION_BY ({by})" if by else f"COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+        )
         # Parts of a split have no order to keep; keeping it would hold rows back in memory.
         self._run(f"SET preserve_insertion_order = {'false' if by else 'true'}")
-        self._run(f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {_quoted(path)} (FORMAT parquet, {options})")
+        self._run(
+            f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {_quoted(path)} (FORMAT parquet, "
+            f"{options})"
+        )
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
         """See :class:`Engine`."""
-        found: list[tuple[Any, ...]] = self._run(str(ibis.to_sql(table, dialect="duckdb"))).fetchall()
+        found: list[tuple[Any, ...]] = self._run(
+            str(ibis.to_sql(table, dialect="duckdb"))
+        ).fetchall()
         return found
 
     def progress(self) -> float:
@@ -113,22 +130,41 @@ class Spark:
     """
 
     def __init__(self, settings: PrepareSettings, spill: Path) -> None:
-        pyspark, sql, _ = import_module("pyspark"), import_module("pyspark.sql"), ibis.pyspark  # which makes Ibis know Spark's options
+        pyspark, sql, _ = (
+            import_module("pyspark"),
+            import_module("pyspark.sql"),
+            ibis.pyspark,
+        )  # which makes Ibis know Spark's options
         self.version, self._views = f"pyspark {pyspark.__version__}, ibis {ibis.__version__}", 0
-        self._errors = (import_module("pyspark.errors").PySparkException, import_module("py4j.protocol").Py4JError)
+        self._errors = (
+            import_module("pyspark.errors").PySparkException,
+            import_module("py4j.protocol").Py4JError,
+        )
         builder = sql.SparkSession.builder.appName("mail-torchrec prepare")
         if not pyspark.SparkConf().contains("spark.master"):
-            builder = builder.master(f"local[{settings.threads or '*'}]").config("spark.driver.memory", f"{settings.memory_mb}m")
-            builder = builder.config("spark.local.dir", str(spill)).config("spark.ui.enabled", "false")
-            builder = builder.config("spark.sql.shuffle.partitions", "16")  # the default, 200, is for clusters
-            builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
+            builder = builder.master(f"local[{settings.threads or '*'}]").config(
+                "spark.driver.memory", f"{settings.memory_mb}m"
+            )
+            builder = builder.config("spark.local.dir", str(spill)).config(
+                "spark.ui.enabled", "false"
+            )
+            builder = builder.config(
+                "spark.sql.shuffle.partitions", "16"
+            )  # the default, 200, is for clusters
+            builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config(
+                "spark.driver.host", "127.0.0.1"
+            )
         self._session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
         self._session.sparkContext.setLogLevel("ERROR")
-        self._session.conf.set("spark.sql.ansi.enabled", "false")  # a malformed line's missing field is null, as in DuckDB
+        self._session.conf.set(
+            "spark.sql.ansi.enabled", "false"
+        )  # a malformed line's missing field is null, as in DuckDB
 
     def lines(self, path: Path, *, header: bool) -> Table:
         """See :class:`Engine`."""
-        reader = self._session.read.schema("line STRING").options(sep=_NO_SEPARATOR, quote="", escape="", encoding="ISO-8859-1")
+        reader = self._session.read.schema("line STRING").options(
+            sep=_NO_SEPARATOR, quote="", escape="", encoding="ISO-8859-1"
+        )
         return self._view(reader.csv(str(path.absolute()), header=header), {"line": "string"})
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
@@ -139,7 +175,9 @@ class Spark:
         """See :class:`Engine`."""
         try:
             writer = (
-                self._query(table).write.option("compression", "zstd").option("maxRecordsPerFile", ROW_GROUP_ROWS)
+                self._query(table)
+                .write.option("compression", "zstd")
+                .option("maxRecordsPerFile", ROW_GROUP_ROWS)
             )  # so, of a row group
             (writer.partitionBy(by) if by else writer).parquet(str(path.absolute()))
         except self._errors as error:
@@ -169,7 +207,15 @@ class Spark:
 def _stopped(engine: str, error: Exception) -> ValueError:
     """An engine's error, which may quote lines of any length."""
     lines = [line[:200] for line in str(error).splitlines() if line.strip()][:8]
-    return ValueError("\n".join([f"{engine} could not go on; what is finished is kept, so the same command goes on from here:", *lines]))
+    return ValueError(
+        "\n".join(
+            [
+                f"{engine} could not go on; what is finished is kept, so the same command goes "
+                "on from here:",
+                *lines,
+            ]
+        )
+    )
 
 
 def _quoted(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Text files as published: what a line must look like, and a line's fields as typed columns.
 
-A line is good when it matches the pattern of all its fields; what does not match is kept, counted and shown, never parsed by halves. Files
-are read as lines of Latin-1, in which every byte is a letter, so that both engines see the same lines whatever is in them.
+A line is good when it matches the pattern of all its fields; what does not match is kept, counted
+and shown, never parsed by halves. Files are read as lines of Latin-1, in which every byte is a
+letter, so that both engines see the same lines whatever is in them.
 """
 
 from dataclasses import dataclass
@@ -80,12 +81,17 @@ class RawFile:
     @property
     def stored(self) -> dict[str, str]:
         """The columns (name -> Ibis type) of the file once parsed: its fields, the text of a malformed line, the bucket."""
-        return {part.name: part.type for part in self.fields} | {"malformed": "string", "bucket": "int64"}
+        return {part.name: part.type for part in self.fields} | {
+            "malformed": "string",
+            "bucket": "int64",
+        }
 
     def parsed(self, lines: Table, buckets: int) -> Table:
         """Lines (column ``line``) -> fields, ``malformed`` and ``bucket``, the latter by user, -1 for malformed lines."""
         line = lines.line
-        values = {part.name: self._value(line, index, part.type) for index, part in enumerate(self.fields)}
+        values = {
+            part.name: self._value(line, index, part.type) for index, part in enumerate(self.fields)
+        }
         bucket = values[self.key].abs() % buckets if self.key else ibis.literal(0, "int64")
         good = line.re_search(self.pattern)
         return lines.filter(line.notnull() & (line != "")).select(
@@ -95,7 +101,9 @@ class RawFile:
         )
 
     def _value(self, line: StringValue, index: int, kind: str) -> Value:
-        if any(part.pattern == _TEXT for part in self.fields):  # quotes may hide separators: slower, for small files
+        if any(
+            part.pattern == _TEXT for part in self.fields
+        ):  # quotes may hide separators: slower, for small files
             raw = line.re_extract(f"^(?:{_TEXT},){{{index}}}({_TEXT})", 1).replace('"', "")
         else:
             raw = line.split(self.separator)[index]
@@ -111,16 +119,23 @@ class RawFile:
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise ValueError(
-                f"no file '{self.name}' in '{raw}' (looked at {', '.join(map(str, candidates))}); --raw names the unpacked folder"
+                f"no file '{self.name}' in '{raw}' (looked at {', '.join(map(str, candidates))}); "
+                "--raw names the unpacked folder"
             )
         with path.open(encoding="latin-1") as file:
             first = file.readline()
         if not first:
             raise ValueError(f"{path} should hold lines: it is empty; download or unpack it again")
         names = [part.name for part in self.fields]
-        found = [name.strip().strip('"') for name in first.removeprefix("ï»¿").strip().split(self.separator)]
+        found = [
+            name.strip().strip('"')
+            for name in first.removeprefix("ï»¿").strip().split(self.separator)
+        ]
         if self.header and found != names:
-            raise ValueError(f"{path}: the first line should be the header {','.join(names)}, received {first.strip()[:200]}")
+            raise ValueError(
+                f"{path}: the first line should be the header {','.join(names)}, received "
+                f"{first.strip()[:200]}"
+            )
         return path
 
 
@@ -140,10 +155,14 @@ class Counts:
         """
         lines = self.rows + self.malformed
         if not self.rows:
-            raise ValueError(f"{name} should hold rows: {lines} lines, none of them good{self._shown()}; download or unpack it again")
+            raise ValueError(
+                f"{name} should hold rows: {lines} lines, none of them good{self._shown()}; "
+                "download or unpack it again"
+            )
         if self.malformed > limit * lines:
             raise ValueError(
-                f"{name}: {self.malformed:,} of {lines:,} lines are malformed ({self.malformed / lines:.2%}, the limit is {limit:.2%})"
+                f"{name}: {self.malformed:,} of {lines:,} lines are malformed "
+                f"({self.malformed / lines:.2%}, the limit is {limit:.2%})"
                 f"{self._shown()}; look at the file, or allow more with --max-malformed"
             )
 

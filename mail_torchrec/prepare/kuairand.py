@@ -14,20 +14,61 @@ USERS, VIDEOS = "user_features_pure.csv", "video_features_basic_pure.csv"
 BEIJING = 8 * 3_600
 _RANGES = ["follow_user_num", "fans_user_num", "friend_user_num", "register_days"]
 _ONE_HOT = [f"onehot_feat{number}" for number in range(18)]
-_ATTRIBUTES = ["user_active_degree", "is_live_streamer", "is_video_author", *(f"{name}_range" for name in _RANGES), *_ONE_HOT]
+_ATTRIBUTES = [
+    "user_active_degree",
+    "is_live_streamer",
+    "is_video_author",
+    *(f"{name}_range" for name in _RANGES),
+    *_ONE_HOT,
+]
 _ITEM = ["author_id", "video_type", "upload_type", "music_id", "music_type"]
 _LOG_FIELDS = (
-    *(whole("user_id"), whole("video_id"), small("date"), small("hourmin"), whole("time_ms"), flag("is_click"), flag("is_like")),
-    *(flag("is_follow"), flag("is_comment"), flag("is_forward"), flag("is_hate"), flag("long_view"), real("play_time_ms")),
-    *(real("duration_ms"), real("profile_stay_time"), real("comment_stay_time"), flag("is_profile_enter"), flag("is_rand"), small("tab")),
+    *(
+        whole("user_id"),
+        whole("video_id"),
+        small("date"),
+        small("hourmin"),
+        whole("time_ms"),
+        flag("is_click"),
+        flag("is_like"),
+    ),
+    *(
+        flag("is_follow"),
+        flag("is_comment"),
+        flag("is_forward"),
+        flag("is_hate"),
+        flag("long_view"),
+        real("play_time_ms"),
+    ),
+    *(
+        real("duration_ms"),
+        real("profile_stay_time"),
+        real("comment_stay_time"),
+        flag("is_profile_enter"),
+        flag("is_rand"),
+        small("tab"),
+    ),
 )
 _USER_FIELDS = (
-    *(whole("user_id"), text("user_active_degree"), text("is_lowactive_period"), text("is_live_streamer"), text("is_video_author")),
+    *(
+        whole("user_id"),
+        text("user_active_degree"),
+        text("is_lowactive_period"),
+        text("is_live_streamer"),
+        text("is_video_author"),
+    ),
     *(text(column) for name in _RANGES for column in (name, f"{name}_range")),
     *(text(name) for name in _ONE_HOT),
 )
 _VIDEO_FIELDS = (
-    *(whole("video_id"), text("author_id"), text("video_type"), text("upload_dt"), text("upload_type"), text("visible_status")),
+    *(
+        whole("video_id"),
+        text("author_id"),
+        text("video_type"),
+        text("upload_dt"),
+        text("upload_type"),
+        text("visible_status"),
+    ),
     *(
         real("video_duration", optional=True),
         text("server_width"),
@@ -46,7 +87,17 @@ def _log(tables: Tables) -> Table:
 
 def _impressions(tables: Tables) -> Table:
     log = _log(tables)
-    return log.select("user", "time", "user_id", "video_id", "tab", "is_click", "long_view", "is_like", hour=hour(log.time, 1_000, BEIJING))
+    return log.select(
+        "user",
+        "time",
+        "user_id",
+        "video_id",
+        "tab",
+        "is_click",
+        "long_view",
+        "is_like",
+        hour=hour(log.time, 1_000, BEIJING),
+    )
 
 
 def _rows(impressions: Table, tables: Tables, length: int) -> Table:
@@ -56,26 +107,45 @@ def _rows(impressions: Table, tables: Tables, length: int) -> Table:
     rows = look_up(look_up(impressions, users, "user_id"), videos, "video_id")
     log = _log(tables)
     action = ibis.cases((log.is_like == 1, 3), (log.long_view == 1, 2), else_=1).cast("int32")
-    events = log.select("user", "time", "video_id", "is_click", "long_view", "is_like", action=action)
+    events = log.select(
+        "user", "time", "video_id", "is_click", "long_view", "is_like", action=action
+    )
     liked = (events.is_click == 1) | (events.long_view == 1) | (events.is_like == 1)
-    rows = with_histories(rows, events.filter(liked), {"watch_seq": "video_id", "watch_action_seq": "action"}, length)
-    rows = with_histories(rows, events.filter(events.long_view == 1), {"long_view_seq": "video_id"}, length)
+    rows = with_histories(
+        rows, events.filter(liked), {"watch_seq": "video_id", "watch_action_seq": "action"}, length
+    )
+    rows = with_histories(
+        rows, events.filter(events.long_view == 1), {"long_view_seq": "video_id"}, length
+    )
     return with_histories(rows, events.filter(~liked), {"skip_seq": "video_id"}, length)
 
 
 def _config(length: int) -> dict[str, Any]:
     sequence = {"group": "behaviour", "kind": "list", "max_length": length}
-    columns: dict[str, Any] = {"user": {"group": "group_key", "column": "user_id"}, "is_click": {"group": "label"}}
+    columns: dict[str, Any] = {
+        "user": {"group": "group_key", "column": "user_id"},
+        "is_click": {"group": "label"},
+    }
     columns["long_view"] = {"group": "conversion"}  # for model.multi_task={}
     columns |= {name: {"group": "attribute"} for name in _ATTRIBUTES}
     columns["watch_seq"] = sequence | {"table": "video"}
     columns["watch_action_seq"] = sequence | {"table": "action", "action_of": "watch_seq"}
-    columns |= {"tab": {"group": "context"}, "hour": {"group": "context"}, "video_id": {"group": "item", "table": "video"}}
-    columns |= {name: {"group": "item"} for name in _ITEM} | {"tag": {"group": "item", "kind": "list"}}
+    columns |= {
+        "tab": {"group": "context"},
+        "hour": {"group": "context"},
+        "video_id": {"group": "item", "table": "video"},
+    }
+    columns |= {name: {"group": "item"} for name in _ITEM} | {
+        "tag": {"group": "item", "kind": "list"}
+    }
     columns["video_duration"] = {"group": "item", "kind": "numeric", "transform": "log"}
     return {
         "schema": {"dim": 32, "columns": columns, "tables": {"action": {"init_mean": 1.0}}},
-        "train": {"epochs": 1, "batch_size": 1024, "tables": {"name": "adagrad", "learning_rate": 0.1}},
+        "train": {
+            "epochs": 1,
+            "batch_size": 1024,
+            "tables": {"name": "adagrad", "learning_rate": 0.1},
+        },
     }
 
 

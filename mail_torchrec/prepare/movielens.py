@@ -15,12 +15,16 @@ _ATTRIBUTES = ["gender", "age", "occupation", "zip_code"]
 
 
 def _ratings(tables: Tables) -> Table:
-    return tables[RATINGS].mutate(user=ibis._.user_id, liked=(ibis._.rating >= GOOD_RATING).cast("int32"))
+    return tables[RATINGS].mutate(
+        user=ibis._.user_id, liked=(ibis._.rating >= GOOD_RATING).cast("int32")
+    )
 
 
 def _impressions(tables: Tables) -> Table:
     ratings = _ratings(tables)
-    return ratings.select("user", "time", "user_id", "movie_id", "liked", hour=hour(ratings.time, 1, 0))
+    return ratings.select(
+        "user", "time", "user_id", "movie_id", "liked", hour=hour(ratings.time, 1, 0)
+    )
 
 
 def _rows(impressions: Table, tables: Tables, length: int) -> Table:
@@ -30,19 +34,32 @@ def _rows(impressions: Table, tables: Tables, length: int) -> Table:
     rows = look_up(look_up(impressions, tables[USERS], "user_id"), movies, "movie_id")
     ratings = _ratings(tables)
     rows = with_histories(rows, ratings, {"rated_seq": "movie_id", "rating_seq": "rating"}, length)
-    return with_histories(rows, ratings.filter(ratings.liked == 1), {"liked_seq": "movie_id"}, length)
+    return with_histories(
+        rows, ratings.filter(ratings.liked == 1), {"liked_seq": "movie_id"}, length
+    )
 
 
 def _config(length: int) -> dict[str, Any]:
     sequence = {"group": "behaviour", "kind": "list", "max_length": length}
-    columns: dict[str, Any] = {"user": {"group": "group_key", "column": "user_id"}, "liked": {"group": "label"}}
+    columns: dict[str, Any] = {
+        "user": {"group": "group_key", "column": "user_id"},
+        "liked": {"group": "label"},
+    }
     columns |= {name: {"group": "attribute"} for name in _ATTRIBUTES}
     columns["rated_seq"] = sequence | {"table": "movie"}
     columns["rating_seq"] = sequence | {"table": "rating", "action_of": "rated_seq"}
-    columns |= {"hour": {"group": "context"}, "movie_id": {"group": "item", "table": "movie"}, "genres": {"group": "item", "kind": "list"}}
+    columns |= {
+        "hour": {"group": "context"},
+        "movie_id": {"group": "item", "table": "movie"},
+        "genres": {"group": "item", "kind": "list"},
+    }
     return {
         "schema": {"dim": 32, "columns": columns, "tables": {"rating": {"init_mean": 1.0}}},
-        "train": {"epochs": 1, "batch_size": 1024, "tables": {"name": "adagrad", "learning_rate": 0.1}},
+        "train": {
+            "epochs": 1,
+            "batch_size": 1024,
+            "tables": {"name": "adagrad", "learning_rate": 0.1},
+        },
     }
 
 
@@ -55,10 +72,23 @@ MOVIELENS = Dataset(
     "liked_seq, the movies rated 4 or 5 (table movie). The last day has few ratings: --test-days takes more.",
     files=(
         _file(
-            USERS, whole("user_id"), one_of("gender", "F", "M"), small("age"), small("occupation"), text("zip_code", "[^:]+"), key="user_id"
+            USERS,
+            whole("user_id"),
+            one_of("gender", "F", "M"),
+            small("age"),
+            small("occupation"),
+            text("zip_code", "[^:]+"),
+            key="user_id",
         ),
         _file(MOVIES, whole("movie_id"), text("title", "(?::?[^:])+"), text("genres", "[^:]+")),
-        _file(RATINGS, whole("user_id"), whole("movie_id"), small("rating"), whole("time"), key="user_id"),
+        _file(
+            RATINGS,
+            whole("user_id"),
+            whole("movie_id"),
+            small("rating"),
+            whole("time"),
+            key="user_id",
+        ),
     ),
     folders=("ml-1m",),
     second=1,

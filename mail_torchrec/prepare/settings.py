@@ -26,7 +26,8 @@ class PrepareSettings(Settings):
     test_days: PositiveInt = 1
     """The last so many days of impressions are the test rows."""
     buckets: PositiveInt | None = None
-    """Users are dealt to so many buckets, prepared one after the other; by default one for each 256 MB of files."""
+    """Users are dealt to so many buckets, prepared one after the other; by default one for each 256
+    MB of files."""
     memory_limit: str = Field(default="8GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[MG]B$")
     """Of the whole process (DuckDB) or of Spark's driver: a number of MB or GB."""
     threads: PositiveInt | None = None
@@ -45,12 +46,17 @@ class PrepareSettings(Settings):
         Raises:
             ValueError: a package is not installed; says how to install it.
         """
-        needed = ("ibis", "duckdb") if self.engine is EngineName.DUCKDB else ("ibis", "pyspark", "pandas")
+        needed = (
+            ("ibis", "duckdb")
+            if self.engine is EngineName.DUCKDB
+            else ("ibis", "pyspark", "pandas")
+        )
         for package in needed:
             if find_spec(package) is None:
                 extra = "prepare" if self.engine is EngineName.DUCKDB else "spark"
                 raise ValueError(
-                    f"preparing logs with engine '{self.engine}' needs the package '{package}', which is not installed; "
+                    f"preparing logs with engine '{self.engine}' needs the package '{package}', "
+                    "which is not installed; "
                     f"install it: pip install 'mail-torchrec[{extra}]'"
                 )
 
@@ -64,7 +70,11 @@ def prepare_settings(options: Mapping[str, object]) -> PrepareSettings:
     try:
         settings = PrepareSettings.model_validate(options)
     except ValidationError as error:
-        faults = (f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}, received {fault['input']!r}" for fault in error.errors())
+        faults = (
+            f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}, received "
+            f"{fault['input']!r}"
+            for fault in error.errors()
+        )
         raise ValueError("; ".join(faults)) from error
     settings.check_installed()
     return settings

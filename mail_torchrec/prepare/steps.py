@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.utils.logging import bar_interval
 
 Record = dict[str, Any]
 RECORD = "record.json"
@@ -33,12 +33,19 @@ class Steps:
 
     def __init__(self, work: Path, count: int, progress: Callable[[], float]) -> None:
         self._work, self._progress, self.records = work, progress, dict[str, Record]()
-        self._bar: Any = tqdm(total=count, unit="step", dynamic_ncols=True, mininterval=bar_interval())
+        self._bar: Any = tqdm(
+            total=count, unit="step", dynamic_ncols=True, mininterval=bar_interval()
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.close()
 
     def folder(self, name: str) -> Path:
@@ -50,8 +57,8 @@ class Steps:
 
         Args:
             name: of the step and of its folder.
-            make: writes into the folder it is given and returns what should be kept about it. The folder bears its final name only
-                when everything is in it.
+            make: writes into the folder it is given and returns what should be kept about it. The
+                folder bears its final name only when everything is in it.
         """
         kept = self.folder(name) / RECORD
         if not kept.is_file():
@@ -61,7 +68,10 @@ class Steps:
             start = time.perf_counter()
             with self._shown(name):
                 record = make(half)
-            record |= {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": peak_rss_bytes()}
+            record |= {
+                "seconds": round(time.perf_counter() - start, 3),
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
             (half / RECORD).write_text(json.dumps(record))
             os.replace(half, self.folder(name))
         self._bar.update()

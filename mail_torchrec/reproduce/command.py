@@ -31,7 +31,8 @@ class Order:
     """Methods; none: the usual ones."""
     overrides: tuple[str, ...] = ()
     paper: str | None = None
-    """The paper's dataset (public, industrial) whose figures are shown beside ours, or none; None: as the data says."""
+    """The paper's dataset (public, industrial) whose figures are shown beside ours, or none; None:
+    as the data says."""
 
 
 def reproduce(order: Order, command: str) -> str:
@@ -57,7 +58,12 @@ def reproduce(order: Order, command: str) -> str:
     run_all(runs, order.out, order.jobs, order.threads)
     texts = []
     for name, names in methods.items():
-        section = _make(name, [run for run in runs if run.method in names], order, None if dataset == "none" else dataset)
+        section = _make(
+            name,
+            [run for run in runs if run.method in names],
+            order,
+            None if dataset == "none" else dataset,
+        )
         section.save(order.out, command, dump_config(config))
         texts.append(section.text)
     paths = [order.out / f"{name}.{kind}" for name in methods for kind in ("md", "json")]
@@ -71,8 +77,15 @@ def _methods(order: Order) -> dict[str, list[str]]:
     known = {name for names in METHODS_OF.values() for name in names}
     if unknown := [name for name in order.chosen if name not in known]:
         raise ValueError(f"there is no method {unknown}; there are: {', '.join(sorted(known))}")
-    asked = {section: [name for name in order.chosen if name in METHODS_OF[section]] for section in SECTIONS}
-    return {section: methods_of(section, names) for section, names in asked.items() if names or not order.chosen}
+    asked = {
+        section: [name for name in order.chosen if name in METHODS_OF[section]]
+        for section in SECTIONS
+    }
+    return {
+        section: methods_of(section, names)
+        for section, names in asked.items()
+        if names or not order.chosen
+    }
 
 
 def _make(name: str, runs: Sequence[Run], order: Order, dataset: str | None) -> Section:

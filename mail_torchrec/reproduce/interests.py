@@ -1,6 +1,7 @@
 """What a trained zero-shot tower makes for test users, beside what they really did: one vector a user.
 
-Shape letters: ``U`` users, ``D`` elements of all sequences' vectors, ``E`` elements of h_a; ``B`` rows of a batch.
+Shape letters: ``U`` users, ``D`` elements of all sequences' vectors, ``E`` elements of h_a; ``B``
+rows of a batch.
 """
 
 from dataclasses import dataclass, fields
@@ -11,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mail_torchrec.data.batch import Batch
-from mail_torchrec.model import Mail
-from mail_torchrec.quiet import bar_interval
-from mail_torchrec.towers.behaviours import pooled
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.model.mail import Mail
+from mail_torchrec.towers.layers.behaviours import pooled
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import opened_run
+from mail_torchrec.utils.logging import bar_interval
 
-# What is hidden is read after all. One process has whole tables; nothing trains them, but some optimizers exist for sharded ones alone.
+# What is hidden is read after all. One process has whole tables; nothing trains them, but some
+# optimizers exist for sharded ones alone.
 _OVERRIDES = ["data.cold_start.oracle=true", "sharding.enabled=false", "train.tables.name=sgd"]
 
 
@@ -42,7 +44,12 @@ class Interests:
     @classmethod
     def concatenate(cls, parts: "list[Interests]") -> Self:
         """Users of several parts, one after another."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls(
+            *(
+                np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(cls)
+            )
+        )
 
 
 def interests_of(run_dir: RunDir, num_users: int) -> Interests:
@@ -57,8 +64,20 @@ def interests_of(run_dir: RunDir, num_users: int) -> Interests:
         model.eval()
         found: list[Interests] = []
         steps = len(test_data.reader)
-        for batch in tqdm(test_data.loader, total=steps, desc="behaviours", unit="step", leave=False, mininterval=bar_interval()):
-            found = [_chosen(Interests.concatenate([*found, _rows(model, batch.to(assembled.device))]), num_users)]
+        for batch in tqdm(
+            test_data.loader,
+            total=steps,
+            desc="behaviours",
+            unit="step",
+            leave=False,
+            mininterval=bar_interval(),
+        ):
+            found = [
+                _chosen(
+                    Interests.concatenate([*found, _rows(model, batch.to(assembled.device))]),
+                    num_users,
+                )
+            ]
     return found[0]
 
 
@@ -68,8 +87,15 @@ def _rows(model: Mail, batch: Batch) -> Interests:
         real, virtual, attributes_UE = model.towers.interests(batch, *lookups)
         num_real_U = torch.stack([lengths_U for _, lengths_U in real.values()]).sum(0)
         columns = [batch.of_users(batch.users_B), batch.of_users(batch.is_cold_B), num_real_U > 0]
-        vectors = [pooled(list(real.values())).flatten(1), pooled([virtual[name] for name in real]).flatten(1), attributes_UE]
-    rows = Interests(*(column.cpu().numpy() for column in columns), *(vector.double().cpu().numpy() for vector in vectors))
+        vectors = [
+            pooled(list(real.values())).flatten(1),
+            pooled([virtual[name] for name in real]).flatten(1),
+            attributes_UE,
+        ]
+    rows = Interests(
+        *(column.cpu().numpy() for column in columns),
+        *(vector.double().cpu().numpy() for vector in vectors),
+    )
     return rows.take(batch.weights_U.cpu().numpy() > 0)
 
 

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.config import Config, load_config, preset_overrides
-from mail_torchrec.data.schema import Group, Schema
+from mail_torchrec.data.schema.schema import Group, Schema
 
-TOWERS = {"Emblr": "emblr", "BaseDNN": "base_dnn", "DMR": "dmr", "DeepFM": "deepfm", "DIN": "din", "Wide&Deep": "wide_deep"}
+TOWERS = {
+    "Emblr": "emblr",
+    "BaseDNN": "base_dnn",
+    "DMR": "dmr",
+    "DeepFM": "deepfm",
+    "DIN": "din",
+    "Wide&Deep": "wide_deep",
+}
 """Title of a ranking tower -> its name in the configuration."""
 
-# A plain tower is plain, whatever remedies the user's configuration has: those belong to the MAIL methods.
+# A plain tower is plain, whatever remedies the user's configuration has: those belong to the MAIL
+# methods.
 _NO_ZERO_SHOT = (
     "model.zero_shot=null",
     "model.baseline=null",
@@ -30,7 +38,8 @@ class Method:
 
     name: str
     tower: str
-    """Title of its ranking tower. The plain tower is its base, the tower's oracle the bound of what it can win."""
+    """Title of its ranking tower. The plain tower is its base, the tower's oracle the bound of what
+    it can win."""
     overrides: tuple[str, ...] = _NO_ZERO_SHOT
     """What it changes in the configuration, beside the tower."""
     preset: str | None = None
@@ -67,7 +76,11 @@ def _tuned(tower: str) -> Method:
 
 
 def _variant(name: str) -> Method:
-    return Method(f"MAIL-{name.capitalize()}", "BaseDNN", (f"model.zero_shot.variant={name}", "model.baseline=null"))
+    return Method(
+        f"MAIL-{name.capitalize()}",
+        "BaseDNN",
+        (f"model.zero_shot.variant={name}", "model.baseline=null"),
+    )
 
 
 _PAPER = [
@@ -82,12 +95,21 @@ _PAPER = [
 _NEW = [
     Method("BaseDNN + DropoutNet", "BaseDNN", (*_NO_ZERO_SHOT, "model.behaviour_dropout=0.5")),
     Method("BaseDNN + mean fill", "BaseDNN", _baseline("mean_fill")),
-    Method("BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_TOGETHER), user_id=True),  # all that MetaEmb has but the generator
+    Method(
+        "BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_TOGETHER), user_id=True
+    ),  # all that MetaEmb has but the generator
     _tuned("BaseDNN"),
     _tuned("DMR"),
-    *(method for tower in ("DeepFM", "DIN", "Wide&Deep") for method in (Method(tower, tower), _mail(tower))),
+    *(
+        method
+        for tower in ("DeepFM", "DIN", "Wide&Deep")
+        for method in (Method(tower, tower), _mail(tower))
+    ),
 ]
-_ORACLES = [Method(f"{tower} oracle", tower, (*_NO_ZERO_SHOT, "data.cold_start.oracle=true")) for tower in TOWERS]
+_ORACLES = [
+    Method(f"{tower} oracle", tower, (*_NO_ZERO_SHOT, "data.cold_start.oracle=true"))
+    for tower in TOWERS
+]
 _ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
 
 METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS]}
@@ -114,8 +136,14 @@ def methods_of(section: str, chosen: Sequence[str]) -> list[str]:
         ValueError: a chosen method is not one that the section can show.
     """
     if unknown := [method for method in chosen if method not in METHODS_OF[section]]:
-        raise ValueError(f"{section} has no method {unknown}; it has: {', '.join(METHODS_OF[section])}")
-    return [method for method in METHODS_OF[section] if method in (chosen or _USUALLY.get(section, METHODS_OF[section]))]
+        raise ValueError(
+            f"{section} has no method {unknown}; it has: {', '.join(METHODS_OF[section])}"
+        )
+    return [
+        method
+        for method in METHODS_OF[section]
+        if method in (chosen or _USUALLY.get(section, METHODS_OF[section]))
+    ]
 
 
 _TAKEN = (
@@ -133,7 +161,8 @@ def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed:
     """The configuration of one run: the user's file and overrides, then what the method is.
 
     Raises:
-        ValueError: a setting that this version does not know, a missing preset, or an override of what the method sets itself.
+        ValueError: a setting that this version does not know, a missing preset, or an override of
+            what the method sets itself.
     """
     config = load_config(config_path, list(overrides))
     chosen = [
@@ -147,7 +176,10 @@ def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed:
     ]
     for taken in _TAKEN:
         if any(override.partition("=")[0] == taken for override in overrides):
-            raise ValueError(f"'{taken}' is what the methods themselves set; leave it out (--method and --seeds choose the runs)")
+            raise ValueError(
+                f"'{taken}' is what the methods themselves set; leave it out (--method and "
+                "--seeds choose the runs)"
+            )
     return load_config(config_path, [*overrides, *chosen])
 
 
@@ -156,7 +188,10 @@ def _user_id(schema: Schema) -> list[str]:
     key = schema.file_column(schema.group_key)
     if any(schema.file_column(name) == key for name in schema.names(Group.ATTRIBUTE)):
         return []
-    return [f"schema.columns.{schema.group_key}_as_attribute={{group: attribute, column: {json.dumps(key)}}}"]
+    return [
+        f"schema.columns.{schema.group_key}_as_attribute={{group: attribute, column: "
+        f"{json.dumps(key)}}}"
+    ]
 
 
 def _tower(name: str, config: Config) -> list[str]:
@@ -165,5 +200,12 @@ def _tower(name: str, config: Config) -> list[str]:
     if name != config.model.tower:
         chosen.append("model.tower_options={}")
     if name == "emblr":  # one weight an id
-        chosen += ["schema.dim=1", *(f"schema.tables.{table}.dim=1" for table, given in config.schema_.tables.items() if given.dim)]
+        chosen += [
+            "schema.dim=1",
+            *(
+                f"schema.tables.{table}.dim=1"
+                for table, given in config.schema_.tables.items()
+                if given.dim
+            ),
+        ]
     return chosen

@@ -44,7 +44,8 @@ TABLE_3: dict[str, dict[str, tuple[float, float]]] = {
         "MAIL-BaseDNN": (0.6849, 0.7788),
     },
 }
-"""Dataset -> method -> AUC of new users, AUC of old ones. BaseDNN's old users have .7782 in Table 2."""
+"""Dataset -> method -> AUC of new users, AUC of old ones. BaseDNN's old users have .7782 in Table
+2."""
 
 _PUBLIC = "alimama"
 
@@ -52,7 +53,10 @@ _PUBLIC = "alimama"
 def paper_figures(table: str, dataset: str) -> dict[str, dict[str, dict[str, float]]]:
     """Method -> part (new, old) -> figure (auc, gauc) -> value, of ``table2`` or ``table3`` and ``public`` or ``industrial``."""
     if table == "table3":
-        return {name: {"new": {"auc": new}, "old": {"auc": old}} for name, (new, old) in TABLE_3[dataset].items()}
+        return {
+            name: {"new": {"auc": new}, "old": {"auc": old}}
+            for name, (new, old) in TABLE_3[dataset].items()
+        }
     return {
         name: {"new": {"auc": new, "gauc": new_g}, "old": {"auc": old, "gauc": old_g}}
         for name, (new, new_g, old, old_g) in TABLE_2[dataset].items()
@@ -64,4 +68,8 @@ def papers_dataset(root: str) -> str | None:
     prepared = Path(root) / "prepared.json"
     if "://" in root or not prepared.exists():
         return None
-    return "public" if json.loads(prepared.read_text()).get("inputs", {}).get("dataset") == _PUBLIC else None
+    return (
+        "public"
+        if json.loads(prepared.read_text()).get("inputs", {}).get("dataset") == _PUBLIC
+        else None
+    )

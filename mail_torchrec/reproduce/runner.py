@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 from mail_torchrec.config import Config, differences, dump_config, load_config
-from mail_torchrec.data.source import Source
-from mail_torchrec.model import Towers
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.model.mail import Towers
 from mail_torchrec.reproduce.methods import METHODS, resolve
 from mail_torchrec.train.assembly import lookups_of
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.logging import bar_interval
 
 _POLL_SECONDS = 0.1
 
@@ -74,7 +74,8 @@ class Run:
         """Whether its results are there.
 
         Raises:
-            ValueError: they are, but of another configuration. Settings that the run did not have yet count as their defaults.
+            ValueError: they are, but of another configuration. Settings that the run did not have
+                yet count as their defaults.
         """
         if not self.run_dir.metrics.exists():
             return False
@@ -84,7 +85,8 @@ class Run:
             other = [str(error)]
         if other:
             raise ValueError(
-                f"'{self.path}' was trained with another configuration; choose another --out, or delete it:\n  " + "\n  ".join(other[:10])
+                f"'{self.path}' was trained with another configuration; choose another --out, or "
+                "delete it:\n  " + "\n  ".join(other[:10])
             )
         return True
 
@@ -128,14 +130,24 @@ class Evaluation:
 
     def arguments(self) -> list[str]:
         """The arguments of ``mail-torchrec``."""
-        return ["evaluate", "--run-dir", str(self.run.path), "--predictions", str(self.predictions), *self.overrides]
+        return [
+            "evaluate",
+            "--run-dir",
+            str(self.run.path),
+            "--predictions",
+            str(self.predictions),
+            *self.overrides,
+        ]
 
 
-def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]) -> list[Run]:
+def plan(
+    config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]
+) -> list[Run]:
     """Every run, seed by seed, with its configuration validated and its towers built once without memory.
 
     Raises:
-        ValueError: the configuration, the data or some methods cannot be used; all such methods are named.
+        ValueError: the configuration, the data or some methods cannot be used; all such methods are
+            named.
     """
     config = load_config(config_path, list(overrides))
     for part in (config.data.train, config.data.test):
@@ -147,7 +159,10 @@ def plan(config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, o
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
-        raise ValueError("these methods cannot be trained here; correct this, or name the others with --method:\n" + "\n".join(faults))
+        raise ValueError(
+            "these methods cannot be trained here; correct this, or name the others with "
+            "--method:\n" + "\n".join(faults)
+        )
     for seed in range(1, num_seeds + 1):
         for name in methods:
             runs.append(
@@ -172,15 +187,23 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def run_all(jobs: Sequence[Job], out: Path, at_once: int, threads: int) -> None:
     """Does what is not finished, ``at_once`` processes side by side.
 
-    A failed job does not stop the others; an interruption stops them all and leaves the finished ones usable.
+    A failed job does not stop the others; an interruption stops them all and leaves the finished
+    ones usable.
 
     Raises:
-        ValueError: finished runs of another configuration, another process at work in ``out``, or failed jobs, their logs named.
+        ValueError: finished runs of another configuration, another process at work in ``out``, or
+            failed jobs, their logs named.
     """
     with _only_process(out):
         waiting = [job for job in jobs if not job.is_finished()]
         failed: list[Job] = []
-        bar: tqdm[Any] = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="runs", unit="run", mininterval=bar_interval())
+        bar: tqdm[Any] = tqdm(
+            total=len(jobs),
+            initial=len(jobs) - len(waiting),
+            desc="runs",
+            unit="run",
+            mininterval=bar_interval(),
+        )
         with bar:
             for job, code in _finished(waiting, at_once, threads, bar):
                 bar.update()
@@ -189,10 +212,15 @@ def run_all(jobs: Sequence[Job], out: Path, at_once: int, threads: int) -> None:
                     bar.write(f"{job.title} failed; the others go on", file=sys.stderr)
     if failed:
         lines = [f"  {job.title}: {job.log}: {_last_line(job.log)}" for job in failed]
-        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed; the others are finished and kept:\n" + "\n".join(lines))
+        raise ValueError(
+            f"{len(failed)} of {len(jobs)} runs failed; the others are finished and kept:\n"
+            + "\n".join(lines)
+        )
 
 
-def _finished(waiting: list[Job], at_once: int, threads: int, bar: "tqdm[Any]") -> Iterator[tuple[Job, int]]:
+def _finished(
+    waiting: list[Job], at_once: int, threads: int, bar: "tqdm[Any]"
+) -> Iterator[tuple[Job, int]]:
     """Starts the jobs in order and yields each with its exit code when it ends."""
     queue = deque(waiting)
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
@@ -201,7 +229,9 @@ def _finished(waiting: list[Job], at_once: int, threads: int, bar: "tqdm[Any]") 
             while queue and len(running) < at_once:
                 job = queue.popleft()
                 running.append((job, _start(job, threads)))
-                bar.set_postfix_str("; ".join(job.title for job, _ in running), refresh=sys.stderr.isatty())
+                bar.set_postfix_str(
+                    "; ".join(job.title for job, _ in running), refresh=sys.stderr.isatty()
+                )
             time.sleep(_POLL_SECONDS)
             ended = [(job, process) for job, process in running if process.poll() is not None]
             running = [pair for pair in running if pair not in ended]
@@ -218,13 +248,22 @@ def _start(job: Job, threads: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "mail_torchrec", *job.arguments()]
     with job.log.open("wb") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
 
 
 def _check_buildable(config: Config) -> None:
     with torch.device("meta"):
-        Towers(config.model, config.schema_, lookups_of(config), dict.fromkeys(config.schema_.table_names, 3))
+        Towers(
+            config.model,
+            config.schema_,
+            lookups_of(config),
+            dict.fromkeys(config.schema_.table_names, 3),
+        )
 
 
 @contextmanager
@@ -235,7 +274,9 @@ def _only_process(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another process reproduces into '{out}'; wait for it, or choose another --out") from error
+            raise ValueError(
+                f"another process reproduces into '{out}'; wait for it, or choose another --out"
+            ) from error
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             yield

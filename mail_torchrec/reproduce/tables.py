@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mail_torchrec.reporting.comparison import FIGURES, Interval, Row, table
+from mail_torchrec.reporting.plots import draw_comparison
 from mail_torchrec.reproduce.methods import METHODS
 from mail_torchrec.reproduce.paper import paper_figures
 from mail_torchrec.reproduce.runner import Run, by_method
@@ -19,8 +21,6 @@ from mail_torchrec.reproduce.statistics import (
     relative_improvement,
     resample_files,
 )
-from mail_torchrec.train.pictures import draw_comparison
-from mail_torchrec.train.report import FIGURES, Interval, Row, table
 
 Intervals = dict[str, dict[str, Interval | None]]
 """Part (new, old) -> figure (auc, gauc) -> interval."""
@@ -42,7 +42,11 @@ TABLES = {
     "table3": TableSettings(
         "Table 3: ablation of the zero-shot losses",
         reference="MAIL-BaseDNN",
-        order=(("MAIL-None", "BaseDNN"), ("MAIL-Single", "MAIL-Dual"), ("MAIL-Dual", "MAIL-BaseDNN")),
+        order=(
+            ("MAIL-None", "BaseDNN"),
+            ("MAIL-Single", "MAIL-Dual"),
+            ("MAIL-Dual", "MAIL-BaseDNN"),
+        ),
     ),
 }
 
@@ -53,14 +57,16 @@ class Line:
 
     name: str
     base: str | None
-    """The method that ``differences`` are from; None where it is a base itself, or its base is not in the table."""
+    """The method that ``differences`` are from; None where it is a base itself, or its base is not
+    in the table."""
     run_dirs: list[str]
     figures: Intervals
     relative: dict[str, dict[str, float | None]]
     """RI in percent (Eq. 18)."""
     differences: Intervals
     headroom: Interval | None
-    """Share of what the oracle wins over the base on new rows (AUC); None where that is not clear of 0."""
+    """Share of what the oracle wins over the base on new rows (AUC); None where that is not clear
+    of 0."""
     verdict: str | None
 
 
@@ -74,14 +80,21 @@ class Claim:
     verdict: str
 
 
-def make_table(name: str, runs: Sequence[Run], out: Path, dataset: str | None = None, num_resamples: int = NUM_RESAMPLES) -> Section:
+def make_table(
+    name: str,
+    runs: Sequence[Run],
+    out: Path,
+    dataset: str | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Section:
     """Makes a table of finished runs; its picture is written into ``out``.
 
     Args:
         name: ``table2`` or ``table3``.
         runs: of all methods, the same seeds of each.
         out: a folder.
-        dataset: the paper's dataset (public, industrial) whose own figures are to be shown too; None shows none.
+        dataset: the paper's dataset (public, industrial) whose own figures are to be shown too;
+            None shows none.
         num_resamples: of the bootstrap.
 
     Raises:
@@ -89,14 +102,31 @@ def make_table(name: str, runs: Sequence[Run], out: Path, dataset: str | None = 
     """
     settings = TABLES[name]
     of_method = by_method(runs)
-    resampled = resample_files({method: [run.run_dir.predictions for run in seeds] for method, seeds in of_method.items()}, num_resamples)
-    lines = [_line(method, [str(run.path) for run in seeds], resampled, settings) for method, seeds in of_method.items()]
-    claims = [_claim(lower, higher, resampled) for lower, higher in settings.order if {lower, higher} <= resampled.keys()]
+    resampled = resample_files(
+        {method: [run.run_dir.predictions for run in seeds] for method, seeds in of_method.items()},
+        num_resamples,
+    )
+    lines = [
+        _line(method, [str(run.path) for run in seeds], resampled, settings)
+        for method, seeds in of_method.items()
+    ]
+    claims = [
+        _claim(lower, higher, resampled)
+        for lower, higher in settings.order
+        if {lower, higher} <= resampled.keys()
+    ]
     figures = json.loads(runs[0].run_dir.metrics.read_text())
-    test = {part: {"rows": int(figures[part]["rows"]), "users": int(figures[part]["users"])} for part in PARTS}
+    test = {
+        part: {"rows": int(figures[part]["rows"]), "users": int(figures[part]["users"])}
+        for part in PARTS
+    }
     num_seeds = len(next(iter(of_method.values())))
     over = f"users and {num_seeds} seeds" if num_seeds > 1 else "users, one seed"
-    draw_comparison([Row(line.name, line.run_dirs, line.figures) for line in lines], out / f"{name}.png", over=over)
+    draw_comparison(
+        [Row(line.name, line.run_dirs, line.figures) for line in lines],
+        out / f"{name}.png",
+        over=over,
+    )
     content = {
         "table": name,
         "seeds": num_seeds,
@@ -109,18 +139,31 @@ def make_table(name: str, runs: Sequence[Run], out: Path, dataset: str | None = 
     text = as_markdown(settings.title, lines, claims, test, num_seeds, num_resamples)
     if dataset:
         text += beside_the_paper(name, dataset, lines, settings)
-    verdicts = [line.verdict for line in lines if line.verdict] + [claim.verdict for claim in claims]
-    pictures = {f"{name}.png": f"{settings.title}. AUC of new and of old users, mean and 95 % interval over {over}."}
+    verdicts = [line.verdict for line in lines if line.verdict] + [
+        claim.verdict for claim in claims
+    ]
+    pictures = {
+        f"{name}.png": f"{settings.title}. AUC of new and of old users, mean and 95 % interval over {over}."
+    }
     return Section(name, settings.title, text, verdicts, pictures, content)
 
 
-def beside_the_paper(name: str, dataset: str, lines: Sequence[Line], settings: TableSettings) -> str:
+def beside_the_paper(
+    name: str, dataset: str, lines: Sequence[Line], settings: TableSettings
+) -> str:
     """Ours and the paper's own figures, and RI of both, a table for new users and one for old ones."""
     paper = paper_figures(name, dataset)
     text = f"\nThe paper's own figures ({dataset} dataset) beside ours:\n\n"
     for part in PARTS:
         kinds = list(paper["BaseDNN"][part])
-        header = [f"{part} users", *(word for kind in kinds for word in (kind.upper(), "the paper's", "RI", "the paper's"))]
+        header = [
+            f"{part} users",
+            *(
+                word
+                for kind in kinds
+                for word in (kind.upper(), "the paper's", "RI", "the paper's")
+            ),
+        ]
         cells = []
         for line in (line for line in lines if line.name in paper):
             base = paper[settings.reference or METHODS[line.name].tower]
@@ -134,29 +177,47 @@ def beside_the_paper(name: str, dataset: str, lines: Sequence[Line], settings: T
     return text
 
 
-def _line(name: str, run_dirs: list[str], resampled: Mapping[str, Any], settings: TableSettings) -> Line:
+def _line(
+    name: str, run_dirs: list[str], resampled: Mapping[str, Any], settings: TableSettings
+) -> Line:
     method, mine = METHODS[name], resampled[name]
-    figures = {part: {figure: mine[part][figure].interval() for figure in FIGURES} for part in PARTS}
+    figures = {
+        part: {figure: mine[part][figure].interval() for figure in FIGURES} for part in PARTS
+    }
     reference = resampled.get(settings.reference or method.tower)
-    relative = {part: {figure: _relative(mine[part][figure], reference, part, figure) for figure in FIGURES} for part in PARTS}
+    relative = {
+        part: {figure: _relative(mine[part][figure], reference, part, figure) for figure in FIGURES}
+        for part in PARTS
+    }
     base = resampled.get(method.tower)
     if base is None or method.base is None:
         return Line(name, None, run_dirs, figures, relative, {}, None, None)
-    differences = {part: {figure: difference(mine[part][figure], base[part][figure]) for figure in FIGURES} for part in PARTS}
+    differences = {
+        part: {figure: difference(mine[part][figure], base[part][figure]) for figure in FIGURES}
+        for part in PARTS
+    }
     headroom = None
     if method.oracle in resampled and name != method.oracle:
-        headroom = headroom_recovered(*(resampled[one]["new"]["auc"] for one in (name, method.base, method.oracle)))
+        headroom = headroom_recovered(
+            *(resampled[one]["new"]["auc"] for one in (name, method.base, method.oracle))
+        )
     verdict = _verdict(name, method.base, differences, headroom)
     return Line(name, method.base, run_dirs, figures, relative, differences, headroom, verdict)
 
 
-def _relative(mine: Resampled, reference: Mapping[str, Any] | None, part: str, figure: str) -> float | None:
+def _relative(
+    mine: Resampled, reference: Mapping[str, Any] | None, part: str, figure: str
+) -> float | None:
     value, base = mine.interval(), reference[part][figure].interval() if reference else None
     return relative_improvement(value.mean, base.mean) if value and base else None
 
 
 def _verdict(name: str, base: str, differences: Intervals, headroom: Interval | None) -> str:
-    parts = [f"{part} users {interval_text(differences[part]['auc'])}, {gain_word(differences[part]['auc'])}" for part in PARTS]
+    parts = [
+        f"{part} users {interval_text(differences[part]['auc'])}, "
+        f"{gain_word(differences[part]['auc'])}"
+        for part in PARTS
+    ]
     text = f"{name} against {base}, AUC: {'; '.join(parts)}."
     if headroom is not None:
         text += f" It recovers {percent(headroom)} of the headroom."
@@ -172,26 +233,55 @@ def gain_word(interval: Interval | None) -> str:
 
 def _claim(lower: str, higher: str, resampled: Mapping[str, Any]) -> Claim:
     found = difference(resampled[higher]["new"]["auc"], resampled[lower]["new"]["auc"])
-    words = {"a gain": "so it is", "a loss": "it is the other way round", "none": "cannot be told", "unknown": "cannot be told"}
-    return Claim(lower, higher, found, f"{lower} < {higher} for new users, AUC {interval_text(found)}: {words[gain_word(found)]}.")
+    words = {
+        "a gain": "so it is",
+        "a loss": "it is the other way round",
+        "none": "cannot be told",
+        "unknown": "cannot be told",
+    }
+    return Claim(
+        lower,
+        higher,
+        found,
+        f"{lower} < {higher} for new users, AUC {interval_text(found)}: {words[gain_word(found)]}.",
+    )
 
 
 def as_markdown(
-    title: str, lines: Sequence[Line], claims: Sequence[Claim], test: Mapping[str, Mapping[str, int]], num_seeds: int, num_resamples: int
+    title: str,
+    lines: Sequence[Line],
+    claims: Sequence[Claim],
+    test: Mapping[str, Mapping[str, int]],
+    num_seeds: int,
+    num_resamples: int,
 ) -> str:
     """The table, the differences from each method's base, and the verdicts, to be read as text or rendered."""
     columns = [(part, figure) for part in PARTS for figure in FIGURES]
-    header = ["method", *(text for part, figure in columns for text in (f"{part} {figure.upper()}", "RI"))]
+    header = [
+        "method",
+        *(text for part, figure in columns for text in (f"{part} {figure.upper()}", "RI")),
+    ]
     cells = [
         [
             line.name,
-            *(text for part, figure in columns for text in (mean_text(line.figures[part][figure]), _signed(line.relative[part][figure]))),
+            *(
+                text
+                for part, figure in columns
+                for text in (
+                    mean_text(line.figures[part][figure]),
+                    _signed(line.relative[part][figure]),
+                )
+            ),
         ]
         for line in lines
     ]
     text = f"## {title}\n\n{caption(test, num_seeds, num_resamples)}\n\n{table(header, cells)}\n"
     if compared := [line for line in lines if line.base]:
-        header = ["difference", *(f"{part} {figure.upper()}" for part, figure in columns), "headroom recovered"]
+        header = [
+            "difference",
+            *(f"{part} {figure.upper()}" for part, figure in columns),
+            "headroom recovered",
+        ]
         cells = [
             [
                 f"{line.name} - {line.base}",
@@ -208,10 +298,18 @@ def as_markdown(
 
 def caption(test: Mapping[str, Mapping[str, int]], num_seeds: int, num_resamples: int) -> str:
     """What the figures are of, and what the intervals mean."""
-    rows = ", ".join(f"{counts['rows']:,} rows of {counts['users']:,} {part} users" for part, counts in test.items())
-    seeds = f"Means over {num_seeds} seeds" if num_seeds > 1 else "One seed, so that intervals hold what users vary and not what seeds do"
+    rows = ", ".join(
+        f"{counts['rows']:,} rows of {counts['users']:,} {part} users"
+        for part, counts in test.items()
+    )
+    seeds = (
+        f"Means over {num_seeds} seeds"
+        if num_seeds > 1
+        else "One seed, so that intervals hold what users vary and not what seeds do"
+    )
     return (
-        f"Test: {rows}. {seeds}; 95 % intervals in brackets, by a paired bootstrap over users and seeds ({num_resamples} resamples). "
+        f"Test: {rows}. {seeds}; 95 % intervals in brackets, by a paired bootstrap over users and "
+        f"seeds ({num_resamples} resamples). "
         'A difference whose interval holds 0 is called "none".'
     )
 
@@ -222,7 +320,10 @@ def interval_text(interval: Interval | None) -> str:
         return "-"
     if interval.low is None or interval.high is None:
         return _number(interval.mean, "+")
-    return f"{_number(interval.mean, '+')} [{_number(interval.low, '+')}, {_number(interval.high, '+')}]"
+    return (
+        f"{_number(interval.mean, '+')} [{_number(interval.low, '+')}, "
+        f"{_number(interval.high, '+')}]"
+    )
 
 
 def percent(interval: Interval | None) -> str:

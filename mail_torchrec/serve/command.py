@@ -9,15 +9,17 @@ from pathlib import Path
 
 import uvicorn
 
-from mail_torchrec.data.split import Split
+from mail_torchrec.inference.traffic_split import Split
 from mail_torchrec.serve.grpc_service import start_grpc
-from mail_torchrec.serve.metrics import Metrics
+from mail_torchrec.serve.prometheus import Metrics
 from mail_torchrec.serve.ranker import Ranker
 from mail_torchrec.serve.rest import build_app
 from mail_torchrec.serve.versions import LOG, Versions
 
 _GRACE = 10  # seconds that requests have to end
-_IDLE = 620  # seconds; longer than load balancers keep an idle connection, or one would send into one that is being closed
+# seconds; longer than load balancers keep an idle connection, or one would send into one that is
+# being closed
+_IDLE = 620
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,33 @@ def serve(service: Service) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     metrics = Metrics()
     versions = Versions(service.model, metrics, threads=service.threads, split=service.split)
-    ranker = Ranker(service.name or versions.all[-1].manifest.name, versions, metrics, service.max_candidates)
+    ranker = Ranker(
+        service.name or versions.all[-1].manifest.name, versions, metrics, service.max_candidates
+    )
     listening = _listen(service.host, service.http_port)
     host = f"[{service.host}]" if ":" in service.host else service.host
-    over_grpc, grpc_port = start_grpc(ranker, f"{host}:{service.grpc_port}", service.max_bytes, threads=8)
+    over_grpc, grpc_port = start_grpc(
+        ranker, f"{host}:{service.grpc_port}", service.max_bytes, threads=8
+    )
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(versions, service.poll, stop), daemon=True)
     if service.poll > 0:
         watcher.start()
-    LOG.info("serving model '%s': http://%s:%d, gRPC %s:%d", ranker.name, host, listening.getsockname()[1], host, grpc_port)
+    LOG.info(
+        "serving model '%s': http://%s:%d, gRPC %s:%d",
+        ranker.name,
+        host,
+        listening.getsockname()[1],
+        host,
+        grpc_port,
+    )
     config = uvicorn.Config(
         build_app(ranker, service.max_bytes), log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_IDLE,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done, and gRPC still has to end
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn raises it again when it is done, and gRPC still has to end
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
@@ -71,7 +86,9 @@ def serve(service: Service) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
+            0
+        ]
         listening = socket.socket(family, kind, number)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

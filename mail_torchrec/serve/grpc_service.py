@@ -11,17 +11,23 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
+from mail_torchrec.inference.errors import RefusedError
 from mail_torchrec.serve.ranker import Call, Ranker
-from mail_torchrec.serve.refusal import RefusedError
 from mail_torchrec.serve.tensors import Array, from_bytes, from_json
 
 LOG = logging.getLogger("mail_torchrec.serve")
-_CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED}
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 _CONTENTS = {"INT64": "int64_contents", "FP32": "fp32_contents", "BOOL": "bool_contents"}
 Message = TypeVar("Message")
 
 
-def start_grpc(ranker: Ranker, address: str, max_bytes: int, threads: int) -> tuple[grpc.Server, int]:
+def start_grpc(
+    ranker: Ranker, address: str, max_bytes: int, threads: int
+) -> tuple[grpc.Server, int]:
     """A server that is listening, and its port.
 
     Args:
@@ -75,10 +81,20 @@ class _Service(stubs.GRPCInferenceServiceServicer):
 
     def _infer(self, request: Any) -> Any:
         self.ranker.check_name(request.model_name)
-        parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "", None) for name, value in request.parameters.items()}
-        call = Call(_inputs(request), tuple(wish.name for wish in request.outputs), parameters, request.model_version)
+        parameters = {
+            name: getattr(value, value.WhichOneof("parameter_choice") or "", None)
+            for name, value in request.parameters.items()
+        }
+        call = Call(
+            _inputs(request),
+            tuple(wish.name for wish in request.outputs),
+            parameters,
+            request.model_version,
+        )
         answer = self.ranker.answer(call)
-        response = pb.ModelInferResponse(model_name=self.ranker.name, model_version=answer.version, id=request.id)
+        response = pb.ModelInferResponse(
+            model_name=self.ranker.name, model_version=answer.version, id=request.id
+        )
         for name, array in answer.outputs.items():
             response.outputs.add(name=name, datatype="FP32", shape=array.shape)
             response.raw_output_contents.append(np.ascontiguousarray(array, dtype="<f4").tobytes())
@@ -100,7 +116,10 @@ class _Service(stubs.GRPCInferenceServiceServicer):
 def _inputs(request: Any) -> dict[str, Array]:
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
-        raise RefusedError(f"raw_input_contents should have one part for each of the {len(request.inputs)} inputs, received {len(raw)}")
+        raise RefusedError(
+            f"raw_input_contents should have one part for each of the {len(request.inputs)} "
+            f"inputs, received {len(raw)}"
+        )
     inputs: dict[str, Array] = {}
     for i, tensor in enumerate(request.inputs):
         if tensor.name in inputs:
@@ -108,7 +127,9 @@ def _inputs(request: Any) -> dict[str, Array]:
         if raw:
             inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, raw[i])
         elif tensor.datatype == "BYTES":
-            data = b"".join(len(value).to_bytes(4, "little") + value for value in tensor.contents.bytes_contents)
+            data = b"".join(
+                len(value).to_bytes(4, "little") + value for value in tensor.contents.bytes_contents
+            )
             inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, data)
         else:
             values = list(getattr(tensor.contents, _CONTENTS.get(tensor.datatype, ""), []))

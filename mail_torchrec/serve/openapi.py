@@ -4,13 +4,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mail_torchrec.data.requests import candidate_columns, user_columns
-from mail_torchrec.data.schema import Group, Kind, Schema, Transform
-from mail_torchrec.export.manifest import Manifest
+from mail_torchrec.data.schema.schema import Group, Kind, Schema, Transform
+from mail_torchrec.inference.manifest import Manifest
+from mail_torchrec.inference.requests import candidate_columns, user_columns
 
 REQUEST_FORMAT = "scoring-request"
 """Of a string that is the JSON of one user and the candidates."""
-_BAD, _NO_VERSION, _TOO_MUCH = {"400": "malformed"}, {"404": "no such version"}, {"413": "too many bytes or candidates"}
+_BAD, _NO_VERSION, _TOO_MUCH = (
+    {"400": "malformed"},
+    {"404": "no such version"},
+    {"413": "too many bytes or candidates"},
+)
 _VALUES: dict[str, dict[str, Any]] = {
     "integer": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
     "string": {"type": "string"},
@@ -20,7 +24,9 @@ _VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def describe(model: str, body: type[BaseModel], manifest: Manifest, *, max_bytes: int, max_candidates: int) -> dict[str, Any]:
+def describe(
+    model: str, body: type[BaseModel], manifest: Manifest, *, max_bytes: int, max_candidates: int
+) -> dict[str, Any]:
     """An OpenAPI 3.1 document.
 
     Args:
@@ -31,21 +37,38 @@ def describe(model: str, body: type[BaseModel], manifest: Manifest, *, max_bytes
         max_candidates: of a request.
     """
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = schema.pop("$defs", {}) | {body.__name__: schema} | _answers() | _request(manifest, max_candidates)
+    parts = (
+        schema.pop("$defs", {})
+        | {body.__name__: schema}
+        | _answers()
+        | _request(manifest, max_candidates)
+    )
     parts["ScoringCall"] = _call(schema, manifest)
     root, version = f"/v2/models/{model}", f"/v2/models/{model}/versions/{{version}}"
     paths: dict[str, Any] = {
         "/v2": _get("server metadata", "ServerMetadata"),
         "/v2/health/live": _get("whether the server lives", "Live"),
         "/v2/health/ready": _get("whether the server is ready", "Ready"),
-        "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": _told("metrics", {"text/plain": {}})}}},
-        "/openapi.json": {"get": {"summary": "this document", "responses": {"200": _told("OpenAPI 3.1", {"application/json": {}})}}},
+        "/metrics": {
+            "get": {
+                "summary": "Prometheus metrics",
+                "responses": {"200": _told("metrics", {"text/plain": {}})},
+            }
+        },
+        "/openapi.json": {
+            "get": {
+                "summary": "this document",
+                "responses": {"200": _told("OpenAPI 3.1", {"application/json": {}})},
+            }
+        },
     }
     for path, errors in ((root, {}), (version, _NO_VERSION)):
         paths |= {
             path: _get("model metadata", "ModelMetadata", errors),
             f"{path}/ready": _get("whether the model is ready", "ModelReady", errors),
-            f"{path}/infer": _post(["ScoringCall", body.__name__], errors, max_bytes, max_candidates),
+            f"{path}/infer": _post(
+                ["ScoringCall", body.__name__], errors, max_bytes, max_candidates
+            ),
         }
     for path, item in paths.items():
         if "{version}" in path:
@@ -67,27 +90,45 @@ def describe(model: str, body: type[BaseModel], manifest: Manifest, *, max_bytes
 
 
 def _get(what: str, answer: str, errors: dict[str, str] | None = None) -> dict[str, Any]:
-    return {"get": {"summary": what, "responses": {"200": _told(what, _json(answer))} | _errors(errors or {})}}
+    return {
+        "get": {
+            "summary": what,
+            "responses": {"200": _told(what, _json(answer))} | _errors(errors or {}),
+        }
+    }
 
 
-def _post(bodies: list[str], errors: dict[str, str], max_bytes: int, max_candidates: int) -> dict[str, Any]:
+def _post(
+    bodies: list[str], errors: dict[str, str], max_bytes: int, max_candidates: int
+) -> dict[str, Any]:
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     header = {"type": "integer", "minimum": 0, "maximum": max_bytes}
     limits = f"At most {max_bytes} bytes and {max_candidates} candidates."
     return {
         "post": {
             "summary": "scores",
-            "description": f"{limits} Inputs are 'request' alone, or all others that the model's metadata lists.",
+            "description": (
+                f"{limits} Inputs are 'request' alone, or all others that the model's metadata "
+                "lists."
+            ),
             "parameters": [
                 {
                     "name": "inference-header-content-length",
                     "in": "header",
-                    "description": "of the binary extension: how many bytes of the body are JSON; tensors follow",
+                    "description": (
+                        "of the binary extension: how many bytes of the body are JSON; tensors "
+                        "follow"
+                    ),
                     "schema": header,
                 }
             ],
-            "requestBody": {"required": True, "description": limits, "content": _json(*bodies) | binary},
-            "responses": {"200": _told("scores", _json("InferenceResponse") | binary)} | _errors(_BAD | errors | _TOO_MUCH),
+            "requestBody": {
+                "required": True,
+                "description": limits,
+                "content": _json(*bodies) | binary,
+            },
+            "responses": {"200": _told("scores", _json("InferenceResponse") | binary)}
+            | _errors(_BAD | errors | _TOO_MUCH),
         }
     }
 
@@ -107,15 +148,32 @@ def _errors(errors: dict[str, str]) -> dict[str, Any]:
 
 def _answers() -> dict[str, Any]:
     """What the server says."""
-    text, true, sizes = {"type": "string"}, {"const": True}, {"type": "array", "items": {"type": "integer"}}
+    text, true, sizes = (
+        {"type": "string"},
+        {"const": True},
+        {"type": "array", "items": {"type": "integer"}},
+    )
     tensor = {"name": text, "datatype": text, "shape": sizes}
-    output = tensor | {"parameters": {"type": "object"}, "data": {"type": "array", "items": {"type": "number"}}}
-    tensors, outputs = ({"type": "array", "items": _object(properties, tensor)} for properties in (tensor, output))
-    of_model = {"name": text, "versions": {"type": "array", "items": text}, "platform": text, "inputs": tensors, "outputs": tensors}
+    output = tensor | {
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {"type": "number"}},
+    }
+    tensors, outputs = (
+        {"type": "array", "items": _object(properties, tensor)} for properties in (tensor, output)
+    )
+    of_model = {
+        "name": text,
+        "versions": {"type": "array", "items": text},
+        "platform": text,
+        "inputs": tensors,
+        "outputs": tensors,
+    }
     response = {"model_name": text, "model_version": text, "outputs": outputs}
     return {
         "Error": _object({"error": {"type": "string", "minLength": 1}}),
-        "ServerMetadata": _object({"name": text, "version": text, "extensions": {"type": "array", "items": text}}),
+        "ServerMetadata": _object(
+            {"name": text, "version": text, "extensions": {"type": "array", "items": text}}
+        ),
         "Live": _object({"live": true}),
         "Ready": _object({"ready": true}),
         "ModelMetadata": _object(of_model),
@@ -135,11 +193,24 @@ def _object(properties: dict[str, Any], required: dict[str, Any] | None = None) 
 
 def _call(body: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """A call with raw values: one input, a string that holds a ``ScoringRequest``."""
-    content = {"contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/ScoringRequest"}}
+    content = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": "#/components/schemas/ScoringRequest"},
+    }
     text = {"type": "string", "format": REQUEST_FORMAT} | content
     data = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
-    tensor = _object({"name": {"const": "request"}, "datatype": {"const": "BYTES"}, "shape": {"const": [1]}, "data": data})
-    wish = {"name": {"enum": [output.name for output in manifest.outputs]}, "parameters": {"type": "object"}}
+    tensor = _object(
+        {
+            "name": {"const": "request"},
+            "datatype": {"const": "BYTES"},
+            "shape": {"const": [1]},
+            "data": data,
+        }
+    )
+    wish = {
+        "name": {"enum": [output.name for output in manifest.outputs]},
+        "parameters": {"type": "object"},
+    }
     inputs = {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1}
     outputs = {"type": "array", "items": _object(wish, {"name": {}})}
     return _object(body["properties"] | {"inputs": inputs, "outputs": outputs}, {"inputs": {}})
@@ -150,10 +221,22 @@ def _request(manifest: Manifest, max_candidates: int) -> dict[str, Any]:
     schema, types = manifest.schema_, manifest.types
     user = {schema.file_column(name): _values(name, schema, types) for name in user_columns(schema)}
     key = schema.file_column(schema.group_key)
-    candidate = {schema.file_column(name): _values(name, schema, types) for name in candidate_columns(schema)}
-    candidates = {"type": "array", "minItems": 1, "maxItems": max_candidates, "items": {"$ref": "#/components/schemas/Candidate"}}
-    of_user = _object({key: {}} | user, user) | {"description": "a list of actions is as long as the list of their items; oldest first"}
-    return {"Candidate": _object(candidate), "ScoringRequest": _object({"user": of_user, "candidates": candidates})}
+    candidate = {
+        schema.file_column(name): _values(name, schema, types) for name in candidate_columns(schema)
+    }
+    candidates = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": max_candidates,
+        "items": {"$ref": "#/components/schemas/Candidate"},
+    }
+    of_user = _object({key: {}} | user, user) | {
+        "description": "a list of actions is as long as the list of their items; oldest first"
+    }
+    return {
+        "Candidate": _object(candidate),
+        "ScoringRequest": _object({"user": of_user, "candidates": candidates}),
+    }
 
 
 def _values(name: str, schema: Schema, types: Any) -> dict[str, Any]:
@@ -162,7 +245,9 @@ def _values(name: str, schema: Schema, types: Any) -> dict[str, Any]:
         return value
     if column.transform is Transform.LOG:
         value = value | {"minimum": 0}
-    return _or_null({"type": "array", "items": _or_null(value)} if column.kind is Kind.LIST else value)
+    return _or_null(
+        {"type": "array", "items": _or_null(value)} if column.kind is Kind.LIST else value
+    )
 
 
 def _or_null(value: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mail_torchrec.data.requests import USER_OF_CANDIDATE, Request
-from mail_torchrec.export.manifest import Manifest
-from mail_torchrec.export.scorer import Scorer
-from mail_torchrec.serve.checks import check_inputs
-from mail_torchrec.serve.metrics import Metrics
-from mail_torchrec.serve.raw import RAW, RawRequest, raw_request
-from mail_torchrec.serve.refusal import RefusedError
+from mail_torchrec.inference.errors import RefusedError
+from mail_torchrec.inference.manifest import Manifest
+from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Request
+from mail_torchrec.inference.scorer import Scorer
+from mail_torchrec.serve.input_checks import check_inputs
+from mail_torchrec.serve.prometheus import Metrics
+from mail_torchrec.serve.raw_requests import RAW, RawRequest, raw_request
 from mail_torchrec.serve.tensors import DATATYPES, Array
 from mail_torchrec.serve.versions import Versions
 
@@ -48,8 +48,15 @@ class Ranker:
         max_candidates: of a call.
     """
 
-    def __init__(self, name: str, versions: Versions, metrics: Metrics, max_candidates: int) -> None:
-        self.name, self.versions, self.metrics, self.max_candidates = name, versions, metrics, max_candidates
+    def __init__(
+        self, name: str, versions: Versions, metrics: Metrics, max_candidates: int
+    ) -> None:
+        self.name, self.versions, self.metrics, self.max_candidates = (
+            name,
+            versions,
+            metrics,
+            max_candidates,
+        )
 
     def answer(self, call: Call) -> Answer:
         """The scores of a call.
@@ -79,13 +86,18 @@ class Ranker:
         Raises:
             RefusedError: no such version.
         """
-        manifest = (self.versions.choose(version, None) if version else self.versions.all[-1]).manifest
+        manifest = (
+            self.versions.choose(version, None) if version else self.versions.all[-1]
+        ).manifest
         return {
             "name": self.name,
             "versions": [scorer.manifest.version for scorer in self.versions.all],
             "platform": PLATFORM,
             "inputs": [{"name": RAW, "datatype": "BYTES", "shape": [1]}, *_described(manifest)],
-            "outputs": [{"name": output.name, "datatype": "FP32", "shape": _sizes(output.shape)} for output in manifest.outputs],
+            "outputs": [
+                {"name": output.name, "datatype": "FP32", "shape": _sizes(output.shape)}
+                for output in manifest.outputs
+            ],
         }
 
     def check_name(self, name: str) -> None:
@@ -99,7 +111,9 @@ class Ranker:
             schema = self.versions.all[-1].manifest.schema_
             user = raw.user.get(schema.file_column(schema.group_key))
         if user is not None and not isinstance(user, int | str):
-            raise RefusedError(f"the user's id should be an integer or a string, received {user!r:.100}")
+            raise RefusedError(
+                f"the user's id should be an integer or a string, received {user!r:.100}"
+            )
         return None if user is None else str(user)
 
     def _encode(self, raw: RawRequest, scorer: Scorer) -> dict[str, Array]:
@@ -111,11 +125,16 @@ class Ranker:
 
     def _check_candidates(self, count: int) -> None:
         if count > self.max_candidates:
-            raise RefusedError(f"at most {self.max_candidates} candidates a request, received {count}", 413)
+            raise RefusedError(
+                f"at most {self.max_candidates} candidates a request, received {count}", 413
+            )
 
 
 def _described(manifest: Manifest) -> list[dict[str, Any]]:
-    return [{"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _sizes(spec.shape)} for spec in manifest.inputs]
+    return [
+        {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _sizes(spec.shape)}
+        for spec in manifest.inputs
+    ]
 
 
 def _sizes(shape: tuple[int | str, ...]) -> list[int]:

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mail_torchrec.inference.errors import RefusedError
 from mail_torchrec.serve.openapi import describe
 from mail_torchrec.serve.ranker import Answer, Call, Ranker
-from mail_torchrec.serve.raw import parse
-from mail_torchrec.serve.refusal import RefusedError
+from mail_torchrec.serve.raw_requests import parse
 from mail_torchrec.serve.tensors import DATATYPES, Array, from_bytes, from_json
 from mail_torchrec.settings import Settings
 
@@ -31,7 +31,9 @@ class InputTensor(Settings):
     """One input."""
 
     name: str
-    shape: list[Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**31 - 1})]] = Field(json_schema_extra={"maxItems": 8})
+    shape: list[Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**31 - 1})]] = (
+        Field(json_schema_extra={"maxItems": 8})
+    )
     datatype: str = Field(json_schema_extra={"enum": list(DATATYPES.values())})
     parameters: dict[str, Any] = {}
     """``binary_data_size``: how many of the bytes behind the JSON are this tensor's."""
@@ -74,7 +76,11 @@ def build_app(ranker: Ranker, max_bytes: int) -> Starlette:
             Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.openapi),
         ],
-        exception_handlers={RefusedError: routes.refused, HTTPException: routes.not_here, Exception: routes.fault},
+        exception_handlers={
+            RefusedError: routes.refused,
+            HTTPException: routes.not_here,
+            Exception: routes.fault,
+        },
     )
 
 
@@ -83,11 +89,19 @@ class _Routes:
         self.ranker, self.max_bytes = ranker, max_bytes
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse({"name": "mail-torchrec", "version": version_of("mail-torchrec"), "extensions": ["binary_tensor_data"]})
+        return JSONResponse(
+            {
+                "name": "mail-torchrec",
+                "version": version_of("mail-torchrec"),
+                "extensions": ["binary_tensor_data"],
+            }
+        )
 
     async def healthy(self, request: Request) -> Response:
         key = request.url.path.rpartition("/")[2]
-        return JSONResponse({key: True})  # a server without a good version does not start, and never gives up its last
+        return JSONResponse(
+            {key: True}
+        )  # a server without a good version does not start, and never gives up its last
 
     async def model(self, request: Request) -> Response:
         return JSONResponse(self._metadata(request))
@@ -97,20 +111,38 @@ class _Routes:
         return JSONResponse({"name": self.ranker.name, "ready": True})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(generate_latest(self.ranker.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(
+            generate_latest(self.ranker.metrics.registry),
+            headers={"content-type": CONTENT_TYPE_LATEST},
+        )
 
     async def openapi(self, request: Request) -> Response:
         manifest, most = self.ranker.versions.all[-1].manifest, self.ranker.max_candidates
-        return JSONResponse(describe(self.ranker.name, InferenceRequest, manifest, max_bytes=self.max_bytes, max_candidates=most))
+        return JSONResponse(
+            describe(
+                self.ranker.name,
+                InferenceRequest,
+                manifest,
+                max_bytes=self.max_bytes,
+                max_candidates=most,
+            )
+        )
 
     async def infer(self, request: Request) -> Response:
         self.ranker.check_name(request.path_params["model"])
         body = await self._body(request)
-        return await run_in_threadpool(self._infer, body, request.headers.get(JSON_LENGTH), request.path_params.get("version", ""))
+        return await run_in_threadpool(
+            self._infer,
+            body,
+            request.headers.get(JSON_LENGTH),
+            request.path_params.get("version", ""),
+        )
 
     def _infer(self, body: bytes, json_length: str | None, version: str) -> Response:
         asked, inputs = read(body, json_length)
-        answer = self.ranker.answer(Call(inputs, tuple(wish.name for wish in asked.outputs), asked.parameters, version))
+        answer = self.ranker.answer(
+            Call(inputs, tuple(wish.name for wish in asked.outputs), asked.parameters, version)
+        )
         return write(self.ranker.name, asked, answer)
 
     async def _body(self, request: Request) -> bytes:
@@ -132,12 +164,18 @@ class _Routes:
 
     async def not_here(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return self._error(f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
+        return self._error(
+            f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers
+        )
 
     async def fault(self, request: Request, error: Exception) -> Response:
-        return self._error("a fault of the server; its log says more", 500)  # Starlette raises it again, for the log
+        return self._error(
+            "a fault of the server; its log says more", 500
+        )  # Starlette raises it again, for the log
 
-    def _error(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    def _error(
+        self, message: str, status: int, headers: Mapping[str, str] | None = None
+    ) -> Response:
         self.ranker.metrics.refused.labels(str(status)).inc()
         return JSONResponse({"error": message}, status, headers)
 
@@ -148,8 +186,13 @@ def read(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[s
     Raises:
         RefusedError: it is none of the protocol's.
     """
-    if json_length is not None and not (json_length.isascii() and json_length.isdigit() and int(json_length) <= len(body)):
-        raise RefusedError(f"header {JSON_LENGTH} should be a number of bytes of the body, received '{json_length}'")
+    if json_length is not None and not (
+        json_length.isascii() and json_length.isdigit() and int(json_length) <= len(body)
+    ):
+        raise RefusedError(
+            f"header {JSON_LENGTH} should be a number of bytes of the body, received "
+            f"'{json_length}'"
+        )
     end = len(body) if json_length is None else int(json_length)
     asked: InferenceRequest = parse(InferenceRequest, body[:end])
     inputs: dict[str, Array] = {}
@@ -158,15 +201,20 @@ def read(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[s
             raise RefusedError(f"input '{tensor.name}' should come once")
         size = tensor.parameters.get("binary_data_size")
         if (size is None) == (tensor.data is None):
-            raise RefusedError(f"input '{tensor.name}' should have 'data', or a parameter 'binary_data_size'")
+            raise RefusedError(
+                f"input '{tensor.name}' should have 'data', or a parameter 'binary_data_size'"
+            )
         if tensor.data is not None:
             inputs[tensor.name] = from_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
             continue
         if not isinstance(size, int) or not 0 <= size <= len(body) - end:
             raise RefusedError(
-                f"input '{tensor.name}': 'binary_data_size' should be at most the {len(body) - end} bytes left, received {size!r:.50}"
+                f"input '{tensor.name}': 'binary_data_size' should be at most the "
+                f"{len(body) - end} bytes left, received {size!r:.50}"
             )
-        inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, body[end : end + size])
+        inputs[tensor.name] = from_bytes(
+            tensor.name, tensor.datatype, tensor.shape, body[end : end + size]
+        )
         end += size
     if end != len(body):
         raise RefusedError(f"{len(body) - end} bytes behind the last tensor are none's")
@@ -187,8 +235,14 @@ def write(name: str, asked: InferenceRequest, answer: Answer) -> Response:
             assert math.isfinite(array.sum())
             tensor["data"] = array.ravel().tolist()
         outputs.append(tensor)
-    told = {"model_name": name, "model_version": answer.version} | ({} if asked.id is None else {"id": asked.id}) | {"outputs": outputs}
+    told = (
+        {"model_name": name, "model_version": answer.version}
+        | ({} if asked.id is None else {"id": asked.id})
+        | {"outputs": outputs}
+    )
     if not tail:
         return JSONResponse(told)
     head = json.dumps(told).encode()
-    return Response(head + tail, media_type="application/octet-stream", headers={JSON_LENGTH: str(len(head))})
+    return Response(
+        head + tail, media_type="application/octet-stream", headers={JSON_LENGTH: str(len(head))}
+    )

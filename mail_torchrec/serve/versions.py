@@ -1,17 +1,18 @@
 """Versions side by side: found in a folder, tried on their golden requests, taken in and given up while requests go on.
 
-What is served is one immutable dictionary, replaced as a whole: a request keeps the version that it began with.
+What is served is one immutable dictionary, replaced as a whole: a request keeps the version that it
+began with.
 """
 
 import logging
 import threading
 from pathlib import Path
 
-from mail_torchrec.data.split import Split
-from mail_torchrec.export.manifest import MANIFEST
-from mail_torchrec.export.scorer import Scorer
-from mail_torchrec.serve.metrics import Metrics
-from mail_torchrec.serve.refusal import RefusedError
+from mail_torchrec.inference.errors import RefusedError
+from mail_torchrec.inference.manifest import MANIFEST
+from mail_torchrec.inference.scorer import Scorer
+from mail_torchrec.inference.traffic_split import Split
+from mail_torchrec.serve.prometheus import Metrics
 
 LOG = logging.getLogger("mail_torchrec.serve")
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -20,9 +21,11 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 class Versions:
     """The versions in a folder: it is an exported model itself, or each folder in it that holds a manifest is one.
 
-    The newest (by the time in its manifest) serves, beside it the split's. A new one is loaded in the calling thread, checked against its
-    checksums and golden requests, and only then seen by requests; a bad one is logged, and tried again when its files change. The folder
-    of a loaded one must not change: its tables are mapped, not read. One whose folder is gone is given up, unless it is the last.
+    The newest (by the time in its manifest) serves, beside it the split's. A new one is loaded in
+    the calling thread, checked against its checksums and golden requests, and only then seen by
+    requests; a bad one is logged, and tried again when its files change. The folder of a loaded one
+    must not change: its tables are mapped, not read. One whose folder is gone is given up, unless
+    it is the last.
 
     Args:
         root: the folder.
@@ -34,7 +37,14 @@ class Versions:
         ValueError: no good version there, or the split's is none of them.
     """
 
-    def __init__(self, root: Path, metrics: Metrics, *, threads: int | None = None, split: Split | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        metrics: Metrics,
+        *,
+        threads: int | None = None,
+        split: Split | None = None,
+    ) -> None:
         self.root, self.threads, self.split, self.metrics = root, threads, split, metrics
         self._refused: dict[Path, Fingerprint] = {}
         self._by_folder: dict[Path, Scorer] = {}
@@ -42,7 +52,8 @@ class Versions:
         problems = self.refresh()
         if not self._by_folder:
             raise ValueError(
-                f"'{root}' should be what `mail-torchrec export` wrote, or hold such folders; none is good: {problems or 'no ' + MANIFEST}"
+                f"'{root}' should be what `mail-torchrec export` wrote, or hold such folders; "
+                f"none is good: {problems or 'no ' + MANIFEST}"
             )
         if split is not None and self._named(split.version) is None:
             raise ValueError(f"--split: version '{split.version}' should be one of {self._known()}")
@@ -57,7 +68,9 @@ class Versions:
                 return [str(error)]
             loaded, problems = dict(self._by_folder), []
             for folder in folders:
-                if folder in loaded or self._refused.get(folder) == (fingerprint := _fingerprint(folder)):
+                if folder in loaded or self._refused.get(folder) == (
+                    fingerprint := _fingerprint(folder)
+                ):
                     continue
                 try:
                     loaded[folder] = self._good(folder)
@@ -71,7 +84,11 @@ class Versions:
                     LOG.info("version %s loaded from %s", loaded[folder].manifest.version, folder)
             for folder in self._by_folder.keys() - set(folders):
                 if len(loaded) > 1 and not self._is_splits(loaded[folder]):
-                    LOG.info("version %s given up: %s is gone", loaded.pop(folder).manifest.version, folder)
+                    LOG.info(
+                        "version %s given up: %s is gone",
+                        loaded.pop(folder).manifest.version,
+                        folder,
+                    )
             self._by_folder = loaded
             self.metrics.serving.clear()
             for scorer in loaded.values():
@@ -101,7 +118,8 @@ class Versions:
             return self.all[-1]
         if user is None:
             raise RefusedError(
-                "users are split between versions, so a request should name its user: the group key in 'user', or a parameter 'user'"
+                "users are split between versions, so a request should name its user: the group "
+                "key in 'user', or a parameter 'user'"
             )
         second = self._named(self.split.version)
         assert second is not None  # never given up
@@ -111,7 +129,11 @@ class Versions:
     def _folders(self) -> list[Path]:
         if (self.root / MANIFEST).exists():
             return [self.root]
-        return [folder for folder in sorted(self.root.iterdir()) if (folder / MANIFEST).exists() and not folder.name.startswith(".")]
+        return [
+            folder
+            for folder in sorted(self.root.iterdir())
+            if (folder / MANIFEST).exists() and not folder.name.startswith(".")
+        ]
 
     def _good(self, folder: Path) -> Scorer:
         scorer = Scorer(folder, threads=self.threads)
@@ -119,13 +141,23 @@ class Versions:
         return scorer
 
     def _named(self, name: str) -> Scorer | None:
-        return next((scorer for folder, scorer in self._by_folder.items() if name in (folder.name, scorer.manifest.version)), None)
+        return next(
+            (
+                scorer
+                for folder, scorer in self._by_folder.items()
+                if name in (folder.name, scorer.manifest.version)
+            ),
+            None,
+        )
 
     def _known(self) -> str:
         return ", ".join(f"{scorer.manifest.version} ({scorer.folder.name})" for scorer in self.all)
 
     def _is_splits(self, scorer: Scorer) -> bool:
-        return self.split is not None and self.split.version in (scorer.folder.name, scorer.manifest.version)
+        return self.split is not None and self.split.version in (
+            scorer.folder.name,
+            scorer.manifest.version,
+        )
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

@@ -6,7 +6,7 @@ from torch import nn
 
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
-from mail_torchrec.towers.mlp import last_dim, regularised_layers
+from mail_torchrec.towers.layers.mlp import last_dim, regularised_layers
 
 
 class BaseDNNSettings(Settings):
@@ -21,7 +21,8 @@ class BaseDNNSettings(Settings):
 class BaseDNN(nn.Module):
     """Sum pooling of each group, then Dropout-Dense-BatchNorm-LeakyReLU layers and one logit.
 
-    The input of the layers is ``z = [z^v of each sequence, z^a, z^c, z^t, numeric features]``; groups without fields are left out.
+    The input of the layers is ``z = [z^v of each sequence, z^a, z^c, z^t, numeric features]``;
+    groups without fields are left out.
 
     Args:
         settings: widths and dropout.
@@ -40,7 +41,13 @@ class BaseDNN(nn.Module):
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B] and the last hidden layer."""
         sums = [sequence.sum_BD for sequence in inputs.sequences.values()]
-        sums += [group.sum(1) for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID) if group.shape[1]]
+        sums += [
+            group.sum(1)
+            for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID)
+            if group.shape[1]
+        ]
         z_BZ = torch.cat([*sums, inputs.numeric_BN], dim=1)
         representation_BR = self.layers[:-1](z_BZ)
-        return RankingOutput(self.layers[-1](representation_BR).squeeze(1), representation_BR=representation_BR)
+        return RankingOutput(
+            self.layers[-1](representation_BR).squeeze(1), representation_BR=representation_BR
+        )

@@ -7,9 +7,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mail_torchrec.settings import Settings
-from mail_torchrec.towers.attention import masked_softmax, pair_scores, weighted_sum
 from mail_torchrec.towers.inputs import BehaviourSequence, InputShapes, RankingInputs, RankingOutput
-from mail_torchrec.towers.mlp import Dice, LastDimPReLU, dense_layers, last_dim
+from mail_torchrec.towers.layers.attention import masked_softmax, pair_scores, weighted_sum
+from mail_torchrec.towers.layers.mlp import Dice, LastDimPReLU, dense_layers, last_dim
 
 
 class DINSettings(Settings):
@@ -22,7 +22,8 @@ class DINSettings(Settings):
     attention_dims: tuple[PositiveInt, ...] = (36,)
     """Hidden layers of the activation unit, with PReLU: Dice would take statistics over padding."""
     normalise: Literal["none", "softmax"] = "none"
-    """none: raw weights, whose sum says how strong the interest is (the paper); softmax: they sum to 1, as in its released code."""
+    """none: raw weights, whose sum says how strong the interest is (the paper); softmax: they sum
+    to 1, as in its released code."""
 
 
 class Interest(nn.Module):
@@ -36,16 +37,22 @@ class Interest(nn.Module):
     def __init__(self, settings: DINSettings, dim: int) -> None:
         super().__init__()
         layers = dense_layers(4 * dim, settings.attention_dims, LastDimPReLU)
-        self.score = nn.Sequential(*layers, nn.Linear(last_dim(4 * dim, settings.attention_dims), 1))
+        self.score = nn.Sequential(
+            *layers, nn.Linear(last_dim(4 * dim, settings.attention_dims), 1)
+        )
         self.is_softmax = settings.normalise == "softmax"
 
     def forward(self, sequence: BehaviourSequence) -> Tensor:
         """Zeros where a row has no behaviours."""
         behaviours_BTD, mask_BT = sequence.real_BTD, sequence.mask_BT
         target_BD = sequence.target_BD
-        scores_BT = pair_scores(self.score, sequence, lambda positions: positions.of_rows(target_BD), of_rows=target_BD)
+        scores_BT = pair_scores(
+            self.score, sequence, lambda positions: positions.of_rows(target_BD), of_rows=target_BD
+        )
         # Where the weights are raw, padding needs no mask: its vectors are zeros.
-        return weighted_sum(masked_softmax(scores_BT, mask_BT) if self.is_softmax else scores_BT, behaviours_BTD)
+        return weighted_sum(
+            masked_softmax(scores_BT, mask_BT) if self.is_softmax else scores_BT, behaviours_BTD
+        )
 
 
 class DIN(nn.Module):
@@ -63,7 +70,9 @@ class DIN(nn.Module):
     def __init__(self, settings: DINSettings, shapes: InputShapes) -> None:
         super().__init__()
         # A list, not a dict by name: a sequence may bear the name of a method of nn.ModuleDict.
-        self.interests = nn.ModuleList(Interest(settings, shape.dim) for shape in shapes.sequences.values())
+        self.interests = nn.ModuleList(
+            Interest(settings, shape.dim) for shape in shapes.sequences.values()
+        )
         self.sequences = list(shapes.sequences)
         in_dim = shapes.features_dim + sum(shape.dim for shape in shapes.sequences.values())
         activation = Dice if settings.activation == "dice" else LastDimPReLU
@@ -73,6 +82,11 @@ class DIN(nn.Module):
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B] and the last hidden layer."""
-        found = [interest(inputs.sequences[name]) for name, interest in zip(self.sequences, self.interests, strict=True)]
+        found = [
+            interest(inputs.sequences[name])
+            for name, interest in zip(self.sequences, self.interests, strict=True)
+        ]
         representation_BR = self.mlp(torch.cat([*inputs.features, *found], dim=1))
-        return RankingOutput(self.logit(representation_BR).squeeze(1), representation_BR=representation_BR)
+        return RankingOutput(
+            self.logit(representation_BR).squeeze(1), representation_BR=representation_BR
+        )

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
-from mail_torchrec.towers.attention import masked_softmax, pair_scores, weighted_sum
 from mail_torchrec.towers.inputs import (
     BehaviourSequence,
     InputShapes,
@@ -19,8 +18,9 @@ from mail_torchrec.towers.inputs import (
     SharedSequence,
     position_mask,
 )
-from mail_torchrec.towers.mlp import LastDimPReLU, dense_layers, last_dim
-from mail_torchrec.towers.positions import Positions
+from mail_torchrec.towers.layers.attention import masked_softmax, pair_scores, weighted_sum
+from mail_torchrec.towers.layers.mlp import LastDimPReLU, dense_layers, last_dim
+from mail_torchrec.towers.layers.positions import Positions
 
 MIN_BEHAVIOURS = 3
 """Rows with fewer behaviours are left out of the match loss."""
@@ -40,7 +40,8 @@ class DMRSettings(Settings):
     num_negatives: PositiveInt = 2000
     """Sampled negatives a batch."""
     negatives: Literal["log_uniform", "unigram", "uniform"] = "log_uniform"
-    """How they are drawn, see ``data/negatives.py``; hashed item tables have no frequencies and need uniform."""
+    """How they are drawn, see ``data/negatives.py``; hashed item tables have no frequencies and
+    need uniform."""
 
     @property
     def needs_match(self) -> bool:
@@ -51,8 +52,9 @@ class DMRSettings(Settings):
 class BehaviourScores(nn.Module):
     """The raw score of each behaviour, ``a_t = g([q_t, e_t, q_t - e_t, q_t * e_t])``, [B, T].
 
-    The query ``q_t`` is made of the behaviour's position and action, and of the target item in the item-to-item network.
-    Position 0 is the newest, so that an embedding means the same whatever the length and the padding.
+    The query ``q_t`` is made of the behaviour's position and action, and of the target item in the
+    item-to-item network. Position 0 is the newest, so that an embedding means the same whatever the
+    length and the padding.
 
     Args:
         settings: widths.
@@ -63,21 +65,29 @@ class BehaviourScores(nn.Module):
     def __init__(self, settings: DMRSettings, shape: SequenceShape, target_dim: int) -> None:
         super().__init__()
         self.position = nn.Embedding(shape.max_length, settings.embedding_dim)
-        self.action = nn.Embedding(shape.num_actions, settings.embedding_dim) if shape.num_actions else None
+        self.action = (
+            nn.Embedding(shape.num_actions, settings.embedding_dim) if shape.num_actions else None
+        )
         self.embedding_dim = settings.embedding_dim
         query_dim = settings.embedding_dim * (2 if shape.num_actions else 1) + target_dim
         self.query = nn.Sequential(nn.Linear(query_dim, shape.dim), LastDimPReLU(shape.dim))
         layers = dense_layers(4 * shape.dim, settings.attention_dims, lambda _: nn.Sigmoid())
-        self.g = nn.Sequential(*layers, nn.Linear(last_dim(4 * shape.dim, settings.attention_dims), 1))
+        self.g = nn.Sequential(
+            *layers, nn.Linear(last_dim(4 * shape.dim, settings.attention_dims), 1)
+        )
 
     def forward(self, sequence: BehaviourSequence, target_BD: Tensor | None = None) -> Tensor:
         """Scores of all positions; those behind a row's length mean nothing, but are finite."""
         of_users_UTD = self._of_users(sequence.users)
-        of_target_BD = None if target_BD is None else functional.linear(target_BD, self._weights()[-1])
+        of_target_BD = (
+            None if target_BD is None else functional.linear(target_BD, self._weights()[-1])
+        )
 
         def query(positions: Positions) -> Tensor:
             query_PD = positions.of_users(of_users_UTD)
-            queried: Tensor = self.query[1](query_PD if of_target_BD is None else query_PD + positions.of_rows(of_target_BD))
+            queried: Tensor = self.query[1](
+                query_PD if of_target_BD is None else query_PD + positions.of_rows(of_target_BD)
+            )
             return queried
 
         return pair_scores(self.g, sequence, query)
@@ -86,7 +96,9 @@ class BehaviourScores(nn.Module):
         """The query layer's weights of position, action and target, those that there are."""
         layer = self.query[0]
         known = [self.embedding_dim] * (1 if self.action is None else 2)
-        weights: tuple[Tensor, ...] = torch.split(layer.weight, [*known, layer.in_features - sum(known)], dim=1)
+        weights: tuple[Tensor, ...] = torch.split(
+            layer.weight, [*known, layer.in_features - sum(known)], dim=1
+        )
         return weights
 
     def _of_users(self, users: BehaviourSequence) -> Tensor:
@@ -94,17 +106,22 @@ class BehaviourScores(nn.Module):
         weights, layer = self._weights(), self.query[0]
         order_T = torch.arange(users.values_BTD.shape[1], device=users.values_BTD.device)
         places_UT = (users.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0)
-        query_UTD = functional.embedding(places_UT, functional.linear(self.position.weight, weights[0], layer.bias))
+        query_UTD = functional.embedding(
+            places_UT, functional.linear(self.position.weight, weights[0], layer.bias)
+        )
         if self.action is None:
             return query_UTD
-        return query_UTD + functional.embedding(users.actions_BT, functional.linear(self.action.weight, weights[1]))
+        return query_UTD + functional.embedding(
+            users.actions_BT, functional.linear(self.action.weight, weights[1])
+        )
 
 
 class UserToItem(nn.Module):
     """User vectors ``u_t = PReLU(Dense(s_t))`` in the space of V', ``s_t`` the attended sum of the first ``t`` behaviours.
 
-    The paper's softmax over each prefix gives a vector for every ``t``; only ``t = L`` and ``t = L - 1`` are ever used
-    (``L`` behaviours in the row), so only they are computed: two softmaxes over T instead of one over T x T.
+    The paper's softmax over each prefix gives a vector for every ``t``; only ``t = L`` and ``t = L
+    - 1`` are ever used (``L`` behaviours in the row), so only they are computed: two softmaxes over
+    T instead of one over T x T.
     """
 
     def __init__(self, settings: DMRSettings, shape: SequenceShape) -> None:
@@ -116,8 +133,13 @@ class UserToItem(nn.Module):
     def forward(self, sequence: BehaviourSequence) -> tuple[Tensor, Tensor]:
         """``u_T`` of all behaviours and ``u_{T-1}`` of all but the newest, each [B, match_dim]."""
         scores_BT, values_BTD = self.scores(sequence), sequence.real_BTD
-        masks = [position_mask(sequence.lengths_B - left_out, scores_BT.shape[1]) for left_out in (0, 1)]
-        now_BD, before_BD = (self.user(weighted_sum(masked_softmax(scores_BT, mask_BT), values_BTD)) for mask_BT in masks)
+        masks = [
+            position_mask(sequence.lengths_B - left_out, scores_BT.shape[1]) for left_out in (0, 1)
+        ]
+        now_BD, before_BD = (
+            self.user(weighted_sum(masked_softmax(scores_BT, mask_BT), values_BTD))
+            for mask_BT in masks
+        )
         return now_BD, before_BD
 
 
@@ -131,15 +153,18 @@ class ItemToItem(nn.Module):
     def forward(self, sequence: BehaviourSequence) -> tuple[Tensor, Tensor]:
         """The relevance [B] (sum of the raw scores of real positions) and the attended sum of behaviours [B, d]."""
         scores_BT, mask_BT = self.scores(sequence, sequence.target_BD), sequence.mask_BT
-        return (scores_BT * mask_BT).sum(1), weighted_sum(masked_softmax(scores_BT, mask_BT), sequence.real_BTD)
+        return (scores_BT * mask_BT).sum(1), weighted_sum(
+            masked_softmax(scores_BT, mask_BT), sequence.real_BTD
+        )
 
 
 class DMR(nn.Module):
     """Both networks for each sequence, and an MLP over fields, numeric features and what the networks found.
 
-    A sequence gives ``[sum v, target * sum v, r, item-to-item relevance, attended sum]`` with ``r = u_T . v'_target``; without V'
-    the ordinary target vector stands in for ``v'_target``. The auxiliary loss ``match`` is the mean over (row, sequence) pairs
-    with at least 3 real behaviours of the sampled softmax in which ``u_{T-1}`` predicts the newest.
+    A sequence gives ``[sum v, target * sum v, r, item-to-item relevance, attended sum]`` with ``r =
+    u_T . v'_target``; without V' the ordinary target vector stands in for ``v'_target``. The
+    auxiliary loss ``match`` is the mean over (row, sequence) pairs with at least 3 real behaviours
+    of the sampled softmax in which ``u_{T-1}`` predicts the newest.
 
     Args:
         settings: widths and the match loss.
@@ -152,29 +177,45 @@ class DMR(nn.Module):
         super().__init__()
         self.settings, self.has_match = settings, shapes.has_match
         # Lists, not dicts by name: a sequence may bear the name of a method of nn.ModuleDict.
-        self.user_to_item = nn.ModuleList(UserToItem(settings, shape) for shape in shapes.sequences.values())
-        self.item_to_item = nn.ModuleList(ItemToItem(settings, shape) for shape in shapes.sequences.values())
+        self.user_to_item = nn.ModuleList(
+            UserToItem(settings, shape) for shape in shapes.sequences.values()
+        )
+        self.item_to_item = nn.ModuleList(
+            ItemToItem(settings, shape) for shape in shapes.sequences.values()
+        )
         self.sequences = list(shapes.sequences)
         in_dim = shapes.features_dim + sum(3 * shape.dim + 2 for shape in shapes.sequences.values())
         self.representation_dim = last_dim(in_dim, settings.hidden_dims)
         layers = dense_layers(in_dim, settings.hidden_dims, nn.PReLU)
-        self.mlp = nn.Sequential(nn.BatchNorm1d(in_dim), *layers, nn.Linear(self.representation_dim, 1))
+        self.mlp = nn.Sequential(
+            nn.BatchNorm1d(in_dim), *layers, nn.Linear(self.representation_dim, 1)
+        )
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B], if wanted the match loss, and the last hidden layer."""
         features = inputs.features
         match_losses, vectors = [], {}
-        for name, user_to_item, item_to_item in zip(self.sequences, self.user_to_item, self.item_to_item, strict=True):
+        for name, user_to_item, item_to_item in zip(
+            self.sequences, self.user_to_item, self.item_to_item, strict=True
+        ):
             sequence = inputs.sequences[name]
             now_UD, before_UD = user_to_item(sequence.users)
             wanted_BD = self._wanted(sequence)
             r_B1 = (sequence.spread(now_UD) * wanted_BD).sum(1, keepdim=True)
             relevance_B, attended_BD = item_to_item(sequence)
             sum_BD = sequence.sum_BD
-            features += [sum_BD, sequence.target_BD * sum_BD, r_B1, relevance_B.unsqueeze(1), attended_BD]
+            features += [
+                sum_BD,
+                sequence.target_BD * sum_BD,
+                r_B1,
+                relevance_B.unsqueeze(1),
+                attended_BD,
+            ]
             vectors[name] = now_UD, wanted_BD
             if self.has_match and self.settings.needs_match:
-                match_losses.append([sequence.spread(part_U) for part_U in _match_loss(sequence.users, before_UD)])
+                match_losses.append(
+                    [sequence.spread(part_U) for part_U in _match_loss(sequence.users, before_UD)]
+                )
         representation_BR = self._representation(torch.cat(features, dim=1), inputs)
         logits_B = self.mlp[-1](representation_BR).squeeze(1)
         return RankingOutput(logits_B, self._auxiliary(match_losses), representation_BR, vectors)
@@ -183,12 +224,18 @@ class DMR(nn.Module):
         """All layers but the last. Of rows that share users, the attributes' part of the first dense layer is computed once a user."""
         norm, *layers = self.mlp[:-1]
         sequence, normed_BF = next(iter(inputs.sequences.values()), None), norm(features_BF)
-        if not isinstance(sequence, SharedSequence) or not isinstance(first := layers[0], nn.Linear) or torch.compiler.is_compiling():
+        if (
+            not isinstance(sequence, SharedSequence)
+            or not isinstance(first := layers[0], nn.Linear)
+            or torch.compiler.is_compiling()
+        ):
             return nn.Sequential(*layers)(normed_BF)
         attributes = inputs.attributes_BAD.shape[1:].numel()
         of_users_UF = normed_BF[:, :attributes].index_select(0, sequence.row_of_user_U)
         of_users_UH = functional.linear(of_users_UF, first.weight[:, :attributes], first.bias)
-        hidden_BH = torch.addmm(sequence.spread(of_users_UH), normed_BF[:, attributes:], first.weight[:, attributes:].T)
+        hidden_BH = torch.addmm(
+            sequence.spread(of_users_UH), normed_BF[:, attributes:], first.weight[:, attributes:].T
+        )
         return nn.Sequential(*layers[1:])(hidden_BH)
 
     def _wanted(self, sequence: BehaviourSequence) -> Tensor:
@@ -196,7 +243,9 @@ class DMR(nn.Module):
         match = sequence.match if self.has_match else None
         return sequence.target_BD if match is None else match.target_BD
 
-    def _auxiliary(self, match_losses: list[list[Tensor]]) -> dict[str, tuple[Tensor, Tensor, float]]:
+    def _auxiliary(
+        self, match_losses: list[list[Tensor]]
+    ) -> dict[str, tuple[Tensor, Tensor, float]]:
         """A row's loss is the mean over its sequences that count, its weight their number: the mean over all pairs."""
         if not match_losses:
             return {}

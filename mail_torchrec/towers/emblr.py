@@ -32,7 +32,10 @@ class EmbLR(nn.Module):
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
         """The logits [B]."""
-        sums = [group.sum((1, 2)) for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID)]
+        sums = [
+            group.sum((1, 2))
+            for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID)
+        ]
         sums += [sequence.sum_BD.sum(1) for sequence in inputs.sequences.values()]
         logits_B: Tensor = self.bias + torch.stack(sums).sum(0)
         if self.numeric is not None:
@@ -43,5 +46,6 @@ class EmbLR(nn.Module):
 def _check_dims(shapes: InputShapes) -> None:
     if set(shapes.dims.values()) - {1}:
         raise ValueError(
-            f"tower 'emblr' needs tables of dimension 1, received {shapes.dims}; set schema.dim=1 (and no other dim in schema.tables)"
+            f"tower 'emblr' needs tables of dimension 1, received {shapes.dims}; set schema.dim=1 "
+            "(and no other dim in schema.tables)"
         )

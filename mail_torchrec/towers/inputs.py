@@ -1,7 +1,8 @@
 """The contract between the tables and the towers: plain tensors in, logits out.
 
-Shape letters: ``B`` rows, ``A`` / ``C`` / ``I`` attribute, context and item fields, ``N`` numeric features, ``T`` positions of a
-behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension (it may differ between groups), ``R`` a tower's last hidden layer.
+Shape letters: ``B`` rows, ``A`` / ``C`` / ``I`` attribute, context and item fields, ``N`` numeric
+features, ``T`` positions of a behaviour sequence, ``K`` sampled negatives, ``d`` a table dimension
+(it may differ between groups), ``R`` a tower's last hidden layer.
 """
 
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,8 @@ class InputShapes:
     num_numeric: int
     sequences: dict[str, SequenceShape]
     has_match: bool = False
-    """Whether :attr:`BehaviourSequence.match` is filled (a tower asks for it by ``needs_match`` of its settings)."""
+    """Whether :attr:`BehaviourSequence.match` is filled (a tower asks for it by ``needs_match`` of
+    its settings)."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -58,7 +60,11 @@ class InputShapes:
     @property
     def features_dim(self) -> int:
         """Width of :attr:`RankingInputs.features` side by side."""
-        fields = self.num_attributes * self.attribute_dim + self.num_context * self.context_dim + self.num_items * self.item_dim
+        fields = (
+            self.num_attributes * self.attribute_dim
+            + self.num_context * self.context_dim
+            + self.num_items * self.item_dim
+        )
         return fields + self.num_numeric
 
 
@@ -72,7 +78,8 @@ class Match:
     target_BD: Tensor
     """V' of the target item."""
     last_UD: Tensor
-    """V' of each user's newest behaviour (row 0's vector where there is none); a row is a user where rows share none."""
+    """V' of each user's newest behaviour (row 0's vector where there is none); a row is a user
+    where rows share none."""
     negatives_KD: Tensor
     """V' of the sampled negatives, shared by the batch."""
     last_ids_U: Tensor
@@ -94,11 +101,13 @@ class BehaviourSequence:
     values_BTD: Tensor
     lengths_B: Tensor
     actions_BT: Tensor
-    """Rows of the action table, 0 on padding, on virtual behaviours and where there are no actions (int64)."""
+    """Rows of the action table, 0 on padding, on virtual behaviours and where there are no actions
+    (int64)."""
     target_BD: Tensor
     """The target item's vector from the table that the behaviours share."""
     is_virtual_B: Tensor
-    """Rows whose behaviours are virtual: the zero-shot tower made them, or a baseline in its place (bool)."""
+    """Rows whose behaviours are virtual: the zero-shot tower made them, or a baseline in its place
+    (bool)."""
     match: Match | None = None
 
     @property
@@ -119,7 +128,9 @@ class BehaviourSequence:
     def real_BTD(self) -> Tensor:
         """The vectors with zeros behind each row's length, whatever stood there."""
         real_BTD: Tensor | None = getattr(self, "_real_BTD", None)
-        if real_BTD is None:  # several parts of a tower ask; torch.export knows no functools.cached_property
+        if (
+            real_BTD is None
+        ):  # several parts of a tower ask; torch.export knows no functools.cached_property
             self._real_BTD = real_BTD = self.values_BTD.masked_fill(~self.mask_BT.unsqueeze(2), 0.0)
         return real_BTD
 
@@ -139,8 +150,8 @@ class BehaviourSequence:
 class SharedSequence(BehaviourSequence):
     """A sequence of rows that share users, as the candidates of one request and the impressions of one visit do.
 
-    Rows of a user have its attributes. Work on :attr:`users` is done once a user. Its vectors are real ones: zeros stand behind each
-    row's length.
+    Rows of a user have its attributes. Work on :attr:`users` is done once a user. Its vectors are
+    real ones: zeros stand behind each row's length.
     """
 
     of_users: BehaviourSequence = field(kw_only=True)
@@ -148,7 +159,9 @@ class SharedSequence(BehaviourSequence):
     user_of_row_B: Tensor = field(kw_only=True)
 
     @staticmethod
-    def of(users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None) -> "SharedSequence":
+    def of(
+        users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None
+    ) -> "SharedSequence":
         """The behaviours of each row's user beside its target item."""
         return SharedSequence(
             values_BTD=users.real_BTD.index_select(0, user_of_row_B),
@@ -165,11 +178,20 @@ class SharedSequence(BehaviourSequence):
     def row_of_user_U(self) -> Tensor:
         """The place of one of each user's rows."""
         rows_B = torch.arange(len(self.user_of_row_B), device=self.user_of_row_B.device)
-        return rows_B.new_zeros(len(self.of_users.lengths_B)).index_copy(0, self.user_of_row_B, rows_B)
+        return rows_B.new_zeros(len(self.of_users.lengths_B)).index_copy(
+            0, self.user_of_row_B, rows_B
+        )
 
     def apart(self) -> BehaviourSequence:
         """The same rows, each as a user of its own."""
-        return BehaviourSequence(self.values_BTD, self.lengths_B, self.actions_BT, self.target_BD, self.is_virtual_B, self.match)
+        return BehaviourSequence(
+            self.values_BTD,
+            self.lengths_B,
+            self.actions_BT,
+            self.target_BD,
+            self.is_virtual_B,
+            self.match,
+        )
 
     @property
     def users(self) -> BehaviourSequence:
@@ -197,13 +219,19 @@ class RankingInputs:
     numeric_BN: Tensor
     sequences: dict[str, BehaviourSequence]
     first_order_B: Tensor | None = None
-    """The sum of the first-order weights of all attribute, context and item ids, a list's weights pooled as its vectors are. Behaviours
-    have none: virtual ones could not. None unless the tower asks for them by ``needs_first_order`` of its settings."""
+    """The sum of the first-order weights of all attribute, context and item ids, a list's weights
+    pooled as its vectors are. Behaviours have none: virtual ones could not. None unless the tower
+    asks for them by ``needs_first_order`` of its settings."""
 
     @property
     def features(self) -> list[Tensor]:
         """All fields and numeric features but the sequences, each [B, width], to be put side by side."""
-        return [self.attributes_BAD.flatten(1), self.items_BID.flatten(1), self.context_BCD.flatten(1), self.numeric_BN]
+        return [
+            self.attributes_BAD.flatten(1),
+            self.items_BID.flatten(1),
+            self.context_BCD.flatten(1),
+            self.numeric_BN,
+        ]
 
 
 @dataclass
@@ -239,13 +267,30 @@ class Rows:
     def apart(self, users: RankingInputs) -> "tuple[RankingInputs, Rows]":
         """The users once a row, items and all; and rows that are users of their own."""
         rows = self.of(users)
-        sequences = {name: seq.apart() if isinstance(seq, SharedSequence) else seq for name, seq in rows.sequences.items()}
-        apart = replace(rows, sequences=sequences, first_order_B=None if users.first_order_B is None else self._spread(users.first_order_B))
-        return apart, replace(self, user_of_B=None, matches={name: self._apart(match) for name, match in self.matches.items()})
+        sequences = {
+            name: seq.apart() if isinstance(seq, SharedSequence) else seq
+            for name, seq in rows.sequences.items()
+        }
+        apart = replace(
+            rows,
+            sequences=sequences,
+            first_order_B=None
+            if users.first_order_B is None
+            else self._spread(users.first_order_B),
+        )
+        return apart, replace(
+            self,
+            user_of_B=None,
+            matches={name: self._apart(match) for name, match in self.matches.items()},
+        )
 
     def _apart(self, match: Match) -> Match:
-        last = (self._spread(part_U) for part_U in (match.last_UD, match.last_ids_U, match.last_log_q_U))
-        return replace(match, **dict(zip(("last_UD", "last_ids_U", "last_log_q_U"), last, strict=True)))
+        last = (
+            self._spread(part_U) for part_U in (match.last_UD, match.last_ids_U, match.last_log_q_U)
+        )
+        return replace(
+            match, **dict(zip(("last_UD", "last_ids_U", "last_log_q_U"), last, strict=True))
+        )
 
     def _sequence(self, name: str, users: BehaviourSequence) -> BehaviourSequence:
         target_BD, match = self.targets[name], self.matches.get(name)
@@ -260,8 +305,15 @@ class Rows:
 def with_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:
     """The inputs with these vectors for one of the attributes, in which rows of one user may then differ: each is a user of its own."""
     before_BAD, _, behind_BAD = inputs.attributes_BAD.tensor_split((field, field + 1), dim=1)
-    sequences = {name: part.apart() if isinstance(part, SharedSequence) else part for name, part in inputs.sequences.items()}
-    return replace(inputs, attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1), sequences=sequences)
+    sequences = {
+        name: part.apart() if isinstance(part, SharedSequence) else part
+        for name, part in inputs.sequences.items()
+    }
+    return replace(
+        inputs,
+        attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1),
+        sequences=sequences,
+    )
 
 
 @dataclass
@@ -270,12 +322,15 @@ class RankingOutput:
 
     logits_B: Tensor
     auxiliary: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
-    """Loss name -> (loss of each row [B], weight of each row in the mean [B], weight of the loss in the sum)."""
+    """Loss name -> (loss of each row [B], weight of each row in the mean [B], weight of the loss in
+    the sum)."""
     representation_BR: Tensor | None = None
-    """What the logit was computed from, for heads of further tasks; as wide as the tower's ``representation_dim`` says."""
+    """What the logit was computed from, for heads of further tasks; as wide as the tower's
+    ``representation_dim`` says."""
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Sequence -> each user's vector [U, D] (a row is a user where rows share none) and each row's item vector [B, D], whose product the
-    tower takes for the user's liking: what a matching stage searches by."""
+    """Sequence -> each user's vector [U, D] (a row is a user where rows share none) and each row's
+    item vector [B, D], whose product the tower takes for the user's liking: what a matching stage
+    searches by."""
 
     @staticmethod
     def of(returned: "Tensor | RankingOutput") -> "RankingOutput":

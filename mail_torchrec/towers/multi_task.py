@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import RankingOutput
-from mail_torchrec.towers.mlp import dense_layers, last_dim
+from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
 
 
 class MultiTaskSettings(Settings):
@@ -21,8 +21,8 @@ class MultiTaskSettings(Settings):
 class MultiTaskHead(nn.Module):
     """``pCVR`` from a tower's representation, and ``pCTCVR = pCTR * pCVR``, ``pCTR`` being the tower's own prediction.
 
-    pCVR is no target of its own: it is learnt as a factor of pCTCVR, from all rows, where a model of the clicked rows alone
-    would learn from a selection.
+    pCVR is no target of its own: it is learnt as a factor of pCTCVR, from all rows, where a model
+    of the clicked rows alone would learn from a selection.
 
     Args:
         settings: widths.
@@ -38,11 +38,15 @@ class MultiTaskHead(nn.Module):
         self._tower_name, self._dim = tower_name, getattr(tower, "representation_dim", None)
         if not isinstance(self._dim, int):
             raise ValueError(
-                f"model.multi_task: tower '{tower_name}' gives no representation to predict conversions from (it has no attribute "
-                "representation_dim, the width of its last hidden layer); choose another tower, or model.multi_task=null"
+                f"model.multi_task: tower '{tower_name}' gives no representation to predict "
+                "conversions from (it has no attribute "
+                "representation_dim, the width of its last hidden layer); choose another tower, "
+                "or model.multi_task=null"
             )
         layers = dense_layers(self._dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
-        self.layers = nn.Sequential(*layers, nn.Linear(last_dim(self._dim, settings.hidden_dims), 1))
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(last_dim(self._dim, settings.hidden_dims), 1)
+        )
 
     def forward(self, ranked: RankingOutput) -> dict[str, Tensor]:
         """The logits of pCVR and of pCTCVR, ``{"cvr": [B], "ctcvr": [B]}``.
@@ -50,11 +54,14 @@ class MultiTaskHead(nn.Module):
         Raises:
             ValueError: the representation is missing or not ``[B, representation_dim]``.
         """
-        received = None if ranked.representation_BR is None else tuple(ranked.representation_BR.shape)
+        received = (
+            None if ranked.representation_BR is None else tuple(ranked.representation_BR.shape)
+        )
         expected = (ranked.logits_B.shape[0], self._dim)
         if received != expected:
             raise ValueError(
-                f"tower '{self._tower_name}' should return RankingOutput.representation_BR of shape {expected}, rows and its "
+                f"tower '{self._tower_name}' should return RankingOutput.representation_BR of "
+                f"shape {expected}, rows and its "
                 f"representation_dim, received {received or 'none'}"
             )
         cvr_logits_B = self.layers(ranked.representation_BR).squeeze(1)
@@ -64,6 +71,7 @@ class MultiTaskHead(nn.Module):
 def product_logits(x_B: Tensor, y_B: Tensor) -> Tensor:
     """The logit of ``sigmoid(x) sigmoid(y)``, exact and with finite gradients however large ``x`` and ``y``.
 
-    ``1 / (sigmoid(x) sigmoid(y)) = (1 + e^-x) (1 + e^-y)``, and ``logit(p) = -log(1/p - 1)``, so it is ``-log(e^-x + e^-y + e^-(x+y))``.
+    ``1 / (sigmoid(x) sigmoid(y)) = (1 + e^-x) (1 + e^-y)``, and ``logit(p) = -log(1/p - 1)``, so it
+    is ``-log(e^-x + e^-y + e^-(x+y))``.
     """
     return -torch.logsumexp(torch.stack([-x_B, -y_B, -x_B - y_B]), dim=0)

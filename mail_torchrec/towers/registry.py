@@ -1,16 +1,19 @@
 """Ranking towers by name, and a user's own by import path.
 
-A tower of your own is named ``package.module:ClassName`` in the configuration. The class is an ``nn.Module``:
+A tower of your own is named ``package.module:ClassName`` in the configuration. The class is an
+``nn.Module``:
 
-- ``__init__(self, options, shapes: InputShapes)``, where ``options`` is the configuration's dict of options. A class with an
-  attribute ``Settings`` (a pydantic model, best a :class:`mail_torchrec.settings.Settings`) gets an instance of that instead,
-  already validated;
+- ``__init__(self, options, shapes: InputShapes)``, where ``options`` is the configuration's dict of
+  options. A class with an attribute ``Settings`` (a pydantic model, best a
+  :class:`mail_torchrec.settings.Settings`) gets an instance of that instead, already validated;
 - ``forward(self, inputs: RankingInputs)`` returns logits [B] or a :class:`RankingOutput`;
-- where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``, as :class:`DMRSettings` has, and
-  every sequence brings its :class:`Match`;
-- where its settings have ``needs_first_order`` true, the tables of attribute, context and item fields store one weight an id beside its
-  vector, and :attr:`RankingInputs.first_order_B` brings their sum;
-- for the multi-task head it has ``representation_dim`` and returns a :class:`RankingOutput` with a ``representation_BR`` so wide.
+- where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``,
+  as :class:`DMRSettings` has, and every sequence brings its :class:`Match`;
+- where its settings have ``needs_first_order`` true, the tables of attribute, context and item
+  fields store one weight an id beside its vector, and :attr:`RankingInputs.first_order_B` brings
+  their sum;
+- for the multi-task head it has ``representation_dim`` and returns a :class:`RankingOutput` with a
+    ``representation_BR`` so wide.
 """
 
 from collections.abc import Mapping
@@ -48,7 +51,8 @@ def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> n
         shapes: of the inputs.
 
     Raises:
-        ValueError: the tower is unknown or cannot be imported, an option does not fit, or the tower refuses the shapes.
+        ValueError: the tower is unknown or cannot be imported, an option does not fit, or the tower
+            refuses the shapes.
     """
     return _tower_class(name)(tower_settings(name, options), shapes)
 
@@ -95,16 +99,26 @@ def _tower_class(name: str) -> type[nn.Module]:
         return TOWERS[name]
     module_name, colon, class_name = name.partition(":")
     if not colon or not module_name or not class_name:
-        raise ValueError(f"unknown tower '{name}'; known are {', '.join(TOWERS)}, or name your own as package.module:ClassName")
+        raise ValueError(
+            f"unknown tower '{name}'; known are {', '.join(TOWERS)}, or name your own as "
+            "package.module:ClassName"
+        )
     try:
         module = import_module(module_name)
     except Exception as error:  # importing runs a user's code, which may raise anything
         raise ValueError(
-            f"tower '{name}': cannot import '{module_name}' ({type(error).__name__}: {error}); install it or add its folder to PYTHONPATH"
+            f"tower '{name}': cannot import '{module_name}' ({type(error).__name__}: {error}); "
+            "install it or add its folder to PYTHONPATH"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
-        raise ValueError(f"tower '{name}': '{module_name}' has no attribute '{class_name}'; correct the name behind the colon")
+        raise ValueError(
+            f"tower '{name}': '{module_name}' has no attribute '{class_name}'; correct the name "
+            "behind the colon"
+        )
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"tower '{name}': '{class_name}' should be a class derived from torch.nn.Module, received {found!r}")
+        raise ValueError(
+            f"tower '{name}': '{class_name}' should be a class derived from torch.nn.Module, "
+            f"received {found!r}"
+        )
     return found

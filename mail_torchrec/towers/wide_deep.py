@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mail_torchrec.towers.base_dnn import BaseDNNSettings
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
-from mail_torchrec.towers.mlp import last_dim, regularised_layers
+from mail_torchrec.towers.layers.mlp import last_dim, regularised_layers
 
 
 class WideDeepSettings(BaseDNNSettings):
@@ -19,7 +19,8 @@ class WideDeepSettings(BaseDNNSettings):
 class Wide(nn.Module):
     """The linear part, [B]: a weight an id, which the tables hold, and a weight a numeric feature.
 
-    Crossed features are columns of the data; behaviours have no part in it, see :attr:`RankingInputs.first_order_B`.
+    Crossed features are columns of the data; behaviours have no part in it, see
+    :attr:`RankingInputs.first_order_B`.
 
     Args:
         num_numeric: numeric features.
@@ -51,7 +52,9 @@ class WideDeep(nn.Module):
         super().__init__()
         in_dim = shapes.features_dim + sum(shape.dim for shape in shapes.sequences.values())
         self.wide = Wide(shapes.num_numeric)
-        self.deep = nn.Sequential(*regularised_layers(in_dim, settings.hidden_dims, settings.dropout))
+        self.deep = nn.Sequential(
+            *regularised_layers(in_dim, settings.hidden_dims, settings.dropout)
+        )
         self.representation_dim = last_dim(in_dim, settings.hidden_dims)
         self.logit = nn.Linear(self.representation_dim, 1)
 
@@ -59,4 +62,7 @@ class WideDeep(nn.Module):
         """The logits [B] and the last hidden layer of the deep part."""
         means = [sequence.mean_BD for sequence in inputs.sequences.values()]
         representation_BR = self.deep(torch.cat([*inputs.features, *means], dim=1))
-        return RankingOutput(self.wide(inputs) + self.logit(representation_BR).squeeze(1), representation_BR=representation_BR)
+        return RankingOutput(
+            self.wide(inputs) + self.logit(representation_BR).squeeze(1),
+            representation_BR=representation_BR,
+        )

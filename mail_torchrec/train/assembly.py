@@ -10,24 +10,24 @@ from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 
-from mail_torchrec.collectives import rank, world_size
 from mail_torchrec.config import Config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.lookups import Lookups, plan_lookups
-from mail_torchrec.embeddings.initial import initialise_tables
+from mail_torchrec.data.schema.feature_tables import Lookups, plan_lookups
+from mail_torchrec.distributed.batch_norm import synchronise_batch_norms
+from mail_torchrec.distributed.collectives import rank, world_size
+from mail_torchrec.distributed.process_group import local_world_size
+from mail_torchrec.embeddings.initial_weights import initialise_tables
 from mail_torchrec.embeddings.plan_file import plan_text
 from mail_torchrec.embeddings.planner import Workload
 from mail_torchrec.embeddings.sharding import plan_sharding, shard, sharders
 from mail_torchrec.embeddings.tables import build_tables, mean_lengths, table_sizes
-from mail_torchrec.model import Mail, Towers
-from mail_torchrec.phases import phase
+from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.towers.registry import needs_first_order, needs_match
-from mail_torchrec.train.batch_norm import synchronise_batch_norms
-from mail_torchrec.train.dense import dense_cost, num_negatives
+from mail_torchrec.train.dense_cost import dense_cost, num_negatives
 from mail_torchrec.train.host_memory import keep_freed_memory
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.precision import tower_dtype
-from mail_torchrec.train.runtime import local_world_size
+from mail_torchrec.utils.spans import phase
 
 
 class Pipeline(Protocol):
@@ -40,7 +40,9 @@ class Pipeline(Protocol):
 class WholePipeline:
     """One step after another: whole tables have no communication to hide."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> None:
         self._model, self._optimizer, self._device = model, optimizer, device
 
     def progress(self, batches: Iterator[Any]) -> Any:
@@ -81,10 +83,14 @@ def lookups_of(config: Config) -> Lookups:
         ValueError: the tower or its options do not fit, or the schema leaves no room for them.
     """
     tower = config.model.tower, config.model.tower_options
-    return plan_lookups(config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower))
+    return plan_lookups(
+        config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower)
+    )
 
 
-def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Path | None = None) -> Assembled:
+def assemble(
+    config: Config, encoders: Encoders, device: torch.device, plan: Path | None = None
+) -> Assembled:
     """Meta tables -> towers -> plan -> shard -> initial weights -> optimizers -> pipeline.
 
     Args:
@@ -94,19 +100,27 @@ def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Pat
         plan: a plan file to shard by; None plans anew.
 
     Raises:
-        ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan made for another job; see there.
+        ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan
+            made for another job; see there.
     """
     lookups = lookups_of(config)
     keep_freed_memory()
     torch.manual_seed(config.train.seed)
-    towers = Towers(config.model, config.schema_, lookups, encoders.num_rows, tower_dtype(config.train, device))
+    towers = Towers(
+        config.model, config.schema_, lookups, encoders.num_rows, tower_dtype(config.train, device)
+    )
     if config.train.compile:
-        torch._dynamo.config.optimize_ddp = False  # it would cut the towers at gradient buckets, of which they fill one or two
+        torch._dynamo.config.optimize_ddp = (
+            False  # it would cut the towers at gradient buckets, of which they fill one or two
+        )
         towers.compile_parts()
     if config.sharding.enabled:
         assembled = _sharded(config, encoders, lookups, towers, device, plan)
     elif plan is not None:
-        raise ValueError(f"--plan {plan}: sharding.enabled=false keeps whole tables, which need no plan; leave one of the two out")
+        raise ValueError(
+            f"--plan {plan}: sharding.enabled=false keeps whole tables, which need no plan; leave "
+            "one of the two out"
+        )
     else:
         assembled = _whole(config, encoders, lookups, towers, device)
     # Parameters are equal on all ranks, dropout is not.
@@ -117,14 +131,34 @@ def assemble(config: Config, encoders: Encoders, device: torch.device, plan: Pat
 def workload_of(config: Config, lookups: Lookups, num_rows: dict[str, int]) -> Workload:
     """What a step asks of the tables, as the planner sees it."""
     batch_size = config.train.batch_size
-    lengths = mean_lengths(config.schema_, lookups, config.sharding.lengths, batch_size=batch_size, num_negatives=num_negatives(config))
-    return Workload(table_sizes(config.schema_, lookups, num_rows), lengths, batch_size, config.train.tables.name)
+    lengths = mean_lengths(
+        config.schema_,
+        lookups,
+        config.sharding.lengths,
+        batch_size=batch_size,
+        num_negatives=num_negatives(config),
+    )
+    return Workload(
+        table_sizes(config.schema_, lookups, num_rows),
+        lengths,
+        batch_size,
+        config.train.tables.name,
+    )
 
 
-def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device, saved: Path | None) -> Assembled:
+def _sharded(
+    config: Config,
+    encoders: Encoders,
+    lookups: Lookups,
+    towers: Towers,
+    device: torch.device,
+    saved: Path | None,
+) -> Assembled:
     if world_size() > 1:
         synchronise_batch_norms(towers)
-    model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers)
+    model = Mail(
+        *build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers
+    )
     all_sharders = sharders(config.train.tables, config.train.betas, device)
     with phase("planning"):
         plan, made_for = plan_sharding(
@@ -134,15 +168,27 @@ def _sharded(config: Config, encoders: Encoders, lookups: Lookups, towers: Tower
             workload=workload_of(config, lookups, encoders.num_rows),
             device=device,
             local_world_size=local_world_size(),
-            dense_bytes=_dense_bytes(config, encoders, lookups, device) if rank() == 0 and saved is None else 0,
+            dense_bytes=_dense_bytes(config, encoders, lookups, device)
+            if rank() == 0 and saved is None
+            else 0,
             saved=saved,
         )
     with phase("sharding the tables"):
         sharded = shard(model, plan, all_sharders, device)
-    initialise_tables(sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
-    optimizer = build_optimizer(sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer)
+    initialise_tables(
+        sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed
+    )
+    optimizer = build_optimizer(
+        sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer
+    )
     return Assembled(
-        sharded, optimizer, TrainPipelineSparseDist(sharded, optimizer, device), lookups, device, plan, plan_text(plan, made_for)
+        sharded,
+        optimizer,
+        TrainPipelineSparseDist(sharded, optimizer, device),
+        lookups,
+        device,
+        plan,
+        plan_text(plan, made_for),
     )
 
 
@@ -150,23 +196,44 @@ def _dense_bytes(config: Config, encoders: Encoders, lookups: Lookups, device: t
     """What the towers take of a GPU; a host's memory has room for them in its reserved share."""
     if device.type == "cpu":
         return 0
-    return int(sum(dense_cost(config, lookups, encoders.num_rows).memory(config.train.batch_size, world_size()).values()))
+    return int(
+        sum(
+            dense_cost(config, lookups, encoders.num_rows)
+            .memory(config.train.batch_size, world_size())
+            .values()
+        )
+    )
 
 
-def _whole(config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device) -> Assembled:
+def _whole(
+    config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device
+) -> Assembled:
     if world_size() > 1:
-        raise ValueError(f"sharding.enabled=false keeps whole tables in one process, and this job has {world_size()}; start one, or shard")
-    model = Mail(*build_tables(config.schema_, lookups, encoders.num_rows, device), towers.to(device))
-    initialise_tables(model, table_keys(config, lookups, encoders), config.schema_, config.train.seed)
+        raise ValueError(
+            "sharding.enabled=false keeps whole tables in one process, and this job has "
+            f"{world_size()}; start one, or shard"
+        )
+    model = Mail(
+        *build_tables(config.schema_, lookups, encoders.num_rows, device), towers.to(device)
+    )
+    initialise_tables(
+        model, table_keys(config, lookups, encoders), config.schema_, config.train.seed
+    )
     optimizer = build_optimizer(model, config.train, zero_shot_scale=_scale(config), fused=None)
-    return Assembled(model, optimizer, WholePipeline(model, optimizer, device), lookups, device, None)
+    return Assembled(
+        model, optimizer, WholePipeline(model, optimizer, device), lookups, device, None
+    )
 
 
 def table_keys(config: Config, lookups: Lookups, encoders: Encoders) -> dict[str, str]:
     """State-dict key -> table name, for every table."""
     pooled = set(lookups.pooled.values())
     return {
-        (f"pooled_tables.embedding_bags.{name}.weight" if name in pooled else f"unpooled_tables.embeddings.{name}.weight"): name
+        (
+            f"pooled_tables.embedding_bags.{name}.weight"
+            if name in pooled
+            else f"unpooled_tables.embeddings.{name}.weight"
+        ): name
         for name in table_sizes(config.schema_, lookups, encoders.num_rows)
     }
 

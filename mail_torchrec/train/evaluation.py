@@ -10,15 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mail_torchrec.collectives import gather_rows, rank
-from mail_torchrec.data.batch import Batch
-from mail_torchrec.data.reader import Reader
-from mail_torchrec.model import Outputs
-from mail_torchrec.phases import phase
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.distributed.collectives import gather_rows, rank
+from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.metrics.summary import Conversions, Figures, report
+from mail_torchrec.model.mail import Outputs
 from mail_torchrec.train.assembly import Assembled
-from mail_torchrec.train.metrics import Conversions, Figures, report
-from mail_torchrec.train.predictions import Predictions
+from mail_torchrec.utils.logging import bar_interval
+from mail_torchrec.utils.spans import phase
 
 
 class Batches:
@@ -55,12 +55,17 @@ def outputs(assembled: Assembled, batches: Iterator[Batch], first: int = 1) -> I
                 output = assembled.pipeline.progress(batches)
             except StopIteration:
                 return
-        assert assembled.is_pipelined(), "a table collection was not prefetched for: was its input changed before the call?"
+        assert assembled.is_pipelined(), (
+            "a table collection was not prefetched for: was its input changed before the call?"
+        )
         yield output
 
 
 def evaluate(
-    assembled: Assembled, reader: Reader, loader: "DataLoader[Batch]", predictions: Path | None = None
+    assembled: Assembled,
+    reader: Reader,
+    loader: "DataLoader[Batch]",
+    predictions: Path | None = None,
 ) -> tuple[dict[str, Figures], dict[str, int]]:
     """Scores the rows of all ranks.
 
@@ -71,14 +76,22 @@ def evaluate(
         predictions: the file for the scores of all rows, written by rank 0; None writes none.
 
     Returns:
-        The figures, and what the reader met on the way (unknown ids, cut lists); the same on every rank.
+        The figures, and what the reader met on the way (unknown ids, cut lists); the same on every
+        rank.
     """
     assembled.model.eval()
     columns: list[list[torch.Tensor]] = []
     counts = torch.zeros(len(reader.count_names), dtype=torch.int64, device=assembled.device)
     with (
         torch.no_grad(),
-        tqdm(total=len(reader), desc="evaluate", unit="step", disable=rank() != 0, leave=False, mininterval=bar_interval()) as bar,
+        tqdm(
+            total=len(reader),
+            desc="evaluate",
+            unit="step",
+            disable=rank() != 0,
+            leave=False,
+            mininterval=bar_interval(),
+        ) as bar,
     ):
         for output in outputs(assembled, Batches(loader)):
             is_real_B = output.batch.weights_B > 0
@@ -86,20 +99,28 @@ def evaluate(
             counts += output.batch.counts
             bar.update()
     assembled.model.train()
-    scores, labels, users, is_cold, *conversions = (gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True))
+    scores, labels, users, is_cold, *conversions = (
+        gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True)
+    )
     if predictions is not None and rank() == 0:
         Predictions.of(scores, labels, users, is_cold).save(predictions)
-    return report(scores, labels, users, is_cold, Conversions(*conversions) if conversions else None), total_counts(reader, counts)
+    return report(
+        scores, labels, users, is_cold, Conversions(*conversions) if conversions else None
+    ), total_counts(reader, counts)
 
 
 def _columns(output: Outputs) -> list[torch.Tensor]:
     """Scores, labels, users, who is reported as new; then what :class:`Conversions` holds, where they are predicted."""
     batch = output.batch
     columns = [output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B]
-    return columns + ([batch.conversions_B, output.tasks["cvr"], output.tasks["ctcvr"]] if output.tasks else [])
+    return columns + (
+        [batch.conversions_B, output.tasks["cvr"], output.tasks["ctcvr"]] if output.tasks else []
+    )
 
 
 def total_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:
     """Counts of all ranks by name, zeros left out."""
     summed: Any = gather_rows(counts.unsqueeze(0)).sum(0).tolist()
-    return {name: int(count) for name, count in zip(reader.count_names, summed, strict=True) if count}
+    return {
+        name: int(count) for name, count in zip(reader.count_names, summed, strict=True) if count
+    }

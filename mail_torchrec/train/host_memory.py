@@ -10,8 +10,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Has glibc give freed memory to the next tensor instead of back to the system; other C libraries are left alone.
 
-    By default each tensor of some megabytes is mapped anew, and the system clears every page of it at the first touch: a third of a
-    grouped step's time on a CPU. The process then stays as large as it ever was.
+    By default each tensor of some megabytes is mapped anew, and the system clears every page of it
+    at the first touch: a third of a grouped step's time on a CPU. The process then stays as large
+    as it ever was.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -8,26 +8,43 @@ from mail_torchrec.embeddings.sharding import TableOptimizerSettings
 from mail_torchrec.train.settings import TrainSettings
 
 _ZERO_SHOT = ("towers.zero_shot.", "towers.meta_emb.")
-_RANKING = ("towers.ranking.", "towers.multi_task.", "towers.ranking_of_new.", "towers.multi_task_of_new.")
+_RANKING = (
+    "towers.ranking.",
+    "towers.multi_task.",
+    "towers.ranking_of_new.",
+    "towers.multi_task_of_new.",
+)
 
 
-def dense_parameters(model: nn.Module, fused: KeyedOptimizer | None) -> dict[str, dict[str, nn.Parameter]]:
+def dense_parameters(
+    model: nn.Module, fused: KeyedOptimizer | None
+) -> dict[str, dict[str, nn.Parameter]]:
     """Optimizer name -> the trainable parameters that it owns: ``zero_shot`` (G_A), ``ranking`` (G_B) and, unsharded, ``tables`` (G_B).
 
-    Sharded tables are not among them: ``fused``, their optimizer, works in the backward pass. What other ranks hold of them stands here as
-    an empty parameter.
+    Sharded tables are not among them: ``fused``, their optimizer, works in the backward pass. What
+    other ranks hold of them stands here as an empty parameter.
     """
     groups: dict[str, dict[str, nn.Parameter]] = {"zero_shot": {}, "ranking": {}, "tables": {}}
     sharded = set(fused.params) if fused is not None else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in sharded and parameter.numel():
-            group = "zero_shot" if name.startswith(_ZERO_SHOT) else "ranking" if name.startswith(_RANKING) else "tables"
+            group = (
+                "zero_shot"
+                if name.startswith(_ZERO_SHOT)
+                else "ranking"
+                if name.startswith(_RANKING)
+                else "tables"
+            )
             groups[group][name] = parameter
     return groups
 
 
 def build_optimizer(
-    model: nn.Module, settings: TrainSettings, *, zero_shot_scale: float, fused: KeyedOptimizer | None
+    model: nn.Module,
+    settings: TrainSettings,
+    *,
+    zero_shot_scale: float,
+    fused: KeyedOptimizer | None,
 ) -> CombinedOptimizer:
     """All optimizers of a run, stepped together.
 
@@ -44,7 +61,14 @@ def build_optimizer(
     if groups["zero_shot"]:
         optimizers.append(("zero_shot", _adam(groups["zero_shot"], settings, zero_shot_scale)))
     if groups["tables"]:
-        optimizers.append(("tables", KeyedOptimizerWrapper(groups["tables"], lambda params: _table_optimizer(params, settings))))
+        optimizers.append(
+            (
+                "tables",
+                KeyedOptimizerWrapper(
+                    groups["tables"], lambda params: _table_optimizer(params, settings)
+                ),
+            )
+        )
     for name, optimizer in optimizers:
         if name != "fused":
             _materialise(optimizer)
@@ -62,14 +86,21 @@ def _materialise(optimizer: KeyedOptimizer) -> None:
     optimizer.zero_grad()
 
 
-def _adam(parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float) -> KeyedOptimizerWrapper:
+def _adam(
+    parameters: dict[str, nn.Parameter], settings: TrainSettings, scale: float
+) -> KeyedOptimizerWrapper:
     learning_rate = settings.learning_rate * scale
     return KeyedOptimizerWrapper(
-        parameters, lambda params: torch.optim.Adam(params, lr=learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
+        parameters,
+        lambda params: torch.optim.Adam(
+            params, lr=learning_rate, betas=settings.betas, eps=settings.eps, fused=True
+        ),
     )
 
 
-def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def _table_optimizer(
+    parameters: list[nn.Parameter], settings: TrainSettings
+) -> torch.optim.Optimizer:
     """The dense counterpart of a fused table optimizer.
 
     Raises:
@@ -77,9 +108,16 @@ def _table_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) ->
     """
     tables: TableOptimizerSettings = settings.tables
     if tables.name == "adam":
-        return torch.optim.Adam(parameters, lr=tables.learning_rate, betas=settings.betas, eps=tables.eps, foreach=True)
+        return torch.optim.Adam(
+            parameters, lr=tables.learning_rate, betas=settings.betas, eps=tables.eps, foreach=True
+        )
     if tables.name == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=tables.learning_rate, eps=tables.eps, foreach=True)
+        return torch.optim.Adagrad(
+            parameters, lr=tables.learning_rate, eps=tables.eps, foreach=True
+        )
     if tables.name == "sgd":
         return torch.optim.SGD(parameters, lr=tables.learning_rate, foreach=True)
-    raise ValueError(f"train.tables.name: unsharded tables train with sgd, adagrad or adam, received '{tables.name}'; or shard them")
+    raise ValueError(
+        "train.tables.name: unsharded tables train with sgd, adagrad or adam, received "
+        f"'{tables.name}'; or shard them"
+    )

@@ -5,7 +5,7 @@ import sys
 import torch
 from tqdm import tqdm
 
-from mail_torchrec.collectives import rank
+from mail_torchrec.distributed.collectives import rank
 from mail_torchrec.train.settings import TrainSettings
 
 
@@ -18,12 +18,16 @@ def tower_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     elif settings.precision == "tf32":
-        raise ValueError("train.precision: tf32 is a precision of GPUs, and this run is on a CPU; choose float32, or bfloat16 with AMX")
+        raise ValueError(
+            "train.precision: tf32 is a precision of GPUs, and this run is on a CPU; choose "
+            "float32, or bfloat16 with AMX"
+        )
     if settings.precision != "bfloat16":
         return torch.float32
     if not has_bfloat16(device) and rank() == 0:
         tqdm.write(
-            f"WARNING: train.precision=bfloat16, and this {device.type} has no units for it: it is emulated, far slower than float32",
+            f"WARNING: train.precision=bfloat16, and this {device.type} has no units for it: it "
+            "is emulated, far slower than float32",
             file=sys.stderr,
         )
     return torch.bfloat16

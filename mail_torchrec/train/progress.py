@@ -14,9 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mail_torchrec.checkpoint.manifest import Progressed
-from mail_torchrec.collectives import rank, world_size
-from mail_torchrec.quiet import bar_interval
+from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.logging import bar_interval
 
 
 class NonFiniteLossError(ValueError):
@@ -47,12 +47,20 @@ class Progress:
         before: Progressed | None = None,
         sums: dict[str, Tensor] | None = None,
     ) -> None:
-        self._run_dir, self._num_steps, self._every, self._before = run_dir, num_steps, every, before
+        self._run_dir, self._num_steps, self._every, self._before = (
+            run_dir,
+            num_steps,
+            every,
+            before,
+        )
         self.num_done = num_done
         """Steps done."""
         self._rows, self._rows_reported, self._waited = 0, 0, 0.0
         self._sums: dict[str, Tensor] = dict(sums or {})
-        self._since, self._steps_since = time.perf_counter(), before.steps_since_report if before else 0
+        self._since, self._steps_since = (
+            time.perf_counter(),
+            before.steps_since_report if before else 0,
+        )
         self._file: IO[str] | None = None
         self._writer: Any = None
         self._bar: Any = None
@@ -60,8 +68,13 @@ class Progress:
     def __enter__(self) -> Self:
         if rank() == 0:
             self._file = self._run_dir.log.open("a")
-            os.truncate(self._run_dir.log, min(self._file.tell(), self._before.log_bytes if self._before else 0))
-            self._writer = SummaryWriter(str(self._run_dir.tensorboard), purge_step=self.num_done + 1)
+            os.truncate(
+                self._run_dir.log,
+                min(self._file.tell(), self._before.log_bytes if self._before else 0),
+            )
+            self._writer = SummaryWriter(
+                str(self._run_dir.tensorboard), purge_step=self.num_done + 1
+            )
             self._bar = tqdm(
                 total=self._num_steps,
                 initial=self.num_done,
@@ -73,7 +86,12 @@ class Progress:
         self._since = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for opened in (self._file, self._writer, self._bar):
             if opened is not None:
                 opened.close()
@@ -87,7 +105,8 @@ class Progress:
             waited: seconds that this rank waited for input.
 
         Raises:
-            NonFiniteLossError: on every rank, when a loss was not finite in the steps since the last report.
+            NonFiniteLossError: on every rank, when a loss was not finite in the steps since the
+                last report.
         """
         self.num_done += 1
         self._steps_since += 1
@@ -108,7 +127,10 @@ class Progress:
 
     def progressed(self) -> Progressed:
         """Where the records stand."""
-        return Progressed(steps_since_report=self._steps_since, log_bytes=self._file.tell() if self._file is not None else 0)
+        return Progressed(
+            steps_since_report=self._steps_since,
+            log_bytes=self._file.tell() if self._file is not None else 0,
+        )
 
     def sums(self) -> dict[str, float]:
         """This rank's losses since the last report."""
@@ -116,11 +138,16 @@ class Progress:
 
     def _report(self, device: torch.device) -> None:
         names = list(self._sums)
-        own = torch.tensor([self._rows - self._rows_reported, self._waited], dtype=torch.float64, device=device)
+        own = torch.tensor(
+            [self._rows - self._rows_reported, self._waited], dtype=torch.float64, device=device
+        )
         sums = torch.cat([torch.stack(list(self._sums.values())).double(), own])
         if world_size() > 1:
             dist.all_reduce(sums)
-        means = {name: value / self._steps_since / world_size() for name, value in zip(names, sums.tolist(), strict=False)}
+        means = {
+            name: value / self._steps_since / world_size()
+            for name, value in zip(names, sums.tolist(), strict=False)
+        }
         _check_finite(means, self.num_done - self._steps_since + 1, self.num_done)
         now = time.perf_counter()
         rows, waited = (sums[-2:] / (now - self._since)).tolist()
@@ -130,7 +157,9 @@ class Progress:
         if self._writer is not None:
             for name, value in record.items():
                 self._writer.add_scalar(name, value, self.num_done)
-            self._bar.set_postfix_str(f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False)
+            self._bar.set_postfix_str(
+                f"{record['rows_per_second']:,.0f} rows/s  " + _short(means.items()), refresh=False
+            )
         self._since, self._steps_since, self._rows_reported, self._waited = now, 0, self._rows, 0.0
         self._sums.clear()
 
@@ -143,7 +172,9 @@ def _check_finite(means: dict[str, float], first: int, last: int) -> None:
     bad = {name: value for name, value in means.items() if not -float("inf") < value < float("inf")}
     if bad:
         raise NonFiniteLossError(
-            f"loss {', '.join(f'{name} is {value}' for name, value in bad.items())} between steps {first} and {last} (the others: "
+            f"loss {', '.join(f'{name} is {value}' for name, value in bad.items())} between steps "
+            f"{first} and {last} (the others: "
             f"{_short((name, value) for name, value in means.items() if name not in bad) or 'none'}); the run stops and saves no weights. "
-            "Lower train.learning_rate or train.tables.learning_rate, and look for outliers in numeric columns (transform: log)"
+            "Lower train.learning_rate or train.tables.learning_rate, and look for outliers in "
+            "numeric columns (transform: log)"
         )

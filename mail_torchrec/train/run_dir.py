@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.collectives import from_rank_0
-from mail_torchrec.launcher import num_restarts
-from mail_torchrec.lock import locked
+from mail_torchrec.distributed.collectives import from_rank_0
+from mail_torchrec.distributed.launcher import num_restarts
+from mail_torchrec.utils.file_lock import locked
 
-# Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending, on another host.
+# Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending,
+# on another host.
 _PATIENCE = 120.0
-# One that is started again by hand, which knows that nothing runs: ranks whose launcher was killed end a second after it.
+# One that is started again by hand, which knows that nothing runs: ranks whose launcher was killed
+# end a second after it.
 _PATIENCE_BY_HAND = 5.0
 
 
@@ -102,9 +104,14 @@ class RunDir:
             ValueError: it already holds a run, which is not to be resumed.
         """
         if self.config.exists() and not resume:
-            state, remedy = ("finished", "") if self.metrics.exists() else ("unfinished", "add --resume to go on with it, or ")
+            state, remedy = (
+                ("finished", "")
+                if self.metrics.exists()
+                else ("unfinished", "add --resume to go on with it, or ")
+            )
             raise ValueError(
-                f"run directory '{self.path}' already holds a run ({state}); {remedy}choose another --run-dir, or move or delete that one"
+                f"run directory '{self.path}' already holds a run ({state}); {remedy}choose "
+                "another --run-dir, or move or delete that one"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clean()
@@ -114,7 +121,11 @@ class RunDir:
         for needed in (self.config, self.vocabularies, self.checkpoints.path):
             if not needed.exists():
                 raise ValueError(
-                    f"'{self.path}' should be the directory of a trained run, but '{needed.name}' is missing; was the training stopped?"
+                    f"'{self.path}' should be the directory of a trained run, but '{needed.name}' "
+                    "is missing; was the training stopped?"
                 )
         if not self.checkpoints.published():
-            raise ValueError(f"'{self.path}' has no checkpoint yet; was the training stopped? train --resume goes on with it")
+            raise ValueError(
+                f"'{self.path}' has no checkpoint yet; was the training stopped? train --resume "
+                "goes on with it"
+            )

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 
 from mail_torchrec.checkpoint.staging import State, full_size
 from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
-from mail_torchrec.collectives import rank, world_size
+from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.train.assembly import Assembled
 
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
@@ -39,7 +39,11 @@ def optimizer_state(assembled: Assembled) -> State:
 def random_state() -> State:
     """This rank's generators."""
     states = {f"{_RANDOM}{rank()}.cpu": torch.get_rng_state()}
-    return states | ({f"{_RANDOM}{rank()}.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+    return states | (
+        {f"{_RANDOM}{rank()}.cuda": torch.cuda.get_rng_state()}
+        if torch.cuda.is_initialized()
+        else {}
+    )
 
 
 def state_of(assembled: Assembled) -> State:
@@ -56,7 +60,9 @@ def load_model(assembled: Assembled, folder: Path) -> None:
     _load_model(assembled, folder, saved_tensors(folder))
 
 
-def restore(assembled: Assembled, folder: Path, step: int, tables: dict[str, str], restart: set[str]) -> None:
+def restore(
+    assembled: Assembled, folder: Path, step: int, tables: dict[str, str], restart: set[str]
+) -> None:
     """Reads everything from a checkpoint.
 
     Args:
@@ -67,22 +73,31 @@ def restore(assembled: Assembled, folder: Path, step: int, tables: dict[str, str
         restart: tables whose optimizer state is left as a new run has it.
 
     Raises:
-        ValueError: on every rank; the weights are another model's, or some optimizer state does not fit the sharding here.
+        ValueError: on every rank; the weights are another model's, or some optimizer state does not
+            fit the sharding here.
     """
     saved = saved_tensors(folder)
     _load_model(assembled, folder, saved)
-    parameters = {f"{_OPTIMIZER}{group}.{key}.": table for group in ("fused", "tables") for key, table in tables.items()}
+    parameters = {
+        f"{_OPTIMIZER}{group}.{key}.": table
+        for group in ("fused", "tables")
+        for key, table in tables.items()
+    }
     keys = _Keys(parameters, restart)
     wanted = keys.kept(optimizer_state(assembled))
     model = model_state(assembled)
     faults = [fault for key, value in wanted.items() if (fault := _unfit(key, value, saved, model))]
-    missing = set(keys.kept({key: None for key in saved if key.startswith(_OPTIMIZER)})) - _of_all_ranks(set(wanted))
+    missing = set(
+        keys.kept({key: None for key in saved if key.startswith(_OPTIMIZER)})
+    ) - _of_all_ranks(set(wanted))
     faults += [f"{key} was saved and is not had here" for key in sorted(missing)]
     if faults := sorted(_of_all_ranks(set(faults))):
         raise ValueError(keys.refusal(folder, faults))
     read_tensors(wanted, folder, dist.group.WORLD)
     if hasattr(assembled.optimizer, "set_optimizer_step") and assembled.plan is not None:
-        assembled.optimizer.set_optimizer_step(step)  # FBGEMM's Adams count steps outside their state
+        assembled.optimizer.set_optimizer_step(
+            step
+        )  # FBGEMM's Adams count steps outside their state
     _restore_random(folder, saved, step)
 
 
@@ -95,7 +110,9 @@ class _Keys:
     restart: set[str]
 
     def table(self, key: str) -> str | None:
-        return next((table for start, table in self.parameters.items() if key.startswith(start)), None)
+        return next(
+            (table for start, table in self.parameters.items() if key.startswith(start)), None
+        )
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in state.items() if self.table(key) not in self.restart}
@@ -103,15 +120,22 @@ class _Keys:
     def refusal(self, folder: Path, faults: list[str]) -> str:
         tables = sorted({table for fault in faults if (table := self.table(fault)) is not None})
         remedy = (
-            f"shard {', '.join(tables)} as in {folder / 'plan.json'} (sharding.tables), or begin their optimizer state anew with "
+            f"shard {', '.join(tables)} as in {folder / 'plan.json'} (sharding.tables), or begin "
+            "their optimizer state anew with "
             f"checkpoint.restart_state=[{','.join(tables)}]; weights are kept"
         )
         return "\n  ".join(
-            [f"the optimizer state in '{folder}' does not fit; {remedy if tables else 'resume with its configuration'}:", *faults]
+            [
+                f"the optimizer state in '{folder}' does not fit; "
+                f"{remedy if tables else 'resume with its configuration'}:",
+                *faults,
+            ]
         )
 
 
-def _load_model(assembled: Assembled, folder: Path, saved: dict[str, TensorStorageMetadata]) -> None:
+def _load_model(
+    assembled: Assembled, folder: Path, saved: dict[str, TensorStorageMetadata]
+) -> None:
     state = model_state(assembled)
     there = {key: tuple(value.size) for key, value in saved.items() if key.startswith(_MODEL)}
     here = {key: tuple(full_size(value)) for key, value in state.items()}
@@ -120,21 +144,32 @@ def _load_model(assembled: Assembled, folder: Path, saved: dict[str, TensorStora
         for key in {**there, **here}
         if there.get(key) != here.get(key)
     ]:
-        raise ValueError(f"'{folder}' does not hold this model's weights:\n  " + "\n  ".join(faults[:10]))
+        raise ValueError(
+            f"'{folder}' does not hold this model's weights:\n  " + "\n  ".join(faults[:10])
+        )
     read_tensors(state, folder, dist.group.WORLD)
-    assembled.model.load_state_dict({key.removeprefix(_MODEL): value for key, value in state.items()})
+    assembled.model.load_state_dict(
+        {key.removeprefix(_MODEL): value for key, value in state.items()}
+    )
 
 
-def _unfit(key: str, value: Any, saved: dict[str, TensorStorageMetadata], model: State) -> str | None:
+def _unfit(
+    key: str, value: Any, saved: dict[str, TensorStorageMetadata], model: State
+) -> str | None:
     """Why a saved optimizer state cannot be read into this one."""
     if key not in saved:
         return f"{key} was not saved"
     there, here = tuple(saved[key].size), tuple(full_size(value))
     if there != here:
         return f"{key} has the size {there} there, {here} here"
-    if isinstance(value, ShardedTensor) and len(here) == 1:  # a number a row and column shard: it has no meaning for other columns
+    if (
+        isinstance(value, ShardedTensor) and len(here) == 1
+    ):  # a number a row and column shard: it has no meaning for other columns
         [weights] = [name for name in model if f".{name.removeprefix(_MODEL)}." in key]
-        columns_there, columns_here = _columns(saved[weights].chunks), _columns(_chunks(model[weights]))
+        columns_there, columns_here = (
+            _columns(saved[weights].chunks),
+            _columns(_chunks(model[weights])),
+        )
         if columns_there != columns_here:
             return f"{key} is of the columns {columns_there} there, {columns_here} here"
     return None
@@ -146,19 +181,25 @@ def _columns(chunks: list[ChunkStorageMetadata]) -> list[str]:
 
 def _chunks(table: ShardedTensor) -> list[ChunkStorageMetadata]:
     return [
-        ChunkStorageMetadata(torch.Size(shard.shard_offsets), torch.Size(shard.shard_sizes)) for shard in table.metadata().shards_metadata
+        ChunkStorageMetadata(torch.Size(shard.shard_offsets), torch.Size(shard.shard_sizes))
+        for shard in table.metadata().shards_metadata
     ]
 
 
 def _restore_random(folder: Path, saved: dict[str, TensorStorageMetadata], step: int) -> None:
     """The generators as they were; on another number of ranks, new ones that depend on the step."""
     mine = random_state()
-    same_ranks = sum(key.startswith(_RANDOM) and key.endswith(".cpu") for key in saved) == world_size()
+    same_ranks = (
+        sum(key.startswith(_RANDOM) and key.endswith(".cpu") for key in saved) == world_size()
+    )
     if not same_ranks or not mine.keys() <= saved.keys():
         torch.manual_seed(torch.initial_seed() + 1_000_003 * world_size() * step)
         return
     read_tensors(mine, folder, dist.group.WORLD)
-    setters: dict[str, Callable[[torch.Tensor], None]] = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
+    setters: dict[str, Callable[[torch.Tensor], None]] = {
+        "cpu": torch.set_rng_state,
+        "cuda": torch.cuda.set_rng_state,
+    }
     for key, value in mine.items():
         setters[key.rpartition(".")[2]](value)
 

@@ -3,15 +3,27 @@
 from collections.abc import Sequence
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
+from tritonclient.grpc.model_config_pb2 import (
+    DataType,
+    ModelConfig,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+)
 
-from mail_torchrec.data.requests import Input
-from mail_torchrec.serve.raw import RAW
+from mail_torchrec.inference.requests import Input
+from mail_torchrec.serve.raw_requests import RAW
 from mail_torchrec.serve.tensors import DATATYPES
 from mail_torchrec.triton.names import MAX_CANDIDATES, Backend
 
 
-def config_file(backend: Backend, inputs: Sequence[Input], outputs: Sequence[str], max_batch: int, max_candidates: int) -> str:
+def config_file(
+    backend: Backend,
+    inputs: Sequence[Input],
+    outputs: Sequence[str],
+    max_batch: int,
+    max_candidates: int,
+) -> str:
     """Its text.
 
     Args:
@@ -28,8 +40,12 @@ def config_file(backend: Backend, inputs: Sequence[Input], outputs: Sequence[str
         config.input.append(ModelInput(name=RAW, data_type=DataType.TYPE_STRING, dims=[1]))
         config.parameters[MAX_CANDIDATES].string_value = str(max_candidates)
     else:
-        config.input.extend(ModelInput(name=spec.name, data_type=_type(spec), dims=_dims(spec)) for spec in inputs)
-    config.output.extend(ModelOutput(name=name, data_type=DataType.TYPE_FP32, dims=[-1]) for name in outputs)
+        config.input.extend(
+            ModelInput(name=spec.name, data_type=_type(spec), dims=_dims(spec)) for spec in inputs
+        )
+    config.output.extend(
+        ModelOutput(name=name, data_type=DataType.TYPE_FP32, dims=[-1]) for name in outputs
+    )
     return str(text_format.MessageToString(config))
 
 

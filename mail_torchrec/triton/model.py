@@ -1,7 +1,8 @@
 """A model of Triton's Python backend: raw requests in, scores out. Triton's Python imports it, from a copy inside the repository.
 
-Triton hands over all requests that wait. They are encoded together and scored by one call of ONNX Runtime, whatever their numbers of
-candidates; where one is malformed, each is looked at alone, and that one is refused.
+Triton hands over all requests that wait. They are encoded together and scored by one call of ONNX
+Runtime, whatever their numbers of candidates; where one is malformed, each is looked at alone, and
+that one is refused.
 """
 
 import json
@@ -12,15 +13,15 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as backend
 
-from mail_torchrec.data.requests import Request
-from mail_torchrec.export.scorer import Arrays, Scorer
-from mail_torchrec.serve.raw import RAW, raw_request
-from mail_torchrec.serve.refusal import RefusedError
+from mail_torchrec.inference.errors import RefusedError
+from mail_torchrec.inference.requests import Request
+from mail_torchrec.inference.scorer import Arrays, Scorer
+from mail_torchrec.serve.raw_requests import RAW, raw_request
 from mail_torchrec.triton.names import EXPORTED, MAX_CANDIDATES
 
 
 class TritonPythonModel:
-    """What the backend looks for in ``model.py``."""
+    """What the backend looks for in ``model/mail.py``."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the model.
@@ -31,7 +32,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"] / EXPORTED
         self.scorer = Scorer(folder)
         self.scorer.check_golden()
-        self.max_candidates = int(json.loads(args["model_config"])["parameters"][MAX_CANDIDATES]["string_value"])
+        self.max_candidates = int(
+            json.loads(args["model_config"])["parameters"][MAX_CANDIDATES]["string_value"]
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response a request, in their order."""
@@ -45,7 +48,9 @@ class TritonPythonModel:
         scores = self.scorer.run(inputs) if good else {}
         stops = np.cumsum([len(request.candidates) for request in good])
         parts = {name: iter(np.split(values, stops[:-1])) for name, values in scores.items()}
-        return [_refusal(each) if isinstance(each, RefusedError) else _response(parts) for each in read]
+        return [
+            _refusal(each) if isinstance(each, RefusedError) else _response(parts) for each in read
+        ]
 
     def _read(self, request: Any) -> Request | RefusedError:
         try:
@@ -53,7 +58,10 @@ class TritonPythonModel:
         except RefusedError as error:
             return error
         if len(raw.candidates) > self.max_candidates:
-            return RefusedError(f"at most {self.max_candidates} candidates a request, received {len(raw.candidates)}")
+            return RefusedError(
+                f"at most {self.max_candidates} candidates a request, received "
+                f"{len(raw.candidates)}"
+            )
         return Request(raw.user, raw.candidates)
 
     def _alone(self, each: Request | RefusedError) -> Request | RefusedError:
@@ -74,8 +82,12 @@ def _good(read: Sequence[Request | RefusedError]) -> list[Request]:
 
 
 def _refusal(error: RefusedError) -> Any:
-    return backend.InferenceResponse(error=backend.TritonError(str(error), backend.TritonError.INVALID_ARG))
+    return backend.InferenceResponse(
+        error=backend.TritonError(str(error), backend.TritonError.INVALID_ARG)
+    )
 
 
 def _response(parts: dict[str, Any]) -> Any:
-    return backend.InferenceResponse([backend.Tensor(name, next(scores)[None]) for name, scores in parts.items()])
+    return backend.InferenceResponse(
+        [backend.Tensor(name, next(scores)[None]) for name, scores in parts.items()]
+    )

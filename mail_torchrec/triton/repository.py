@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import mail_torchrec
-from mail_torchrec.export.manifest import MANIFEST, ONNX_MODEL, read_golden
-from mail_torchrec.export.scorer import Scorer, open_session
-from mail_torchrec.export.users_first import users_first, users_first_inputs
+from mail_torchrec.inference.batch_first import users_first, users_first_inputs
+from mail_torchrec.inference.manifest import MANIFEST, ONNX_MODEL, read_golden
+from mail_torchrec.inference.scorer import Scorer, open_session
 from mail_torchrec.triton.names import EXPORTED, Backend
 
 CONFIG = "config.pbtxt"
@@ -52,14 +52,18 @@ def lay_out(order: Order) -> Path:
         The version's folder.
 
     Raises:
-        ValueError: no good export, a bad name, the version exists, or the model's other versions have other inputs or settings.
+        ValueError: no good export, a bad name, the version exists, or the model's other versions
+            have other inputs or settings.
     """
     _check_libraries()
     scorer = Scorer(order.model)
     scorer.check_golden()
     name = order.name or scorer.manifest.name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(f"a model's name should be letters, digits and _.- for Triton, received '{name}'; choose another --name")
+        raise ValueError(
+            f"a model's name should be letters, digits and _.- for Triton, received '{name}'; "
+            "choose another --name"
+        )
     model = order.out / name
     config = _config(order, scorer)
     _check_place(model, order.version, config)
@@ -83,14 +87,22 @@ def _config(order: Order, scorer: Scorer) -> str:
     from mail_torchrec.triton.config_file import config_file
 
     inputs = users_first_inputs(scorer.manifest.inputs)
-    return config_file(order.backend, inputs, scorer.probabilities, order.max_batch, order.max_candidates)
+    return config_file(
+        order.backend, inputs, scorer.probabilities, order.max_batch, order.max_candidates
+    )
 
 
 def _check_place(model: Path, version: int, config: str) -> None:
     if (model / str(version)).exists():
-        raise ValueError(f"'{model / str(version)}' exists already; choose another --version, the greatest serves")
+        raise ValueError(
+            f"'{model / str(version)}' exists already; choose another --version, the greatest "
+            "serves"
+        )
     if model.exists() and (not (model / CONFIG).exists() or (model / CONFIG).read_text() != config):
-        raise ValueError(f"'{model}' has another {CONFIG}: its versions have other inputs or settings; choose another --name or --out")
+        raise ValueError(
+            f"'{model}' has another {CONFIG}: its versions have other inputs or settings; choose "
+            "another --name or --out"
+        )
 
 
 def _write_python(scorer: Scorer, version: Path) -> None:
@@ -103,12 +115,17 @@ def _write_python(scorer: Scorer, version: Path) -> None:
 
 def _write_graph(scorer: Scorer, version: Path) -> None:
     from mail_torchrec.export.onnx_graph import DENSE
-    from mail_torchrec.export.users_first_graph import write_users_first
+    from mail_torchrec.inference.batch_first_graph import write_users_first
 
     tables = [file for table in scorer.manifest.tables.values() for file in table.files.values()]
     for name in (MANIFEST, DENSE, *tables):
         _link(scorer.folder / name, version / name)
-    write_users_first(scorer.folder / ONNX_MODEL, scorer.manifest.inputs, scorer.probabilities, version / ONNX_MODEL)
+    write_users_first(
+        scorer.folder / ONNX_MODEL,
+        scorer.manifest.inputs,
+        scorer.probabilities,
+        version / ONNX_MODEL,
+    )
     _check_graph(scorer, version / ONNX_MODEL)
 
 
@@ -116,7 +133,9 @@ def _check_graph(scorer: Scorer, path: Path) -> None:
     session, bound = open_session(path), scorer.manifest.agreement["onnx"].bound
     for request, expected in read_golden(scorer.folder):
         inputs = users_first(scorer.encode([request]), scorer.manifest.inputs)
-        for name, scores_UN in zip(scorer.probabilities, session.run(scorer.probabilities, inputs), strict=True):
+        for name, scores_UN in zip(
+            scorer.probabilities, session.run(scorer.probabilities, inputs), strict=True
+        ):
             difference = float(np.abs(scores_UN[0] - expected[name]).max())
             assert difference <= bound, f"{name} differs by {difference} from the golden scores"
 
@@ -131,4 +150,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _check_libraries() -> None:
     if missing := [name for name in ("onnx_ir", "tritonclient") if find_spec(name) is None]:
-        raise ValueError(f"laying out a repository needs {', '.join(missing)}: pip install 'mail-torchrec[export,serve]'")
+        raise ValueError(
+            f"laying out a repository needs {', '.join(missing)}: pip install "
+            "'mail-torchrec[export,serve]'"
+        )

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mail_torchrec.data.requests import USER_OF_CANDIDATE
-from mail_torchrec.data.schema import Group
-from mail_torchrec.data.values import Floats, Ints
-from mail_torchrec.data.vocabulary import FIRST_ROW, UNKNOWN_ROW, Vocabulary
-from mail_torchrec.export.manifest import read_golden
-from mail_torchrec.export.part_of_graph import PartOfGraph
-from mail_torchrec.export.scorer import Arrays, Scorer
+from mail_torchrec.data.ids.vocabulary import FIRST_ROW, UNKNOWN_ROW, Vocabulary
+from mail_torchrec.data.parquet.arrow import Floats, Ints
+from mail_torchrec.data.schema.schema import Group
+from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.requests import USER_OF_CANDIDATE
+from mail_torchrec.inference.scorer import Arrays, Scorer
+from mail_torchrec.inference.subgraph import PartOfGraph
 
 
 class Embedder:
@@ -23,10 +23,13 @@ class Embedder:
         threads: of ONNX Runtime; None leaves it to the runtime.
 
     Raises:
-        ValueError: the model has no such vectors, or ones that depend on more than the user and the item's id.
+        ValueError: the model has no such vectors, or ones that depend on more than the user and the
+            item's id.
     """
 
-    def __init__(self, folder: Path, sequence: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, sequence: str | None = None, threads: int | None = None
+    ) -> None:
         self._scorer = Scorer(folder, threads=threads)
         self.manifest, self.encode = self._scorer.manifest, self._scorer.encode
         self.schema, self.version = self.manifest.schema_, self.manifest.version
@@ -35,7 +38,8 @@ class Embedder:
         outputs = {output.name: output for output in self.manifest.outputs}
         if outputs[self._user].shape[0] != "users":
             raise ValueError(
-                f"'{folder}': a new user's vector depends on the candidate, so there is none to be kept (model.zero_shot.sees=all_fields); "
+                f"'{folder}': a new user's vector depends on the candidate, so there is none to "
+                "be kept (model.zero_shot.sees=all_fields); "
                 "train with user_attributes"
             )
         dim = outputs[self._item].shape[1]
@@ -43,9 +47,16 @@ class Embedder:
         self.dim = dim
         self.item_column = self.schema.target_of(self.sequence)
         self._items = self.encode.encoders.tables[self.schema.table_of(self.item_column)]
-        self._of_item, self._of_user = (PartOfGraph(folder, name, threads) for name in (self._item, self._user))
-        lasting = {self.schema.file_column(name) for name in self.schema.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)}
-        self._context = {self.schema.file_column(name) for name in self.schema.names(Group.CONTEXT)} - lasting
+        self._of_item, self._of_user = (
+            PartOfGraph(folder, name, threads) for name in (self._item, self._user)
+        )
+        lasting = {
+            self.schema.file_column(name)
+            for name in self.schema.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)
+        }
+        self._context = {
+            self.schema.file_column(name) for name in self.schema.names(Group.CONTEXT)
+        } - lasting
         self._check()
 
     def vocabulary(self) -> tuple[pa.Array, Ints]:
@@ -55,13 +66,17 @@ class Embedder:
             ValueError: they are hashed.
         """
         if not isinstance(self._items, Vocabulary):
-            raise ValueError(f"the ids of '{self.item_column}' are hashed, so the model does not know them: name a file of them by --items")
+            raise ValueError(
+                f"the ids of '{self.item_column}' are hashed, so the model does not know them: "
+                "name a file of them by --items"
+            )
         return self._items.values, np.arange(FIRST_ROW, self._items.num_rows)
 
     def known(self, ids: pa.Array) -> tuple[pa.Array, Ints]:
         """Those of the raw ids that the model knows (all where they are hashed), in the order of their table rows, and these.
 
-        In that order a large mapped table is read as a file is; hashed rows as they come would touch a page each.
+        In that order a large mapped table is read as a file is; hashed rows as they come would
+        touch a page each.
 
         Raises:
             ValueError: ids of another type than in training.
@@ -87,7 +102,12 @@ class Embedder:
         Raises:
             ValueError: a column is missing, or a value cannot be scored.
         """
-        return self._of_users(self.encode.users(table.drop_columns([name for name in table.column_names if name in self._context]), what))
+        return self._of_users(
+            self.encode.users(
+                table.drop_columns([name for name in table.column_names if name in self._context]),
+                what,
+            )
+        )
 
     def _of_users(self, inputs: Arrays) -> Floats:
         num_users = len(next(iter(inputs.values())))
@@ -101,15 +121,22 @@ class Embedder:
         for spec in self.manifest.inputs:
             shape = [sizes.get(size, 1) if isinstance(size, str) else size for size in spec.shape]
             one_id = spec.dtype == "int64" and len(shape) == 1 and spec.name in self.schema.columns
-            inputs[spec.name] = np.full(shape, self.manifest.missing_row if one_id else 0, spec.dtype)
+            inputs[spec.name] = np.full(
+                shape, self.manifest.missing_row if one_id else 0, spec.dtype
+            )
         assert not inputs[USER_OF_CANDIDATE].any()
         return inputs
 
     def _chosen(self, wanted: str | None) -> str:
-        names = [output.name.removesuffix(".user") for output in self.manifest.outputs if output.name.endswith(".user")]
+        names = [
+            output.name.removesuffix(".user")
+            for output in self.manifest.outputs
+            if output.name.endswith(".user")
+        ]
         if not names:
             raise ValueError(
-                f"tower '{self.manifest.tower}' has no user and item vectors; 'dmr' has, and a tower of yours that returns them in "
+                f"tower '{self.manifest.tower}' has no user and item vectors; 'dmr' has, and a "
+                "tower of yours that returns them in "
                 "RankingOutput.vectors"
             )
         if wanted is not None and wanted not in names:
@@ -136,6 +163,7 @@ class Embedder:
         ):
             if not np.allclose(found, expected[f"{self.sequence}.{kind}"], rtol=1e-4, atol=1e-5):
                 raise ValueError(
-                    f"tower '{self.manifest.tower}': its {kind} vectors depend on more than {other}, as the golden requests tell, so they "
+                    f"tower '{self.manifest.tower}': its {kind} vectors depend on more than "
+                    f"{other}, as the golden requests tell, so they "
                     "cannot be computed beforehand"
                 )

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mail_torchrec.data.values import Floats, Ints
-from mail_torchrec.data.vector_files import num_vectors, read_vectors
+from mail_torchrec.data.parquet.arrow import Floats, Ints
+from mail_torchrec.vectors.vector_files import num_vectors, read_vectors
 
 _AT_A_TIME = 16_384  # vectors in memory beside the index
 _TO_TRAIN = 524_288  # vectors that cells or codes are learnt from
@@ -33,14 +33,19 @@ class IndexSettings:
     def filled_in(self, num_items: int) -> "IndexSettings":
         """With an index chosen: some ``2 sqrt(items)`` cells, of which a search looks into ``sqrt(2 cells)``.
 
-        On trained vectors, whose lengths differ, HNSW found fewer of the 100 best and takes more memory.
+        On trained vectors, whose lengths differ, HNSW found fewer of the 100 best and takes more
+        memory.
         """
         if self.factory is not None:
             return self
         if num_items < _FEW:
             return replace(self, factory="Flat")
         cells = 2 ** round(math.log2(2 * math.sqrt(num_items)))
-        return replace(self, factory=f"IVF{cells},Flat", parameters=self.parameters or f"nprobe={round(math.sqrt(2 * cells))}")
+        return replace(
+            self,
+            factory=f"IVF{cells},Flat",
+            parameters=self.parameters or f"nprobe={round(math.sqrt(2 * cells))}",
+        )
 
 
 def build_index(items: Path, settings: IndexSettings, path: Path) -> Any:
@@ -52,7 +57,8 @@ def build_index(items: Path, settings: IndexSettings, path: Path) -> Any:
         path: of the file to write.
 
     Raises:
-        ValueError: FAISS is missing, or knows no such index or parameter, or there are too few vectors for it.
+        ValueError: FAISS is missing, or knows no such index or parameter, or there are too few
+            vectors for it.
     """
     faiss = _library(settings.threads)
     total, dim = num_vectors(items), next(read_vectors(items, 1)).shape[1]
@@ -65,7 +71,10 @@ def build_index(items: Path, settings: IndexSettings, path: Path) -> Any:
         for vectors_ND in read_vectors(items, _AT_A_TIME):
             index.add(vectors_ND)
     except RuntimeError as error:
-        raise ValueError(f"FAISS cannot make index '{settings.factory}' ({settings.parameters}) of {total} vectors: {error}") from error
+        raise ValueError(
+            f"FAISS cannot make index '{settings.factory}' ({settings.parameters}) of {total} "
+            f"vectors: {error}"
+        ) from error
     faiss.write_index(index, str(path))
     return index
 
@@ -87,7 +96,9 @@ class Recall:
     index_ms: float
 
 
-def measure_recall(index: Any, items: Path, users: Path, at: tuple[int, ...], num_users: int) -> Recall:
+def measure_recall(
+    index: Any, items: Path, users: Path, at: tuple[int, ...], num_users: int
+) -> Recall:
     """Searches for some users, evenly chosen, by the index and among all items.
 
     Args:
@@ -106,9 +117,17 @@ def measure_recall(index: Any, items: Path, users: Path, at: tuple[int, ...], nu
     end = perf_counter()
     recall = {}
     for k in dict.fromkeys(min(k, most) for k in at):
-        hits = [len(np.intersect1d(exact, found)) for exact, found in zip(exact_UK[:, :k], found_UK[:, :k], strict=True)]
+        hits = [
+            len(np.intersect1d(exact, found))
+            for exact, found in zip(exact_UK[:, :k], found_UK[:, :k], strict=True)
+        ]
         recall[k] = float(np.mean(hits)) / k
-    return Recall(len(users_UD), recall, (middle - start) * 1e3 / len(users_UD), (end - middle) * 1e3 / len(users_UD))
+    return Recall(
+        len(users_UD),
+        recall,
+        (middle - start) * 1e3 / len(users_UD),
+        (end - middle) * 1e3 / len(users_UD),
+    )
 
 
 def nearest(users_UD: Floats, items: Path, k: int) -> Ints:
@@ -122,7 +141,10 @@ def nearest(users_UD: Floats, items: Path, k: int) -> Ints:
         best_UK = np.concatenate([best_UK, np.take_along_axis(scores_UN, in_piece_UK, 1)], axis=1)
         rows_UK = np.concatenate([rows_UK, in_piece_UK + start], axis=1)
         kept_UK = _greatest(best_UK, k)
-        best_UK, rows_UK = np.take_along_axis(best_UK, kept_UK, 1), np.take_along_axis(rows_UK, kept_UK, 1)
+        best_UK, rows_UK = (
+            np.take_along_axis(best_UK, kept_UK, 1),
+            np.take_along_axis(rows_UK, kept_UK, 1),
+        )
         start += len(vectors_ND)
     result: Ints = np.take_along_axis(rows_UK, np.argsort(-best_UK, axis=1, kind="stable"), 1)
     return result
@@ -136,7 +158,9 @@ def _greatest(scores_UN: Floats, k: int) -> Ints:
 
 def _evenly(path: Path, total: int, most: int) -> Floats:
     """Vectors of a file, every so many-th."""
-    wanted: NDArray[np.int64] = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
+    wanted: NDArray[np.int64] = np.unique(
+        np.linspace(0, total - 1, min(most, total)).astype(np.int64)
+    )
     parts, start = [], 0
     for vectors_ND in read_vectors(path, _AT_A_TIME):
         low, high = np.searchsorted(wanted, [start, start + len(vectors_ND)])
@@ -149,7 +173,10 @@ def _library(threads: int | None) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError("an index needs FAISS: pip install 'mail-torchrec[vectors]', or write vectors alone by --index none") from error
+        raise ValueError(
+            "an index needs FAISS: pip install 'mail-torchrec[vectors]', or write vectors alone "
+            "by --index none"
+        ) from error
     if threads is not None:
         faiss.omp_set_num_threads(threads)
     return faiss

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from mail_torchrec.abtest import exposures
+from mail_torchrec.abtest.exposures import LogColumns, read_exposures
 from mail_torchrec.cli import main
-from mail_torchrec.data import exposures
-from mail_torchrec.data.exposures import LogColumns, read_exposures
-from tests.abtest.logs import write_log
+from tests.support.abtest_logs import write_log
 
 ALL = ("--split", "b=0.5", "--conversion", "bought", "--new-user", "fresh")
 
@@ -26,7 +26,9 @@ def told(*arguments: str) -> str:
 
 def refused(*arguments: str) -> str:
     done = CliRunner().invoke(main, ["abtest", *arguments])
-    assert done.exit_code == 1 and "Traceback" not in done.output and done.output.startswith("Error: "), done.output
+    assert (
+        done.exit_code == 1 and "Traceback" not in done.output and done.output.startswith("Error: ")
+    ), done.output
     return done.output
 
 
@@ -44,23 +46,40 @@ def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
     for part, of_part in {"all": {True, False}, "new": {True}, "old": {False}}.items():
         for arm, version in (("base", "a"), ("candidate", "b")):
             mine = [row for row in rows if row["version"] == version and row["fresh"] in of_part]
-            clicks, bought = sum(row["click"] for row in mine), sum(row["click"] and row["bought"] for row in mine)
-            counts = {"users": len({row["user"] for row in mine}), "impressions": len(mine), "clicks": clicks, "conversions": bought}
+            clicks, bought = (
+                sum(row["click"] for row in mine),
+                sum(row["click"] and row["bought"] for row in mine),
+            )
+            counts = {
+                "users": len({row["user"] for row in mine}),
+                "impressions": len(mine),
+                "clicks": clicks,
+                "conversions": bought,
+            }
             assert found["parts"][part]["counts"][arm] == counts
             figures = found["parts"][part]["figures"]
             rates = {"CTR": clicks / len(mine), "CVR": bought / clicks, "CTCVR": bought / len(mine)}
             assert {name: figures[name][arm]["value"] for name in rates} == pytest.approx(rates)
     ctr = found["parts"]["all"]["figures"]["CTR"]
-    assert ctr["lift"]["value"] == pytest.approx(ctr["candidate"]["value"] / ctr["base"]["value"] - 1)
+    assert ctr["lift"]["value"] == pytest.approx(
+        ctr["candidate"]["value"] / ctr["base"]["value"] - 1
+    )
     assert ctr["lift"]["low"] < 0.3 < ctr["lift"]["high"] and ctr["lift"]["low"] > 0.1
-    assert "CTR, all users: the candidate gains, +" in text and "no difference is clear of chance" in text
+    assert (
+        "CTR, all users: the candidate gains, +" in text
+        and "no difference is clear of chance" in text
+    )
     assert "Every user met the version that the split gives them." in text
-    assert found["conversions_without_click"] == sum(row["bought"] and not row["click"] for row in rows)
+    assert found["conversions_without_click"] == sum(
+        row["bought"] and not row["click"] for row in rows
+    )
     for name in ("report.html", "report.md", "lifts.png"):
         assert (tmp_path / "out" / name).stat().st_size > 500
 
 
-def test_many_files_and_batches_and_a_log_of_sums_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = write_log(tmp_path / "log.parquet", 500, seed=2)
     told(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
     (tmp_path / "parts").mkdir()
@@ -71,27 +90,58 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(tmp_path: Path, m
     told(str(tmp_path / "parts"), *ALL, "--out", str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
     bought = pa.array(np.asarray(log["bought"]) & np.asarray(log["click"], bool))
-    sums = log.set_column(3, "bought", bought.cast(pa.int64())).append_column("n", pa.array(np.ones(len(log), np.int64)))
-    sums = sums.group_by(["user", "version", "fresh"]).aggregate([(name, "sum") for name in ("n", "click", "bought")])
+    sums = log.set_column(3, "bought", bought.cast(pa.int64())).append_column(
+        "n", pa.array(np.ones(len(log), np.int64))
+    )
+    sums = sums.group_by(["user", "version", "fresh"]).aggregate(
+        [(name, "sum") for name in ("n", "click", "bought")]
+    )
     pq.write_table(sums, tmp_path / "sums.parquet")
-    names = ("--impressions", "n_sum", "--click", "click_sum", "--conversion", "bought_sum", "--new-user", "fresh")
-    told(str(tmp_path / "sums.parquet"), "--split", "b=0.5", *names, "--out", str(tmp_path / "sums"))
-    assert content(tmp_path / "sums") == content(tmp_path / "one") | {"conversions_without_click": 0}
+    names = (
+        "--impressions",
+        "n_sum",
+        "--click",
+        "click_sum",
+        "--conversion",
+        "bought_sum",
+        "--new-user",
+        "fresh",
+    )
+    told(
+        str(tmp_path / "sums.parquet"), "--split", "b=0.5", *names, "--out", str(tmp_path / "sums")
+    )
+    assert content(tmp_path / "sums") == content(tmp_path / "one") | {
+        "conversions_without_click": 0
+    }
 
 
 def test_a_lost_part_of_the_log_is_a_sample_ratio_mismatch(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", 4000, seed=3)
-    assert "WARNING" not in told(str(tmp_path / "log.parquet"), "--candidate", "b", "--share", "0.5")
-    lost = pa.compute.and_(pa.compute.equal(log["version"], "b"), pa.array(np.asarray(log["user"]) % 6 == 0))
+    assert "WARNING" not in told(
+        str(tmp_path / "log.parquet"), "--candidate", "b", "--share", "0.5"
+    )
+    lost = pa.compute.and_(
+        pa.compute.equal(log["version"], "b"), pa.array(np.asarray(log["user"]) % 6 == 0)
+    )
     pq.write_table(log.filter(pa.compute.invert(lost)), tmp_path / "lost.parquet")
-    text = told(str(tmp_path / "lost.parquet"), "--candidate", "b", "--share", "0.5", "--out", str(tmp_path / "out"))
+    text = told(
+        str(tmp_path / "lost.parquet"),
+        "--candidate",
+        "b",
+        "--share",
+        "0.5",
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert "WARNING: sample ratio mismatch: 4" in text and "50.000 % should have" in text
     found = content(tmp_path / "out")
     users = {arm: counts["users"] for arm, counts in found["parts"]["all"]["counts"].items()}
     from scipy.stats import chisquare
 
     half = sum(users.values()) / 2
-    assert found["checks"]["mismatch"]["p"] == pytest.approx(chisquare(list(users.values()), [half, half]).pvalue)
+    assert found["checks"]["mismatch"]["p"] == pytest.approx(
+        chisquare(list(users.values()), [half, half]).pvalue
+    )
     assert "were not checked" in told(str(tmp_path / "lost.parquet"), "--candidate", "b")
 
 
@@ -102,16 +152,25 @@ def test_who_met_both_is_left_out_and_who_met_the_wrong_one_is_told(tmp_path: Pa
     other = {"a": "b", "b": "a"}
     rows = log.to_pylist()
     rows += [row | {"version": other[row["version"]]} for row in rows if row["user"] in both]
-    rows = [row | {"version": other[row["version"]]} if row["user"] in swapped else row for row in rows]
+    rows = [
+        row | {"version": other[row["version"]]} if row["user"] in swapped else row for row in rows
+    ]
     rows += [row | {"version": "older"} for row in rows[:7]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
-    text = told(str(tmp_path / "mixed.parquet"), *ALL, "--base", "a", "--out", str(tmp_path / "out"))
-    assert "30 users (3.00 %) met both arms; they are left out; so many that the test itself is doubtful" in text
+    text = told(
+        str(tmp_path / "mixed.parquet"), *ALL, "--base", "a", "--out", str(tmp_path / "out")
+    )
+    assert (
+        "30 users (3.00 %) met both arms; they are left out; so many that the test itself is "
+        "doubtful" in text
+    )
     assert "20 users met the version that the split does not give them" in text
     assert "Left out: 7 impressions of version older." in text
     found = content(tmp_path / "out")
     assert sum(counts["users"] for counts in found["parts"]["all"]["counts"].values()) == 970
-    assert found["parts"]["all"]["counts"]["base"]["impressions"] == sum(row["version"] == "a" and row["user"] not in both for row in rows)
+    assert found["parts"]["all"]["counts"]["base"]["impressions"] == sum(
+        row["version"] == "a" and row["user"] not in both for row in rows
+    )
 
 
 def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> None:
@@ -121,13 +180,26 @@ def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> Non
     versions = pa.compute.if_else(pa.compute.equal(log["version"], "b"), late, log["version"])
     pq.write_table(text_users.set_column(1, "version", versions), tmp_path / "renewed.parquet")
     told(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
-    told(str(tmp_path / "renewed.parquet"), *ALL, "--candidate", "b", "--candidate", "b2", "--out", str(tmp_path / "two"))
-    assert content(tmp_path / "two") == content(tmp_path / "one") | {"versions": {"base": ["a"], "candidate": ["b", "b2"]}}
+    told(
+        str(tmp_path / "renewed.parquet"),
+        *ALL,
+        "--candidate",
+        "b",
+        "--candidate",
+        "b2",
+        "--out",
+        str(tmp_path / "two"),
+    )
+    assert content(tmp_path / "two") == content(tmp_path / "one") | {
+        "versions": {"base": ["a"], "candidate": ["b", "b2"]}
+    }
 
 
 def test_few_events_are_told(tmp_path: Path) -> None:
     write_log(tmp_path / "log.parquet", 60, seed=6)
-    assert "users of the candidate had an event, too few for its interval" in told(str(tmp_path / "log.parquet"), *ALL)
+    assert "users of the candidate had an event, too few for its interval" in told(
+        str(tmp_path / "log.parquet"), *ALL
+    )
 
 
 def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
@@ -153,7 +225,9 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
     ({"n": [1, -1, 1]}, ["--candidate", "b", "--impressions", "n"], "should hold counts, integers from 0 on"),
     ({"n": [1, 0, 1], "click": [1, 1, 0]}, ["--candidate", "b", "--impressions", "n"], "received 1 clicks on 0 impressions"),
 ])  # fmt: skip
-def test_bad_logs_and_arguments_are_told(tmp_path: Path, change: dict[str, Any], arguments: list[str], message: str) -> None:
+def test_bad_logs_and_arguments_are_told(
+    tmp_path: Path, change: dict[str, Any], arguments: list[str], message: str
+) -> None:
     columns: dict[str, Any] = {"user": [1, 2, 3], "version": ["a", "b", "a"], "click": [0, 1, 1]}
     pq.write_table(pa.table(columns | change), tmp_path / "log.parquet")
     assert message in " ".join(refused(str(tmp_path / "log.parquet"), *arguments).split())
@@ -163,10 +237,17 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     assert "no data at" in refused(str(tmp_path / "nowhere"), "--candidate", "b")
     (tmp_path / "log.parquet").write_text("user,version,click")
     assert "cannot be read as Parquet" in refused(str(tmp_path / "log.parquet"), "--candidate", "b")
-    pq.write_table(pa.table({"user": pa.array([], pa.int64()), "version": [], "click": []}), tmp_path / "empty.parquet")
-    assert "the log should hold impressions, received no rows" in refused(str(tmp_path / "empty.parquet"), "--candidate", "b")
+    pq.write_table(
+        pa.table({"user": pa.array([], pa.int64()), "version": [], "click": []}),
+        tmp_path / "empty.parquet",
+    )
+    assert "the log should hold impressions, received no rows" in refused(
+        str(tmp_path / "empty.parquet"), "--candidate", "b"
+    )
     one = pa.table({"user": [1], "version": ["a"], "click": [0]})
     pq.write_table(one, tmp_path / "one.parquet")
     pq.write_table(one.set_column(0, "user", pa.array(["2"])), tmp_path / "two.parquet")
-    message = refused(str(tmp_path / "one.parquet"), str(tmp_path / "two.parquet"), "--candidate", "b")
+    message = refused(
+        str(tmp_path / "one.parquet"), str(tmp_path / "two.parquet"), "--candidate", "b"
+    )
     assert "column 'user' should be int64 as in" in message

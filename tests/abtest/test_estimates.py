@@ -22,10 +22,20 @@ def test_the_delta_method_agrees_with_a_bootstrap_of_users(figure: str) -> None:
     random = np.random.default_rng(3)
     sums_U3 = {"base": arm(random, 3000), "candidate": arm(random, 1500, lift=0.2)}
     delta, drawn = compare(sums_U3, figure), compare(sums_U3, figure, num_resamples=2000)
-    for by_delta, by_bootstrap in ((delta.base, drawn.base), (delta.candidate, drawn.candidate), (delta.lift, drawn.lift)):
-        assert by_delta is not None and by_bootstrap is not None and by_delta.value == by_bootstrap.value
+    for by_delta, by_bootstrap in (
+        (delta.base, drawn.base),
+        (delta.candidate, drawn.candidate),
+        (delta.lift, drawn.lift),
+    ):
+        assert (
+            by_delta is not None
+            and by_bootstrap is not None
+            and by_delta.value == by_bootstrap.value
+        )
         width = by_delta.high - by_delta.low
-        assert by_bootstrap.high - by_bootstrap.low == pytest.approx(width, rel=0.1)  # 2,000 resamples: some 3 %
+        assert by_bootstrap.high - by_bootstrap.low == pytest.approx(
+            width, rel=0.1
+        )  # 2,000 resamples: some 3 %
         assert by_bootstrap.low == pytest.approx(by_delta.low, abs=0.08 * width)
 
 
@@ -61,7 +71,9 @@ def test_intervals_of_impressions_alone_would_be_too_narrow() -> None:
     """Why users are the unit: with 30 impressions each, the clustered interval is far wider than a binomial one."""
     random = np.random.default_rng(9)
     rates = random.beta(0.5, 4.5, 1000)
-    sums_U3 = np.stack([np.full(1000, 30), random.binomial(30, rates), np.zeros(1000)], axis=1).astype(np.float64)
+    sums_U3 = np.stack(
+        [np.full(1000, 30), random.binomial(30, rates), np.zeros(1000)], axis=1
+    ).astype(np.float64)
     found = compare({"base": sums_U3, "candidate": sums_U3}, "CTR")
     assert found.base is not None
     binomial = 2 * 1.96 * np.sqrt(found.base.value * (1 - found.base.value) / 30_000)
@@ -74,4 +86,6 @@ def test_a_rate_of_nothing_has_no_lift() -> None:
     assert compare({"base": none, "candidate": some}, "CTR").lift is None
     assert compare({"base": none, "candidate": some}, "CVR").base is None
     found = compare({"base": some, "candidate": some}, "CTR")
-    assert found.lift is not None and found.lift.value == 0 and found.p is None  # no user differs from another
+    assert (
+        found.lift is not None and found.lift.value == 0 and found.p is None
+    )  # no user differs from another

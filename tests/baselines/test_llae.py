@@ -33,7 +33,11 @@ def solution(S: Array, X: Array, **options: Any) -> Array:
 
 def objective(W: Array, S: Array, X: Array, V: Array, weight: float, balance: float) -> float:
     """The sums of the relaxed problem as they stand in the paper."""
-    return float(((X - W.T @ S) ** 2).sum() + balance * ((W @ X - S) ** 2).sum() + weight * np.trace(W.T @ V @ V.T @ W))
+    return float(
+        ((X - W.T @ S) ** 2).sum()
+        + balance * ((W @ X - S) ** 2).sum()
+        + weight * np.trace(W.T @ V @ V.T @ W)
+    )
 
 
 def smallest_left_singular_vectors(W: Array, rank: int) -> Array:
@@ -58,7 +62,9 @@ def test_directions_without_data_are_zero_and_the_others_solved() -> None:
     A[:2], A[:, :2], B[:1], B[:, :1], C[:2], C[:, :1] = 0, 0, 0, 0, 0, 0
     W = solve_sylvester(*(torch.from_numpy(matrix) for matrix in (A, B, C))).numpy()
     assert np.isfinite(W).all() and np.abs(W[:2]).max() < 1e-12 and np.abs(W[:, 0]).max() < 1e-12
-    np.testing.assert_allclose(W[2:, 1:], scipy_solve_sylvester(A[2:, 2:], B[1:, 1:], C[2:, 1:]), rtol=1e-8)
+    np.testing.assert_allclose(
+        W[2:, 1:], scipy_solve_sylvester(A[2:, 2:], B[1:, 1:], C[2:, 1:]), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
@@ -66,7 +72,11 @@ def test_the_objective_has_no_slope_at_the_solution(rounds: int) -> None:
     S, X = data()
     W = solution(S, X, rounds=rounds)
     weight = 7.0 if rounds else 0.0
-    V = smallest_left_singular_vectors(solution(S, X, rounds=rounds - 1), 2) if rounds else np.eye(P)
+    V = (
+        smallest_left_singular_vectors(solution(S, X, rounds=rounds - 1), 2)
+        if rounds
+        else np.eye(P)
+    )
     step = 1e-4
     for p in range(P):
         for q in range(Q):
@@ -81,7 +91,10 @@ def test_the_objective_has_no_slope_at_the_solution(rounds: int) -> None:
 
 def test_the_heavier_the_low_rank_term_the_less_is_left_of_the_other_singular_values() -> None:
     S, X = data()
-    values = [np.linalg.svd(solution(S, X, weight=weight, rounds=5), compute_uv=False) for weight in (0.0, 10.0, 1e3, 1e9)]
+    values = [
+        np.linalg.svd(solution(S, X, weight=weight, rounds=5), compute_uv=False)
+        for weight in (0.0, 10.0, 1e3, 1e9)
+    ]
     rest = [value[2:].sum() / value[:2].sum() for value in values]
     assert rest[0] > rest[1] > 5 * rest[2] and rest[3] < 1e-6
     assert values[3][1] > 1e-2
@@ -94,19 +107,30 @@ def batch(num_rows: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor,
     """Old rows of two fields, a number and two sequences whose pooled behaviours are a rank-2 map of them; all far from 0."""
     random = torch.Generator().manual_seed(seed)
     fixed = torch.Generator().manual_seed(99)
-    fields_NFD, numeric_NM = 3 + torch.randn(num_rows, 2, 3, generator=random), torch.randn(num_rows, 1, generator=random)
+    fields_NFD, numeric_NM = (
+        3 + torch.randn(num_rows, 2, 3, generator=random),
+        torch.randn(num_rows, 1, generator=random),
+    )
     planted = torch.randn(7, 2, generator=fixed) @ torch.randn(2, 5, generator=fixed)
     pooled_NQ = 10 + torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1) @ planted
     lengths_N = torch.full((num_rows,), 2)
     long, short = torch.zeros(num_rows, 4, 3), torch.zeros(num_rows, 2, 2)
     long[:, :2] = (pooled_NQ[:, :3] * 4 / 2).unsqueeze(1)  # pooled: the sum over T
     short[:, :2] = pooled_NQ[:, 3:].unsqueeze(1)
-    return fields_NFD * scale, numeric_NM, {"long": (long * scale, lengths_N), "short": (short, lengths_N)}
+    return (
+        fields_NFD * scale,
+        numeric_NM,
+        {"long": (long * scale, lengths_N), "short": (short, lengths_N)},
+    )
 
 
 def llae(**options: Any) -> LLAE:
     sequences = {"long": SequenceShape(4, 3, 0), "short": SequenceShape(2, 2, 0)}
-    return LLAE(LLAESettings.model_validate({"name": "llae", "rank": 2, "solve_every": 3} | options), sequences, num_attributes=7)
+    return LLAE(
+        LLAESettings.model_validate({"name": "llae", "rank": 2, "solve_every": 3} | options),
+        sequences,
+        num_attributes=7,
+    )
 
 
 def pooled_by(made: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -131,7 +155,9 @@ def test_a_planted_low_rank_map_is_found() -> None:
     made = model.virtual(*batch(5, seed=1000)[:2])
     assert error(model) < 0.01
     assert made["long"][1].tolist() == [2] * 5 and made["short"][1].tolist() == [2] * 5
-    assert made["long"][0][:, 2:].abs().max() == 0 and torch.equal(made["long"][0][:, 0], made["long"][0][:, 1])
+    assert made["long"][0][:, 2:].abs().max() == 0 and torch.equal(
+        made["long"][0][:, 0], made["long"][0][:, 1]
+    )
 
 
 def test_before_any_solution_and_without_anything_to_learn_from_the_mean_is_filled() -> None:
@@ -140,11 +166,15 @@ def test_before_any_solution_and_without_anything_to_learn_from_the_mean_is_fill
     fields_NFD, numeric_NM, behaviours = batch(50, seed=0)
     model.observe(torch.ones_like(fields_NFD), torch.zeros_like(numeric_NM), behaviours)
     found = pooled_by(model.virtual(fields_NFD, numeric_NM))
-    torch.testing.assert_close(found, pooled_by(behaviours).mean(0).expand_as(found), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found, pooled_by(behaviours).mean(0).expand_as(found), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_tables_that_grow_change_nothing_but_the_scale() -> None:
-    assert error(trained(llae(), scale=100.0), scale=100.0) == pytest.approx(error(trained(llae())), rel=1e-3)
+    assert error(trained(llae(), scale=100.0), scale=100.0) == pytest.approx(
+        error(trained(llae())), rel=1e-3
+    )
 
 
 def test_the_weight_is_of_a_sum_over_all_rows() -> None:
@@ -153,7 +183,10 @@ def test_the_weight_is_of_a_sum_over_all_rows() -> None:
     few, many, other = (llae(weight=weight, rank=1, solve_every=1) for weight in (3.0, 30.0, 300.0))
     few.observe(*rows)
     more = torch.arange(50).repeat(10)
-    many.observe(*(part[more] for part in rows[:2]), {name: (values[more], lengths[more]) for name, (values, lengths) in rows[2].items()})
+    many.observe(
+        *(part[more] for part in rows[:2]),
+        {name: (values[more], lengths[more]) for name, (values, lengths) in rows[2].items()},
+    )
     torch.testing.assert_close(few.map_PQ, many.map_PQ)
     other.observe(*rows)
     assert not torch.allclose(few.map_PQ, other.map_PQ, rtol=1e-2)
@@ -165,7 +198,12 @@ def test_the_equation_is_solved_every_so_many_steps_and_the_solution_is_saved() 
     for step in range(5):
         model.observe(*batch(50, seed=step))
         maps.append(model.map_PQ.clone())
-    assert [not torch.equal(first, second) for first, second in pairwise(maps)] == [False, False, True, False]
+    assert [not torch.equal(first, second) for first, second in pairwise(maps)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     again = llae()
     again.load_state_dict(model.state_dict())
     rows = batch(7, seed=1000)[:2]
@@ -175,7 +213,10 @@ def test_the_equation_is_solved_every_so_many_steps_and_the_solution_is_saved() 
 def test_a_step_without_old_rows_changes_nothing_but_their_count() -> None:
     model = trained(llae(solve_every=1), num_steps=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.observe(*(part[:0] for part in batch(5, seed=0)[:2]), {name: (v[:0], n[:0]) for name, (v, n) in batch(5, seed=0)[2].items()})
+    model.observe(
+        *(part[:0] for part in batch(5, seed=0)[:2]),
+        {name: (v[:0], n[:0]) for name, (v, n) in batch(5, seed=0)[2].items()},
+    )
     assert model.num_steps == before.pop("num_steps") + 1
     for name in before:
         value = model.state_dict()[name]

@@ -13,13 +13,19 @@ def rows(num_rows: int, seed: int) -> dict[str, Any]:
     """Garbage stands behind the lengths."""
     random = torch.Generator().manual_seed(seed)
     return {
-        name: (torch.randn(num_rows, T, d, generator=random) + 2, torch.randint(1, T + 1, (num_rows,), generator=random))
+        name: (
+            torch.randn(num_rows, T, d, generator=random) + 2,
+            torch.randint(1, T + 1, (num_rows,), generator=random),
+        )
         for name, (T, d) in {"long": (6, 3), "short": (2, 4)}.items()
     }
 
 
 def observed(*batches: dict[str, Any]) -> MeanFill:
-    model = MeanFill(MeanFillSettings(name="mean_fill"), {"long": SequenceShape(6, 3, 0), "short": SequenceShape(2, 4, 0)})
+    model = MeanFill(
+        MeanFillSettings(name="mean_fill"),
+        {"long": SequenceShape(6, 3, 0), "short": SequenceShape(2, 4, 0)},
+    )
     for batch in batches:
         num_rows = len(batch["long"][1])
         model.observe(torch.zeros(num_rows, 2, 3), torch.zeros(num_rows, 1), batch)
@@ -34,7 +40,9 @@ def test_new_rows_get_the_mean_sum_and_the_mean_number_of_old_rows_behaviours() 
         found, number = made[name]
         assert number.tolist() == [round(float(lengths.double().mean()))] * 3
         for n in range(3):
-            np.testing.assert_allclose(found[n, : number[n]].double().sum(0).numpy(), np.mean(sums, axis=0), rtol=1e-5)
+            np.testing.assert_allclose(
+                found[n, : number[n]].double().sum(0).numpy(), np.mean(sums, axis=0), rtol=1e-5
+            )
             assert not found[n, number[n] :].any()
             assert torch.equal(found[n, 0], found[n, number[n] - 1])
 
@@ -43,7 +51,9 @@ def test_the_mean_moves_with_the_batches_and_a_batch_without_old_rows_leaves_it(
     first, second = rows(20, seed=0), rows(5, seed=1)
     none = {name: (values[:0], lengths[:0]) for name, (values, lengths) in first.items()}
     models = observed(first), observed(first, none), observed(first, none, second)
-    one, same, both = (model.virtual(torch.zeros(1, 2, 3), torch.zeros(1, 1))["long"][0].sum(1) for model in models)
+    one, same, both = (
+        model.virtual(torch.zeros(1, 2, 3), torch.zeros(1, 1))["long"][0].sum(1) for model in models
+    )
     assert torch.equal(one, same)
     # Of the newest batch a tenth; before any the average was 0, which counts no more.
     sums = []

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings, pairs
-from mail_torchrec.data.schema import Schema
-from mail_torchrec.fields import user_id_field
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.model.features import user_id_field
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs
 from mail_torchrec.towers.registry import build_tower
-from tests.small_rows import SCHEMA
-from tests.towers.random_inputs import random_inputs, ready, shapes
+from tests.support.random_inputs import random_inputs, ready, shapes
+from tests.support.small_rows import SCHEMA
 
 ID = {"group": "attribute", "column": "user"}
 FIELD, DIM, NUM_NUMERIC = 1, 4, 1
@@ -33,21 +33,34 @@ class SmoothTower(nn.Module):
         self.weights = nn.Parameter(torch.linspace(-1, 1, 3 * DIM, dtype=torch.float64))
 
     def forward(self, inputs: RankingInputs) -> Tensor:
-        return (inputs.attributes_BAD.flatten(1) * self.weights).sum(1).sin() * 2 + inputs.items_BID.sum((1, 2)) * 0.1
+        return (inputs.attributes_BAD.flatten(1) * self.weights).sum(
+            1
+        ).sin() * 2 + inputs.items_BID.sum((1, 2)) * 0.1
 
 
 def meta_emb(**options: Any) -> MetaEmb:
-    settings = MetaEmbSettings.model_validate({"name": "meta_emb", "alpha": 0.3, "step_size": 0.7, "scale": 0.8} | options)
+    settings = MetaEmbSettings.model_validate(
+        {"name": "meta_emb", "alpha": 0.3, "step_size": 0.7, "scale": 0.8} | options
+    )
     return ready(MetaEmb(settings, FIELD, LAYOUT.num_attributes, DIM, NUM_NUMERIC)).train()  # type: ignore[return-value]
 
 
-def reference_loss(p: dict[str, Any], inputs: RankingInputs, labels: Any, alpha: float, step_size: float, scale: float) -> float:
+def reference_loss(
+    p: dict[str, Any],
+    inputs: RankingInputs,
+    labels: Any,
+    alpha: float,
+    step_size: float,
+    scale: float,
+) -> float:
     """Row by row in NumPy, the inner gradient by central differences; the mean over rows in pairs."""
     weights, generator = np.linspace(-1, 1, 3 * DIM), p["layers.0.weight"]
     attributes, items = inputs.attributes_BAD.numpy(), inputs.items_BID.numpy()
 
     def phi(row: int) -> Any:
-        others = np.concatenate([attributes[row, 0], attributes[row, 2], inputs.numeric_BN[row, :NUM_NUMERIC].numpy()])
+        others = np.concatenate(
+            [attributes[row, 0], attributes[row, 2], inputs.numeric_BN[row, :NUM_NUMERIC].numpy()]
+        )
         return scale * np.tanh(generator @ others)
 
     def loss(row: int, vector: Any) -> float:
@@ -80,7 +93,11 @@ def mean_loss(model: MetaEmb, tower: nn.Module, inputs: RankingInputs, labels: T
 
 
 def test_the_loss_and_its_gradient_equal_the_reference() -> None:
-    model, inputs, labels = meta_emb(), random_inputs(LAYOUT), torch.tensor([1.0, 0, 0, 1, 1, 0, 1], dtype=torch.float64)
+    model, inputs, labels = (
+        meta_emb(),
+        random_inputs(LAYOUT),
+        torch.tensor([1.0, 0, 0, 1, 1, 0, 1], dtype=torch.float64),
+    )
     options = {"alpha": 0.3, "step_size": 0.7, "scale": 0.8}
     loss = mean_loss(model, SmoothTower(), inputs, labels)
     loss.backward()
@@ -94,18 +111,25 @@ def test_the_loss_and_its_gradient_equal_the_reference() -> None:
             moved = {"layers.0.weight": p["layers.0.weight"].copy()}
             moved["layers.0.weight"][place] += step
             ends.append(reference_loss(moved, inputs, labels, **options))
-        assert float(weight.grad[place]) == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-4, abs=1e-7)
+        assert float(weight.grad[place]) == pytest.approx(
+            (ends[0] - ends[1]) / 2e-4, rel=1e-4, abs=1e-7
+        )
 
 
 def test_the_gradient_goes_through_the_gradient_step() -> None:
     """With the step as a constant the gradient is another one: both phases count."""
-    inputs, labels = random_inputs(LAYOUT), torch.tensor([1.0, 0, 0, 1, 1, 0, 1], dtype=torch.float64)
+    inputs, labels = (
+        random_inputs(LAYOUT),
+        torch.tensor([1.0, 0, 0, 1, 1, 0, 1], dtype=torch.float64),
+    )
     found = []
     for options in ({}, {"step_size": 1e-12}, {"alpha": 1.0}):
         model = meta_emb(**options)
         mean_loss(model, SmoothTower(), inputs, labels).backward()
         found.append(model.layers[0].weight.grad)
-    assert not torch.allclose(found[0], found[1], rtol=1e-2) and not torch.allclose(found[0], found[2], rtol=1e-2)
+    assert not torch.allclose(found[0], found[1], rtol=1e-2) and not torch.allclose(
+        found[0], found[2], rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("name", ["base_dnn", "dmr"])
@@ -115,9 +139,14 @@ def test_nothing_but_the_generator_gets_a_gradient_and_the_tower_stays_as_it_is(
     inputs.attributes_BAD.requires_grad_()
     before = {key: value.clone() for key, value in tower.state_dict().items()}
     mean_loss(model, tower, inputs, torch.ones(7, dtype=torch.float64)).backward()
-    assert tower.training and all(torch.equal(value, before[key]) for key, value in tower.state_dict().items())
+    assert tower.training and all(
+        torch.equal(value, before[key]) for key, value in tower.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in tower.parameters())
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in model.parameters()
+    )
 
 
 def test_an_error_in_the_tower_leaves_it_in_training() -> None:
@@ -137,17 +166,27 @@ def test_new_rows_see_generated_vectors_and_old_ones_their_own() -> None:
     new_B, numeric_BM = ~OLD, inputs.numeric_BN[:, :NUM_NUMERIC]
     filled = model.filled(inputs, numeric_BM, new_B)
     assert torch.equal(filled.attributes_BAD[OLD], inputs.attributes_BAD[OLD])
-    torch.testing.assert_close(filled.attributes_BAD[new_B, FIELD], model(inputs.attributes_BAD, numeric_BM)[new_B])
-    assert torch.equal(filled.attributes_BAD[new_B][:, [0, 2]], inputs.attributes_BAD[new_B][:, [0, 2]])
+    torch.testing.assert_close(
+        filled.attributes_BAD[new_B, FIELD], model(inputs.attributes_BAD, numeric_BM)[new_B]
+    )
+    assert torch.equal(
+        filled.attributes_BAD[new_B][:, [0, 2]], inputs.attributes_BAD[new_B][:, [0, 2]]
+    )
     filled.attributes_BAD.square().sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     grad = inputs.attributes_BAD.grad
-    assert grad is not None and grad[new_B, FIELD].abs().max() == 0 and grad[OLD, FIELD].abs().min() > 0
+    assert (
+        grad is not None
+        and grad[new_B, FIELD].abs().max() == 0
+        and grad[OLD, FIELD].abs().min() > 0
+    )
     assert model(inputs.attributes_BAD, numeric_BM).abs().max() < 0.8
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30))
-def test_pairs_are_different_rows_of_one_user_and_each_row_that_counts_is_in_two(rows: list[tuple[int, bool]]) -> None:
+def test_pairs_are_different_rows_of_one_user_and_each_row_that_counts_is_in_two(
+    rows: list[tuple[int, bool]],
+) -> None:
     users, counts = [user for user, _ in rows], [count for _, count in rows]
     earlier, paired = (part.tolist() for part in pairs(torch.tensor(users), torch.tensor(counts)))
     together = Counter(user for user, count in rows if count)
@@ -155,7 +194,9 @@ def test_pairs_are_different_rows_of_one_user_and_each_row_that_counts_is_in_two
     assert sorted(earlier) == list(range(len(rows)))
     for row in range(len(rows)):
         if paired[row]:
-            assert earlier[row] != row and users[earlier[row]] == users[row] and counts[earlier[row]]
+            assert (
+                earlier[row] != row and users[earlier[row]] == users[row] and counts[earlier[row]]
+            )
             walk = [row]
             while earlier[walk[-1]] != row:
                 walk.append(earlier[walk[-1]])
@@ -181,6 +222,8 @@ def test_the_id_is_found_by_the_group_keys_column_or_by_name() -> None:
     ({}, "income", r"field should name an attribute column of one id \(age, city\), received 'income'"),
     ({"city": {"group": "context"}, "income": {"group": "context", "kind": "numeric"}}, "age", "'age' is the only one; add others"),
 ])  # fmt: skip
-def test_a_schema_without_a_fitting_id_is_refused(columns: dict[str, Any], name: str | None, message: str) -> None:
+def test_a_schema_without_a_fitting_id_is_refused(
+    columns: dict[str, Any], name: str | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         user_id_field(schema(**columns), name)

@@ -26,12 +26,20 @@ def test_the_newest_are_kept_and_leftovers_are_cleaned(tmp_path: Path) -> None:
     for step in (9, 10, 100, 123456789):
         published(checkpoints, step)
     checkpoints.prepare(200)
-    assert [path.name for path in checkpoints.published()] == ["step-00000009", "step-00000010", "step-00000100", "step-123456789"]
+    assert [path.name for path in checkpoints.published()] == [
+        "step-00000009",
+        "step-00000010",
+        "step-00000100",
+        "step-123456789",
+    ]
     checkpoints.retain(2)
     assert [path.name for path in checkpoints.published()] == ["step-00000100", "step-123456789"]
     assert (checkpoints.path / ".step-00000200.partial").exists()
     checkpoints.clean()
-    assert sorted(path.name for path in checkpoints.path.iterdir()) == ["step-00000100", "step-123456789"]
+    assert sorted(path.name for path in checkpoints.path.iterdir()) == [
+        "step-00000100",
+        "step-123456789",
+    ]
 
 
 def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
@@ -39,12 +47,19 @@ def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
 
     def whole() -> bool:
         try:
-            return not any(fault(folder, name, expected) for name, expected in read_sums(folder).items())
+            return not any(
+                fault(folder, name, expected) for name, expected in read_sums(folder).items()
+            )
         except ValueError:
             return False
 
     assert whole()
-    assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            ["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=False
+        ).returncode
+        == 0
+    )
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         for place in {0, len(data) // 3, len(data) - 1}:
@@ -62,9 +77,13 @@ class Evil:
         return print, ("unpickled",)
 
 
-def test_metadata_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata_that_would_run_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"metadata of a checkpoint: it names builtins.print, which"):
+    with pytest.raises(
+        ValueError, match=r"metadata of a checkpoint: it names builtins.print, which"
+    ):
         saved_tensors(tmp_path)
     assert capsys.readouterr().out == ""
     (tmp_path / ".metadata").write_bytes(b"\x80\x04cut")
@@ -74,11 +93,19 @@ def test_metadata_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_pickled_objects_are_refused_and_tensors_are_read(tmp_path: Path) -> None:
-    state = {"a": torch.arange(6, dtype=torch.float64).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    state = {
+        "a": torch.arange(6, dtype=torch.float64).view(2, 3),
+        "b": torch.ones(2, dtype=torch.bfloat16),
+    }
     save(dict(state), storage_writer=FileSystemWriter(tmp_path / "tensors"), no_dist=True)
-    found = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(tmp_path / "tensors").items()}
+    found = {
+        key: torch.empty(item.size, dtype=item.properties.dtype)
+        for key, item in saved_tensors(tmp_path / "tensors").items()
+    }
     read_tensors(found, tmp_path / "tensors")
-    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+    assert found.keys() == state.keys() and all(
+        torch.equal(found[key], state[key]) for key in state
+    )
     save(state | {"c": "text"}, storage_writer=FileSystemWriter(tmp_path / "more"), no_dist=True)
     with pytest.raises(ValueError, match=r"should hold tensors only, \['c'\] are something else"):
         saved_tensors(tmp_path / "more")

@@ -16,8 +16,8 @@ import yaml
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.checkpoint.test_resume import as_killed, assert_equal_runs, configuration, log, tensors
-from tests.distributed.ranks import run_ranks
-from tests.small_rows import write_rows
+from tests.support.ranks import run_ranks
+from tests.support.small_rows import write_rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -51,14 +51,18 @@ def test_two_ranks_end_as_if_never_stopped(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 250, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 60, seed=2)
     ports = [free_port() for _ in range(3)]
-    run_ranks(2, straight_and_resumed, tmp_path / "ranks", str(tmp_path / "rows"), str(tmp_path), ports)
+    run_ranks(
+        2, straight_and_resumed, tmp_path / "ranks", str(tmp_path / "rows"), str(tmp_path), ports
+    )
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert_equal_runs(straight, killed)
     assert {"random.0.cpu", "random.1.cpu"} <= tensors(straight).keys()
     # One rank goes on with what two had not read: each row of the epoch once.
     alone = as_killed(straight, tmp_path / "alone", 5)
     train(configuration(tmp_path / "rows"), RunDir(alone), resume=True)
-    counts = [[line["counts"] for line in log(path) if "epoch" in line] for path in (straight, alone)]
+    counts = [
+        [line["counts"] for line in log(path) if "epoch" in line] for path in (straight, alone)
+    ]
     assert counts[0] == counts[1]
     assert log(alone)[-1]["step"] > log(straight)[-1]["step"]
 
@@ -68,16 +72,33 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
     write_rows(tmp_path / "rows/train/a.parquet", 4000, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 60, seed=2)
     root = tmp_path / "rows"
-    config = configuration(root, data={"root": str(root), "num_workers": 1}, checkpoint={"every": 3, "keep": 1}, train={"epochs": 1})
+    config = configuration(
+        root,
+        data={"root": str(root), "num_workers": 1},
+        checkpoint={"every": 3, "keep": 1},
+        train={"epochs": 1},
+    )
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "-m", "mail_torchrec", "train"]
+    torchrun = [
+        str(Path(sys.executable).with_name("torchrun")),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "mail_torchrec",
+        "train",
+    ]
     command = [*torchrun, "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
     checkpoints = RunDir(tmp_path / "run").checkpoints
     with (tmp_path / "log").open("wb") as output:
         started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
             deadline = time.monotonic() + 240
-            while not checkpoints.published() and started.poll() is None and time.monotonic() < deadline:
+            while (
+                not checkpoints.published()
+                and started.poll() is None
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.05)
             started.send_signal(signal.SIGTERM)
             assert started.wait(120) != 0
@@ -88,6 +109,12 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
     [step] = re.findall(r"told to stop: saved after step (\d+)", text)
     assert checkpoints.published()[-1].name == f"step-{int(step):08d}", text
     assert not RunDir(tmp_path / "run").metrics.exists()
-    done = subprocess.run([*command, "--resume", "data.num_workers=0"], capture_output=True, text=True, check=True, timeout=400)
+    done = subprocess.run(
+        [*command, "--resume", "data.num_workers=0"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=400,
+    )
     assert f"going on after step {step}, in epoch 1" in done.stderr
     assert RunDir(tmp_path / "run").metrics.exists()

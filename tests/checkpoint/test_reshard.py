@@ -15,14 +15,14 @@ from mail_torchrec.checkpoint.folder import Checkpoints
 from mail_torchrec.checkpoint.manifest import Manifest, Progressed, Rank
 from mail_torchrec.checkpoint.saver import write_checkpoint
 from mail_torchrec.config import Config
-from mail_torchrec.data.deal import Position
 from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.reader import Reader, Share
-from mail_torchrec.data.source import Source
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.partition import Position
+from mail_torchrec.data.reading.reader import Reader, Share
 from mail_torchrec.train.assembly import Assembled, assemble, table_keys
 from mail_torchrec.train.state import model_state, optimizer_state, restore, state_of
-from tests.distributed.ranks import run_ranks
-from tests.small_rows import SCHEMA, config_tree, write_rows
+from tests.support.ranks import run_ranks
+from tests.support.small_rows import SCHEMA, config_tree, write_rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -38,15 +38,31 @@ TABLES = {"age", "city", "hour", "tags", "actions", "item"}
 
 def build(root: str, plan: str, optimizer: str, seed: int) -> tuple[Assembled, dict[str, str], Any]:
     """A small model, its tables and this rank's batches; another seed begins with other weights."""
-    model = {"tower": "base_dnn", "tower_options": {"hidden_dims": [4], "dropout": 0.0}, "zero_shot": None}
+    model = {
+        "tower": "base_dnn",
+        "tower_options": {"hidden_dims": [4], "dropout": 0.0},
+        "zero_shot": None,
+    }
     train = {"seed": seed, "tables": {"name": optimizer}}
-    tree = config_tree(Path(root), schema=SCHEMA | {"dim": 16}, model=model, train=train, sharding=PLANS[plan])
+    tree = config_tree(
+        Path(root), schema=SCHEMA | {"dim": 16}, model=model, train=train, sharding=PLANS[plan]
+    )
     config = Config.model_validate(tree)
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
     share = Share(dist.get_rank(), dist.get_world_size())
-    reader = Reader(source, config.schema_, encoders, assembled.lookups, config.data, share=share, batch_size=20, shuffle=True, seed=seed)
+    reader = Reader(
+        source,
+        config.schema_,
+        encoders,
+        assembled.lookups,
+        config.data,
+        share=share,
+        batch_size=20,
+        shuffle=True,
+        seed=seed,
+    )
     return assembled, table_keys(config, assembled.lookups, encoders), iter(reader)
 
 
@@ -55,7 +71,10 @@ def whole(state: dict[str, Any]) -> dict[str, Tensor]:
     mine = {}
     for key, value in state.items():
         if isinstance(value, ShardedTensor):
-            mine[key] = [(shard.metadata.shard_offsets, shard.tensor) for shard in value.local_shards()], value.metadata().size
+            mine[key] = (
+                [(shard.metadata.shard_offsets, shard.tensor) for shard in value.local_shards()],
+                value.metadata().size,
+            )
         else:
             mine[key] = [([0] * value.dim(), value)], value.shape
     parts: list[Any] = [None] * dist.get_world_size()
@@ -65,7 +84,12 @@ def whole(state: dict[str, Any]) -> dict[str, Tensor]:
         for key, (shards, size) in part.items():
             for offsets, tensor in shards:
                 target = found.setdefault(key, torch.full(size, float("nan"), dtype=torch.float64))
-                target[tuple(slice(start, start + length) for start, length in zip(offsets, tensor.shape, strict=True))] = tensor.double()
+                target[
+                    tuple(
+                        slice(start, start + length)
+                        for start, length in zip(offsets, tensor.shape, strict=True)
+                    )
+                ] = tensor.double()
     assert not any(tensor.isnan().any() for tensor in found.values())
     return found
 
@@ -94,10 +118,18 @@ def all_worlds(root: str, folder: str, optimizer: str) -> list[str]:
             if me < num_ranks:
                 os.environ["LOCAL_WORLD_SIZE"] = str(num_ranks)
                 rendezvous = f"file://{folder}/{task.__name__}{num_ranks}"
-                dist.init_process_group("gloo", init_method=rendezvous, rank=me, world_size=num_ranks, timeout=timedelta(minutes=5))
+                dist.init_process_group(
+                    "gloo",
+                    init_method=rendezvous,
+                    rank=me,
+                    world_size=num_ranks,
+                    timeout=timedelta(minutes=5),
+                )
                 refused += task(root, Path(folder), optimizer, num_ranks)
                 dist.destroy_process_group()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/end", rank=me, world_size=max(RANKS))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/end", rank=me, world_size=max(RANKS)
+    )
     return refused
 
 
@@ -112,7 +144,16 @@ def save_all(root: str, folder: Path, optimizer: str, num_ranks: int) -> list[st
         )  # fmt: skip
         group = dist.new_group(backend="gloo")
         place = Checkpoints(folder / f"{num_ranks}-{plan}")
-        write_checkpoint(place, 2, state_of(assembled), Rank(), lambda _, made=manifest: made, {}, keep=1, group=group)
+        write_checkpoint(
+            place,
+            2,
+            state_of(assembled),
+            Rank(),
+            lambda _, made=manifest: made,
+            {},
+            keep=1,
+            group=group,
+        )
         found = learned(assembled)
         if dist.get_rank() == 0:
             torch.save((found, columns(assembled)), folder / f"{num_ranks}-{plan}.pt")
@@ -128,13 +169,20 @@ def load_all(root: str, folder: Path, optimizer: str, num_ranks: int) -> list[st
             expected, columns_there = torch.load(source, weights_only=True)
             [checkpoint] = Checkpoints(source.with_suffix("")).published()
             here = columns(assembled)
-            torn = {table for table in TABLES if columns_there[table] != here[table]} if optimizer == "rowwise_adagrad" else set()
+            torn = (
+                {table for table in TABLES if columns_there[table] != here[table]}
+                if optimizer == "rowwise_adagrad"
+                else set()
+            )
             if torn:
                 with pytest.raises(ValueError, match="does not fit") as error:
                     restore(assembled, checkpoint, 2, tables, set())
                 refused.append(f"{source.stem} -> {num_ranks}-{plan}: {error.value}")
                 for table in torn:
-                    assert f"{table}.momentum1" in str(error.value) and table in str(error.value).partition("restart_state=[")[2]
+                    assert (
+                        f"{table}.momentum1" in str(error.value)
+                        and table in str(error.value).partition("restart_state=[")[2]
+                    )
             restore(assembled, checkpoint, 2, tables, torn)
             found = learned(assembled)
             assert found.keys() == fresh.keys()
@@ -151,7 +199,14 @@ def load_all(root: str, folder: Path, optimizer: str, num_ranks: int) -> list[st
 def test_from_any_ranks_and_plan_to_any_other(tmp_path: Path, optimizer: str) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 200, seed=1)
     (tmp_path / "out").mkdir()
-    refused = run_ranks(max(RANKS), all_worlds, tmp_path / "ranks", str(tmp_path / "rows"), str(tmp_path / "out"), optimizer)[0]
+    refused = run_ranks(
+        max(RANKS),
+        all_worlds,
+        tmp_path / "ranks",
+        str(tmp_path / "rows"),
+        str(tmp_path / "out"),
+        optimizer,
+    )[0]
     if optimizer == "adagrad":
         assert not refused
     else:  # one number a row and column shard: from and to column-wise only

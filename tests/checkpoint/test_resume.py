@@ -19,7 +19,7 @@ from mail_torchrec.config import Config
 from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import evaluate_run, train
-from tests.small_rows import baseline_tree, config_tree, write_rows
+from tests.support.small_rows import baseline_tree, config_tree, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,22 @@ def configuration(root: Path, **sections: dict[str, Any]) -> Config:
     given = {"model": model, "train": {}, "checkpoint": {}} | sections
     train_settings = {"epochs": 2, "log_every": 3} | given.pop("train")
     return Config.model_validate(
-        config_tree(root, train=train_settings, checkpoint={"every": 5, "keep": 9} | given.pop("checkpoint"), **given)
+        config_tree(
+            root,
+            train=train_settings,
+            checkpoint={"every": 5, "keep": 9} | given.pop("checkpoint"),
+            **given,
+        )
     )
 
 
 def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """Everything in the last checkpoint."""
     folder = RunDir(run_dir).checkpoints.published()[-1]
-    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(folder).items()}
+    state = {
+        key: torch.empty(item.size, dtype=item.properties.dtype)
+        for key, item in saved_tensors(folder).items()
+    }
     read_tensors(state, folder)
     return state
 
@@ -53,17 +61,28 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 def log(run_dir: Path) -> list[dict[str, Any]]:
     """What was recorded, but for the time and the memory that it took."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("rows_per_second", "input_wait", "usage")} for line in lines]
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key not in ("rows_per_second", "input_wait", "usage")
+        }
+        for line in lines
+    ]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Weights, buffers, optimizer state, random state, records, figures: to the bit."""
     first, second = tensors(one), tensors(other)
     assert first.keys() == second.keys()
-    assert any(key.endswith("exp_avg_sq") for key in first) and any(key.endswith("running_var") for key in first)
+    assert any(key.endswith("exp_avg_sq") for key in first) and any(
+        key.endswith("running_var") for key in first
+    )
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
     assert log(one) == log(other)
-    assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
+    assert json.loads((one / "metrics.json").read_text()) == json.loads(
+        (other / "metrics.json").read_text()
+    )
 
 
 def as_killed(finished: Path, copy: Path, step: int) -> Path:
@@ -85,7 +104,9 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [5, 10, 16])
-def test_a_resumed_run_ends_as_one_that_never_stopped(root: Path, finished: Path, tmp_path: Path, step: int) -> None:
+def test_a_resumed_run_ends_as_one_that_never_stopped(
+    root: Path, finished: Path, tmp_path: Path, step: int
+) -> None:
     killed = as_killed(finished, tmp_path / "run", step)
     train(configuration(root), RunDir(killed), resume=True)
     assert_equal_runs(finished, killed)
@@ -105,7 +126,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_so_does_every_kind_of_run(root: Path, tmp_path: Path, variant: str) -> None:
     sections = VARIANTS[variant]
-    config = configuration(root, **sections | {"data": {"root": str(root)} | sections.get("data", {})})
+    config = configuration(
+        root, **sections | {"data": {"root": str(root)} | sections.get("data", {})}
+    )
     train(config, RunDir(tmp_path / "straight"))
     killed = as_killed(tmp_path / "straight", tmp_path / "killed", 5)
     train(config, RunDir(killed), resume=True)
@@ -124,7 +147,11 @@ def at_steps(actions: dict[int, Callable[[], object]]) -> Callable[..., None]:
 
 
 def test_sigterm_saves_and_exits_and_the_run_goes_on(
-    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -132,9 +159,13 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(
         with pytest.raises(SystemExit) as stopped:
             train(configuration(root, checkpoint={"every": 0}), RunDir(tmp_path / "run"))
     assert stopped.value.code == 143
-    assert "told to stop: saved after step 7; --resume goes on from there" in capsys.readouterr().err
+    assert (
+        "told to stop: saved after step 7; --resume goes on from there" in capsys.readouterr().err
+    )
     assert signal.getsignal(signal.SIGTERM) == handler
-    assert [path.name for path in RunDir(tmp_path / "run").checkpoints.published()] == ["step-00000007"]
+    assert [path.name for path in RunDir(tmp_path / "run").checkpoints.published()] == [
+        "step-00000007"
+    ]
     train(configuration(root), RunDir(tmp_path / "run"), resume=True)
     assert_equal_runs(finished, tmp_path / "run")
 
@@ -154,7 +185,9 @@ def test_a_finished_run_gives_its_figures_and_more_epochs_train_on(
 
 def limit_files(num_bytes: int) -> None:
     """The operating system refuses longer ones, as it refuses any when the disk is full; -1 allows all again."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )
 
 
 @pytest.fixture
@@ -167,12 +200,18 @@ def full_disk() -> Iterator[None]:
 def test_a_checkpoint_that_cannot_be_written_is_told_and_those_before_stay(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Progress, "step", at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)}))
+    monkeypatch.setattr(
+        Progress, "step", at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)})
+    )
     train(configuration(root, checkpoint={"mode": "sync"}), RunDir(tmp_path / "run"))
     told = capsys.readouterr().err
     assert "WARNING: the checkpoint of step 10 could not be written below" in told
     assert "MiB free there); 'step-00000005' remains the newest" in told
-    assert [path.name for path in RunDir(tmp_path / "run").checkpoints.published()] == ["step-00000005", "step-00000015", "step-00000016"]
+    assert [path.name for path in RunDir(tmp_path / "run").checkpoints.published()] == [
+        "step-00000005",
+        "step-00000015",
+        "step-00000016",
+    ]
     [failed] = [line for line in log(tmp_path / "run") if "checkpoint_failed" in line]
     assert failed["checkpoint_failed"] in told
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
@@ -183,7 +222,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_those_before_stay(
 def test_where_asked_the_run_stops_at_once(root: Path, tmp_path: Path, mode: str) -> None:
     run_dir = RunDir(tmp_path / "run")
     config = configuration(root, checkpoint={"mode": mode, "on_failure": "stop"})
-    with pytest.raises(OSError, match=r"the checkpoint of step 5 could not be written below .*there is none yet"):
+    with pytest.raises(
+        OSError, match=r"the checkpoint of step 5 could not be written below .*there is none yet"
+    ):
         train(config, run_dir)
     assert not run_dir.checkpoints.published() and not run_dir.metrics.exists()
 
@@ -207,7 +248,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     damage(killed / "checkpoints/step-00000010/__0_0.distcp")
     evaluate_run(RunDir(killed), None, [])
     told = capsys.readouterr().err
-    assert f"WARNING: '{killed / 'checkpoints/step-00000010'}' is damaged, the one before it is used" in told
+    assert (
+        f"WARNING: '{killed / 'checkpoints/step-00000010'}' is damaged, the one before it is used"
+        in told
+    )
     assert f"{killed / 'checkpoints/step-00000010/__0_0.distcp'} should have the SHA-256 " in told
     train(configuration(root), RunDir(killed), resume=True)
     assert_equal_runs(finished, killed)
@@ -216,14 +260,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert CliRunner().invoke(main, command).exit_code == 0
     damage(killed / "checkpoints/step-00000015/manifest.json")
     found = CliRunner().invoke(main, command)
-    assert found.exit_code == 1 and "step-00000015/manifest.json should have the SHA-256 " in found.output
+    assert (
+        found.exit_code == 1
+        and "step-00000015/manifest.json should have the SHA-256 " in found.output
+    )
 
 
-def test_when_all_are_damaged_the_run_is_refused(root: Path, finished: Path, tmp_path: Path) -> None:
+def test_when_all_are_damaged_the_run_is_refused(
+    root: Path, finished: Path, tmp_path: Path
+) -> None:
     killed = as_killed(finished, tmp_path / "run", 10)
     damage(killed / "checkpoints/step-00000005/.metadata")
     (killed / "checkpoints/step-00000010/SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match=r"every checkpoint below .* is damaged; delete the run directory(.|\n)*SHA256SUMS(.|\n)*metadata"):
+    with pytest.raises(
+        ValueError,
+        match=r"every checkpoint below .* is damaged; delete the run directory(.|\n)*SHA256SUMS(.|\n)*metadata",
+    ):
         train(configuration(root), RunDir(killed), resume=True)
 
 
@@ -234,17 +286,25 @@ def test_a_run_without_a_checkpoint_begins_anew(root: Path, finished: Path, tmp_
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "schema": ({"schema": {"dim": 12}}, r"another configuration; resume with the same.*\n  schema.dim: 8 there, 12 now$"),
+    "schema": (
+        {"schema": {"dim": 12}},
+        r"another configuration; resume with the same.*\n  schema.dim: 8 there, 12 now$",
+    ),
     "optimizer": (
         {"train": {"tables": {"name": "sgd"}, "seed": 9}},
         r"train.tables.name: adagrad there, sgd now\n  train.seed: 1 there, 9 now",
     ),
-    "data": ({"data": {"train": "test"}}, r"test' is not the training data of .* \(120 rows, 250 then\); bring that data back"),
+    "data": (
+        {"data": {"train": "test"}},
+        r"test' is not the training data of .* \(120 rows, 250 then\); bring that data back",
+    ),
 }
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_another_run_is_refused_with_the_difference(root: Path, finished: Path, tmp_path: Path, change: str) -> None:
+def test_another_run_is_refused_with_the_difference(
+    root: Path, finished: Path, tmp_path: Path, change: str
+) -> None:
     sections, message = REFUSED[change]
     config = configuration(root, **{name: config_tree(root)[name] | section for name, section in sections.items() if name != "train"} | {
         name: section for name, section in sections.items() if name == "train"})  # fmt: skip
@@ -256,27 +316,46 @@ def test_another_run_is_refused_with_the_difference(root: Path, finished: Path, 
 def test_other_vocabularies_are_refused(root: Path, finished: Path, tmp_path: Path) -> None:
     killed = as_killed(finished, tmp_path / "run", 10)
     shutil.copy(killed / "vocabularies/age.parquet", killed / "vocabularies/hour.parquet")
-    with pytest.raises(ValueError, match=r"vocabularies' is not what .*step-00000010' was trained with: hour.parquet changed"):
+    with pytest.raises(
+        ValueError,
+        match=r"vocabularies' is not what .*step-00000010' was trained with: hour.parquet changed",
+    ):
         train(configuration(root), RunDir(killed), resume=True)
 
 
 def test_what_may_change_may_change(root: Path, finished: Path, tmp_path: Path) -> None:
     """Another batch size: what is left of the epoch is dealt anew."""
     killed = as_killed(finished, tmp_path / "run", 5)
-    config = configuration(root, train={"batch_size": 20, "log_every": 4}, sharding={"types": ["row_wise"]}, checkpoint={"keep": 1})
+    config = configuration(
+        root,
+        train={"batch_size": 20, "log_every": 4},
+        sharding={"types": ["row_wise"]},
+        checkpoint={"keep": 1},
+    )
     figures = train(config, RunDir(killed), resume=True)
-    # 8 steps of 31 or 32 rows: 156 are done after 5, and 94 are dealt to 5 steps of at most 20; then 250 to 13.
+    # 8 steps of 31 or 32 rows: 156 are done after 5, and 94 are dealt to 5 steps of at most 20;
+    # then 250 to 13.
     assert [path.name for path in RunDir(killed).checkpoints.published()] == ["step-00000023"]
     assert figures["all"]["rows"] == 120
-    counts = [[line["counts"]["cut/history"] for line in log(run) if "epoch" in line] for run in (finished, killed)]
+    counts = [
+        [line["counts"]["cut/history"] for line in log(run) if "epoch" in line]
+        for run in (finished, killed)
+    ]
     assert counts[0] == counts[1], "each row of an epoch was met once"
 
 
-def test_the_command_line_lists_and_shows_checkpoints_without_torchrec(finished: Path, tmp_path: Path) -> None:
+def test_the_command_line_lists_and_shows_checkpoints_without_torchrec(
+    finished: Path, tmp_path: Path
+) -> None:
     killed = as_killed(finished, tmp_path / "run", 10)
     (killed / "checkpoints/step-00000005/plan.json").unlink()
     lines = CliRunner().invoke(main, ["checkpoint", "list", str(killed)]).output.splitlines()
-    assert [line.split()[0] for line in lines] == ["checkpoint", "step-00000005", "step-00000010", ".step-00000015.partial"]
+    assert [line.split()[0] for line in lines] == [
+        "checkpoint",
+        "step-00000005",
+        "step-00000010",
+        ".step-00000015.partial",
+    ]
     assert "epoch 1, 5 steps of it done" in lines[1] and "epoch 2, 2 steps of it done" in lines[2]
     assert lines[1].endswith("damaged: plan.json missing") and lines[2].endswith("published")
     assert lines[3].endswith("being written, or left by a killed run")
@@ -286,4 +365,6 @@ def test_the_command_line_lists_and_shows_checkpoints_without_torchrec(finished:
         ["item", "1,024", "8", "float32", "1", "32.0", "KiB", "item.momentum1", "32.0", "KiB"]
     ]
     empty = CliRunner().invoke(main, ["checkpoint", "list", str(tmp_path)])
-    assert empty.exit_code == 1 and "should be the directory of a run or a checkpoint" in empty.output
+    assert (
+        empty.exit_code == 1 and "should be the directory of a run or a checkpoint" in empty.output
+    )

@@ -27,7 +27,9 @@ def test_the_share_is_within_binomial_bounds(share: float, salt: str) -> None:
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_hidden_sets_are_nested(one: float, other: float) -> None:
     """A user hidden at 0.2 is hidden at 0.4."""
-    fewer, more = (hidden_users(USERS, ColdStartSettings(hide_share=share)) for share in sorted((one, other)))
+    fewer, more = (
+        hidden_users(USERS, ColdStartSettings(hide_share=share)) for share in sorted((one, other))
+    )
     assert not (fewer & ~more).any()
 
 
@@ -39,13 +41,19 @@ def test_a_user_is_hidden_everywhere_or_nowhere(users: list[int], random: Random
     shuffled = users * 2
     random.shuffle(shuffled)
     for kind in (pa.int8(), pa.int32(), pa.uint64()):
-        for keys in (pa.array(shuffled, kind), pa.chunked_array([pa.array([user], kind) for user in shuffled])):
+        for keys in (
+            pa.array(shuffled, kind),
+            pa.chunked_array([pa.array([user], kind) for user in shuffled]),
+        ):
             assert hidden_users(keys, cold).tolist() == [answer[user] for user in shuffled]
 
 
 def test_another_salt_hides_another_set() -> None:
     """Independent at 0.4: the two agree on 0.4^2 + 0.6^2 of the users."""
-    one, other = (hidden_users(USERS, ColdStartSettings(hide_share=0.4, salt=salt)) for salt in ("mail", "other"))
+    one, other = (
+        hidden_users(USERS, ColdStartSettings(hide_share=0.4, salt=salt))
+        for salt in ("mail", "other")
+    )
     assert (one == other).mean() == pytest.approx(0.52, abs=0.02)
 
 
@@ -53,7 +61,10 @@ def test_nobody_everybody_and_the_oracle() -> None:
     """The ends of the range are exact; the oracle hides the same users."""
     assert not hidden_users(USERS, ColdStartSettings()).any()
     assert hidden_users(USERS, ColdStartSettings(hide_share=1.0)).all()
-    without, with_oracle = (hidden_users(USERS, ColdStartSettings(hide_share=0.4, oracle=oracle)) for oracle in (False, True))
+    without, with_oracle = (
+        hidden_users(USERS, ColdStartSettings(hide_share=0.4, oracle=oracle))
+        for oracle in (False, True)
+    )
     assert (without == with_oracle).all()
 
 

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
 from mail_torchrec.data.encoders import Encoders, Scale, _Moments, fit_encoders
-from mail_torchrec.data.schema import Schema
-from mail_torchrec.data.source import Source
-from mail_torchrec.data.vocabulary import HashedIds, Vocabulary
-from tests.data import plain
-from tests.data.plain import TYPES, any_rows, row, vocabularies, write
+from mail_torchrec.data.ids.vocabulary import HashedIds, Vocabulary
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.schema.schema import Schema
+from tests.support import plain
+from tests.support.plain import TYPES, any_rows, row, vocabularies, write
 
-files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+files = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
 
 
 def fit(path: Path, schema: Schema, **cold_start: Any) -> Encoders:
@@ -26,23 +28,35 @@ def fit(path: Path, schema: Schema, **cold_start: Any) -> Encoders:
 
 
 def values(encoders: Encoders) -> dict[str, list[Any]]:
-    return {name: table.values.to_pylist() for name, table in encoders.tables.items() if isinstance(table, Vocabulary)}
+    return {
+        name: table.values.to_pylist()
+        for name, table in encoders.tables.items()
+        if isinstance(table, Vocabulary)
+    }
 
 
 def hidden(rows: list[plain.Row], cold_start: ColdStartSettings) -> set[int]:
     """Who is hidden is told by cold_start, which has tests of its own."""
     users = [row["user"] for row in rows]
-    return {user for user, is_hidden in zip(users, hidden_users(pa.array(users), cold_start), strict=True) if is_hidden}
+    return {
+        user
+        for user, is_hidden in zip(users, hidden_users(pa.array(users), cold_start), strict=True)
+        if is_hidden
+    }
 
 
 @files
 @given(any_rows(), st.sampled_from([0.0, 0.5, 1.0]), st.data())
-def test_vocabularies_equal_plain_counting(tmp_path: Path, rows: list[plain.Row], share: float, data: st.DataObject) -> None:
+def test_vocabularies_equal_plain_counting(
+    tmp_path: Path, rows: list[plain.Row], share: float, data: st.DataObject
+) -> None:
     """Lists cut, hidden behaviours and nulls left out, the item table counted over targets and histories."""
     schema, first = plain.schema(), data.draw(st.integers(0, len(rows)))
     write(tmp_path / "a.parquet", rows, [first, len(rows) - first])
     cold_start = ColdStartSettings(hide_share=share)
-    assert values(fit(tmp_path, schema, hide_share=share)) == vocabularies(rows, hidden(rows, cold_start))
+    assert values(fit(tmp_path, schema, hide_share=share)) == vocabularies(
+        rows, hidden(rows, cold_start)
+    )
 
 
 def test_the_oracle_counts_hidden_behaviours(tmp_path: Path, schema: Schema) -> None:
@@ -59,11 +73,15 @@ def test_scales_equal_plain_statistics(tmp_path: Path, rows: list[plain.Row]) ->
     known = [row["income"] for row in rows if row["income"] is not None] or [0.0]
     assert scale.mean == pytest.approx(statistics.fmean(known), abs=1e-12)
     deviation = statistics.pstdev(known)
-    assert scale.deviation == pytest.approx(deviation, abs=1e-9) or (deviation < 1e-9 and scale.deviation == 1.0)
+    assert scale.deviation == pytest.approx(deviation, abs=1e-9) or (
+        deviation < 1e-9 and scale.deviation == 1.0
+    )
 
 
 @pytest.mark.parametrize("value", [0.1, 2e-153, 1e100])
-def test_a_constant_but_for_rounding_is_a_constant_and_what_lies_far_off_stays_finite(value: float) -> None:
+def test_a_constant_but_for_rounding_is_a_constant_and_what_lies_far_off_stays_finite(
+    value: float,
+) -> None:
     moments = _Moments()
     moments.add(np.array([value, value, value * (1 + 1e-15)]))
     assert moments.scale().deviation == 1.0
@@ -82,46 +100,84 @@ def test_a_missing_number_becomes_the_mean() -> None:
 
 def test_files_of_different_types_share_a_vocabulary(tmp_path: Path, schema: Schema) -> None:
     """int32 and int64, string, large_string and dictionary."""
-    for name, integers, text in (("a", pa.int32(), pa.string()), ("b", pa.int64(), pa.large_string())):
+    for name, integers, text in (
+        ("a", pa.int32(), pa.string()),
+        ("b", pa.int64(), pa.large_string()),
+    ):
         types = TYPES.set(2, pa.field("age", integers)).set(3, pa.field("city", text))
-        write(tmp_path / f"{name}.parquet", [row(age=5, city="x"), row(age=-124, city="y"), row(age=5, city="x")], types=types)
-    write(tmp_path / "c.parquet", [row(age=7, city="x")], types=TYPES.set(3, pa.field("city", pa.dictionary(pa.int8(), pa.string()))))
+        write(
+            tmp_path / f"{name}.parquet",
+            [row(age=5, city="x"), row(age=-124, city="y"), row(age=5, city="x")],
+            types=types,
+        )
+    write(
+        tmp_path / "c.parquet",
+        [row(age=7, city="x")],
+        types=TYPES.set(3, pa.field("city", pa.dictionary(pa.int8(), pa.string()))),
+    )
     found = values(fit(tmp_path, schema))
     assert (found["age"], found["city"]) == ([5, 7, -124], ["x", "y"])
 
 
 def test_files_of_clashing_types_are_named(tmp_path: Path, schema: Schema) -> None:
     write(tmp_path / "a.parquet", [row()])
-    write(tmp_path / "b.parquet", [row(hour="3")], types=TYPES.set(7, pa.field("hour", pa.string())))
+    write(
+        tmp_path / "b.parquet", [row(hour="3")], types=TYPES.set(7, pa.field("hour", pa.string()))
+    )
     with pytest.raises(
-        ValueError, match=r"b\.parquet, row group \d+: column 'hour' looks up table 'hour' with large_string ids, .* with int64; cast one"
+        ValueError,
+        match=r"b\.parquet, row group \d+: column 'hour' looks up table 'hour' with large_string ids, .* with int64; cast one",
     ):
         fit(tmp_path, schema)
 
 
 def test_a_bad_number_is_named_while_fitting(tmp_path: Path, schema: Schema) -> None:
     write(tmp_path / "a.parquet", [row(), row(income=float("nan"))])
-    with pytest.raises(ValueError, match=r"a\.parquet, row group \d+: column 'income' should be finite, received nan in row 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.parquet, row group \d+: column 'income' should be finite, received nan in row 1",
+    ):
         fit(tmp_path, schema)
 
 
 @pytest.mark.parametrize("column", ["user", "age"])
-def test_an_id_above_int64_is_named_while_fitting(tmp_path: Path, schema: Schema, column: str) -> None:
+def test_an_id_above_int64_is_named_while_fitting(
+    tmp_path: Path, schema: Schema, column: str
+) -> None:
     write(
-        tmp_path / "a.parquet", [row(**{column: 2**64 - 1})], types=TYPES.set(TYPES.get_field_index(column), pa.field(column, pa.uint64()))
+        tmp_path / "a.parquet",
+        [row(**{column: 2**64 - 1})],
+        types=TYPES.set(TYPES.get_field_index(column), pa.field(column, pa.uint64())),
     )
-    with pytest.raises(ValueError, match=rf"a\.parquet, row group \d+: column '{column}' should fit into signed 64-bit integers"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a\.parquet, row group \d+: column '{column}' should fit into signed 64-bit integers",
+    ):
         fit(tmp_path, schema)
 
 
 def test_min_count_rows_and_hash(tmp_path: Path) -> None:
     schema = Schema.model_validate(
-        plain.TREE | {"tables": {"age": {"min_count": 2}, "city": {"rows": 3}, "hour": {"ids": "hash", "rows": 9}}}
+        plain.TREE
+        | {
+            "tables": {
+                "age": {"min_count": 2},
+                "city": {"rows": 3},
+                "hour": {"ids": "hash", "rows": 9},
+            }
+        }
     )
-    write(tmp_path / "a.parquet", [row(age=age, city=city) for age, city in ((1, "a"), (1, "b"), (2, "b"))])
+    write(
+        tmp_path / "a.parquet",
+        [row(age=age, city=city) for age, city in ((1, "a"), (1, "b"), (2, "b"))],
+    )
     encoders = fit(tmp_path, schema)
     assert (values(encoders)["age"], values(encoders)["city"]) == ([1], ["b"])
-    assert (encoders.num_rows["age"], encoders.num_rows["city"], encoders.num_rows["hour"]) == (3, 3, 9)
+    assert (encoders.num_rows["age"], encoders.num_rows["city"], encoders.num_rows["hour"]) == (
+        3,
+        3,
+        9,
+    )
 
 
 @files
@@ -148,5 +204,7 @@ def test_a_run_directory_copied_in_part_is_named(tmp_path: Path, schema: Schema,
     write(tmp_path / "data" / "a.parquet", [row()])
     fit(tmp_path / "data", schema).save(tmp_path / "saved")
     (tmp_path / "saved" / name).unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path}/saved should hold the vocabularies of a run: .*{name}"):
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/saved should hold the vocabularies of a run: .*{name}"
+    ):
         Encoders.load(tmp_path / "saved", schema)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mail_torchrec.data.ids.vocabulary import HashedIds, Vocabulary
 from mail_torchrec.data.negatives import Negatives, NegativeSampler
-from mail_torchrec.data.vocabulary import HashedIds, Vocabulary
 
 COUNTS = [10, 50, 5, 1, 30, 3, 1]
 RANKS = [2, 0, 3, 5, 1, 4, 6]
@@ -40,21 +40,35 @@ def test_the_distribution_is_the_one_expected(how: Negatives) -> None:
 
 def test_unknown_and_missing_ids_are_corrected_like_the_rarest() -> None:
     sampler = NegativeSampler(Negatives.UNIGRAM, 10, vocabulary(COUNTS), "item")
-    assert sampler.log_expected(np.array([0, 1, 8])).tolist() == pytest.approx([math.log(10 / sum(COUNTS))] * 3)
+    assert sampler.log_expected(np.array([0, 1, 8])).tolist() == pytest.approx(
+        [math.log(10 / sum(COUNTS))] * 3
+    )
 
 
 def test_one_value_is_always_drawn() -> None:
-    assert set(NegativeSampler(Negatives.LOG_UNIFORM, 50, vocabulary([3]), "item").sample(np.random.default_rng(1)).tolist()) == {2}
+    assert set(
+        NegativeSampler(Negatives.LOG_UNIFORM, 50, vocabulary([3]), "item")
+        .sample(np.random.default_rng(1))
+        .tolist()
+    ) == {2}
 
 
 def test_a_hashed_table_is_drawn_from_uniformly() -> None:
-    rows = NegativeSampler(Negatives.UNIFORM, 1000, HashedIds("item", 7), "item").sample(np.random.default_rng(1))
+    rows = NegativeSampler(Negatives.UNIFORM, 1000, HashedIds("item", 7), "item").sample(
+        np.random.default_rng(1)
+    )
     assert set(rows.tolist()) == {2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("how", [Negatives.LOG_UNIFORM, Negatives.UNIGRAM])
 def test_a_hashed_table_has_no_frequencies(how: Negatives) -> None:
-    with pytest.raises(ValueError, match=f"negatives '{how}' need frequencies, which the hashed table 'item' lacks; use 'uniform'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"negatives '{how}' need frequencies, which the hashed table 'item' lacks; use "
+            "'uniform'"
+        ),
+    ):
         NegativeSampler(how, 10, HashedIds("item", 7), "item")
 
 

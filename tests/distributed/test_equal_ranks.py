@@ -12,16 +12,16 @@ import torch.distributed as dist
 
 from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors, write_tensors
 from mail_torchrec.config import Config
-from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.reader import Reader, Share
-from mail_torchrec.data.source import Source
-from mail_torchrec.data.window import Window
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.chunk import Window
+from mail_torchrec.data.reading.reader import Reader, Share
 from mail_torchrec.train.assembly import assemble, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.trainer import samplers
-from tests.distributed.ranks import run_ranks
-from tests.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
+from tests.support.ranks import run_ranks
+from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
 pytestmark = pytest.mark.distributed
 
@@ -33,12 +33,17 @@ PLANS = {
 NUM_STEPS, NUM_ROWS = 4, 42
 
 
-def train_on_ranks(root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str) -> dict[str, Any]:
+def train_on_ranks(
+    root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str
+) -> dict[str, Any]:
     """Trains on the same global batches whatever the number of ranks, each taking an equal part; saves the weights."""
-    # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to whole steps.
+    # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to
+    # whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
     schema = WITH_ID if model.get("baseline") else SCHEMA
-    config = Config.model_validate(config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema))
+    config = Config.model_validate(
+        config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema)
+    )
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
@@ -76,16 +81,21 @@ def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any
 def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:
     """This rank's part of the global batches.
 
-    In step 0 the first of two ranks has old rows alone and the last one new rows; in step 1 the last row has weight 0; in the last two
-    steps there is no old row on any rank, and no new one.
+    In step 0 the first of two ranks has old rows alone and the last one new rows; in step 1 the
+    last row has weight 0; in the last two steps there is no old row on any rank, and no new one.
     """
     reader = Reader(
         source, config.schema_, encoders, assembled.lookups, config.data,
         share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.lookups),
     )  # fmt: skip
-    window = Window.concatenate([reader._encode(source.read(group), source.file(group)) for group in source.row_groups])
+    window = Window.concatenate(
+        [reader._encode(source.read(group), source.file(group)) for group in source.row_groups]
+    )
     new, old = np.flatnonzero(window.is_new_R), np.flatnonzero(~window.is_new_R)
-    rows_of = [np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]), *users_apart(window.users_R, NUM_STEPS - 3)]
+    rows_of = [
+        np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]),
+        *users_apart(window.users_R, NUM_STEPS - 3),
+    ]
     rows_of += [rows[next(users_apart(window.users_R[rows], 1))] for rows in (new, old)]
     result: list[Batch] = []
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
@@ -93,7 +103,11 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
         mine = np.array_split(np.arange(NUM_ROWS), dist.get_world_size())[dist.get_rank()]
         rows, random = window.take(rows_of[step][mine]), partial(reader._random, 0, step)
         result.append(reader._batching(rows, np.arange(len(rows)), is_real[mine], random))
-    assert dist.get_rank() < dist.get_world_size() - 1 or dist.get_world_size() == 1 or bool(result[0].is_new_B.all())
+    assert (
+        dist.get_rank() < dist.get_world_size() - 1
+        or dist.get_world_size() == 1
+        or bool(result[0].is_new_B.all())
+    )
     return iter(result)
 
 
@@ -116,7 +130,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(weights: Path) -> dict[str, torch.Tensor]:
-    state = {key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(weights).items()}
+    state = {
+        key: torch.empty(item.size, dtype=item.properties.dtype)
+        for key, item in saved_tensors(weights).items()
+    }
     read_tensors(state, weights)
     return state
 
@@ -129,7 +146,15 @@ def one_rank(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def run(name: str, model: dict[str, Any]) -> Any:
         if name not in cache:
             weights = folder / name / "weights"
-            [result] = run_ranks(1, train_on_ranks, folder / name, str(root), PLANS["table_wise"], model, str(weights))
+            [result] = run_ranks(
+                1,
+                train_on_ranks,
+                folder / name,
+                str(root),
+                PLANS["table_wise"],
+                model,
+                str(weights),
+            )
             cache[name] = result, load(weights)
         return cache[name]
 
@@ -138,9 +163,12 @@ def one_rank(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 MODELS: dict[str, dict[str, Any]] = {
     "mail_dmr": config_tree(Path())["model"],
-    "mail_base_dnn": config_tree(Path())["model"] | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
-    "dmr_multi_task": config_tree(Path())["model"] | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
-    "mail_deepfm": config_tree(Path())["model"] | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+    "mail_base_dnn": config_tree(Path())["model"]
+    | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+    "dmr_multi_task": config_tree(Path())["model"]
+    | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
+    "mail_deepfm": config_tree(Path())["model"]
+    | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
     "mean_fill": baseline_tree("mean_fill")["model"],
     "llae": baseline_tree("llae", solve_every=2, rank=2)["model"],
     "meta_emb": baseline_tree("meta_emb")["model"],
@@ -156,7 +184,15 @@ def test_losses_weights_and_scores_equal_one_rank(
     root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int
 ) -> None:
     expected, expected_weights = one_rank(model, MODELS[model])
-    results = run_ranks(world_size, train_on_ranks, tmp_path, str(root), PLANS[plan], MODELS[model], str(tmp_path / "weights"))
+    results = run_ranks(
+        world_size,
+        train_on_ranks,
+        tmp_path,
+        str(root),
+        PLANS[plan],
+        MODELS[model],
+        str(tmp_path / "weights"),
+    )
     assert results[0]["kinds"] == {plan}
     for step, losses in enumerate(expected["losses"]):
         assert losses.keys() == results[0]["losses"][step].keys()
@@ -164,8 +200,11 @@ def test_losses_weights_and_scores_equal_one_rank(
             mean = np.mean([result["losses"][step][name] for result in results])
             assert mean == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
     for step, scores in enumerate(expected["scores"]):
-        # DMR's relevance bias has no gradient but rounding: batch norm takes it out in training, its moving mean not quite.
-        torch.testing.assert_close(torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=5e-4)
+        # DMR's relevance bias has no gradient but rounding: batch norm takes it out in training,
+        # its moving mean not quite.
+        torch.testing.assert_close(
+            torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=5e-4
+        )
     for part, figures in expected["figures"].items():
         assert (model == "dmr_multi_task") == ("ctcvr_auc" in figures)
         for result in results:  # two rows whose scores differ by rounding may change places
@@ -174,5 +213,9 @@ def test_losses_weights_and_scores_equal_one_rank(
     assert weights.keys() == expected_weights.keys()
     assert set(expected["tables"]) <= weights.keys()
     for key, value in expected_weights.items():
-        bound = 6e-4 if key.endswith("running_mean") else 1e-4  # the relevance bias again: it counts once a behaviour, of which there are 6
-        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=bound, msg=lambda text, key=key: f"{key}: {text}")
+        bound = (
+            6e-4 if key.endswith("running_mean") else 1e-4
+        )  # the relevance bias again: it counts once a behaviour, of which there are 6
+        torch.testing.assert_close(
+            weights[key], value, rtol=1e-4, atol=bound, msg=lambda text, key=key: f"{key}: {text}"
+        )

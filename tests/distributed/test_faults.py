@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mail_torchrec.collectives import from_rank_0, rank
-from mail_torchrec.phases import current_phase, forget_phases, phase
-from mail_torchrec.train.watch import _ranks
-from tests.distributed.processes import under_torchrun, without_launcher
-from tests.distributed.ranks import run_ranks
-from tests.small_rows import config_tree, write_rows
+from mail_torchrec.distributed.collectives import from_rank_0, rank
+from mail_torchrec.distributed.watchdog import _ranks
+from mail_torchrec.utils.spans import current_phase, forget_phases, phase
+from tests.support.processes import under_torchrun, without_launcher
+from tests.support.ranks import run_ranks
+from tests.support.small_rows import config_tree, write_rows
 
 pytestmark = pytest.mark.distributed
 
@@ -29,14 +29,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_arguments(root: Path, folder: Path, timeout: float = 60, **model: Any) -> list[str]:
     tree = config_tree(
-        root, data={"root": str(root), "test": "train"}, model={"zero_shot": None} | model, train={"batch_size": 16, "timeout": timeout}
+        root,
+        data={"root": str(root), "test": "train"},
+        model={"zero_shot": None} | model,
+        train={"batch_size": 16, "timeout": timeout},
     )
     (folder / "c.yaml").write_text(yaml.safe_dump(tree))
     return ["train", "--config", str(folder / "c.yaml"), "--run-dir", str(folder / "run")]
 
 
 def faulty(fault: str, rank: int) -> dict[str, Any]:
-    return {"tower": "tests.faulty_tower:FaultyTower", "tower_options": {"fault": fault, "rank": rank, "step": 3}}
+    return {
+        "tower": "tests.support.faulty_tower:FaultyTower",
+        "tower_options": {"fault": fault, "rank": rank, "step": 3},
+    }
 
 
 STEP = "'training, epoch 1, step 3'"
@@ -52,14 +58,27 @@ STEP = "'training, epoch 1, step 3'"
      rf"rank 1 in {STEP} at \S+ > tests/faulty_tower.py:\d+"),
 ])  # fmt: skip
 def test_ranks_without_a_launcher_end_within_seconds_and_name_the_rank(
-    root: Path, tmp_path: Path, ranks: int, fault: str, rank: int, timeout: float, told_by: int, said: str
+    root: Path,
+    tmp_path: Path,
+    ranks: int,
+    fault: str,
+    rank: int,
+    timeout: float,
+    told_by: int,
+    said: str,
 ) -> None:
-    ended = without_launcher(ranks, *train_arguments(root, tmp_path, timeout, **faulty(fault, rank)), timeout=100)
+    ended = without_launcher(
+        ranks, *train_arguments(root, tmp_path, timeout, **faulty(fault, rank)), timeout=100
+    )
     assert all(end.code != 0 for end in ended)
-    assert sum(bool(re.search(said, end.output)) for end in ended) == told_by, "\n=====\n".join(end.output for end in ended)
+    assert sum(bool(re.search(said, end.output)) for end in ended) == told_by, "\n=====\n".join(
+        end.output for end in ended
+    )
 
 
-def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, tmp_path: Path) -> None:
+def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(
+    root: Path, tmp_path: Path
+) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 200, seed=1)
     table = pq.read_table(tmp_path / "rows/train/a.parquet")
     labels = [*table["clicked"].to_pylist()[:-1], 2]  # the last row group's, which one rank reads
@@ -68,25 +87,37 @@ def test_a_bad_value_on_one_rank_is_what_torchruns_report_ends_with(root: Path, 
     ended = under_torchrun(3, *train_arguments(tmp_path / "rows", tmp_path))
     assert ended.code != 0
     report = ended.output[ended.output.rindex("Root Cause") :]
-    assert "a.parquet, row group 3: column 'clicked' should be 0 or 1, received 2 in row 49" in report
+    assert (
+        "a.parquet, row group 3: column 'clicked' should be 0 or 1, received 2 in row 49" in report
+    )
     assert "gloo" not in ended.output
 
 
 def test_ranks_end_with_their_launcher(root: Path, tmp_path: Path) -> None:
-    ended = under_torchrun(2, *train_arguments(root, tmp_path, **faulty("orphan", 0)))  # returns when nobody is left
+    ended = under_torchrun(
+        2, *train_arguments(root, tmp_path, **faulty("orphan", 0))
+    )  # returns when nobody is left
     assert ended.code == -signal.SIGKILL and ended.output.count("the launcher is gone") == 2
 
 
-def test_torchrun_restarts_a_job_whose_rank_was_killed_and_it_ends_as_if_nothing_had_been(root: Path, tmp_path: Path) -> None:
+def test_torchrun_restarts_a_job_whose_rank_was_killed_and_it_ends_as_if_nothing_had_been(
+    root: Path, tmp_path: Path
+) -> None:
     said = {}
     for name, step in (("calm", 10**6), ("killed", 5)):
         (tmp_path / name).mkdir()
         tower = faulty("kill", 1)
-        arguments = train_arguments(root, tmp_path / name, **tower | {"tower_options": tower["tower_options"] | {"step": step}})
+        arguments = train_arguments(
+            root,
+            tmp_path / name,
+            **tower | {"tower_options": tower["tower_options"] | {"step": step}},
+        )
         ended = under_torchrun(2, *arguments, "checkpoint.every=2", options=("--max-restarts", "3"))
         assert ended.code == 0, ended.output
         said[name] = ended.output
-    assert re.search(r"going on after step (2|4)\b", said["killed"]) and "going on" not in said["calm"]
+    assert (
+        re.search(r"going on after step (2|4)\b", said["killed"]) and "going on" not in said["calm"]
+    )
     calm, killed = ((tmp_path / name / "run/metrics.json").read_text() for name in said)
     assert calm == killed
 
@@ -112,7 +143,12 @@ def errors_of_rank_0() -> list[Any]:
 def test_any_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
     first, second = run_ranks(2, errors_of_rank_0, tmp_path)
     assert first == [7, ("KeyError", "'x'"), ("ValueError", "bad"), ("UnpicklableError", "1 and 2")]
-    assert second == [7, ("KeyError", "'x'"), ("ValueError", "bad"), ("RuntimeError", "UnpicklableError: 1 and 2")]
+    assert second == [
+        7,
+        ("KeyError", "'x'"),
+        ("ValueError", "bad"),
+        ("RuntimeError", "UnpicklableError: 1 and 2"),
+    ]
 
 
 def test_a_phase_tells_where_an_error_was_raised() -> None:
@@ -127,6 +163,8 @@ def test_a_phase_tells_where_an_error_was_raised() -> None:
     forget_phases()
 
 
-@pytest.mark.parametrize(("ranks", "text"), [({3}, "rank 3"), ({0, 1, 2, 5}, "ranks 0-2, 5"), ([4, 2], "ranks 2, 4")])
+@pytest.mark.parametrize(
+    ("ranks", "text"), [({3}, "rank 3"), ({0, 1, 2, 5}, "ranks 0-2, 5"), ([4, 2], "ranks 2, 4")]
+)
 def test_ranks_in_words(ranks: Any, text: str) -> None:
     assert _ranks(ranks) == text

@@ -23,18 +23,23 @@ from mail_torchrec.config import Config
 from mail_torchrec.export.aoti import AotiModel
 from mail_torchrec.export.capture import capture
 from mail_torchrec.export.command import Order, export
-from mail_torchrec.export.manifest import Manifest, read_golden
-from mail_torchrec.export.run import Run
-from mail_torchrec.export.scorer import Scorer
-from mail_torchrec.train.predictions import Predictions
+from mail_torchrec.export.finished_run import Run
+from mail_torchrec.inference.manifest import Manifest, read_golden
+from mail_torchrec.inference.scorer import Scorer
+from mail_torchrec.metrics.predictions import Predictions
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from tests.export.whole import Whole, requests_of
-from tests.small_rows import config_tree, write_rows
-from tests.towers_of_users import MeanTower
+from tests.support.small_rows import config_tree, write_rows
+from tests.support.towers_of_users import MeanTower
+from tests.support.whole_export import Whole, requests_of
 
 MODEL = config_tree(Path())["model"]
-PLANS = {"item": ["row_wise"], "item_output": ["column_wise"], "city": ["row_wise"], "hour": ["table_wise"]}
+PLANS = {
+    "item": ["row_wise"],
+    "item_output": ["column_wise"],
+    "city": ["row_wise"],
+    "hour": ["table_wise"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_rank(rank: int, port: int, root: Path, run_dir: Path, sections: dict[str, Any]) -> None:
     """One of two ranks, as torchrun would start it."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     train(Config.model_validate(config_tree(root, **sections)), RunDir(run_dir))
 
@@ -62,12 +72,18 @@ def on_two_ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": MODEL | {"multi_task": {}},
         "schema": config_tree(root)["schema"] | {"dim": 12},
         "sharding": {"tables": PLANS, "min_partition": 4},
-        "train": {"epochs": 3, "save_predictions": True, "tables": {"name": "adagrad", "learning_rate": 0.2}},
+        "train": {
+            "epochs": 3,
+            "save_predictions": True,
+            "tables": {"name": "adagrad", "learning_rate": 0.2},
+        },
     }
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    mp.start_processes(train_rank, (port, root, folder / "run", sections), nprocs=2, start_method="spawn")
+    mp.start_processes(
+        train_rank, (port, root, folder / "run", sections), nprocs=2, start_method="spawn"
+    )
     return folder / "run"
 
 
@@ -80,23 +96,32 @@ def exported(on_two_ranks: Path) -> Path:
 @pytest.mark.distributed
 def test_every_table_comes_whole_from_two_ranks(on_two_ranks: Path, exported: Path) -> None:
     run, manifest = Run.open(RunDir(on_two_ranks)), Manifest.read(exported)
-    kinds = {name: entry["sharding_type"] for name, entry in json.loads((on_two_ranks / "plan.json").read_text())["tables"].items()}
+    kinds = {
+        name: entry["sharding_type"]
+        for name, entry in json.loads((on_two_ranks / "plan.json").read_text())["tables"].items()
+    }
     assert {kinds[name] for name in PLANS} == {"row_wise", "column_wise", "table_wise"}
     from torch.distributed.checkpoint import FileSystemReader
 
     folder = RunDir(on_two_ranks).checkpoints.published()[-1]
     for name, info in manifest.tables.items():
         [key] = [
-            key for key in FileSystemReader(folder).read_metadata().state_dict_metadata if f".{name}.weight" in key and "model." in key
+            key
+            for key in FileSystemReader(folder).read_metadata().state_dict_metadata
+            if f".{name}.weight" in key and "model." in key
         ]
         state = {key: torch.empty(run.stored.size(key))}
         load(state, checkpoint_id=folder, no_dist=True)
-        found = np.fromfile(exported / info.files["weight"], np.float32).reshape(info.rows, info.dim)
+        found = np.fromfile(exported / info.files["weight"], np.float32).reshape(
+            info.rows, info.dim
+        )
         assert np.array_equal(found, state[key][: info.rows, : info.dim].numpy())
 
 
 @pytest.mark.distributed
-def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(root: Path, on_two_ranks: Path, exported: Path) -> None:
+def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(
+    root: Path, on_two_ranks: Path, exported: Path
+) -> None:
     scorer = Scorer(exported)
     assert scorer.probabilities == ["pctr", "pcvr", "pctcvr"]
     requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
@@ -104,7 +129,9 @@ def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(root: Path, on_t
     labels = pq.read_table(root / "test" / "c.parquet")["clicked"].to_numpy()
     assert np.array_equal(rows.labels_R, labels)
     natively_new = np.array([not request.user["history"] for request in requests])
-    seen = ~rows.is_new_R | natively_new  # of the hidden ones the trainer did not see what the file has
+    seen = (
+        ~rows.is_new_R | natively_new
+    )  # of the hidden ones the trainer did not see what the file has
     found = scorer.run(scorer.encode(requests))
     expected = 1 / (1 + np.exp(-rows.scores_R.astype(np.float64)))
     assert 0 < (~seen).sum() < 60 and expected.std() > 0.02
@@ -119,11 +146,13 @@ import sys
 from pathlib import Path
 for name in ("torch", "torchrec", "fbgemm_gpu", "onnx", "onnxscript"):
     sys.modules[name] = None
-from mail_torchrec.export.scorer import Scorer
+from mail_torchrec.inference.scorer import Scorer
 scorer = Scorer(Path({str(exported)!r}))
 print(scorer.difference())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1e-5
 
@@ -133,10 +162,17 @@ def test_golden_requests_cover_what_goes_wrong(exported: Path) -> None:
     golden = read_golden(exported)
     encode = Scorer(exported, verify=False).encode
     users = [request.user for request, _ in golden]
-    assert any(not user["history"] for user in users) and any(len(user["history"] or []) > 6 for user in users)
+    assert any(not user["history"] for user in users) and any(
+        len(user["history"] or []) > 6 for user in users
+    )
     assert any(user["city"] is None and user["income"] is None for user in users)
     unknown = encode([golden[-1][0]])
-    assert unknown["city"] == 0 and (unknown["history"] == 0).all() and unknown["history.length"] == 6 and unknown["item"][-1] == 0
+    assert (
+        unknown["city"] == 0
+        and (unknown["history"] == 0).all()
+        and unknown["history.length"] == 6
+        and unknown["item"][-1] == 0
+    )
     assert {len(request.candidates) for request, _ in golden} >= {1, 2, 17}
     assert all(len(scores["pctr"]) == len(request.candidates) for request, scores in golden)
     assert np.ptp([score for _, scores in golden for score in scores["pctr"]]) > 0.1
@@ -147,10 +183,24 @@ def test_only_what_is_asked_for_comes_back_and_vectors_explain_themselves(export
     scorer = Scorer(exported, threads=1)
     [request, *_] = [request for request, _ in read_golden(exported) if not request.user["history"]]
     outputs = {output.name: output for output in scorer.manifest.outputs}
-    assert set(outputs) == {"pctr", "pcvr", "pctcvr", "history.virtual", "history.user", "history.item"}
-    found = scorer.run(scorer.encode([request]), ["history.virtual", "history.user", "history.item"])
-    assert found["history.virtual"].shape == (1, 6, 12) and np.abs(found["history.virtual"]).max() > 0
-    assert found["history.user"].shape == (1, 12) and found["history.item"].shape == (len(request.candidates), 12)
+    assert set(outputs) == {
+        "pctr",
+        "pcvr",
+        "pctcvr",
+        "history.virtual",
+        "history.user",
+        "history.item",
+    }
+    found = scorer.run(
+        scorer.encode([request]), ["history.virtual", "history.user", "history.item"]
+    )
+    assert (
+        found["history.virtual"].shape == (1, 6, 12) and np.abs(found["history.virtual"]).max() > 0
+    )
+    assert found["history.user"].shape == (1, 12) and found["history.item"].shape == (
+        len(request.candidates),
+        12,
+    )
     assert outputs["history.item"].shape == ("candidates", 12)
 
 
@@ -163,7 +213,9 @@ def test_the_manifest_tells_inputs_limits_and_metrics(on_two_ranks: Path, export
         "age", "city", "income", "history", "history.length", "actions", "hour", "item", "tags", "tags.length", "candidate.user",
     ]  # fmt: skip
     assert inputs["history"].shape == ("users", 6) and inputs["history.length"].high == 6
-    assert inputs["tags"].shape == ("candidates", "tags.width") and inputs["income"].dtype == "float32"
+    assert (
+        inputs["tags"].shape == ("candidates", "tags.width") and inputs["income"].dtype == "float32"
+    )
     assert inputs["item"].high == manifest.tables["item"].rows - 1
     assert manifest.new_users == {"at_most_behaviours": 0} and manifest.types["city"] == "string"
 
@@ -174,7 +226,9 @@ def test_a_damaged_artefact_is_refused(exported: Path) -> None:
     whole = file.read_bytes()
     try:
         file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(ValueError, match=r"tables/city.float32' is not the file that was exported"):
+        with pytest.raises(
+            ValueError, match=r"tables/city.float32' is not the file that was exported"
+        ):
             Scorer(exported)
         file.unlink()
         with pytest.raises(ValueError, match=r"should hold 'tables/city.float32': it is missing"):
@@ -191,22 +245,48 @@ def small(root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("small")
     model = {"tower": "deepfm", "tower_options": {"hidden_dims": [8]}, "zero_shot": None}
     tables = {"name": "adagrad", "learning_rate": 0.3}
-    train(Config.model_validate(config_tree(root, model=MODEL | model, train={"tables": tables})), RunDir(folder / "run"))
+    train(
+        Config.model_validate(config_tree(root, model=MODEL | model, train={"tables": tables})),
+        RunDir(folder / "run"),
+    )
     return RunDir(folder / "run")
 
 
 @pytest.mark.parametrize("table_type", ["float16", "int8"])
-def test_smaller_tables_stay_within_their_bounds(small: RunDir, tmp_path: Path, table_type: str) -> None:
-    done = CliRunner().invoke(main, ["export", "--run-dir", str(small.path), "--out", str(tmp_path / "out"), "--tables", table_type])
+def test_smaller_tables_stay_within_their_bounds(
+    small: RunDir, tmp_path: Path, table_type: str
+) -> None:
+    done = CliRunner().invoke(
+        main,
+        [
+            "export",
+            "--run-dir",
+            str(small.path),
+            "--out",
+            str(tmp_path / "out"),
+            "--tables",
+            table_type,
+        ],
+    )
     assert done.exit_code == 0, done.output
     manifest = Manifest.read(tmp_path / "out")
     agreement = manifest.agreement["onnx"]
-    assert 1e-6 < agreement.largest_difference < agreement.bound == {"float16": 1e-3, "int8": 2e-2}[table_type]
+    assert (
+        1e-6
+        < agreement.largest_difference
+        < agreement.bound
+        == {"float16": 1e-3, "int8": 2e-2}[table_type]
+    )
     assert f"version {manifest.version}" in done.output
     item = manifest.tables["item"]
-    assert set(item.files) == ({"weight"} if table_type == "float16" else {"weight", "scale", "offset", "first_order"})
+    assert set(item.files) == (
+        {"weight"} if table_type == "float16" else {"weight", "scale", "offset", "first_order"}
+    )
     per_row = {"float16": 2 * 9, "int8": 8 + 3 * 4}[table_type]
-    assert sum((tmp_path / "out" / name).stat().st_size for name in item.files.values()) == item.rows * per_row
+    assert (
+        sum((tmp_path / "out" / name).stat().st_size for name in item.files.values())
+        == item.rows * per_row
+    )
     assert Scorer(tmp_path / "out").difference() == pytest.approx(agreement.largest_difference)
 
 
@@ -220,14 +300,23 @@ def test_a_compiled_package_scores_alike(small: RunDir, tmp_path: Path) -> None:
         assert np.abs(compiled.run(scorer.encode([request]))["pctr"] - scores["pctr"]).max() < 1e-5
 
 
-def test_without_a_compiler_there_is_no_package(small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_there_is_no_package(
+    small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "--aoti compiles C++, and there is no 'no-such-compiler'" in refused(small.path, tmp_path / "out", "--aoti")
+    assert "--aoti compiles C++, and there is no 'no-such-compiler'" in refused(
+        small.path, tmp_path / "out", "--aoti"
+    )
 
 
-def test_scores_that_differ_are_refused_and_leave_nothing(small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_differ_are_refused_and_leave_nothing(
+    small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Scorer, "difference", lambda _: 0.5)
-    with pytest.raises(ValueError, match=r"differ by 0.5 from the trainer's, and with float32 tables by at most 1e-05; nothing was wri"):
+    with pytest.raises(
+        ValueError,
+        match=r"differ by 0.5 from the trainer's, and with float32 tables by at most 1e-05; nothing was wri",
+    ):
         export(Order(small, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
@@ -240,7 +329,9 @@ class Branching(MeanTower):
 
 
 def refused(run_dir: Path, out: Path, *options: str) -> str:
-    done = CliRunner().invoke(main, ["export", "--run-dir", str(run_dir), "--out", str(out), *options])
+    done = CliRunner().invoke(
+        main, ["export", "--run-dir", str(run_dir), "--out", str(out), *options]
+    )
     assert done.exit_code != 0 and "Traceback" not in done.output
     return done.output
 
@@ -252,18 +343,27 @@ def copy_of(small: RunDir, folder: Path) -> Path:
 
 def test_bad_input_is_told(small: RunDir, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    assert "'there' exists already".replace("there", str(tmp_path / "there")) in refused(small.path, tmp_path / "there")
-    assert "'float64' is not one of 'float32', 'float16', 'int8'" in refused(small.path, tmp_path / "out", "--tables", "float64")
+    assert "'there' exists already".replace("there", str(tmp_path / "there")) in refused(
+        small.path, tmp_path / "there"
+    )
+    assert "'float64' is not one of 'float32', 'float16', 'int8'" in refused(
+        small.path, tmp_path / "out", "--tables", "float64"
+    )
     assert "should be the directory of a trained run" in refused(tmp_path, tmp_path / "out")
     message = refused(small.path, tmp_path / "out", "--data", str(tmp_path / "nowhere"))
-    assert "golden requests are taken from the run's test data, or from --data: no data at" in message
+    assert (
+        "golden requests are taken from the run's test data, or from --data: no data at" in message
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_an_unfinished_run_is_refused(small: RunDir, tmp_path: Path) -> None:
     run = copy_of(small, tmp_path)
     (run / "metrics.json").unlink()
-    assert "should be a finished run, but 'metrics.json' is missing; let the training end first" in refused(run, tmp_path / "out")
+    assert (
+        "should be a finished run, but 'metrics.json' is missing; let the training end first"
+        in refused(run, tmp_path / "out")
+    )
 
 
 def test_a_damaged_checkpoint_is_refused(small: RunDir, tmp_path: Path) -> None:
@@ -272,22 +372,42 @@ def test_a_damaged_checkpoint_is_refused(small: RunDir, tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert re.search(r"step-\d+' is damaged, copy it anew or train --resume", refused(run, tmp_path / "out"))
+    assert re.search(
+        r"step-\d+' is damaged, copy it anew or train --resume", refused(run, tmp_path / "out")
+    )
 
 
 def test_another_models_weights_are_refused(small: RunDir, tmp_path: Path) -> None:
     run = copy_of(small, tmp_path)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("tower: deepfm", "tower: wide_deep"))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("tower: deepfm", "tower: wide_deep")
+    )
     assert "is of another model than the configuration beside it" in refused(run, tmp_path / "out")
 
 
 def test_a_rule_that_cut_lists_cannot_tell_is_refused(small: RunDir, tmp_path: Path) -> None:
     run = copy_of(small, tmp_path)
-    (run / "config.yaml").write_text(re.sub(r"new_user_max_behaviours: 0", "new_user_max_behaviours: 6", (run / "config.yaml").read_text()))
-    assert "new_user_max_behaviours is 6, and a sequence is cut to 6" in refused(run, tmp_path / "out")
+    (run / "config.yaml").write_text(
+        re.sub(
+            r"new_user_max_behaviours: 0",
+            "new_user_max_behaviours: 6",
+            (run / "config.yaml").read_text(),
+        )
+    )
+    assert "new_user_max_behaviours is 6, and a sequence is cut to 6" in refused(
+        run, tmp_path / "out"
+    )
 
 
 def test_a_tower_that_cannot_be_traced_is_refused(root: Path, tmp_path: Path) -> None:
-    whole = Whole(root, tmp_path, model=MODEL | {"tower": "tests.export.test_export:Branching", "tower_options": {}, "zero_shot": None})
-    with pytest.raises(ValueError, match=r"model.tower 'mine' cannot be traced into one graph \(.*no branches on values"):
+    whole = Whole(
+        root,
+        tmp_path,
+        model=MODEL
+        | {"tower": "tests.export.test_export:Branching", "tower_options": {}, "zero_shot": None},
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"model.tower 'mine' cannot be traced into one graph \(.*no branches on values",
+    ):
         capture(whole.twin, "mine")

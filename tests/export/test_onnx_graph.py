@@ -9,35 +9,53 @@ import pytest
 
 from mail_torchrec.export.capture import capture
 from mail_torchrec.export.onnx_graph import write_onnx
-from mail_torchrec.export.scorer import Arrays
-from tests.export.test_twin import CASES, root
-from tests.export.whole import Whole, requests_of
+from mail_torchrec.inference.scorer import Arrays
+from tests.export.test_inference_model import CASES, root
+from tests.support.whole_export import Whole, requests_of
 
 __all__ = ["root"]  # the fixture
 
 
 def session(whole: Whole, folder: Path) -> onnxruntime.InferenceSession:
     program, outputs = capture(whole.twin, "tower")
-    write_onnx(program, [spec.name for spec in whole.inputs], list(outputs), whole.files, folder / "model.onnx")
+    write_onnx(
+        program,
+        [spec.name for spec in whole.inputs],
+        list(outputs),
+        whole.files,
+        folder / "model.onnx",
+    )
     return onnxruntime.InferenceSession(folder / "model.onnx")
 
 
 def check_files(whole: Whole, folder: Path) -> None:
     """The graph names its tables' files, holds no table, and tells nothing of this machine."""
     model = onnx_ir.load(folder / "model.onnx")
-    places = {name: value.const_value for name, value in model.graph.initializers.items() if name in whole.files}
-    assert {name: Path(value.location).name for name, value in places.items()} == {name: f.path.name for name, f in whole.files.items()}
+    places = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if name in whole.files
+    }
+    assert {name: Path(value.location).name for name, value in places.items()} == {
+        name: f.path.name for name, f in whole.files.items()
+    }
     assert (folder / "model.onnx").stat().st_size < 300_000
     assert str(Path(__file__).parents[2]).encode() not in (folder / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("case", ["dmr", "tasks-dmr", "base_dnn", "tasks-base_dnn", "deepfm", "tasks-deepfm"])
-def test_onnx_runtime_scores_rows_as_the_trainer_does(root: Path, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["dmr", "tasks-dmr", "base_dnn", "tasks-base_dnn", "deepfm", "tasks-deepfm"]
+)
+def test_onnx_runtime_scores_rows_as_the_trainer_does(
+    root: Path, tmp_path: Path, case: str
+) -> None:
     whole = Whole(root, tmp_path, **CASES[case])
     expected, runtime = whole.trained(300), session(whole, tmp_path)
     check_files(whole, tmp_path)
     requests = requests_of(whole.path, whole.config.schema_, range(300))
-    assert {not request.user["history"] for request in requests[:2]} | {not requests[16].user["history"]} == {True, False}
+    assert {not request.user["history"] for request in requests[:2]} | {
+        not requests[16].user["history"]
+    } == {True, False}
     assert sum(request.candidates[0]["item"] >= 1000 for request in requests) == 50, "unknown ids"
 
     def scores(inputs: Arrays) -> Arrays:

@@ -13,8 +13,8 @@ READ = """
 import resource, sys
 from pathlib import Path
 import torch
-from mail_torchrec.export.checkpoint import StoredWeights
-from mail_torchrec.export.tables import RawFile
+from mail_torchrec.export.stored_weights import StoredWeights
+from mail_torchrec.export.table_files import RawFile
 
 stored = StoredWeights(Path(sys.argv[1]))
 file = RawFile(Path(sys.argv[2]), "float32", (399_000, 62))

@@ -8,16 +8,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mail_torchrec.losses.mmd import mmd
-from tests import reference
+from tests.support import reference
 
 
 def codes(num_rows: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(num_rows, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        num_rows, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
-@given(num_rows=st.integers(1, 8), seed=st.integers(0, 1000), sigma=st.floats(0.3, 5.0), scale=st.floats(0.01, 3.0))
+@given(
+    num_rows=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+    sigma=st.floats(0.3, 5.0),
+    scale=st.floats(0.01, 3.0),
+)
 @settings(max_examples=40, deadline=None)
-def test_equals_the_formula_and_is_a_distance(num_rows: int, seed: int, sigma: float, scale: float) -> None:
+def test_equals_the_formula_and_is_a_distance(
+    num_rows: int, seed: int, sigma: float, scale: float
+) -> None:
     P, Q = codes(num_rows, seed, scale), codes(num_rows, seed + 1, scale)
     value = mmd(P, Q, sigma)
     assert value.item() == pytest.approx(reference.mmd(P.numpy(), Q.numpy(), sigma), abs=1e-12)
@@ -47,7 +56,9 @@ def test_gradient_equals_finite_differences_of_the_formula() -> None:
                 moved = [array.copy() for array in arrays]
                 moved[side][row, column] += sign * step
                 values.append(reference.mmd(moved[0], moved[1], 1.3))
-            assert gradient[row, column].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-8)
+            assert gradient[row, column].item() == pytest.approx(
+                (values[0] - values[1]) / (2 * step), abs=1e-8
+            )
 
 
 @pytest.mark.parametrize("parts", [[3, 4], [0, 7], [1, 0, 6], [2, 2, 2, 1]])
@@ -56,7 +67,9 @@ def test_shares_of_ranks_add_up_in_value_and_gradient(parts: list[int]) -> None:
     whole = mmd(P, Q, 1.0)
     whole_gradients = torch.autograd.grad(whole, [P, Q])
     own = zip(P.split(parts), Q.split(parts), strict=True)
-    share = torch.stack([mmd(own_P, own_Q, 1.0, all_P=P.detach(), all_Q=Q.detach()) for own_P, own_Q in own]).sum()
+    share = torch.stack(
+        [mmd(own_P, own_Q, 1.0, all_P=P.detach(), all_Q=Q.detach()) for own_P, own_Q in own]
+    ).sum()
     torch.testing.assert_close(share, whole)
     torch.testing.assert_close(torch.autograd.grad(share, [P, Q]), whole_gradients)
 
@@ -71,7 +84,9 @@ def test_equal_codes_have_no_gradient_in_float32() -> None:
 
 def test_rounding_never_makes_a_kernel_exceed_one() -> None:
     P, Q = codes(20, 0, scale=1000.0).float(), codes(20, 1, scale=1000.0).float()
-    assert mmd(P, Q, 0.05) <= 2 / 20 + 1e-6  # no two codes are near each other: only k(x, x) = 1 is left
+    assert (
+        mmd(P, Q, 0.05) <= 2 / 20 + 1e-6
+    )  # no two codes are near each other: only k(x, x) = 1 is left
 
 
 def test_codes_far_from_zero_keep_their_distances_in_float32() -> None:

@@ -14,7 +14,7 @@ from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss
 from mail_torchrec.losses.reduction import weighted_mean
-from tests import reference
+from tests.support import reference
 
 
 def normal(*size: int, seed: int = 0) -> Tensor:
@@ -27,10 +27,17 @@ def test_reconstruction_equals_the_formula(reduction: Reduction, masked: bool) -
     predicted, target = normal(5, 4, 3), normal(5, 4, 3, seed=1)
     mask = torch.arange(4) < torch.tensor([0, 1, 2, 3, 4]).unsqueeze(1) if masked else None
     expected = [
-        reference.squared_error(predicted[n].numpy(), target[n].numpy(), None if mask is None else mask[n].numpy(), reduction)
+        reference.squared_error(
+            predicted[n].numpy(),
+            target[n].numpy(),
+            None if mask is None else mask[n].numpy(),
+            reduction,
+        )
         for n in range(5)
     ]
-    np.testing.assert_allclose(reconstruction_loss(predicted, target, mask, reduction).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        reconstruction_loss(predicted, target, mask, reduction).numpy(), expected, rtol=1e-12
+    )
 
 
 def test_masked_mean_ignores_what_is_masked() -> None:
@@ -42,7 +49,10 @@ def test_masked_mean_ignores_what_is_masked() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_paired_mse_equals_the_formula(reduction: Reduction) -> None:
     P, Q = normal(6, 5), normal(6, 5, seed=1)
-    expected = [reference.squared_error(P[n : n + 1].numpy(), Q[n : n + 1].numpy(), None, reduction) for n in range(6)]
+    expected = [
+        reference.squared_error(P[n : n + 1].numpy(), Q[n : n + 1].numpy(), None, reduction)
+        for n in range(6)
+    ]
     np.testing.assert_allclose(paired_mse(P, Q, reduction).numpy(), expected, rtol=1e-12)
     assert paired_mse(P[:0], Q[:0], reduction).shape == (0,)
 
@@ -50,19 +60,32 @@ def test_paired_mse_equals_the_formula(reduction: Reduction) -> None:
 @given(st.lists(st.tuples(st.floats(-30, 30), st.integers(0, 1)), min_size=1, max_size=10))
 @settings(max_examples=30, deadline=None)
 def test_ranking_loss_equals_the_formula(rows: list[tuple[float, int]]) -> None:
-    logits, labels = torch.tensor([row[0] for row in rows], dtype=torch.float64), torch.tensor([row[1] for row in rows])
+    logits, labels = (
+        torch.tensor([row[0] for row in rows], dtype=torch.float64),
+        torch.tensor([row[1] for row in rows]),
+    )
     expected = [reference.bce(logit, label) for logit, label in rows]
-    np.testing.assert_allclose(ranking_loss(logits, labels).numpy(), expected, rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(
+        ranking_loss(logits, labels).numpy(), expected, rtol=1e-4, atol=1e-12
+    )
 
 
 def test_ranking_loss_is_finite_for_certain_logits() -> None:
-    assert ranking_loss(torch.tensor([500.0, -500.0]), torch.tensor([0.0, 1.0])).tolist() == [500.0, 500.0]
+    assert ranking_loss(torch.tensor([500.0, -500.0]), torch.tensor([0.0, 1.0])).tolist() == [
+        500.0,
+        500.0,
+    ]
 
 
 def test_weighted_mean_is_a_share_of_the_whole() -> None:
     losses, weights = normal(6), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 0.0], dtype=torch.float64)
-    shares = [weighted_mean(losses[part], weights[part], weights.sum()) for part in (slice(0, 2), slice(2, 2), slice(2, 6))]
-    assert sum(share.item() for share in shares) == pytest.approx(np.average(losses.numpy(), weights=weights.numpy()))
+    shares = [
+        weighted_mean(losses[part], weights[part], weights.sum())
+        for part in (slice(0, 2), slice(2, 2), slice(2, 6))
+    ]
+    assert sum(share.item() for share in shares) == pytest.approx(
+        np.average(losses.numpy(), weights=weights.numpy())
+    )
 
 
 def test_weighted_mean_without_weight_is_zero_with_zero_gradient() -> None:
@@ -98,15 +121,33 @@ def test_sampled_softmax_equals_the_formula(num_rows: int, num_negatives: int, s
     found = sampled_softmax(**inputs)
     assert found.shape == (num_rows,)
     for row in range(num_rows):
-        shared = [inputs["user_BD"][row].numpy(), inputs["last_BD"][row].numpy(), inputs["negatives_KD"].numpy()]
+        shared = [
+            inputs["user_BD"][row].numpy(),
+            inputs["last_BD"][row].numpy(),
+            inputs["negatives_KD"].numpy(),
+        ]
         ids = [int(inputs["last_ids_B"][row]), inputs["negative_ids_K"].numpy()]
         log_q = [float(inputs["last_log_q_B"][row]), inputs["negative_log_q_K"].numpy()]
-        assert found[row].item() == pytest.approx(reference.sampled_softmax(*shared, *ids, *log_q), abs=1e-10)
+        assert found[row].item() == pytest.approx(
+            reference.sampled_softmax(*shared, *ids, *log_q), abs=1e-10
+        )
 
 
 def test_all_items_as_negatives_give_the_full_softmax() -> None:
-    table, user, last_ids = normal(NUM_ITEMS, 4), normal(5, 4, seed=1), torch.tensor([0, 3, 3, 8, 5])
-    found = sampled_softmax(user, table[last_ids], table, last_ids, torch.arange(NUM_ITEMS), torch.zeros(5), torch.zeros(NUM_ITEMS))
+    table, user, last_ids = (
+        normal(NUM_ITEMS, 4),
+        normal(5, 4, seed=1),
+        torch.tensor([0, 3, 3, 8, 5]),
+    )
+    found = sampled_softmax(
+        user,
+        table[last_ids],
+        table,
+        last_ids,
+        torch.arange(NUM_ITEMS),
+        torch.zeros(5),
+        torch.zeros(NUM_ITEMS),
+    )
     for row in range(5):
         logits = table.numpy() @ user[row].numpy()
         expected = math.log(np.exp(logits).sum()) - logits[last_ids[row]]
@@ -120,7 +161,10 @@ def test_accidental_hits_count_for_nothing_and_get_no_gradient() -> None:
     losses = sampled_softmax(**inputs)
     (gradient,) = torch.autograd.grad(losses[0], negatives, retain_graph=True)
     assert gradient[[0, 3]].eq(0).all() and gradient[[1, 2]].ne(0).all()
-    only_hits = match_inputs(1, 2, seed=5) | {"last_ids_B": torch.tensor([4]), "negative_ids_K": torch.tensor([4, 4])}
+    only_hits = match_inputs(1, 2, seed=5) | {
+        "last_ids_B": torch.tensor([4]),
+        "negative_ids_K": torch.tensor([4, 4]),
+    }
     assert sampled_softmax(**only_hits).tolist() == [0.0]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.small_rows import config_tree, write_rows
+from tests.support.small_rows import config_tree, write_rows
 
 
 @pytest.fixture
@@ -13,6 +13,8 @@ def config(tmp_path: Path) -> Path:
     """The configuration of small rows, of whose users 40 % are hidden."""
     write_rows(tmp_path / "rows/train/a.parquet", 120, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 100, seed=2)
-    tree = config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "cold_start": {"hide_share": 0.4}})
+    tree = config_tree(
+        tmp_path / "rows", data={"root": str(tmp_path / "rows"), "cold_start": {"hide_share": 0.4}}
+    )
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "small.yaml"

@@ -8,7 +8,7 @@ import yaml
 
 from mail_torchrec.config import preset_overrides
 from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3, TOWERS, Method, resolve
-from tests.small_rows import config_tree
+from tests.support.small_rows import config_tree
 
 
 @pytest.fixture
@@ -31,17 +31,44 @@ def test_table_2_begins_with_the_papers_methods_in_its_order() -> None:
 
 def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its_own() -> None:
     for method in METHODS.values():
-        assert method.tower in TABLE_2 and method.oracle in TABLE_2 and method.base in (None, method.tower)
-    assert [name for name in METHODS if METHODS[name].base is None] == ["Emblr", "BaseDNN", "DMR", "DeepFM", "DIN", "Wide&Deep"]
+        assert (
+            method.tower in TABLE_2
+            and method.oracle in TABLE_2
+            and method.base in (None, method.tower)
+        )
+    assert [name for name in METHODS if METHODS[name].base is None] == [
+        "Emblr",
+        "BaseDNN",
+        "DMR",
+        "DeepFM",
+        "DIN",
+        "Wide&Deep",
+    ]
     assert set(TABLE_2) | set(TABLE_3) == set(METHODS)
     assert len({method.file_name.lower() for method in METHODS.values()}) == len(METHODS)
-    assert METHODS["MAIL-Wide&Deep"].file_name == "MAIL-Wide-Deep" and METHODS["BaseDNN + mean fill"].file_name == "BaseDNN-mean-fill"
+    assert (
+        METHODS["MAIL-Wide&Deep"].file_name == "MAIL-Wide-Deep"
+        and METHODS["BaseDNN + mean fill"].file_name == "BaseDNN-mean-fill"
+    )
 
 
-def test_a_method_is_its_tower_its_cold_start_and_the_rest_of_the_users_configuration(path: Path) -> None:
-    mail, plain, oracle, none = (resolved(name, path, "train.epochs=3") for name in ("MAIL-DMR", "DMR", "DMR oracle", "MAIL-None"))
-    assert (mail["name"], mail["train"]["seed"], mail["train"]["save_predictions"], mail["train"]["epochs"]) == ("MAIL-DMR", 3, True, 3)
-    assert mail["model"]["zero_shot"]["variant"] == "full" and mail["model"]["zero_shot"]["attention_dim"] == 8
+def test_a_method_is_its_tower_its_cold_start_and_the_rest_of_the_users_configuration(
+    path: Path,
+) -> None:
+    mail, plain, oracle, none = (
+        resolved(name, path, "train.epochs=3")
+        for name in ("MAIL-DMR", "DMR", "DMR oracle", "MAIL-None")
+    )
+    assert (
+        mail["name"],
+        mail["train"]["seed"],
+        mail["train"]["save_predictions"],
+        mail["train"]["epochs"],
+    ) == ("MAIL-DMR", 3, True, 3)
+    assert (
+        mail["model"]["zero_shot"]["variant"] == "full"
+        and mail["model"]["zero_shot"]["attention_dim"] == 8
+    )
     assert plain["model"]["zero_shot"] is None and not plain["data"]["cold_start"]["oracle"]
     assert oracle["model"] == plain["model"] and oracle["data"]["cold_start"]["oracle"]
     assert none["model"]["zero_shot"]["variant"] == "none" and none["model"]["tower"] == "base_dnn"
@@ -52,11 +79,17 @@ def test_tower_options_stay_with_the_tower_of_the_configuration(path: Path) -> N
     assert resolved("BaseDNN", path)["model"]["tower_options"] == {}
 
 
-def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps_the_users(path: Path) -> None:
+def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps_the_users(
+    path: Path,
+) -> None:
     tree = yaml.safe_load(path.read_text())
     tree["model"] |= {"zero_shot": None, "baseline": {"name": "llae", "rank": 3}}
     path.write_text(yaml.safe_dump(tree))
-    for name, baseline in {"LLAE": "llae", "MetaEmb": "meta_emb", "BaseDNN + mean fill": "mean_fill"}.items():
+    for name, baseline in {
+        "LLAE": "llae",
+        "MetaEmb": "meta_emb",
+        "BaseDNN + mean fill": "mean_fill",
+    }.items():
         model = resolved(name, path)["model"]
         assert (model["baseline"]["name"], model["zero_shot"]) == (baseline, None)
         assert model["baseline"].get("rank") in (None, 8)
@@ -64,18 +97,30 @@ def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps
         assert resolved(method, path)["model"]["baseline"] is None, method
 
 
-def test_metaemb_and_its_control_have_the_users_id_as_an_attribute_and_differ_by_the_generator_alone(path: Path) -> None:
-    found, control, plain = (resolve(METHODS[name], path, (), 1) for name in ("MetaEmb", "BaseDNN + user id", "BaseDNN"))
-    assert found.schema_ == control.schema_ and found.data == control.data and found.data.group_by_user
+def test_metaemb_and_its_control_have_the_users_id_as_an_attribute_and_differ_by_the_generator_alone(
+    path: Path,
+) -> None:
+    found, control, plain = (
+        resolve(METHODS[name], path, (), 1) for name in ("MetaEmb", "BaseDNN + user id", "BaseDNN")
+    )
+    assert (
+        found.schema_ == control.schema_ and found.data == control.data and found.data.group_by_user
+    )
     [name] = set(found.schema_.columns) - set(plain.schema_.columns)
-    assert found.schema_.columns[name].group == "attribute" and found.schema_.file_column(name) == "user"
+    assert (
+        found.schema_.columns[name].group == "attribute"
+        and found.schema_.file_column(name) == "user"
+    )
     assert control.model == plain.model and found.model.baseline is not None
     assert found.model.model_copy(update={"baseline": None}) == plain.model
 
 
 def test_a_schema_that_has_the_users_id_keeps_it(path: Path) -> None:
     with_id = "schema.columns.uid={group: attribute, column: user, table: users}"
-    assert resolve(METHODS["MetaEmb"], path, (with_id,), 1).schema_ == resolve(METHODS["BaseDNN"], path, (with_id,), 1).schema_
+    assert (
+        resolve(METHODS["MetaEmb"], path, (with_id,), 1).schema_
+        == resolve(METHODS["BaseDNN"], path, (with_id,), 1).schema_
+    )
 
 
 def test_emblr_has_one_weight_an_id(path: Path) -> None:
@@ -90,27 +135,58 @@ def test_a_plain_tower_is_plain_whatever_remedies_the_configuration_has(path: Pa
     for method in ("BaseDNN", "BaseDNN oracle", "LLAE", "MAIL-BaseDNN"):
         model = resolved(method, path)["model"]
         expected = (1.0, "own", 0.2) if method == "MAIL-BaseDNN" else (0.0, "shared", 0.0)
-        assert (model["as_new_weight"], model["new_user_tower"], model["behaviour_dropout"]) == expected, method
+        assert (
+            model["as_new_weight"],
+            model["new_user_tower"],
+            model["behaviour_dropout"],
+        ) == expected, method
 
 
-@pytest.mark.parametrize("override", ["name=mine", "train.seed=4", "model.tower=dmr", "model.baseline=null", "data.cold_start.oracle=true"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=mine",
+        "train.seed=4",
+        "model.tower=dmr",
+        "model.baseline=null",
+        "data.cold_start.oracle=true",
+    ],
+)
 def test_overriding_what_the_methods_set_is_refused(path: Path, override: str) -> None:
-    with pytest.raises(ValueError, match=rf"'{override.partition('=')[0]}' is what the methods themselves set; leave it out"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'{override.partition('=')[0]}' is what the methods themselves set; leave it out",
+    ):
         resolved("DMR", path, override)
 
 
-def test_a_preset_is_a_list_of_overrides_on_top(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "wide.yaml").write_text("model: {zero_shot: {padding: masked, encoder_dims: [4, 2]}}\ntrain: {epochs: 2}\n")
+def test_a_preset_is_a_list_of_overrides_on_top(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wide.yaml").write_text(
+        "model: {zero_shot: {padding: masked, encoder_dims: [4, 2]}}\ntrain: {epochs: 2}\n"
+    )
     monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     assert preset_overrides("wide") == [
         'model.zero_shot.padding="masked"', "model.zero_shot.encoder_dims=[4, 2]", "train.epochs=2"
     ]  # fmt: skip
-    config = resolve(Method("wide", "DMR", ("model.zero_shot.variant=full",), preset="wide"), path, ("train.epochs=5",), 1)
+    config = resolve(
+        Method("wide", "DMR", ("model.zero_shot.variant=full",), preset="wide"),
+        path,
+        ("train.epochs=5",),
+        1,
+    )
     assert config.model.zero_shot is not None
-    assert (config.model.zero_shot.encoder_dims, config.model.zero_shot.padding, config.train.epochs) == ((4, 2), "masked", 2)
+    assert (
+        config.model.zero_shot.encoder_dims,
+        config.model.zero_shot.padding,
+        config.train.epochs,
+    ) == ((4, 2), "masked", 2)
 
 
-def test_a_missing_preset_is_named_with_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_preset_is_named_with_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "wide.yaml").write_text("{}")
     monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(ValueError, match="no preset 'narrow'; there are: wide"):

@@ -9,7 +9,7 @@ from mail_torchrec.prepare.settings import PrepareSettings
 from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3
 from mail_torchrec.reproduce.paper import paper_figures, papers_dataset
 from mail_torchrec.reproduce.statistics import relative_improvement
-from tests.prepare.raw_logs import WRITERS
+from tests.support.raw_logs import WRITERS
 
 PRINTED = {
     ("table2", "public"): {
@@ -35,8 +35,14 @@ def test_relative_improvements_are_the_printed_ones(table: str, dataset: str) ->
     figures = paper_figures(table, dataset)
     for name, printed in PRINTED[table, dataset].items():
         base = "MAIL-BaseDNN" if table == "table3" else METHODS[name].tower
-        pairs = [(figures[name][part][kind], figures[base][part][kind]) for part in ("new", "old") for kind in figures[name][part]]
-        assert [relative_improvement(*pair) for pair in pairs] == pytest.approx(printed, abs=0.016), name
+        pairs = [
+            (figures[name][part][kind], figures[base][part][kind])
+            for part in ("new", "old")
+            for kind in figures[name][part]
+        ]
+        assert [relative_improvement(*pair) for pair in pairs] == pytest.approx(
+            printed, abs=0.016
+        ), name
 
 
 @pytest.mark.parametrize("dataset", ["public", "industrial"])

@@ -12,7 +12,7 @@ import yaml
 
 from mail_torchrec.config import dump_config
 from mail_torchrec.reproduce.runner import Run, plan, run_all
-from tests.small_rows import config_tree, write_rows
+from tests.support.small_rows import config_tree, write_rows
 
 TRAINING = """#!/bin/sh
 mkdir -p "$7" && cp "$5" "$7/config.yaml"
@@ -31,7 +31,9 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "small.yaml"
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fail: str = "nothing", hang: str = "nothing") -> Path:
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fail: str = "nothing", hang: str = "nothing"
+) -> Path:
     """Puts a script in the place of Python; returns the file that lists its calls."""
     script, calls = tmp_path / "training.sh", tmp_path / "calls.txt"
     script.write_text(TRAINING.format(calls=calls, fail=fail, hang=hang))
@@ -45,7 +47,9 @@ def planned(config: Path, *overrides: str, seeds: int = 2) -> list[Run]:
     return plan(config, config.parent / "out", METHODS, seeds, overrides)
 
 
-def test_finished_runs_are_kept_and_more_seeds_are_added(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_kept_and_more_seeds_are_added(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = stand_in(monkeypatch, tmp_path)
     run_all(planned(config), tmp_path / "out", at_once=2, threads=1)
     folders = [f"out/runs/{method}/seed-{seed}" for seed in (1, 2) for method in METHODS]
@@ -57,16 +61,24 @@ def test_finished_runs_are_kept_and_more_seeds_are_added(config: Path, tmp_path:
 
 
 def test_an_unfinished_run_starts_again_and_says_so(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls = stand_in(monkeypatch, tmp_path)
     (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").mkdir(parents=True)
     run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
     assert "BaseDNN, seed 1 was not finished; it starts again" in capsys.readouterr().err
-    assert len(calls.read_text().split()) == 2 and not (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").exists()
+    assert (
+        len(calls.read_text().split()) == 2
+        and not (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").exists()
+    )
 
 
-def test_a_failed_run_stops_no_other_and_its_log_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_stops_no_other_and_its_log_is_named(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = stand_in(monkeypatch, tmp_path, fail="*/runs/BaseDNN/seed-1")
     log = tmp_path / "out/runs/BaseDNN/seed-1.log"
     with pytest.raises(ValueError) as error:
@@ -75,7 +87,9 @@ def test_a_failed_run_stops_no_other_and_its_log_is_named(config: Path, tmp_path
     assert str(error.value) == expected and len(calls.read_text().split()) == 4
 
 
-def test_an_interruption_ends_the_runs_and_leaves_what_is_finished(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_ends_the_runs_and_leaves_what_is_finished(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = stand_in(monkeypatch, tmp_path, hang="*/MAIL-BaseDNN/seed-1")
     runs = planned(config)
     started: list[subprocess.Popen[bytes]] = []
@@ -98,16 +112,21 @@ def test_an_interruption_ends_the_runs_and_leaves_what_is_finished(config: Path,
     assert [run.is_finished() for run in runs] == [True, False, True, True]
 
 
-def test_runs_of_another_configuration_are_refused_with_what_differs(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_another_configuration_are_refused_with_what_differs(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch, tmp_path)
     run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
     with pytest.raises(
-        ValueError, match=r"seed-1' was trained with another configuration; choose another --out.*\n  train.epochs: 1 there, 2 now"
+        ValueError,
+        match=r"seed-1' was trained with another configuration; choose another --out.*\n  train.epochs: 1 there, 2 now",
     ):
         run_all(planned(config, "train.epochs=2", seeds=1), tmp_path / "out", at_once=1, threads=1)
 
 
-def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(config: Path, tmp_path: Path) -> None:
+def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
+    config: Path, tmp_path: Path
+) -> None:
     run = planned(config)[0]
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
@@ -116,19 +135,26 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
     run.run_dir.config.write_text(text.replace("  shuffle_rows: 65536\n", ""))
     assert run.is_finished()
     run.run_dir.config.write_text(text + "unheard_of: 1\n")
-    with pytest.raises(ValueError, match=r"was trained with another configuration(.|\n)*unheard_of: unknown key"):
+    with pytest.raises(
+        ValueError, match=r"was trained with another configuration(.|\n)*unheard_of: unknown key"
+    ):
         run.is_finished()
 
 
-def test_methods_that_cannot_be_trained_are_named_before_any_run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_cannot_be_trained_are_named_before_any_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(
-        ValueError, match=r"cannot be trained here; correct this, or name the others with --method:\nMAIL-DMR tuned: no preset"
+        ValueError,
+        match=r"cannot be trained here; correct this, or name the others with --method:\nMAIL-DMR tuned: no preset",
     ):
         plan(config, tmp_path / "out", ["DMR", "MAIL-DMR tuned"], 1, ())
     with pytest.raises(ValueError, match=r"DMR: tower 'dmr': unknown option 'width'"):
         plan(config, tmp_path / "out", ["DMR"], 1, ("model.tower_options.width=3",))
-    with pytest.raises(ValueError, match=r"small.yaml \(with overrides\) does not fit:\n  train.epoch: unknown key"):
+    with pytest.raises(
+        ValueError, match=r"small.yaml \(with overrides\) does not fit:\n  train.epoch: unknown key"
+    ):
         plan(config, tmp_path / "out", ["DMR"], 1, ("train.epoch=3",))
     assert not (tmp_path / "out").exists()
 
@@ -138,10 +164,15 @@ def test_missing_data_is_told_before_any_run(config: Path, tmp_path: Path) -> No
         plan(config, tmp_path / "out", ["DMR"], 1, ("data.test=nowhere",))
 
 
-def test_two_processes_do_not_share_a_folder(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_not_share_a_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch, tmp_path)
     (tmp_path / "out").mkdir()
     with (tmp_path / "out/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"another process reproduces into '.*out'; wait for it, or choose another --out"):
+        with pytest.raises(
+            ValueError,
+            match=r"another process reproduces into '.*out'; wait for it, or choose another --out",
+        ):
             run_all(planned(config), tmp_path / "out", at_once=1, threads=1)

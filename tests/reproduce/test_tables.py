@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
+from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.reporting.comparison import Interval
 from mail_torchrec.reproduce.methods import methods_of
 from mail_torchrec.reproduce.runner import Run, plan
 from mail_torchrec.reproduce.tables import gain_word, interval_text, make_table, percent
-from mail_torchrec.train.predictions import Predictions
-from mail_torchrec.train.report import Interval
 
 GAINS = {
     "BaseDNN": 0.2, "MAIL-BaseDNN": 1.0, "BaseDNN oracle": 1.8, "DMR": 0.2, "MAIL-None": 0.2, "MAIL-Single": 2.0, "MAIL-Dual": 0.5
@@ -28,12 +28,18 @@ def finished(config: Path, methods: list[str], seeds: int) -> list[Run]:
         run.path.mkdir(parents=True)
         noise = np.random.default_rng([run.seed, 7]).normal(size=1000)
         gain = np.where(users % 2 == 0, GAINS[run.method], 0.2) + 0.01 * run.seed
-        Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(run.run_dir.predictions)
-        run.run_dir.metrics.write_text(json.dumps({part: {"rows": 500, "users": 150} for part in ("new", "old", "all")}))
+        Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(
+            run.run_dir.predictions
+        )
+        run.run_dir.metrics.write_text(
+            json.dumps({part: {"rows": 500, "users": 150} for part in ("new", "old", "all")})
+        )
     return runs
 
 
-def made(name: str, runs: list[Run], out: Path, dataset: str | None = None, num_resamples: int = 20) -> str:
+def made(
+    name: str, runs: list[Run], out: Path, dataset: str | None = None, num_resamples: int = 20
+) -> str:
     section = make_table(name, runs, out, dataset, num_resamples)
     section.save(out, "mail-torchrec reproduce", "name: small")
     return section.text
@@ -45,55 +51,114 @@ def test_a_table_says_which_gains_are_real(config: Path, tmp_path: Path) -> None
     assert text == (tmp_path / "out/table2.md").read_text()
     table = json.loads((tmp_path / "out/table2.json").read_text())
     base, mail, dmr, oracle = table["methods"]
-    assert (table["seeds"], table["resamples"], table["test"]["new"]) == (3, 100, {"rows": 500, "users": 150})
-    assert [line["name"] for line in table["methods"]] == ["BaseDNN", "MAIL-BaseDNN", "DMR", "BaseDNN oracle"]
-    assert base["verdict"] is None and base["differences"] == {} and base["relative"]["new"]["auc"] == 0 and dmr["base"] is None
-    assert "new users +" in mail["verdict"] and "], a gain; old users +.0000 [+.0000, +.0000], none. It recovers " in mail["verdict"]
+    assert (table["seeds"], table["resamples"], table["test"]["new"]) == (
+        3,
+        100,
+        {"rows": 500, "users": 150},
+    )
+    assert [line["name"] for line in table["methods"]] == [
+        "BaseDNN",
+        "MAIL-BaseDNN",
+        "DMR",
+        "BaseDNN oracle",
+    ]
+    assert (
+        base["verdict"] is None
+        and base["differences"] == {}
+        and base["relative"]["new"]["auc"] == 0
+        and dmr["base"] is None
+    )
+    assert (
+        "new users +" in mail["verdict"]
+        and "], a gain; old users +.0000 [+.0000, +.0000], none. It recovers " in mail["verdict"]
+    )
     assert mail["verdict"] in text and "- DMR" not in text
     new = {line["name"]: line["figures"]["new"]["auc"]["mean"] for line in table["methods"]}
-    assert mail["differences"]["new"]["auc"]["mean"] == pytest.approx(new["MAIL-BaseDNN"] - new["BaseDNN"])
-    assert mail["relative"]["new"]["auc"] == pytest.approx(100 * (new["MAIL-BaseDNN"] / new["BaseDNN"] - 1))
+    assert mail["differences"]["new"]["auc"]["mean"] == pytest.approx(
+        new["MAIL-BaseDNN"] - new["BaseDNN"]
+    )
+    assert mail["relative"]["new"]["auc"] == pytest.approx(
+        100 * (new["MAIL-BaseDNN"] / new["BaseDNN"] - 1)
+    )
     room = new["BaseDNN oracle"] - new["BaseDNN"]
     assert mail["headroom"]["mean"] == pytest.approx((new["MAIL-BaseDNN"] - new["BaseDNN"]) / room)
     assert oracle["headroom"] is None and "headroom of" not in oracle["verdict"]
 
 
-def test_a_method_without_its_base_in_the_table_has_no_difference(config: Path, tmp_path: Path) -> None:
+def test_a_method_without_its_base_in_the_table_has_no_difference(
+    config: Path, tmp_path: Path
+) -> None:
     made("table2", finished(config, ["MAIL-BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
     [line] = json.loads((tmp_path / "out/table2.json").read_text())["methods"]
-    assert line["base"] is None and line["relative"]["new"]["auc"] is None and line["verdict"] is None
+    assert (
+        line["base"] is None and line["relative"]["new"]["auc"] is None and line["verdict"] is None
+    )
 
 
 def test_one_seed_is_told_of(config: Path, tmp_path: Path) -> None:
-    text = made("table2", finished(config, ["BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20)
+    text = made(
+        "table2", finished(config, ["BaseDNN"], seeds=1), tmp_path / "out", num_resamples=20
+    )
     assert "One seed, so that intervals hold what users vary and not what seeds do" in text
 
 
-def test_table_3_checks_the_papers_order_and_is_relative_to_mail(config: Path, tmp_path: Path) -> None:
-    runs = finished(config, methods_of("table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]), seeds=2)
+def test_table_3_checks_the_papers_order_and_is_relative_to_mail(
+    config: Path, tmp_path: Path
+) -> None:
+    runs = finished(
+        config,
+        methods_of("table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]),
+        seeds=2,
+    )
     made("table3", runs, tmp_path / "out", num_resamples=100)
     table = json.loads((tmp_path / "out/table3.json").read_text())
-    assert [(claim["lower"], claim["higher"], claim["verdict"].rpartition(": ")[2]) for claim in table["order"]] == [
+    assert [
+        (claim["lower"], claim["higher"], claim["verdict"].rpartition(": ")[2])
+        for claim in table["order"]
+    ] == [
         ("MAIL-None", "BaseDNN", "cannot be told."),
         ("MAIL-Single", "MAIL-Dual", "it is the other way round."),
         ("MAIL-Dual", "MAIL-BaseDNN", "so it is."),
     ]
-    assert [line["relative"]["new"]["auc"] < 0 for line in table["methods"]] == [True, True, False, True, False]
+    assert [line["relative"]["new"]["auc"] < 0 for line in table["methods"]] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_the_papers_figures_stand_beside_ours(config: Path, tmp_path: Path) -> None:
-    text = made("table2", finished(config, ["BaseDNN", "MAIL-BaseDNN", "BaseDNN oracle"], seeds=2), tmp_path / "out", "public")
+    text = made(
+        "table2",
+        finished(config, ["BaseDNN", "MAIL-BaseDNN", "BaseDNN oracle"], seeds=2),
+        tmp_path / "out",
+        "public",
+    )
     _, beside = text.split("The paper's own figures (public dataset) beside ours:")
     line = next(line for line in beside.splitlines() if line.startswith("| MAIL-BaseDNN"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert (cells[2], cells[4], cells[6], cells[8]) == (".5934", "+1.23 %", ".5710", "+0.92 %") and "oracle" not in beside
-    assert cells[1] == f"{json.loads((tmp_path / 'out/table2.json').read_text())['methods'][1]['figures']['new']['auc']['mean']:.4f}"[1:]
+    assert (cells[2], cells[4], cells[6], cells[8]) == (
+        ".5934",
+        "+1.23 %",
+        ".5710",
+        "+0.92 %",
+    ) and "oracle" not in beside
+    assert (
+        cells[1]
+        == f"{json.loads((tmp_path / 'out/table2.json').read_text())['methods'][1]['figures']['new']['auc']['mean']:.4f}"[
+            1:
+        ]
+    )
     assert (tmp_path / "out/table2.png").stat().st_size
 
 
 def test_numbers_are_short() -> None:
     assert interval_text(Interval(0.0012, -0.0003, 0.00271, 5)) == "+.0012 [-.0003, +.0027]"
-    assert interval_text(Interval(-0.0012, None, None, 1)) == "-.0012" and interval_text(None) == "-"
+    assert (
+        interval_text(Interval(-0.0012, None, None, 1)) == "-.0012" and interval_text(None) == "-"
+    )
     assert percent(Interval(0.123, -0.05, 1.2, 5)) == "12 % [-5 %, 120 %]" and percent(None) == "-"
 
 
@@ -106,25 +171,52 @@ def test_a_difference_whose_interval_holds_0_is_none(interval: Interval | None, 
 
 
 def test_a_method_that_the_table_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"table3 has no method \['MetaEmb'\]; it has: BaseDNN, MAIL-None"):
+    with pytest.raises(
+        ValueError, match=r"table3 has no method \['MetaEmb'\]; it has: BaseDNN, MAIL-None"
+    ):
         methods_of("table3", ["BaseDNN", "MetaEmb"])
 
 
 @pytest.mark.slow
 def test_tables_are_trained_resumed_and_share_their_runs(config: Path, tmp_path: Path) -> None:
-    arguments = ["--config", str(config), "--out", str(tmp_path / "out"), "--seeds", "2", "--method", "BaseDNN", "--method", "MAIL-BaseDNN"]
+    arguments = [
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "2",
+        "--method",
+        "BaseDNN",
+        "--method",
+        "MAIL-BaseDNN",
+    ]
     first = CliRunner().invoke(main, ["reproduce", "table2", *arguments])
     assert first.exit_code == 0, first.output
-    assert "| MAIL-BaseDNN - BaseDNN |" in first.stdout and str(tmp_path / "out/table2.json") in first.stdout
+    assert (
+        "| MAIL-BaseDNN - BaseDNN |" in first.stdout
+        and str(tmp_path / "out/table2.json") in first.stdout
+    )
     for method in json.loads((tmp_path / "out/table2.json").read_text())["methods"]:
-        metrics = [json.loads(Path(run_dir, "metrics.json").read_text()) for run_dir in method["run_dirs"]]
+        metrics = [
+            json.loads(Path(run_dir, "metrics.json").read_text()) for run_dir in method["run_dirs"]
+        ]
         for part in ("new", "old"):
             for figure in ("auc", "gauc"):
-                assert method["figures"][part][figure]["mean"] == pytest.approx(np.mean([run[part][figure] for run in metrics]), abs=1e-9)
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("metrics.json")}
+                assert method["figures"][part][figure]["mean"] == pytest.approx(
+                    np.mean([run[part][figure] for run in metrics]), abs=1e-9
+                )
+    written = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("metrics.json")
+    }
     assert len(written) == 4
     assert CliRunner().invoke(main, ["reproduce", "table2", *arguments]).stdout == first.stdout
     assert CliRunner().invoke(main, ["reproduce", "table3", *arguments]).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("metrics.json")} == written
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("metrics.json")
+    } == written
     other = CliRunner().invoke(main, ["reproduce", "table2", *arguments, "train.epochs=2"])
-    assert other.exit_code == 1 and "was trained with another configuration; choose another --out" in other.stderr
+    assert (
+        other.exit_code == 1
+        and "was trained with another configuration; choose another --out" in other.stderr
+    )

@@ -15,8 +15,8 @@ from schemathesis import GenerationMode
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
-from mail_torchrec.export.manifest import read_golden
-from mail_torchrec.export.scorer import Scorer
+from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.serve.openapi import REQUEST_FORMAT
 from tests.serve.conftest import version_in
 from tests.serve.test_protocol import INFER, body
@@ -24,7 +24,12 @@ from tools.served import Running
 
 PATHS = [
     *("/v2", "/v2/health/live", "/v2/health/ready", "/metrics", "/openapi.json"),
-    *("/v2/models/ads", "/v2/models/ads/ready", "/v2/models/ads/versions/{version}", "/v2/models/ads/versions/{version}/ready"),
+    *(
+        "/v2/models/ads",
+        "/v2/models/ads/ready",
+        "/v2/models/ads/versions/{version}",
+        "/v2/models/ads/versions/{version}/ready",
+    ),
     *(INFER, "/v2/models/ads/versions/{version}/infer"),
 ]
 CALM = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -36,13 +41,18 @@ def unharmed(server: Running, exported: Path) -> Any:
     yield
     for request, scores in read_golden(exported / "first"):
         status, answer = server.ask(INFER, body(request))
-        assert status == 200 and np.abs(np.array(answer["outputs"][0]["data"]) - scores["pctr"]).max() <= 1e-5
+        assert (
+            status == 200
+            and np.abs(np.array(answer["outputs"][0]["data"]) - scores["pctr"]).max() <= 1e-5
+        )
 
 
 @pytest.fixture(scope="session")
 def api(server: Running) -> Any:
     described = server.ask("/openapi.json")[1]
-    strategy = described_values(described["components"]["schemas"], {"$ref": "#/components/schemas/ScoringRequest"})
+    strategy = described_values(
+        described["components"]["schemas"], {"$ref": "#/components/schemas/ScoringRequest"}
+    )
     schemathesis.openapi.format(REQUEST_FORMAT, strategy.map(json.dumps))
     return schemathesis.openapi.from_url(f"http://{server.http}/openapi.json")
 
@@ -57,11 +67,19 @@ def described_values(parts: dict[str, Any], schema: dict[str, Any]) -> st.Search
         return st.sampled_from(schema["enum"])
     match schema.get("type"):
         case "object":
-            of_keys = {key: described_values(parts, one) for key, one in schema["properties"].items()}
+            of_keys = {
+                key: described_values(parts, one) for key, one in schema["properties"].items()
+            }
             required = {key: one for key, one in of_keys.items() if key in schema["required"]}
-            return st.fixed_dictionaries(required, optional={key: one for key, one in of_keys.items() if key not in required})
+            return st.fixed_dictionaries(
+                required, optional={key: one for key, one in of_keys.items() if key not in required}
+            )
         case "array":
-            return st.lists(described_values(parts, schema["items"]), min_size=schema.get("minItems", 0), max_size=4)
+            return st.lists(
+                described_values(parts, schema["items"]),
+                min_size=schema.get("minItems", 0),
+                max_size=4,
+            )
         case "integer":
             return st.integers(schema["minimum"], schema["maximum"]) | st.integers(0, 9)
         case "number":
@@ -74,7 +92,9 @@ def described_values(parts: dict[str, Any], schema: dict[str, Any]) -> st.Search
 
 
 CASES = [(path, GenerationMode.POSITIVE) for path in PATHS]
-CASES += [(path, GenerationMode.NEGATIVE) for path in PATHS if path.endswith("/infer")]  # elsewhere there is nothing to get wrong
+CASES += [
+    (path, GenerationMode.NEGATIVE) for path in PATHS if path.endswith("/infer")
+]  # elsewhere there is nothing to get wrong
 
 
 @pytest.mark.parametrize(("path", "mode"), CASES)
@@ -85,7 +105,11 @@ def test_every_answer_is_as_described(api: Any, path: str, mode: GenerationMode)
     @settings(max_examples=num_examples, suppress_health_check=CALM, derandomize=True)
     @given(operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
-        statuses.add(case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance]).status_code)
+        statuses.add(
+            case.call_and_validate(
+                excluded_checks=[schemathesis.checks.positive_data_acceptance]
+            ).status_code
+        )
 
     check()
     if mode is GenerationMode.POSITIVE and "{" not in path:
@@ -107,23 +131,33 @@ CONTENTS = {
     "fp64_contents": st.floats(),
     "bytes_contents": st.binary(max_size=9) | st.just(b'{"user": {}, "candidates": [{}]}'),
 }
-RAW = st.binary(max_size=20) | st.binary(max_size=9).map(lambda data: struct.pack("<I", len(data)) + data)
-PARAMETERS = st.builds(pb.InferParameter) | st.builds(pb.InferParameter, int64_param=st.integers(-3, 3), string_param=st.text(max_size=3))
+RAW = st.binary(max_size=20) | st.binary(max_size=9).map(
+    lambda data: struct.pack("<I", len(data)) + data
+)
+PARAMETERS = st.builds(pb.InferParameter) | st.builds(
+    pb.InferParameter, int64_param=st.integers(-3, 3), string_param=st.text(max_size=3)
+)
 
 
 @st.composite
 def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
     """Of the right or another model, with few or many, right or wrong tensors."""
     version = draw(st.sampled_from(["", "", "", "first", "9"]))
-    message = pb.ModelInferRequest(model_name=draw(st.sampled_from(["ads", "ads", "ads", "other"])), model_version=version)
+    message = pb.ModelInferRequest(
+        model_name=draw(st.sampled_from(["ads", "ads", "ads", "other"])), model_version=version
+    )
     for _ in range(draw(st.integers(0, 3))):
-        tensor = message.inputs.add(name=draw(NAMES), datatype=draw(DATATYPES), shape=draw(st.lists(SIZES, max_size=9)))
+        tensor = message.inputs.add(
+            name=draw(NAMES), datatype=draw(DATATYPES), shape=draw(st.lists(SIZES, max_size=9))
+        )
         for part in draw(st.lists(st.sampled_from(list(CONTENTS)), max_size=2, unique=True)):
             getattr(tensor.contents, part).extend(draw(st.lists(CONTENTS[part], max_size=3)))
     message.raw_input_contents.extend(draw(st.lists(RAW, max_size=3)))
     for name in draw(st.lists(st.sampled_from(["pctr", "history.virtual", "y"]), max_size=3)):
         message.outputs.add(name=name)
-    for name, value in draw(st.dictionaries(st.sampled_from(["user", "z"]), PARAMETERS, max_size=2)).items():
+    for name, value in draw(
+        st.dictionaries(st.sampled_from(["user", "z"]), PARAMETERS, max_size=2)
+    ).items():
         message.parameters[name].CopyFrom(value)
     return message
 
@@ -144,7 +178,9 @@ def spoilt(draw: st.DrawFn, good: pb.ModelInferRequest) -> pb.ModelInferRequest:
             tensor.shape[:] = draw(st.lists(SIZES, max_size=3))
         case "bytes":
             size = len(message.raw_input_contents[i])
-            message.raw_input_contents[i] = draw(st.binary(min_size=size, max_size=size) | st.binary(max_size=16))
+            message.raw_input_contents[i] = draw(
+                st.binary(min_size=size, max_size=size) | st.binary(max_size=16)
+            )
         case "another's bytes":
             message.raw_input_contents[i] = message.raw_input_contents[other]
         case "gone":
@@ -156,7 +192,11 @@ def encoded_message(exported: Path) -> pb.ModelInferRequest:
     """Three users' tensors."""
     names = {"int64": "INT64", "float32": "FP32", "bool": "BOOL"}
     message = pb.ModelInferRequest(model_name="ads")
-    for name, array in Scorer(exported / "first").encode([request for request, _ in read_golden(exported / "first")[:3]]).items():
+    for name, array in (
+        Scorer(exported / "first")
+        .encode([request for request, _ in read_golden(exported / "first")[:3]])
+        .items()
+    ):
         message.inputs.add(name=name, datatype=names[str(array.dtype)], shape=array.shape)
         message.raw_input_contents.append(array.tobytes())
     return message
@@ -178,15 +218,24 @@ def test_no_grpc_message_is_a_fault_of_the_server(server: Running, exported: Pat
                 assert error.code().name in ("INVALID_ARGUMENT", "NOT_FOUND") and error.details()
             else:
                 seen.add("OK")
-                scores = np.concatenate([np.frombuffer(raw, "<f4") for raw in answer.raw_output_contents])
-                assert answer.model_version == version_in(exported / "first") and np.isfinite(scores).all()
+                scores = np.concatenate(
+                    [np.frombuffer(raw, "<f4") for raw in answer.raw_output_contents]
+                )
+                assert (
+                    answer.model_version == version_in(exported / "first")
+                    and np.isfinite(scores).all()
+                )
 
         check()
     assert seen == {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
 
 
-@pytest.mark.parametrize("method", ["RepositoryIndex", "SystemSharedMemoryStatus", "ModelConfig", "ModelStatistics"])
-def test_what_is_not_served_over_grpc_is_said_to_be_unimplemented(server: Running, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["RepositoryIndex", "SystemSharedMemoryStatus", "ModelConfig", "ModelStatistics"]
+)
+def test_what_is_not_served_over_grpc_is_said_to_be_unimplemented(
+    server: Running, method: str
+) -> None:
     with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
         getattr(stubs.GRPCInferenceServiceStub(channel), method)(getattr(pb, f"{method}Request")())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.launching.manifest import resources
-from tests.launching.test_kubernetes import VERSIONS, check
+from tests.launch.test_kubernetes import VERSIONS, check
 from tests.serve.conftest import version_in
+from tests.support.kubernetes_manifest import resources
 from tools.served import ROOT, running
 
 OF_KSERVE = {"modelFormat", "protocolVersion", "runtime", "storageUri"}
@@ -28,7 +28,12 @@ def predictor(name: str) -> dict[str, Any]:
 
 
 def pod_of(containers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mail"}, "spec": {"containers": containers}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "mail"},
+        "spec": {"containers": containers},
+    }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -37,7 +42,15 @@ def test_the_containers_follow_the_schema(version: str) -> None:
     check(pod_of(own.pop("containers")), version)
     model = triton.pop("model")
     assert OF_KSERVE <= model.keys()
-    check(pod_of([{key: model[key] for key in model.keys() - OF_KSERVE} | {"name": "kserve-container", "image": "triton"}]), version)
+    check(
+        pod_of(
+            [
+                {key: model[key] for key in model.keys() - OF_KSERVE}
+                | {"name": "kserve-container", "image": "triton"}
+            ]
+        ),
+        version,
+    )
     assert not own and not triton
 
 
@@ -52,10 +65,14 @@ def test_the_command_serves_where_the_probes_look(exported: Path, tmp_path: Path
     [container] = predictor("serve.yaml")["containers"]
     [program], [command, *options] = container["command"], container["args"]
     assert (program, command) == ("mail-torchrec", "serve")
-    assert "--model=/mnt/models" in options and "--host=0.0.0.0" in options  # where KServe mounts, and what its proxy reaches
+    assert (
+        "--model=/mnt/models" in options and "--host=0.0.0.0" in options
+    )  # where KServe mounts, and what its proxy reaches
     probes = [container[probe]["httpGet"] for probe in ("readinessProbe", "livenessProbe")]
     [port] = container["ports"]
-    assert f"--http-port={port['containerPort']}" in options and {probe["port"] for probe in probes} == {port["containerPort"]}
+    assert f"--http-port={port['containerPort']}" in options and {
+        probe["port"] for probe in probes
+    } == {port["containerPort"]}
     model = exported / "first"
     here = [f"--model={model}", "--host=127.0.0.1", "--http-port=0", "--grpc-port=0"]
     with running(model, tmp_path / "log", *options, *here) as server:

@@ -14,9 +14,9 @@ import tritonclient.http
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mail_torchrec.data.requests import Request
-from mail_torchrec.export.manifest import read_golden
-from mail_torchrec.export.scorer import Scorer
+from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.requests import Request
+from mail_torchrec.inference.scorer import Scorer
 from tests.serve.conftest import version_in
 from tools.served import Running, as_json, raw, tensors
 
@@ -25,7 +25,11 @@ CLIENTS = [tritonclient.http, tritonclient.grpc]
 
 
 def body(request: Request, **more: Any) -> dict[str, Any]:
-    return {"inputs": [{"name": "request", "datatype": "BYTES", "shape": [1], "data": [as_json(request)]}]} | more
+    return {
+        "inputs": [
+            {"name": "request", "datatype": "BYTES", "shape": [1], "data": [as_json(request)]}
+        ]
+    } | more
 
 
 def connect(client: Any, server: Running) -> Any:
@@ -33,7 +37,9 @@ def connect(client: Any, server: Running) -> Any:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_raw_requests_get_the_golden_scores_from_tritonclient(server: Running, exported: Path, client: Any) -> None:
+def test_raw_requests_get_the_golden_scores_from_tritonclient(
+    server: Running, exported: Path, client: Any
+) -> None:
     with connect(client, server) as to:
         for request, scores in read_golden(exported / "first"):
             result = to.infer("ads", raw(client, request))
@@ -42,32 +48,57 @@ def test_raw_requests_get_the_golden_scores_from_tritonclient(server: Running, e
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_encoded_tensors_of_several_users_get_them_too_with_vectors_on_demand(server: Running, exported: Path, client: Any) -> None:
+def test_encoded_tensors_of_several_users_get_them_too_with_vectors_on_demand(
+    server: Running, exported: Path, client: Any
+) -> None:
     golden, scorer = read_golden(exported / "first"), Scorer(exported / "first")
     encoded = scorer.encode([request for request, _ in golden[:4]])
     names = ["pctcvr", "history.virtual"]
     with connect(client, server) as to:
         wishes = [client.InferRequestedOutput(name) for name in names]
-        result = to.infer("ads", tensors(client, encoded), outputs=wishes, model_version=scorer.manifest.version)
-    assert np.abs(result.as_numpy("pctcvr") - np.concatenate([scores["pctcvr"] for _, scores in golden[:4]])).max() <= 1e-5
-    assert np.allclose(result.as_numpy("history.virtual"), scorer.run(encoded, names)["history.virtual"], atol=1e-5)
+        result = to.infer(
+            "ads", tensors(client, encoded), outputs=wishes, model_version=scorer.manifest.version
+        )
+    assert (
+        np.abs(
+            result.as_numpy("pctcvr")
+            - np.concatenate([scores["pctcvr"] for _, scores in golden[:4]])
+        ).max()
+        <= 1e-5
+    )
+    assert np.allclose(
+        result.as_numpy("history.virtual"), scorer.run(encoded, names)["history.virtual"], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_health_and_metadata_are_those_of_the_manifest(server: Running, exported: Path, client: Any) -> None:
+def test_health_and_metadata_are_those_of_the_manifest(
+    server: Running, exported: Path, client: Any
+) -> None:
     with connect(client, server) as to:
         assert to.is_server_live() and to.is_server_ready() and to.is_model_ready("ads")
-        told = to.get_model_metadata("ads", **({} if client is tritonclient.http else {"as_json": True}))
+        told = to.get_model_metadata(
+            "ads", **({} if client is tritonclient.http else {"as_json": True})
+        )
     assert told["versions"] == [version_in(exported / "first")]
-    assert [entry["name"] for entry in told["inputs"]] == ["request", *(spec.name for spec in Scorer(exported / "first").manifest.inputs)]
+    assert [entry["name"] for entry in told["inputs"]] == [
+        "request",
+        *(spec.name for spec in Scorer(exported / "first").manifest.inputs),
+    ]
 
 
 def test_plain_json_gets_the_golden_scores_and_the_version(server: Running, exported: Path) -> None:
     request, scores = read_golden(exported / "first")[2]
     status, answer = server.ask(INFER, body(request, id="7", outputs=[{"name": "pcvr"}]))
-    assert status == 200 and answer["id"] == "7" and answer["model_version"] == version_in(exported / "first")
+    assert (
+        status == 200
+        and answer["id"] == "7"
+        and answer["model_version"] == version_in(exported / "first")
+    )
     [output] = answer["outputs"]
-    assert output["name"] == "pcvr" and np.abs(np.array(output["data"]) - scores["pcvr"]).max() <= 1e-5
+    assert (
+        output["name"] == "pcvr" and np.abs(np.array(output["data"]) - scores["pcvr"]).max() <= 1e-5
+    )
 
 
 def changed(exported: Path, **arrays: Any) -> dict[str, Any]:
@@ -76,7 +107,12 @@ def changed(exported: Path, **arrays: Any) -> dict[str, Any]:
     encoded = scorer.encode([read_golden(exported / "first")[0][0]]) | arrays
     names = {"int64": "INT64", "float32": "FP32", "bool": "BOOL"}
     inputs = [
-        {"name": name, "datatype": names[str(array.dtype)], "shape": list(array.shape), "data": array.tolist()}
+        {
+            "name": name,
+            "datatype": names[str(array.dtype)],
+            "shape": list(array.shape),
+            "data": array.tolist(),
+        }
         for name, array in encoded.items()
     ]
     return {"inputs": inputs}
@@ -85,7 +121,11 @@ def changed(exported: Path, **arrays: Any) -> dict[str, Any]:
 def with_data(exported: Path, name: str, data: list[Any]) -> dict[str, Any]:
     """A call of encoded tensors, the JSON of one changed."""
     call = changed(exported)
-    return {"inputs": [entry | ({"data": data} if entry["name"] == name else {}) for entry in call["inputs"]]}
+    return {
+        "inputs": [
+            entry | ({"data": data} if entry["name"] == name else {}) for entry in call["inputs"]
+        ]
+    }
 
 
 def with_user(exported: Path, **values: Any) -> dict[str, Any]:
@@ -131,10 +171,16 @@ def test_what_is_wrong_is_told(server: Running, exported: Path, case: str) -> No
     assert server.ask(INFER, body(request))[0] == 200
 
 
-def test_other_models_versions_outputs_paths_and_methods_are_refused(server: Running, exported: Path) -> None:
+def test_other_models_versions_outputs_paths_and_methods_are_refused(
+    server: Running, exported: Path
+) -> None:
     good = body(read_golden(exported / "first")[0][0])
     assert server.ask("/v2/models/other/infer", good)[0] == 404
-    assert server.ask("/v2/models/ads/versions/9/infer", good)[0] == 404 == server.ask("/v2/models/ads/versions/9")[0]
+    assert (
+        server.ask("/v2/models/ads/versions/9/infer", good)[0]
+        == 404
+        == server.ask("/v2/models/ads/versions/9")[0]
+    )
     assert server.ask("/nowhere")[0] == 404 and server.ask(INFER)[0] == 405
     status, answer = server.ask(INFER, good | {"outputs": [{"name": "pay"}]})
     assert status == 400 and "output 'pay' should be one of pctr, pcvr, pctcvr" in answer["error"]
@@ -145,25 +191,50 @@ def test_other_models_versions_outputs_paths_and_methods_are_refused(server: Run
 ])  # fmt: skip
 def test_grpc_has_a_status_for_each(server: Running, name: str, text: str, code: str) -> None:
     client = tritonclient.grpc
-    with connect(client, server) as to, pytest.raises(tritonclient.grpc.InferenceServerException) as caught:
+    with (
+        connect(client, server) as to,
+        pytest.raises(tritonclient.grpc.InferenceServerException) as caught,
+    ):
         to.infer(name, tensors(client, {"request": np.array([text], dtype=object)}))
     assert caught.value.status() == f"StatusCode.{code}"
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["BYTES", "INT64", "FP32", "BOOL"])
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["BYTES", "INT64", "FP32", "BOOL"])
+)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 TENSOR = st.fixed_dictionaries(
-    {"name": st.sampled_from(["request", "city", "x"]), "shape": st.lists(st.integers(), max_size=3) | VALUES, "datatype": LEAVES},
+    {
+        "name": st.sampled_from(["request", "city", "x"]),
+        "shape": st.lists(st.integers(), max_size=3) | VALUES,
+        "datatype": LEAVES,
+    },
     optional={"data": VALUES, "parameters": st.dictionaries(st.just("binary_data_size"), LEAVES)},
 )
-BODIES = st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=2)}, optional={"outputs": VALUES, "parameters": VALUES, "id": LEAVES})
+BODIES = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=2)},
+    optional={"outputs": VALUES, "parameters": VALUES, "id": LEAVES},
+)
 
 
 @settings(max_examples=150)
 @given(BODIES | VALUES, st.none() | st.integers(0, 200) | st.text("0123456789-x²", max_size=4))
-def test_no_body_is_a_fault_of_the_server(server: Running, content: Any, json_length: int | str | None) -> None:
+def test_no_body_is_a_fault_of_the_server(
+    server: Running, content: Any, json_length: int | str | None
+) -> None:
     headers = (
-        {} if json_length is None else {"Inference-Header-Content-Length": str(json_length).encode("latin-1", "ignore").decode("latin-1")}
+        {}
+        if json_length is None
+        else {
+            "Inference-Header-Content-Length": str(json_length)
+            .encode("latin-1", "ignore")
+            .decode("latin-1")
+        }
     )
     status, answer = server.ask(INFER, json.dumps(content).encode(), **headers)
     assert status in (400, 413) and answer["error"]
@@ -175,7 +246,9 @@ def test_the_description_lists_what_there_is(server: Running) -> None:
     for path, item in told["paths"].items():
         if "get" in item and "{" not in path:
             assert server.ask(path)[0] == 200, path
-    assert {"inputs", "outputs"} <= told["components"]["schemas"]["InferenceRequest"]["properties"].keys()
+    assert {"inputs", "outputs"} <= told["components"]["schemas"]["InferenceRequest"][
+        "properties"
+    ].keys()
 
 
 def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, exported: Path) -> None:
@@ -193,7 +266,9 @@ def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, expor
 
     assert more(f'mail_users_total{{kind="new",version="{version}"}}') == 2
     assert more(f'mail_users_total{{kind="old",version="{version}"}}') == 1
-    assert more(f'mail_candidates_total{{version="{version}"}}') == 2 * len(new.candidates) + len(unseen.candidates)
+    assert more(f'mail_candidates_total{{version="{version}"}}') == 2 * len(new.candidates) + len(
+        unseen.candidates
+    )
     assert (
         more(f'mail_ids_total{{column="history",version="{version}"}}')
         == more(f'mail_unknown_ids_total{{column="history",version="{version}"}}')

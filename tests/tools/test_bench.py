@@ -22,7 +22,16 @@ from tools.benchmark.padded import Padded, padded
 from tools.benchmark.peer import check_source, write_peer_rows
 from tools.benchmark.reference import Reference
 from tools.benchmark.rows import RowSettings, write_rows
-from tools.benchmark.setting import DEFAULTS, DMR, GROUPED, SMALL, UNGROUPED, Setting, Variant, base_tree
+from tools.benchmark.setting import (
+    DEFAULTS,
+    DMR,
+    GROUPED,
+    SMALL,
+    UNGROUPED,
+    Setting,
+    Variant,
+    base_tree,
+)
 from tools.benchmark.sides import Input, encoders_of, loaded
 from tools.benchmark.split import Watch
 from tools.benchmark.verdicts import verdicts
@@ -43,7 +52,13 @@ NAMES = {
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("bench")
-    made = Setting.written(folder, base_tree(max_length=6), *SMALL, "model.tower_options.num_negatives=20", "model.zero_shot.dropout=0")
+    made = Setting.written(
+        folder,
+        base_tree(max_length=6),
+        *SMALL,
+        "model.tower_options.num_negatives=20",
+        "model.zero_shot.dropout=0",
+    )
     write_rows(folder, made.config().schema_, ROWS)
     return made
 
@@ -64,7 +79,9 @@ def renamed(name: str) -> str:
     return new + name.removeprefix(old)
 
 
-def test_losses_and_gradients_of_the_reference_are_the_trainers(setting: Setting, encoders: Encoders) -> None:
+def test_losses_and_gradients_of_the_reference_are_the_trainers(
+    setting: Setting, encoders: Encoders
+) -> None:
     config = setting.config(Variant("whole", ("sharding.enabled=false",)))
     trainer = assemble(config, encoders, torch.device("cpu")).model.train()
     reference = Reference(config, encoders.num_rows).train()
@@ -72,7 +89,9 @@ def test_losses_and_gradients_of_the_reference_are_the_trainers(setting: Setting
     with torch.no_grad():
         for name, parameter in trainer.named_parameters():
             mine = own[renamed(name)]
-            mine.copy_(parameter[tuple(slice(size) for size in mine.shape)])  # tables are stored a little larger
+            mine.copy_(
+                parameter[tuple(slice(size) for size in mine.shape)]
+            )  # tables are stored a little larger
     batch = next(Input(loaded(config, encoders, training=True)))
     loss, outputs = trainer(batch)
     loss.backward()
@@ -82,8 +101,13 @@ def test_losses_and_gradients_of_the_reference_are_the_trainers(setting: Setting
     assert losses.keys() == outputs.losses.keys() == {"L_rt", "L_match", "L_a", "L_v", "L_d"}
     for name, value in outputs.losses.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
-    # Of scores in a softmax the bias has no gradient but rounding, so what is small is measured by what is large.
-    largest = max(float(parameter.grad.abs().max()) for parameter in reference.parameters() if parameter.grad is not None)
+    # Of scores in a softmax the bias has no gradient but rounding, so what is small is measured by
+    # what is large.
+    largest = max(
+        float(parameter.grad.abs().max())
+        for parameter in reference.parameters()
+        if parameter.grad is not None
+    )
     for name, parameter in trainer.named_parameters():
         mine = own[renamed(name)].grad
         assert mine is not None and mine.abs().sum() > 0, name
@@ -92,14 +116,21 @@ def test_losses_and_gradients_of_the_reference_are_the_trainers(setting: Setting
 
 
 @pytest.mark.parametrize("variant", [UNGROUPED, DMR])
-def test_arithmetic_by_formula_is_what_torch_counts(setting: Setting, encoders: Encoders, variant: Variant) -> None:
+def test_arithmetic_by_formula_is_what_torch_counts(
+    setting: Setting, encoders: Encoders, variant: Variant
+) -> None:
     config, rows = setting.config(variant), first_rows(setting, encoders)
-    reference, counter = Reference(config, encoders.num_rows).train(), FlopCounterMode(display=False)
+    reference, counter = (
+        Reference(config, encoders.num_rows).train(),
+        FlopCounterMode(display=False),
+    )
     with counter:
         _, losses = reference(rows)
         reference.total(losses).backward()
     num_new = int(rows.is_new_B.sum())
-    counted = step_counts(config, num_old=len(rows.labels_B) - num_new, num_new=num_new, mean_length=3.0)
+    counted = step_counts(
+        config, num_old=len(rows.labels_B) - num_new, num_new=num_new, mean_length=3.0
+    )
     assert counted.total_flops == counter.get_total_flops()
 
 
@@ -131,11 +162,17 @@ def test_users_come_back_with_their_history(setting: Setting) -> None:
     for row in rows:
         assert len(row["history"]) == len(row["actions"]) <= 6
         histories.setdefault(row["user"], set()).add((*row["history"], row["attribute_1"]))
-    assert len(rows) == 180 and len(histories) == 60 and all(len(found) == 1 for found in histories.values())
+    assert (
+        len(rows) == 180
+        and len(histories) == 60
+        and all(len(found) == 1 for found in histories.values())
+    )
 
 
 def test_a_variant_reads_as_it_is_written() -> None:
-    assert Variant.parse("wide:model.x=[1, 2],train.y=3") == Variant("wide", ("model.x=[1, 2]", "train.y=3"))
+    assert Variant.parse("wide:model.x=[1, 2],train.y=3") == Variant(
+        "wide", ("model.x=[1, 2]", "train.y=3")
+    )
     for text in (":train.y=3", "wide:train.y"):
         with pytest.raises(ValueError, match=r"--variant should read NAME:section\.key=value"):
             Variant.parse(text)
@@ -144,20 +181,32 @@ def test_a_variant_reads_as_it_is_written() -> None:
 def test_the_peer_gets_the_same_rows(setting: Setting, encoders: Encoders, tmp_path: Path) -> None:
     config = setting.config(GROUPED)
     assert write_peer_rows(tmp_path, config, encoders, threads=1) == 180
-    found, spec = np.load(tmp_path / "train.npz"), json.loads((tmp_path / "feature_map.json").read_text())
+    found, spec = (
+        np.load(tmp_path / "train.npz"),
+        json.loads((tmp_path / "feature_map.json").read_text()),
+    )
     names = [next(iter(feature)) for feature in spec["features"]]
     assert names[0] == "item" and "actions" not in names and {*names, "label"} == set(found.files)
     table = pq.read_table(setting.path.parent / "train").to_pydict()
     assert found["label"].tolist() == table["clicked"]
     items = dict(zip(table["item"], found["item"].tolist(), strict=True))
-    known = [(row, history) for row, history in enumerate(table["history"]) if found["history"][row].any() and set(history) <= set(items)]
+    known = [
+        (row, history)
+        for row, history in enumerate(table["history"])
+        if found["history"][row].any() and set(history) <= set(items)
+    ]
     assert known
     for row, history in known:
-        assert found["history"][row].tolist() == [0] * (6 - len(history)) + [items[item] for item in history]
+        assert found["history"][row].tolist() == [0] * (6 - len(history)) + [
+            items[item] for item in history
+        ]
 
 
 def test_a_peer_without_its_source_is_told_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"checkout of its repository at version 2\.3\.10 with model_zoo/DMR/src/DMR\.py"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkout of its repository at version 2\.3\.10 with model_zoo/DMR/src/DMR\.py",
+    ):
         check_source(tmp_path)
 
 
@@ -168,7 +217,12 @@ def side(*rates: float) -> dict[str, Any]:
 def test_verdicts_are_of_medians_of_turns() -> None:
     results = {
         "machine": {"device": "cpu"},
-        "sides": {"reference": side(10, 10, 1), "grouped": side(59, 61, 61), "ungrouped": side(30, 34, 900), DMR.name: side(100, 100, 100)},
+        "sides": {
+            "reference": side(10, 10, 1),
+            "grouped": side(59, 61, 61),
+            "ungrouped": side(30, 34, 900),
+            DMR.name: side(100, 100, 100),
+        },
         "growth": {"ranks": [{"value": 1} | side(10, 10, 10), {"value": 2} | side(16, 16.9, 17)]},
     }
     judged = {verdict.what: verdict.passed for verdict in verdicts(results)}
@@ -183,7 +237,10 @@ def test_verdicts_are_of_medians_of_turns() -> None:
 
 
 def test_the_exponent_of_what_grows_as_the_square_is_2() -> None:
-    points = [{"value": value, "seconds_per_step": seconds} for value, seconds in ((1, 5.0), (4, 1.0), (16, 16.0))]
+    points = [
+        {"value": value, "seconds_per_step": seconds}
+        for value, seconds in ((1, 5.0), (4, 1.0), (16, 16.0))
+    ]
     assert exponent(points) == pytest.approx(2.0)
 
 
@@ -200,12 +257,28 @@ def test_ranks_take_their_turns_together(tmp_path: Path) -> None:
 def test_a_small_run_leaves_its_report(tmp_path: Path) -> None:
     parts = [word for part in ("limits", "sides", "split", "quality") for word in ("--part", part)]
     numbers = ["--repeats", "2", "--steps", "1", "--seeds", "2", "--epochs", "1"]
-    done = CliRunner().invoke(main, ["--small", *parts, *numbers, "--out", str(tmp_path)], catch_exceptions=False)
+    done = CliRunner().invoke(
+        main, ["--small", *parts, *numbers, "--out", str(tmp_path)], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert results["sides"].keys() == results["split"].keys() == {*(variant.name for variant in DEFAULTS), "reference"}
+    assert (
+        results["sides"].keys()
+        == results["split"].keys()
+        == {*(variant.name for variant in DEFAULTS), "reference"}
+    )
     for name, found in results["split"].items():
-        expected = {"input wait", "lookup", "ranking", "backward", "optimizer"} | ({"zero-shot"} if name != DMR.name else set())
+        expected = {"input wait", "lookup", "ranking", "backward", "optimizer"} | (
+            {"zero-shot"} if name != DMR.name else set()
+        )
         assert all(found[part] > 0 for part in expected), (name, found)
-    assert {"AUC, grouped, less the reference's", "rows/s, grouped, over the reference"} <= {line["what"] for line in results["verdicts"]}
-    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.md", "bench.html", "bench-sides.png", "bench-split.png"}
+    assert {"AUC, grouped, less the reference's", "rows/s, grouped, over the reference"} <= {
+        line["what"] for line in results["verdicts"]
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "bench.json",
+        "bench.md",
+        "bench.html",
+        "bench-sides.png",
+        "bench-split.png",
+    }

@@ -21,5 +21,7 @@ def test_rounded_products_are_bfloat16s() -> None:
         found = step()
     for one, other in zip(found, expected, strict=True):
         assert one.dtype is other.dtype
-        torch.testing.assert_close(one, other, rtol=8e-3, atol=1e-3)  # sums in another order may round to the next bfloat16
+        torch.testing.assert_close(
+            one, other, rtol=8e-3, atol=1e-3
+        )  # sums in another order may round to the next bfloat16
     assert found[0].dtype is torch.bfloat16

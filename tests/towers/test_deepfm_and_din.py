@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mail_torchrec.towers.deepfm import second_order
 from mail_torchrec.towers.inputs import RankingInputs, SequenceShape
-from mail_torchrec.towers.mlp import Dice
+from mail_torchrec.towers.layers.mlp import Dice
 from mail_torchrec.towers.registry import build_tower
-from tests import reference
-from tests.towers.random_inputs import numpy_row, random_inputs, ready, shapes
+from tests.support import reference
+from tests.support.random_inputs import numpy_row, random_inputs, ready, shapes
 
 SMALL: dict[str, Any] = {"hidden_dims": [6, 5], "attention_dims": [7]}
 
@@ -26,14 +26,18 @@ def logits(tower: torch.nn.Module, inputs: RankingInputs) -> Tensor:
 
 
 @given(num_fields=st.integers(1, 6), dim=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_second_order_is_the_sum_over_pairs_in_any_order_of_fields(num_fields: int, dim: int, seed: int) -> None:
+def test_second_order_is_the_sum_over_pairs_in_any_order_of_fields(
+    num_fields: int, dim: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     fields_BFD = torch.randn(3, num_fields, dim, generator=generator, dtype=torch.float64)
     pairs = [(i, j) for i in range(num_fields) for j in range(num_fields) if i < j]
     expected = [sum((float(row[i] @ row[j]) for i, j in pairs), 0.0) for row in fields_BFD.numpy()]
     np.testing.assert_allclose(second_order(fields_BFD).numpy(), expected, atol=1e-12)
     order = torch.randperm(num_fields, generator=generator)
-    torch.testing.assert_close(second_order(fields_BFD[:, order]), second_order(fields_BFD), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        second_order(fields_BFD[:, order]), second_order(fields_BFD), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_one_field_has_no_second_order() -> None:
@@ -41,9 +45,16 @@ def test_one_field_has_no_second_order() -> None:
     assert second_order(fields_BFD).eq(0).all()
 
 
-@pytest.mark.parametrize("change", [{"attribute_dim": 3}, {"sequences": {"items": SequenceShape(5, 6, 3)}}], ids=["group", "concat"])
+@pytest.mark.parametrize(
+    "change",
+    [{"attribute_dim": 3}, {"sequences": {"items": SequenceShape(5, 6, 3)}}],
+    ids=["group", "concat"],
+)
 def test_deepfm_says_which_dimensions_differ(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"'deepfm' .*one dimension for all, received .*'items': 4.*set schema.dim .*or choose wide_deep"):
+    with pytest.raises(
+        ValueError,
+        match=r"'deepfm' .*one dimension for all, received .*'items': 4.*set schema.dim .*or choose wide_deep",
+    ):
         build_tower("deepfm", {}, shapes(dim=4, **change))
 
 
@@ -57,15 +68,22 @@ def test_a_first_order_weight_moves_the_logit_by_itself(name: str) -> None:
     tower, inputs = ready(build_tower(name, {}, shapes())), random_inputs(shapes())
     assert inputs.first_order_B is not None
     moved = replace(inputs, first_order_B=inputs.first_order_B + 0.75)
-    torch.testing.assert_close(logits(tower, moved), logits(tower, inputs) + 0.75, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        logits(tower, moved), logits(tower, inputs) + 0.75, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("hidden_dims", [[6, 5], []])
 def test_wide_and_deep_add_up_to_the_logit(hidden_dims: list[int]) -> None:
-    tower, inputs = ready(build_tower("wide_deep", {"hidden_dims": hidden_dims}, shapes())), random_inputs(shapes())
+    tower, inputs = (
+        ready(build_tower("wide_deep", {"hidden_dims": hidden_dims}, shapes())),
+        random_inputs(shapes()),
+    )
     output = tower(inputs)
     assert output.representation_BR.shape == (7, tower.representation_dim)
-    torch.testing.assert_close(output.logits_B, tower.wide(inputs) + tower.logit(output.representation_BR).squeeze(1))
+    torch.testing.assert_close(
+        output.logits_B, tower.wide(inputs) + tower.logit(output.representation_BR).squeeze(1)
+    )
 
 
 @pytest.mark.parametrize("normalise", ["none", "softmax"])
@@ -74,19 +92,27 @@ def test_din_equals_the_formula_with_every_option(normalise: str, activation: st
     options = SMALL | {"normalise": normalise, "activation": activation}
     tower, inputs = ready(build_tower("din", options, shapes())), random_inputs(shapes())
     p = reference.parameters(tower)
-    expected = [reference.din(p, **numpy_row(inputs, row), normalise=normalise, activation=activation) for row in range(7)]
+    expected = [
+        reference.din(p, **numpy_row(inputs, row), normalise=normalise, activation=activation)
+        for row in range(7)
+    ]
     np.testing.assert_allclose(logits(tower, inputs).numpy(), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("normalise", ["none", "softmax"])
 def test_the_order_of_behaviours_does_not_matter_to_din(normalise: str) -> None:
-    tower, inputs = ready(build_tower("din", SMALL | {"normalise": normalise}, shapes())), random_inputs(shapes())
+    tower, inputs = (
+        ready(build_tower("din", SMALL | {"normalise": normalise}, shapes())),
+        random_inputs(shapes()),
+    )
     history = inputs.sequences["history"]
     turned_BTD = history.values_BTD.clone()
     for row, length in enumerate(history.lengths_B.tolist()):
         turned_BTD[row, :length] = history.values_BTD[row, :length].flip(0)
     assert not turned_BTD.equal(history.values_BTD)
-    turned = replace(inputs, sequences=inputs.sequences | {"history": replace(history, values_BTD=turned_BTD)})
+    turned = replace(
+        inputs, sequences=inputs.sequences | {"history": replace(history, values_BTD=turned_BTD)}
+    )
     torch.testing.assert_close(logits(tower, turned), logits(tower, inputs), rtol=1e-12, atol=1e-12)
 
 
@@ -105,8 +131,13 @@ def test_raw_weights_tell_how_often_a_behaviour_was_seen_and_softmax_does_not() 
         )
         for length in (1, 3)
     )  # fmt: skip
-    raw, softmax = (ready(build_tower("din", SMALL | {"normalise": normalise}, layout)) for normalise in ("none", "softmax"))
-    torch.testing.assert_close(logits(softmax, once), logits(softmax, thrice), rtol=1e-12, atol=1e-12)
+    raw, softmax = (
+        ready(build_tower("din", SMALL | {"normalise": normalise}, layout))
+        for normalise in ("none", "softmax")
+    )
+    torch.testing.assert_close(
+        logits(softmax, once), logits(softmax, thrice), rtol=1e-12, atol=1e-12
+    )
     assert not torch.isclose(logits(raw, once), logits(raw, thrice)).any()
 
 
@@ -115,7 +146,11 @@ def test_dice_uses_the_statistics_of_its_batch() -> None:
     dice.slope.data = torch.tensor([0.25, -1.0, 0.0], dtype=torch.float64)
     x = x_BC.numpy()
     chance = reference.sigmoid((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-8))
-    np.testing.assert_allclose(dice(x_BC).detach().numpy(), chance * x + (1 - chance) * dice.slope.detach().numpy() * x, rtol=1e-10)
+    np.testing.assert_allclose(
+        dice(x_BC).detach().numpy(),
+        chance * x + (1 - chance) * dice.slope.detach().numpy() * x,
+        rtol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("name", ["wide_deep", "deepfm", "din"])
@@ -124,7 +159,9 @@ def test_a_sequence_of_one_position_is_enough(name: str) -> None:
     tower = build_tower(name, {}, layout).double().train()
     loss = tower(random_inputs(layout)).logits_B.sum()
     loss.backward()
-    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in tower.parameters())
+    assert loss.isfinite() and all(
+        p.grad is not None and p.grad.isfinite().all() for p in tower.parameters()
+    )
 
 
 @pytest.mark.parametrize(("option", "value"), [("normalise", "sum"), ("activation", "relu")])

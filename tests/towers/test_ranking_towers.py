@@ -10,8 +10,15 @@ from torch import Tensor, nn
 
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput, SequenceShape
 from mail_torchrec.towers.registry import build_tower
-from tests import reference
-from tests.towers.random_inputs import numpy_row, random_inputs, ready, rows_of, shapes, with_padding
+from tests.support import reference
+from tests.support.random_inputs import (
+    numpy_row,
+    random_inputs,
+    ready,
+    rows_of,
+    shapes,
+    with_padding,
+)
 
 TOWERS = ["emblr", "base_dnn", "wide_deep", "deepfm", "din", "dmr"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -37,7 +44,9 @@ def logits(tower: nn.Module, inputs: RankingInputs) -> Tensor:
         return RankingOutput.of(tower(inputs)).logits_B
 
 
-def expected_logits(name: str, tower: nn.Module, inputs: RankingInputs, has_match: bool) -> list[float]:
+def expected_logits(
+    name: str, tower: nn.Module, inputs: RankingInputs, has_match: bool
+) -> list[float]:
     p = reference.parameters(tower)
     rows = [numpy_row(inputs, row) for row in range(len(inputs.numeric_BN))]
     if name == "dmr":
@@ -45,16 +54,27 @@ def expected_logits(name: str, tower: nn.Module, inputs: RankingInputs, has_matc
     if name in ("wide_deep", "deepfm"):
         assert inputs.first_order_B is not None
         weights = inputs.first_order_B.tolist()
-        return [getattr(reference, name)(p, **row, first_order=weight) for row, weight in zip(rows, weights, strict=True)]
+        return [
+            getattr(reference, name)(p, **row, first_order=weight)
+            for row, weight in zip(rows, weights, strict=True)
+        ]
     return [getattr(reference, name)(p, **row) for row in rows]
 
 
 @pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.parametrize("changes", [{}, {"num_context": 0, "context_dim": 0, "num_numeric": 0}, {"sequences": {}}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_context": 0, "context_dim": 0, "num_numeric": 0}, {"sequences": {}}],
+    ids=str,
+)
 def test_scores_equal_the_formula(name: str, changes: dict[str, Any]) -> None:
     layout = shapes_for(name, **changes)
     tower, inputs = tower_of(name, layout), random_inputs(layout)
-    np.testing.assert_allclose(logits(tower, inputs).numpy(), expected_logits(name, tower, inputs, has_match=True), rtol=1e-10)
+    np.testing.assert_allclose(
+        logits(tower, inputs).numpy(),
+        expected_logits(name, tower, inputs, has_match=True),
+        rtol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("name", ["base_dnn", "wide_deep", "din", "dmr"])
@@ -62,7 +82,11 @@ def test_groups_may_differ_in_dimension(name: str) -> None:
     sequences = {"long": SequenceShape(4, 6, 2, match_dim=3), "short": SequenceShape(2, 2, 0)}
     layout = shapes_for(name, attribute_dim=3, item_dim=5, sequences=sequences)
     tower, inputs = tower_of(name, layout), random_inputs(layout)
-    np.testing.assert_allclose(logits(tower, inputs).numpy(), expected_logits(name, tower, inputs, has_match=True), rtol=1e-10)
+    np.testing.assert_allclose(
+        logits(tower, inputs).numpy(),
+        expected_logits(name, tower, inputs, has_match=True),
+        rtol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -70,7 +94,12 @@ def test_groups_may_differ_in_dimension(name: str) -> None:
 def test_padding_never_changes_a_score(name: str, garbage: float) -> None:
     layout = shapes_for(name)
     tower, inputs = tower_of(name, layout), random_inputs(layout)
-    torch.testing.assert_close(logits(tower, with_padding(inputs, extra=3, garbage=garbage)), logits(tower, inputs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        logits(tower, with_padding(inputs, extra=3, garbage=garbage)),
+        logits(tower, inputs),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -78,7 +107,9 @@ def test_rows_are_scored_one_by_one(name: str) -> None:
     layout = shapes_for(name)
     tower, inputs = tower_of(name, layout), random_inputs(layout)
     order = torch.tensor([4, 0, 6, 1])
-    torch.testing.assert_close(logits(tower, rows_of(inputs, order)), logits(tower, inputs)[order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        logits(tower, rows_of(inputs, order)), logits(tower, inputs)[order], rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -88,7 +119,9 @@ def test_every_parameter_gets_a_finite_gradient_even_without_behaviours(name: st
     for sequence in inputs.sequences.values():
         sequence.lengths_B = torch.zeros_like(sequence.lengths_B)
     output = RankingOutput.of(tower(inputs))
-    loss = output.logits_B.sum() + sum((losses_B * weights_B).sum() for losses_B, weights_B, _ in output.auxiliary.values())
+    loss = output.logits_B.sum() + sum(
+        (losses_B * weights_B).sum() for losses_B, weights_B, _ in output.auxiliary.values()
+    )
     loss.backward()
     for parameter, value in tower.named_parameters():
         assert value.grad is not None and value.grad.isfinite().all(), parameter
@@ -103,7 +136,10 @@ def test_towers_compile_without_graph_breaks(name: str) -> None:
 
 
 def test_emblr_says_which_dimensions_are_not_1() -> None:
-    with pytest.raises(ValueError, match=r"'emblr' needs tables of dimension 1, received .*'attributes': 4.*set schema.dim=1"):
+    with pytest.raises(
+        ValueError,
+        match=r"'emblr' needs tables of dimension 1, received .*'attributes': 4.*set schema.dim=1",
+    ):
         build_tower("emblr", {}, shapes(dim=4))
 
 
@@ -114,7 +150,11 @@ def test_match_loss_equals_the_full_prefix_definition() -> None:
     assert weight == 0.1
     p = reference.parameters(tower)
     for row in range(12):
-        found = [loss for loss in reference.dmr(p, **numpy_row(inputs, row), has_match=True)[1] if loss is not None]
+        found = [
+            loss
+            for loss in reference.dmr(p, **numpy_row(inputs, row), has_match=True)[1]
+            if loss is not None
+        ]
         assert weights_B[row] == len(found)
         assert losses_B[row].item() == pytest.approx(np.mean(found) if found else 0.0, rel=1e-10)
     assert {0.0, 1.0, 2.0} == set(weights_B.tolist())
@@ -148,7 +188,11 @@ def test_dmr_without_output_table_takes_the_target_itself() -> None:
     tower, inputs = tower_of("dmr", layout, match_weight=0.0), random_inputs(layout)
     output = tower(inputs)
     assert output.auxiliary == {}
-    np.testing.assert_allclose(output.logits_B.detach().numpy(), expected_logits("dmr", tower, inputs, has_match=False), rtol=1e-10)
+    np.testing.assert_allclose(
+        output.logits_B.detach().numpy(),
+        expected_logits("dmr", tower, inputs, has_match=False),
+        rtol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("name", ["base_dnn", "din", "dmr"])
@@ -156,7 +200,10 @@ def test_dmr_without_output_table_takes_the_target_itself() -> None:
 def test_the_logit_is_linear_in_the_representation(name: str, hidden_dims: list[int]) -> None:
     """So a head on the representation starts from what the tower's own last layer sees."""
     layout = shapes_for(name)
-    tower, inputs = tower_of(name, layout, hidden_dims=hidden_dims), random_inputs(layout, num_rows=9)
+    tower, inputs = (
+        tower_of(name, layout, hidden_dims=hidden_dims),
+        random_inputs(layout, num_rows=9),
+    )
     output = tower(inputs)
     assert output.representation_BR.shape == (9, tower.representation_dim)
     assert hidden_dims == [] or tower.representation_dim == 5

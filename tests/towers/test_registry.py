@@ -6,8 +6,14 @@ import pytest
 from torch import nn
 
 from mail_torchrec.towers.dmr import DMR, DMRSettings
-from mail_torchrec.towers.registry import TOWERS, build_tower, needs_first_order, needs_match, tower_settings
-from tests.towers.random_inputs import random_inputs, shapes
+from mail_torchrec.towers.registry import (
+    TOWERS,
+    build_tower,
+    needs_first_order,
+    needs_match,
+    tower_settings,
+)
+from tests.support.random_inputs import random_inputs, shapes
 
 OWN_TOWER = """
 import torch
@@ -45,7 +51,9 @@ def test_names_build_their_towers_with_defaults() -> None:
 
 def test_options_reach_the_tower() -> None:
     tower = build_tower("dmr", {"match_weight": 0.25, "hidden_dims": [9]}, shapes())
-    assert isinstance(tower, DMR) and tower.settings == DMRSettings(match_weight=0.25, hidden_dims=(9,))
+    assert isinstance(tower, DMR) and tower.settings == DMRSettings(
+        match_weight=0.25, hidden_dims=(9,)
+    )
 
 
 def test_only_dmr_with_a_match_loss_needs_match() -> None:
@@ -68,7 +76,10 @@ def test_a_users_tower_gets_its_options(own: str) -> None:
 def test_a_users_tower_with_settings_gets_them_validated(own: str) -> None:
     tower = build_tower(f"{own}:Configured", {"start": 2}, shapes())
     assert isinstance(tower, nn.Module) and tower.options.start == 2.0
-    with pytest.raises(ValueError, match=r"tower 'own_tower:Configured': unknown option 'stop'; its options are: start"):
+    with pytest.raises(
+        ValueError,
+        match=r"tower 'own_tower:Configured': unknown option 'stop'; its options are: start",
+    ):
         build_tower(f"{own}:Configured", {"stop": 2}, shapes())
 
 
@@ -81,37 +92,54 @@ def test_unknown_name() -> None:
 
 
 def test_import_path_that_does_not_import() -> None:
-    with pytest.raises(ValueError, match=r"tower 'no_such.place:Tower': cannot import 'no_such.place' \(ModuleNotFoundError.*PYTHONPATH"):
+    with pytest.raises(
+        ValueError,
+        match=r"tower 'no_such.place:Tower': cannot import 'no_such.place' \(ModuleNotFoundError.*PYTHONPATH",
+    ):
         build_tower("no_such.place:Tower", {}, shapes())
 
 
 def test_module_that_raises_on_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_tower.py").write_text("raise RuntimeError('half written')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot import 'broken_tower' \(RuntimeError: half written\)"):
+    with pytest.raises(
+        ValueError, match=r"cannot import 'broken_tower' \(RuntimeError: half written\)"
+    ):
         build_tower("broken_tower:Tower", {}, shapes())
 
 
 def test_missing_attribute(own: str) -> None:
-    with pytest.raises(ValueError, match=r"'own_tower' has no attribute 'Tower'; correct the name behind the colon"):
+    with pytest.raises(
+        ValueError, match=r"'own_tower' has no attribute 'Tower'; correct the name behind the colon"
+    ):
         build_tower(f"{own}:Tower", {}, shapes())
 
 
 def test_not_a_module(own: str) -> None:
-    with pytest.raises(ValueError, match=r"'function' should be a class derived from torch.nn.Module, received <function"):
+    with pytest.raises(
+        ValueError,
+        match=r"'function' should be a class derived from torch.nn.Module, received <function",
+    ):
         build_tower(f"{own}:function", {}, shapes())
 
 
 def test_unknown_option() -> None:
-    with pytest.raises(ValueError, match=r"tower 'base_dnn': unknown option 'depth'; its options are: hidden_dims, dropout$"):
+    with pytest.raises(
+        ValueError,
+        match=r"tower 'base_dnn': unknown option 'depth'; its options are: hidden_dims, dropout$",
+    ):
         tower_settings("base_dnn", {"depth": 3})
 
 
 def test_option_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"tower 'base_dnn': option 'dropout': .*less than 1, received 2"):
+    with pytest.raises(
+        ValueError, match=r"tower 'base_dnn': option 'dropout': .*less than 1, received 2"
+    ):
         tower_settings("base_dnn", {"dropout": 2})
 
 
 def test_emblr_has_no_options() -> None:
-    with pytest.raises(ValueError, match=r"tower 'emblr': unknown option 'dropout'; its options are: none"):
+    with pytest.raises(
+        ValueError, match=r"tower 'emblr': unknown option 'dropout'; its options are: none"
+    ):
         tower_settings("emblr", {"dropout": 0.1})

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.train.metrics import Figures, report
+from mail_torchrec.metrics.summary import Figures, report
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import evaluate_run, train
-from tests.small_rows import SCHEMA, config_tree, write_rows
+from tests.support.small_rows import SCHEMA, config_tree, write_rows
 from tests.train.test_trainer import weights
 
 
@@ -24,8 +24,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(root: Path, run_dir: Path, schema: dict[str, Any] = SCHEMA, **model: Any) -> dict[str, Figures]:
-    tree = config_tree(root, schema=schema, train={"epochs": 4, "learning_rate": 0.01, "tables": {"learning_rate": 0.1}})
+def run(
+    root: Path, run_dir: Path, schema: dict[str, Any] = SCHEMA, **model: Any
+) -> dict[str, Figures]:
+    tree = config_tree(
+        root,
+        schema=schema,
+        train={"epochs": 4, "learning_rate": 0.01, "tables": {"learning_rate": 0.1}},
+    )
     tree["model"] |= model
     return train(Config.model_validate(tree), RunDir(run_dir))
 
@@ -34,17 +40,31 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_conversions_are_learnt_beside_clicks(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversions_are_learnt_beside_clicks(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figures = run(root, tmp_path / "run", multi_task={})
     first, *_, last = (line for line in log(tmp_path / "run") if "loss/L_rt" in line)
-    assert {key for key in first if "/" in key} == {f"loss/{name}" for name in ("L_rt", "L_ctcvr", "L_match", "L_a", "L_v", "L_d")}
+    assert {key for key in first if "/" in key} == {
+        f"loss/{name}" for name in ("L_rt", "L_ctcvr", "L_match", "L_a", "L_v", "L_d")
+    }
     assert last["loss/L_ctcvr"] < first["loss/L_ctcvr"]
     for part in figures.values():
-        assert set(part) == {"rows", "users"} | {f"{task}{figure}" for task in ("", "cvr_", "ctcvr_") for figure in ("auc", "gauc")}
+        assert set(part) == {"rows", "users"} | {
+            f"{task}{figure}" for task in ("", "cvr_", "ctcvr_") for figure in ("auc", "gauc")
+        }
     assert figures["all"]["cvr_auc"] > 0.65 and figures["all"]["ctcvr_auc"] > 0.6  # type: ignore[operator]
-    assert json.loads((tmp_path / "run/metrics.json").read_text()) == figures == evaluate_run(RunDir(tmp_path / "run"), None, [])
-    assert any("unclicked/bought" in line["counts"] for line in log(tmp_path / "run") if "epoch" in line)
-    assert "test: conversions without a click, which count as none: bought " in capsys.readouterr().err
+    assert (
+        json.loads((tmp_path / "run/metrics.json").read_text())
+        == figures
+        == evaluate_run(RunDir(tmp_path / "run"), None, [])
+    )
+    assert any(
+        "unclicked/bought" in line["counts"] for line in log(tmp_path / "run") if "epoch" in line
+    )
+    assert (
+        "test: conversions without a click, which count as none: bought " in capsys.readouterr().err
+    )
 
 
 def test_without_the_head_a_conversion_column_changes_no_bit(root: Path, tmp_path: Path) -> None:
@@ -57,17 +77,33 @@ def test_without_the_head_a_conversion_column_changes_no_bit(root: Path, tmp_pat
     assert set(with_column["all"]) == {"auc", "gauc", "rows", "users"}
 
 
-@pytest.mark.parametrize("tower", ["base_dnn", "deepfm", "tests.towers_of_users:RepresentingTower"])
-def test_any_tower_that_gives_a_representation_takes_the_head(root: Path, tmp_path: Path, tower: str) -> None:
-    figures = run(root, tmp_path / "run", tower=tower, tower_options={}, zero_shot=None, multi_task={"hidden_dims": []})
+@pytest.mark.parametrize(
+    "tower", ["base_dnn", "deepfm", "tests.support.towers_of_users:RepresentingTower"]
+)
+def test_any_tower_that_gives_a_representation_takes_the_head(
+    root: Path, tmp_path: Path, tower: str
+) -> None:
+    figures = run(
+        root,
+        tmp_path / "run",
+        tower=tower,
+        tower_options={},
+        zero_shot=None,
+        multi_task={"hidden_dims": []},
+    )
     assert figures["all"]["ctcvr_auc"] is not None
     assert weights(tmp_path / "run")["towers.multi_task.layers.0.weight"].shape[0] == 1
 
 
-def test_the_figures_are_of_what_they_are_called(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_are_of_what_they_are_called(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A product is below both factors, and whoever converted clicked."""
     seen: list[Any] = []
-    monkeypatch.setattr("mail_torchrec.train.evaluation.report", lambda *columns: (seen.append(columns), report(*columns))[1])
+    monkeypatch.setattr(
+        "mail_torchrec.train.evaluation.report",
+        lambda *columns: (seen.append(columns), report(*columns))[1],
+    )
     run(root, tmp_path / "run", zero_shot=None, multi_task={})
     [(scores, clicks, users, _, conversions)] = seen
     assert len(users) == 400
@@ -76,13 +112,23 @@ def test_the_figures_are_of_what_they_are_called(root: Path, tmp_path: Path, mon
 
 
 def test_a_tower_that_gives_none_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.multi_task: tower 'tests.towers_of_users:MeanTower' gives no representation"):
-        run(root, tmp_path / "run", tower="tests.towers_of_users:MeanTower", tower_options={}, multi_task={})
+    with pytest.raises(
+        ValueError,
+        match=r"model.multi_task: tower 'tests.support.towers_of_users:MeanTower' gives no representation",
+    ):
+        run(
+            root,
+            tmp_path / "run",
+            tower="tests.support.towers_of_users:MeanTower",
+            tower_options={},
+            multi_task={},
+        )
 
 
 def test_the_head_needs_a_conversion_column(root: Path, tmp_path: Path) -> None:
     columns = {name: column for name, column in SCHEMA["columns"].items() if name != "bought"}
     with pytest.raises(
-        ValueError, match=r"model.multi_task needs a column of group 'conversion' in schema.columns .*found none; add it, or"
+        ValueError,
+        match=r"model.multi_task needs a column of group 'conversion' in schema.columns .*found none; add it, or",
     ):
         run(root, tmp_path / "run", schema=SCHEMA | {"columns": columns}, multi_task={})

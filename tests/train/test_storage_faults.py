@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 
 from mail_torchrec.config import Config
-from mail_torchrec.lock import locked
-from mail_torchrec.train.metrics import Figures
+from mail_torchrec.metrics.summary import Figures
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from tests.small_rows import config_tree, write_rows
+from mail_torchrec.utils.file_lock import locked
+from tests.support.small_rows import config_tree, write_rows
 
 
 def run(root: Path, run_dir: Path, *, resume: bool = False, **sections: Any) -> dict[str, Figures]:
     data = {"root": str(root), "test": "train"}
-    return train(Config.model_validate(config_tree(root, data=data, **sections)), RunDir(run_dir), resume=resume)
+    return train(
+        Config.model_validate(config_tree(root, data=data, **sections)),
+        RunDir(run_dir),
+        resume=resume,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system is not allowed here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -40,7 +46,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_directory_in_use_is_refused(root: Path, tmp_path: Path, resume: bool) -> None:
-    with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"run' is in use by another job \(host .*, pid \d+, since 20"):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(
+            ValueError, match=r"run' is in use by another job \(host .*, pid \d+, since 20"
+        ),
+    ):
         run(root, tmp_path / "run", resume=resume)
 
 
@@ -48,13 +59,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_says_so_and_the_run_goes_o
     root: Path, tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sections = {"train": {"batch_size": 16, "epochs": 3}, "checkpoint": {"every": 2, "keep": 50}}
-    with pytest.raises(OSError, match=r"step 30 could not be written below .*No space left on device.*MiB free there.*remains the newest"):
+    with pytest.raises(
+        OSError,
+        match=r"step 30 could not be written below .*No space left on device.*MiB free there.*remains the newest",
+    ):
         run(root, small_disk / "run", **sections)
-    assert "WARNING: the checkpoint of step" in capfd.readouterr().err  # those before were not fatal
+    assert (
+        "WARNING: the checkpoint of step" in capfd.readouterr().err
+    )  # those before were not fatal
     folders = sorted((small_disk / "run/checkpoints").iterdir())
-    assert folders and all(folder.name.startswith("step-") for folder in folders)  # nothing half written is left
+    assert folders and all(
+        folder.name.startswith("step-") for folder in folders
+    )  # nothing half written is left
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folders[-1], check=True)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     figures = run(root, small_disk / "run", resume=True, **sections)
-    assert f"going on after step {int(folders[-1].name.removeprefix('step-'))}" in capfd.readouterr().err
+    assert (
+        f"going on after step {int(folders[-1].name.removeprefix('step-'))}"
+        in capfd.readouterr().err
+    )
     assert figures == run(root, tmp_path / "calm", **sections)

@@ -11,19 +11,25 @@ from typing import Any
 import pytest
 import torch
 
-from mail_torchrec.model import Outputs
+from mail_torchrec.model.mail import Outputs
 from mail_torchrec.train.precision import has_bfloat16
-from tests.test_wall import build
+from tests.model.test_wall import build
 
 pytestmark = pytest.mark.usefixtures("alone")
 CPU = torch.device("cpu")
 
 
-def steps_of(small_root: Path, train: dict[str, Any], **sections: dict[str, Any]) -> tuple[list[Outputs], dict[str, torch.Tensor]]:
+def steps_of(
+    small_root: Path, train: dict[str, Any], **sections: dict[str, Any]
+) -> tuple[list[Outputs], dict[str, torch.Tensor]]:
     """What some steps returned, and the weights behind them."""
     assembled, batches = build(small_root, train=train, **sections)
     found = [assembled.pipeline.progress(batches) for _ in range(10)]
-    return found, {name: value for name, value in assembled.model.state_dict().items() if name.startswith("towers.")}
+    return found, {
+        name: value
+        for name, value in assembled.model.state_dict().items()
+        if name.startswith("towers.")
+    }
 
 
 def assert_close(found: list[Outputs], expected: list[Outputs], tolerance: float) -> None:
@@ -31,12 +37,18 @@ def assert_close(found: list[Outputs], expected: list[Outputs], tolerance: float
         assert one.losses.keys() == other.losses.keys()
         for name, value in other.losses.items():
             torch.testing.assert_close(
-                one.losses[name], value, rtol=tolerance, atol=tolerance / 100, msg=lambda text, name=name: f"{name}: {text}"
+                one.losses[name],
+                value,
+                rtol=tolerance,
+                atol=tolerance / 100,
+                msg=lambda text, name=name: f"{name}: {text}",
             )  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_compiled_towers_train_alike_and_are_compiled_once(small_root: Path, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_towers_train_alike_and_are_compiled_once(
+    small_root: Path, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers of users, of old and of new ones change from step to step."""
     data = {"root": str(small_root), "group_by_user": grouped}
     expected, weights = steps_of(small_root, {}, data=data)
@@ -53,16 +65,25 @@ def test_compiled_towers_train_alike_and_are_compiled_once(small_root: Path, gro
     assert_close(found, expected, 1e-4)
     for name, value in weights.items():
         torch.testing.assert_close(found_weights[name], value, rtol=1e-3, atol=1e-4)
-    assert len(compiled) == 3, "the ranking tower, the losses of the zero-shot tower and its virtual behaviours"
+    assert len(compiled) == 3, (
+        "the ranking tower, the losses of the zero-shot tower and its virtual behaviours"
+    )
 
 
-def test_bfloat16_is_near_float32_and_keeps_weights_losses_and_evaluation(small_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bfloat16_is_near_float32_and_keeps_weights_losses_and_evaluation(
+    small_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected, _ = steps_of(small_root, {})
     found, weights = steps_of(small_root, {"precision": "bfloat16"})
     assert_close(found, expected, 5e-2)
-    assert any(not torch.equal(one.losses["L_rt"], other.losses["L_rt"]) for one, other in zip(found, expected, strict=True))
+    assert any(
+        not torch.equal(one.losses["L_rt"], other.losses["L_rt"])
+        for one, other in zip(found, expected, strict=True)
+    )
     assert {value.dtype for output in found for value in output.losses.values()} == {torch.float32}
-    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {
+        torch.float32
+    }
     assert ("it is emulated" in capsys.readouterr().err) == (not has_bfloat16(CPU))
 
 
@@ -78,7 +99,9 @@ def test_losses_of_a_sample_of_old_users_are_on_average_those_of_all(small_root:
     expected = assembled.model(batch)[1].losses
     tower.settings = tower.settings.model_copy(update={"sampled_share": 0.3})
     sizes: set[int] = set()
-    tower.attribute_encoder.register_forward_hook(lambda *call: sizes.add(len(call[2])) if torch.is_grad_enabled() else None)
+    tower.attribute_encoder.register_forward_hook(
+        lambda *call: sizes.add(len(call[2])) if torch.is_grad_enabled() else None
+    )
     drawn = [assembled.model(batch)[1].losses for _ in range(400)]
     assert sizes == {math.ceil(0.3 * num_old)} and sizes != {num_old}
     assert torch.equal(drawn[0]["L_rt"], expected["L_rt"])
@@ -101,7 +124,8 @@ def faults(size):
 assert min(faults(2**23) for _ in range(3)) > 100
 keep_freed_memory()
 faults(2**24)
-found = [faults(2**23 - step * 2**16) for step in range(5)]  # each fits into what the one before left
+# each fits into what the one before left
+found = [faults(2**23 - step * 2**16) for step in range(5)]
 assert max(found) < 100, found
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,17 +15,17 @@ from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.source import Source
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.metrics.summary import Figures, report
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.metrics import Figures, report
-from mail_torchrec.train.predictions import Predictions
 from mail_torchrec.train.progress import NonFiniteLossError, Progress
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.runtime import process_group
 from mail_torchrec.train.trainer import evaluate_run, train
-from tests.small_rows import SCHEMA, config_tree, write_rows
-from tests.towers_of_users import MeanTower
+from tests.support.small_rows import SCHEMA, config_tree, write_rows
+from tests.support.towers_of_users import MeanTower
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, Figu
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     folder = RunDir(run_dir).checkpoints.published()[-1]
     state = {
-        key: torch.empty(item.size, dtype=item.properties.dtype) for key, item in saved_tensors(folder).items() if key.startswith("model.")
+        key: torch.empty(item.size, dtype=item.properties.dtype)
+        for key, item in saved_tensors(folder).items()
+        if key.startswith("model.")
     }
     read_tensors(state, folder)
     return {key.removeprefix("model."): value for key, value in state.items()}
@@ -56,7 +58,16 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
     assert figures["all"]["rows"] == 120 == figures["new"]["rows"] + figures["old"]["rows"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "step" in line]
-    assert set(losses[0]) == {"step", "rows_per_second", "input_wait", "loss/L_rt", "loss/L_match", "loss/L_a", "loss/L_v", "loss/L_d"}
+    assert set(losses[0]) == {
+        "step",
+        "rows_per_second",
+        "input_wait",
+        "loss/L_rt",
+        "loss/L_match",
+        "loss/L_a",
+        "loss/L_v",
+        "loss/L_d",
+    }
     assert losses[-1]["step"] == 2 * 8  # 250 rows in batches of at most 32
     for name in ("loss_curves.png", "plan.json", "vocabularies/item.parquet"):
         assert (tmp_path / "run" / name).stat().st_size
@@ -64,7 +75,9 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
     assert load_config(tmp_path / "run/config.yaml", []).name == "small"
     again = evaluate_run(RunDir(tmp_path / "run"), None, [])
     assert again == figures
-    elsewhere = evaluate_run(RunDir(tmp_path / "run"), str(root / "train"), ["train.eval_batch_size=7"])
+    elsewhere = evaluate_run(
+        RunDir(tmp_path / "run"), str(root / "train"), ["train.eval_batch_size=7"]
+    )
     assert elsewhere["all"]["rows"] == 250
 
 
@@ -72,7 +85,9 @@ def test_predictions_are_saved_where_asked_and_give_the_figures(root: Path, tmp_
     figures = run(root, tmp_path / "run", train={"save_predictions": True})
     rows = Predictions.load(tmp_path / "run/predictions.npz")
     assert report(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == figures
-    assert rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
+    assert (
+        rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
+    )
     assert len(rows.part(is_new=True).scores_R) == figures["new"]["rows"]
     run(root, tmp_path / "other")
     with pytest.raises(
@@ -89,7 +104,9 @@ def test_a_damaged_file_of_predictions_is_named(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path) -> None:
-    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | {"dropout": 0.5}}
+    model = config_tree(root)["model"] | {
+        "zero_shot": config_tree(root)["model"]["zero_shot"] | {"dropout": 0.5}
+    }
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         run(root, tmp_path / name, train={"seed": seed}, model=model)
     first, second, third = (weights(tmp_path / name) for name in "abc")
@@ -101,46 +118,76 @@ def test_weights_are_saved_before_the_test_data_can_go_wrong(root: Path, tmp_pat
     table = pq.read_table(root / "test" / "c.parquet")
     nulls = pa.array([None, *table["clicked"].to_pylist()[1:]], pa.int64())
     (tmp_path / "bad").mkdir()
-    pq.write_table(table.set_column(table.schema.get_field_index("clicked"), "clicked", nulls), tmp_path / "bad/c.parquet")
-    with pytest.raises(ValueError, match=r"c.parquet, row group 0: column 'clicked' should be 0 or 1, received null in row 0"):
-        run(root, tmp_path / "run", data={"root": str(root), "test": "../" * 20 + str(tmp_path / "bad")})
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("clicked"), "clicked", nulls),
+        tmp_path / "bad/c.parquet",
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"c.parquet, row group 0: column 'clicked' should be 0 or 1, received null in row 0",
+    ):
+        run(
+            root,
+            tmp_path / "run",
+            data={"root": str(root), "test": "../" * 20 + str(tmp_path / "bad")},
+        )
     figures = evaluate_run(RunDir(tmp_path / "run"), str(root / "test"), [])
     assert figures["all"]["rows"] == 120
 
 
 def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ValueError, match=r"already holds a run \(unfinished\); add --resume to go on with it, or choose another --run-dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"already holds a run \(unfinished\); add --resume to go on with it, or choose another --run-dir",
+    ):
         run(root, tmp_path)
 
 
 def test_evaluating_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"should be the directory of a trained run, but 'config.yaml' is missing"):
+    with pytest.raises(
+        ValueError, match=r"should be the directory of a trained run, but 'config.yaml' is missing"
+    ):
         evaluate_run(RunDir(tmp_path), None, [])
 
 
 def test_fused_adam_on_cpu_is_refused_with_the_choices(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no fused 'adam' on CPU; choose one of sgd, adagrad, rowwise_adagrad.*sharding.enabled=false"):
+    with pytest.raises(
+        ValueError,
+        match=r"no fused 'adam' on CPU; choose one of sgd, adagrad, rowwise_adagrad.*sharding.enabled=false",
+    ):
         run(root, tmp_path / "run", train={"tables": {"name": "adam"}})
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
 def test_whole_tables_train_with_any_optimizer(root: Path, tmp_path: Path, optimizer: str) -> None:
-    figures = run(root, tmp_path / "run", sharding={"enabled": False}, train={"tables": {"name": optimizer}})
+    figures = run(
+        root, tmp_path / "run", sharding={"enabled": False}, train={"tables": {"name": optimizer}}
+    )
     assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
 
 
 def test_whole_and_sharded_tables_agree(root: Path, tmp_path: Path) -> None:
     for name, enabled in (("whole", False), ("sharded", True)):
-        run(root, tmp_path / name, sharding={"enabled": enabled}, train={"eps": 0.1, "tables": {"name": "adagrad", "eps": 0.1}})
+        run(
+            root,
+            tmp_path / name,
+            sharding={"enabled": enabled},
+            train={"eps": 0.1, "tables": {"name": "adagrad", "eps": 0.1}},
+        )
     whole, sharded = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
     assert whole.keys() == sharded.keys()
     for key, value in whole.items():
-        torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            sharded[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"loss L_rt is (nan|inf).*between steps \d+ and \d+.*Lower train.learning_rate"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"loss L_rt is (nan|inf).*between steps \d+ and \d+.*Lower train.learning_rate",
+    ):
         run(root, tmp_path / "run", train={"learning_rate": 1e30})
     assert not RunDir(tmp_path / "run").checkpoints.published()
 
@@ -149,7 +196,10 @@ def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
     fine, infinite = torch.tensor(0.5), torch.tensor(float("inf"))
     with Progress(RunDir(tmp_path), num_steps=4, every=2) as progress:
         progress.step({"L_rt": fine, "L_d": infinite}, 8)
-        with pytest.raises(NonFiniteLossError, match=r"loss L_d is inf between steps 1 and 2 \(the others: L_rt 0.5000\)"):
+        with pytest.raises(
+            NonFiniteLossError,
+            match=r"loss L_d is inf between steps 1 and 2 \(the others: L_rt 0.5000\)",
+        ):
             progress.step({"L_rt": fine, "L_d": fine}, 8)
 
 
@@ -161,27 +211,49 @@ SWITCHES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    "switch", SWITCHES, ids=lambda switch: "-".join(switch.values() if "learning_rate_scale" not in switch else ["scale"])
+    "switch",
+    SWITCHES,
+    ids=lambda switch: "-".join(
+        switch.values() if "learning_rate_scale" not in switch else ["scale"]
+    ),
 )
-def test_every_switch_of_the_zero_shot_tower_trains(root: Path, tmp_path: Path, switch: dict[str, Any]) -> None:
-    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | switch}
+def test_every_switch_of_the_zero_shot_tower_trains(
+    root: Path, tmp_path: Path, switch: dict[str, Any]
+) -> None:
+    model = config_tree(root)["model"] | {
+        "zero_shot": config_tree(root)["model"]["zero_shot"] | switch
+    }
     figures = run(root, tmp_path / "run", model=model)
     losses = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
-    expected = {"none": set(), "single": {"L_a"}, "dual": {"L_a", "L_v"}}.get(switch.get("variant", "full"), {"L_a", "L_v", "L_d"})
-    assert {key.removeprefix("loss/") for key in losses if "/" in key} == {"L_rt", "L_match"} | expected
+    expected = {"none": set(), "single": {"L_a"}, "dual": {"L_a", "L_v"}}.get(
+        switch.get("variant", "full"), {"L_a", "L_v", "L_d"}
+    )
+    assert {key.removeprefix("loss/") for key in losses if "/" in key} == {
+        "L_rt",
+        "L_match",
+    } | expected
     assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
 
 
 def test_the_zero_shot_learning_rate_is_scaled(root: Path) -> None:
-    model = config_tree(root)["model"] | {"zero_shot": config_tree(root)["model"]["zero_shot"] | {"learning_rate_scale": 0.5}}
+    model = config_tree(root)["model"] | {
+        "zero_shot": config_tree(root)["model"]["zero_shot"] | {"learning_rate_scale": 0.5}
+    }
     config = Config.model_validate(config_tree(root, model=model, train={"learning_rate": 0.008}))
-    encoders = fit_encoders(Source(str(root / "train"), config.schema_), config.schema_, config.data.cold_start)
+    encoders = fit_encoders(
+        Source(str(root / "train"), config.schema_), config.schema_, config.data.cold_start
+    )
     with process_group("cpu"):
         optimizers = dict(assemble(config, encoders, torch.device("cpu")).optimizer._optims)  # type: ignore[attr-defined]
-    assert {name: optimizers[name].param_groups[0]["lr"] for name in ("ranking", "zero_shot")} == {"ranking": 0.008, "zero_shot": 0.004}
+    assert {name: optimizers[name].param_groups[0]["lr"] for name in ("ranking", "zero_shot")} == {
+        "ranking": 0.008,
+        "zero_shot": 0.004,
+    }
 
 
-def test_infer_only_fills_new_rows_in_evaluation_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_only_fills_new_rows_in_evaluation_alone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[bool, list[int]] = {True: [], False: []}
 
     def spy(tower: MeanTower, inputs: RankingInputs) -> torch.Tensor:
@@ -191,22 +263,47 @@ def test_infer_only_fills_new_rows_in_evaluation_alone(root: Path, tmp_path: Pat
     forward = MeanTower.forward
     monkeypatch.setattr(MeanTower, "forward", spy)
     zero_shot = config_tree(root)["model"]["zero_shot"] | {"fill": "infer_only"}
-    figures = run(root, tmp_path / "run", model={"tower": "tests.towers_of_users:MeanTower", "tower_options": {}, "zero_shot": zero_shot})
+    figures = run(
+        root,
+        tmp_path / "run",
+        model={
+            "tower": "tests.support.towers_of_users:MeanTower",
+            "tower_options": {},
+            "zero_shot": zero_shot,
+        },
+    )
     assert sum(seen[True]) == 0 and len(seen[True]) == 8
     assert sum(seen[False]) == figures["new"]["rows"] > 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bad_row_is_one_message_from_reader_processes_too(root: Path, tmp_path: Path, num_workers: int) -> None:
+def test_a_bad_row_is_one_message_from_reader_processes_too(
+    root: Path, tmp_path: Path, num_workers: int
+) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 60, seed=1)
     table = pq.read_table(tmp_path / "rows/train/a.parquet")
     column = table.schema.get_field_index("clicked")
-    pq.write_table(table.set_column(column, "clicked", pa.array([2] * 60)), tmp_path / "rows/train/a.parquet")
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "test": "train"})))
-    arguments = ["train", "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run"), f"data.num_workers={num_workers}"]
+    pq.write_table(
+        table.set_column(column, "clicked", pa.array([2] * 60)), tmp_path / "rows/train/a.parquet"
+    )
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump(
+            config_tree(tmp_path / "rows", data={"root": str(tmp_path / "rows"), "test": "train"})
+        )
+    )
+    arguments = [
+        "train",
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--run-dir",
+        str(tmp_path / "run"),
+        f"data.num_workers={num_workers}",
+    ]
     output = CliRunner().invoke(main, arguments).output
     assert (
-        "Error: " + str(tmp_path / "rows/train/a.parquet") + ", row group 0: column 'clicked' should be 0 or 1, received 2 in row 0"
+        "Error: "
+        + str(tmp_path / "rows/train/a.parquet")
+        + ", row group 0: column 'clicked' should be 0 or 1, received 2 in row 0"
         in output
     )
     assert "Traceback" not in output
@@ -217,7 +314,7 @@ def test_a_bad_row_is_one_message_from_reader_processes_too(root: Path, tmp_path
     ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}), ("wide_deep", {"actions": "concat"}, {"hidden_dims": [8]}),
     ("dmr", {"actions": "concat", "tables": {"actions": {"dim": 3}}}, {"num_negatives": 5}),
     ("deepfm", {"dim": 5}, {"hidden_dims": [8]}), ("din", {"actions": "concat"}, {"hidden_dims": [8]}),
-    ("tests.towers_of_users:MeanTower", {}, {}),
+    ("tests.support.towers_of_users:MeanTower", {}, {}),
 ])  # fmt: skip
 def test_every_tower_trains_with_and_without_the_zero_shot_tower(
     root: Path, tmp_path: Path, tower: str, schema: dict[str, Any], options: dict[str, Any]
@@ -230,24 +327,42 @@ def test_every_tower_trains_with_and_without_the_zero_shot_tower(
 
 
 def test_a_tower_that_does_not_import_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tower 'no_such_package:Tower': cannot import 'no_such_package'"):
+    with pytest.raises(
+        ValueError, match=r"tower 'no_such_package:Tower': cannot import 'no_such_package'"
+    ):
         run(root, tmp_path / "run", model={"tower": "no_such_package:Tower"})
 
 
-def test_hidden_users_count_as_new_and_the_oracle_gives_their_behaviours_back(root: Path, tmp_path: Path) -> None:
+def test_hidden_users_count_as_new_and_the_oracle_gives_their_behaviours_back(
+    root: Path, tmp_path: Path
+) -> None:
     plain = run(root, tmp_path / "plain")
-    hidden = run(root, tmp_path / "hidden", data={"root": str(root), "cold_start": {"hide_share": 0.5}})
-    oracle = run(root, tmp_path / "oracle", data={"root": str(root), "cold_start": {"hide_share": 0.5, "oracle": True}})
+    hidden = run(
+        root, tmp_path / "hidden", data={"root": str(root), "cold_start": {"hide_share": 0.5}}
+    )
+    oracle = run(
+        root,
+        tmp_path / "oracle",
+        data={"root": str(root), "cold_start": {"hide_share": 0.5, "oracle": True}},
+    )
     assert plain["new"]["rows"] < hidden["new"]["rows"] == oracle["new"]["rows"]
     assert hidden["new"]["auc"] != oracle["new"]["auc"]
     everyone = {
-        name: part["rows"] for name, part in evaluate_run(RunDir(tmp_path / "hidden"), None, ["data.cold_start.hide_share=1"]).items()
+        name: part["rows"]
+        for name, part in evaluate_run(
+            RunDir(tmp_path / "hidden"), None, ["data.cold_start.hide_share=1"]
+        ).items()
     }
     assert everyone == {"new": 120, "old": 0, "all": 120}
 
 
 def test_unknown_ids_and_cut_lists_are_counted(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "run", schema=SCHEMA | {"tables": SCHEMA["tables"] | {"item": {"min_count": 30, "init_range": 0.3}}})
+    run(
+        root,
+        tmp_path / "run",
+        schema=SCHEMA
+        | {"tables": SCHEMA["tables"] | {"item": {"min_count": 30, "init_range": 0.3}}},
+    )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     [epoch] = [line["counts"] for line in lines if "epoch" in line]
     assert epoch["unknown/item"] > 0 and epoch["unknown/history"] > 0 and epoch["cut/history"] > 0
@@ -260,9 +375,13 @@ def test_the_plan_is_written_down(root: Path, tmp_path: Path) -> None:
     assert plan["age"]["sharding_type"] == "table_wise"
     assert plan["item"]["sharding_type"] == "row_wise"
     assert plan["item"]["shards"] == [[0, 0, 0, 1024, 8]]
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["sharding"]["tables"] == {"age": ["table_wise"]}
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["sharding"]["tables"] == {
+        "age": ["table_wise"]
+    }
 
 
 def test_a_constraint_on_an_unknown_table_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no table is called \['itme'\]; the tables are age, city"):
+    with pytest.raises(
+        ValueError, match=r"no table is called \['itme'\]; the tables are age, city"
+    ):
         run(root, tmp_path / "run", sharding={"tables": {"itme": ["row_wise"]}})

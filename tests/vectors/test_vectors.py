@@ -16,19 +16,19 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
-from mail_torchrec.data.hashing import hash64
+from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.export.command import Order, export
-from mail_torchrec.export.compact import CompactTables
-from mail_torchrec.export.manifest import MANIFEST, Manifest, read_golden
+from mail_torchrec.export.compact_tables import CompactTables
+from mail_torchrec.export.finished_run import Run
 from mail_torchrec.export.parity import golden_batch, trainer_scores
-from mail_torchrec.export.run import Run
-from mail_torchrec.export.scorer import Scorer
+from mail_torchrec.inference.manifest import MANIFEST, Manifest, read_golden
+from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from mail_torchrec.vectors import command, index
 from mail_torchrec.vectors.embedder import Embedder
-from tests.export.whole import requests_of
-from tests.small_rows import config_tree, write_rows
+from tests.support.small_rows import config_tree, write_rows
+from tests.support.whole_export import requests_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(root: Path) -> Path:
-    train(Config.model_validate(config_tree(root, train={"tables": {"name": "adagrad", "learning_rate": 0.3}})), RunDir(root / "run"))
+    train(
+        Config.model_validate(
+            config_tree(root, train={"tables": {"name": "adagrad", "learning_rate": 0.3}})
+        ),
+        RunDir(root / "run"),
+    )
     export(Order(RunDir(root / "run"), root / "model"))
     return root / "model"
 
@@ -55,14 +60,18 @@ def changed(model: Path, folder: Path, change: Any) -> Path:
 
 
 def written(model: Path, out: Path, *options: str) -> str:
-    done = CliRunner().invoke(main, ["vectors", "--model", str(model), "--out", str(out), "--threads", "1", *options])
+    done = CliRunner().invoke(
+        main, ["vectors", "--model", str(model), "--out", str(out), "--threads", "1", *options]
+    )
     assert done.exit_code == 0, done.output
     return done.output
 
 
 def refused(model: Path, out: Path, *options: str) -> str:
     done = CliRunner().invoke(main, ["vectors", "--model", str(model), "--out", str(out), *options])
-    assert done.exit_code == 1 and "Traceback" not in done.output and "Error: " in done.output, done.output
+    assert done.exit_code == 1 and "Traceback" not in done.output and "Error: " in done.output, (
+        done.output
+    )
     assert not out.exists() and not list(out.parent.glob(f".{out.name}*"))
     return " ".join(done.output.split())
 
@@ -73,11 +82,22 @@ def matrix(file: Path) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(scope="module")
 def files(root: Path, model: Path) -> Path:
-    written(model, root / "files", "--users", str(root / "test"), "--index", "IVF8,Flat", "--recall-at", "3,10")
+    written(
+        model,
+        root / "files",
+        "--users",
+        str(root / "test"),
+        "--index",
+        "IVF8,Flat",
+        "--recall-at",
+        "3,10",
+    )
     return root / "files"
 
 
-def test_items_are_all_raw_ids_of_training_and_users_the_rows_of_the_file(root: Path, model: Path, files: Path) -> None:
+def test_items_are_all_raw_ids_of_training_and_users_the_rows_of_the_file(
+    root: Path, model: Path, files: Path
+) -> None:
     rows = pq.read_table(root / "train" / "a.parquet").to_pylist()
     # Of a history only the newest 6 are kept.
     known = {row["item"] for row in rows} | {item for row in rows for item in row["history"][-6:]}
@@ -86,22 +106,34 @@ def test_items_are_all_raw_ids_of_training_and_users_the_rows_of_the_file(root: 
     assert users["id"].to_pylist() == pq.read_table(root / "test" / "c.parquet")["user"].to_pylist()
     for table in (items, users):
         assert table.column_names == ["id", "vector", "version"]
-        assert table.schema.field("vector").type.equals(pa.list_(pa.field("element", pa.float32()), 8))
+        assert table.schema.field("vector").type.equals(
+            pa.list_(pa.field("element", pa.float32()), 8)
+        )
         assert set(table["version"].to_pylist()) == {Manifest.read(model).version}
 
 
-def test_products_are_the_artefacts_relevance_of_whole_requests(root: Path, model: Path, files: Path) -> None:
+def test_products_are_the_artefacts_relevance_of_whole_requests(
+    root: Path, model: Path, files: Path
+) -> None:
     """Context, tags and the other candidates are there in one and not in the other; new users are among them."""
     scorer = Scorer(model)
     requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
     found = scorer.run(scorer.encode(requests), ["history.user", "history.item", "history.virtual"])
-    row_of = {item: row for row, item in enumerate(pq.read_table(files / "items.parquet")["id"].to_pylist())}
+    row_of = {
+        item: row
+        for row, item in enumerate(pq.read_table(files / "items.parquet")["id"].to_pylist())
+    }
     rows = [row_of[request.candidates[0]["item"]] for request in requests]
     products = (matrix(files / "users.parquet") * matrix(files / "items.parquet")[rows]).sum(1)
-    assert np.allclose(products, (found["history.user"] * found["history.item"]).sum(1), atol=1e-5) and products.std() > 0.01
+    assert (
+        np.allclose(products, (found["history.user"] * found["history.item"]).sum(1), atol=1e-5)
+        and products.std() > 0.01
+    )
     new = np.array([not request.user["history"] for request in requests])
     assert 0 < new.sum() < 120 and (np.abs(found["history.virtual"][new]).max((1, 2)) > 0).all()
-    assert len(np.unique(matrix(files / "users.parquet")[new].round(5), axis=0)) > 3  # by their attributes
+    assert (
+        len(np.unique(matrix(files / "users.parquet")[new].round(5), axis=0)) > 3
+    )  # by their attributes
 
 
 def test_vectors_are_the_trainers(root: Path, model: Path, tmp_path: Path) -> None:
@@ -112,16 +144,22 @@ def test_vectors_are_the_trainers(root: Path, model: Path, tmp_path: Path) -> No
     compact = CompactTables(run.config.schema_, run.lookups, run.encoders.num_rows, batch)
     run.write_tables(tmp_path / "tables", "float32", also=compact.take)
     seen: list[torch.Tensor] = []
-    run.towers.ranking.user_to_item[0].register_forward_hook(lambda *arguments: seen.append(arguments[2][0]))
+    run.towers.ranking.user_to_item[0].register_forward_hook(
+        lambda *arguments: seen.append(arguments[2][0])
+    )
     trainer_scores(compact, run.towers)
     first_rows = np.cumsum([0, *(len(request.candidates) for request in requests)])[:-1]
     users = pa.Table.from_pylist([dict(request.user) for request in requests])
     embedder = Embedder(model)
-    assert np.allclose(embedder.users(users, "golden"), torch.cat(seen).numpy()[first_rows], atol=1e-5)
+    assert np.allclose(
+        embedder.users(users, "golden"), torch.cat(seen).numpy()[first_rows], atol=1e-5
+    )
     ids, rows_N = embedder.vocabulary()
     table = np.fromfile(model / "tables" / "item_output.float32", np.float32).reshape(-1, 8)
     values = pq.read_table(model / "vocabularies" / "item.parquet")["value"]
-    assert ids.to_pylist() == values.to_pylist() and np.array_equal(embedder.items(rows_N), table[2:])
+    assert ids.to_pylist() == values.to_pylist() and np.array_equal(
+        embedder.items(rows_N), table[2:]
+    )
 
 
 def test_recall_is_that_of_brute_force_with_the_library_alone(files: Path) -> None:
@@ -136,23 +174,37 @@ def test_recall_is_that_of_brute_force_with_the_library_alone(files: Path) -> No
     assert told["users"] == 120
 
 
-def test_a_small_catalogue_is_searched_exactly_and_the_number_of_items_chooses(root: Path, model: Path, tmp_path: Path) -> None:
+def test_a_small_catalogue_is_searched_exactly_and_the_number_of_items_chooses(
+    root: Path, model: Path, tmp_path: Path
+) -> None:
     text = written(model, tmp_path / "out", "--users", str(root / "test"))
-    assert "index Flat: " in text and "100.0% of the 10 best, 100.0% of the 40 best, mean of 120 users" in text
+    assert (
+        "index Flat: " in text
+        and "100.0% of the 10 best, 100.0% of the 40 best, mean of 120 users" in text
+    )
     chosen = {count: index.IndexSettings().filled_in(count) for count in (1_999, 7_238, 10_000_000)}
     assert [(of.factory, of.parameters) for of in chosen.values()] == [
         ("Flat", ""), ("IVF128,Flat", "nprobe=16"), ("IVF8192,Flat", "nprobe=128"),
     ]  # fmt: skip
 
 
-def test_pieces_make_no_difference(root: Path, model: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where, name in ((command, "_ITEMS_AT_A_TIME"), (command, "_USERS_AT_A_TIME"), (index, "_AT_A_TIME")):
+def test_pieces_make_no_difference(
+    root: Path, model: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for where, name in (
+        (command, "_ITEMS_AT_A_TIME"),
+        (command, "_USERS_AT_A_TIME"),
+        (index, "_AT_A_TIME"),
+    ):
         monkeypatch.setattr(where, name, 7)
     options = ("--users", str(root / "test"), "--index", "IVF8,Flat", "--recall-at", "3,10")
     written(model, tmp_path / "out", *options)
     for name in ("items.parquet", "users.parquet"):
         assert np.allclose(matrix(tmp_path / "out" / name), matrix(files / name), atol=1e-6)
-    recall = [json.loads((folder / "vectors.json").read_text())["recall"]["recall"] for folder in (files, tmp_path / "out")]
+    recall = [
+        json.loads((folder / "vectors.json").read_text())["recall"]["recall"]
+        for folder in (files, tmp_path / "out")
+    ]
     assert recall[0] == recall[1]
     users_UD = matrix(files / "users.parquet")
     expected = np.argsort(-(users_UD @ matrix(files / "items.parquet").T), axis=1)[:, :5]
@@ -161,10 +213,15 @@ def test_pieces_make_no_difference(root: Path, model: Path, files: Path, tmp_pat
 
 def test_chosen_items_and_no_index(root: Path, model: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"item": [3, 1, 999, 3, None, 2]}), tmp_path / "items.parquet")
-    text = written(model, tmp_path / "out", "--items", str(tmp_path / "items.parquet"), "--index", "none")
+    text = written(
+        model, tmp_path / "out", "--items", str(tmp_path / "items.parquet"), "--index", "none"
+    )
     assert "items: 3 vectors" in text and "1 that the model does not know are left out" in text
     assert sorted(pq.read_table(tmp_path / "out" / "items.parquet")["id"].to_pylist()) == [1, 2, 3]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["items.parquet", "vectors.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "items.parquet",
+        "vectors.json",
+    ]
 
 
 def test_hashed_items_come_from_a_file(root: Path, model: Path, tmp_path: Path) -> None:
@@ -174,22 +231,32 @@ def test_hashed_items_come_from_a_file(root: Path, model: Path, tmp_path: Path) 
         manifest["schema"]["tables"]["item"] |= {"ids": "hash", "rows": 42}
 
     hashed = changed(model, tmp_path / "hashed", by_hash)
-    assert "are hashed, so the model does not know them: name a file of them by --items" in refused(hashed, tmp_path / "out")
+    assert "are hashed, so the model does not know them: name a file of them by --items" in refused(
+        hashed, tmp_path / "out"
+    )
     written(hashed, tmp_path / "out", "--items", str(root / "test"))
     items = pq.read_table(tmp_path / "out" / "items.parquet")["id"]
-    assert sorted(items.to_pylist()) == sorted(set(pq.read_table(root / "test" / "c.parquet")["item"].to_pylist()))
+    assert sorted(items.to_pylist()) == sorted(
+        set(pq.read_table(root / "test" / "c.parquet")["item"].to_pylist())
+    )
     table = np.fromfile(model / "tables" / "item_output.float32", np.float32).reshape(-1, 8)
     rows = 2 + (hash64(items, "item") % np.uint64(40)).astype(np.int64)
     assert np.array_equal(matrix(tmp_path / "out" / "items.parquet"), table[rows])
 
 
-def test_users_need_no_context_and_may_come_in_other_arrow_types(root: Path, model: Path, files: Path, tmp_path: Path) -> None:
-    table = pq.read_table(root / "test" / "c.parquet").select(["user", "age", "city", "income", "history", "actions"])
+def test_users_need_no_context_and_may_come_in_other_arrow_types(
+    root: Path, model: Path, files: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(root / "test" / "c.parquet").select(
+        ["user", "age", "city", "income", "history", "actions"]
+    )
     table = table.set_column(4, "history", table["history"].cast(pa.large_list(pa.int32())))
     table = table.set_column(2, "city", table["city"].dictionary_encode())
     pq.write_table(table, tmp_path / "users.parquet")
     written(model, tmp_path / "out", "--users", str(tmp_path / "users.parquet"), "--index", "none")
-    assert np.allclose(matrix(tmp_path / "out" / "users.parquet"), matrix(files / "users.parquet"), atol=1e-6)
+    assert np.allclose(
+        matrix(tmp_path / "out" / "users.parquet"), matrix(files / "users.parquet"), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -199,11 +266,20 @@ def test_users_need_no_context_and_may_come_in_other_arrow_types(root: Path, mod
     ({"age": [0.5, 1.0]}, "column 'age' should hold integer values"),
     ({"actions": [[1], [1, 2]]}, "user 0: column 'actions' should be as long as 'history' in every row"),
 ])  # fmt: skip
-def test_bad_users_are_told(root: Path, model: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_bad_users_are_told(
+    root: Path, model: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     table = pq.read_table(root / "test" / "c.parquet")
-    columns = table.filter(pa.array(np.asarray(table["user"]) % 3 != 0)).slice(0, 2).to_pydict() | change
-    pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), tmp_path / "users.parquet")
-    assert message in refused(model, tmp_path / "out", "--users", str(tmp_path / "users.parquet"), "--index", "none")
+    columns = (
+        table.filter(pa.array(np.asarray(table["user"]) % 3 != 0)).slice(0, 2).to_pydict() | change
+    )
+    pq.write_table(
+        pa.table({name: values for name, values in columns.items() if values is not None}),
+        tmp_path / "users.parquet",
+    )
+    assert message in refused(
+        model, tmp_path / "out", "--users", str(tmp_path / "users.parquet"), "--index", "none"
+    )
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -215,11 +291,15 @@ def test_bad_users_are_told(root: Path, model: Path, tmp_path: Path, change: dic
     (["--users", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of users"),
     (["--items", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of items"),
 ])  # fmt: skip
-def test_bad_arguments_are_told(model: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_bad_arguments_are_told(
+    model: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     assert message in refused(model, tmp_path / "out", *options)
 
 
-def test_models_without_such_vectors_are_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_such_vectors_are_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def without(manifest: dict[str, Any]) -> None:
         manifest["outputs"], manifest["tower"] = manifest["outputs"][:1], "din"
 
@@ -227,15 +307,28 @@ def test_models_without_such_vectors_are_told(model: Path, tmp_path: Path, monke
         [user] = [output for output in manifest["outputs"] if output["name"] == "history.user"]
         user["shape"][0] = "candidates"
 
-    assert "tower 'din' has no user and item vectors; 'dmr' has" in refused(changed(model, tmp_path / "a", without), tmp_path / "out")
-    assert "a new user's vector depends on the candidate" in refused(changed(model, tmp_path / "b", by_candidate), tmp_path / "out")
+    assert "tower 'din' has no user and item vectors; 'dmr' has" in refused(
+        changed(model, tmp_path / "a", without), tmp_path / "out"
+    )
+    assert "a new user's vector depends on the candidate" in refused(
+        changed(model, tmp_path / "b", by_candidate), tmp_path / "out"
+    )
     assert "should be what `mail-torchrec export` wrote" in refused(tmp_path, tmp_path / "out")
     run = Scorer.run
-    monkeypatch.setattr(Scorer, "run", lambda *arguments: {name: 1.1 * values for name, values in run(*arguments).items()})
+    monkeypatch.setattr(
+        Scorer,
+        "run",
+        lambda *arguments: {name: 1.1 * values for name, values in run(*arguments).items()},
+    )
     assert "its item vectors depend on more than the item's id" in refused(model, tmp_path / "out")
 
 
-def test_without_the_library_there_are_vectors_and_no_index(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_there_are_vectors_and_no_index(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "pip install 'mail-torchrec[vectors]', or write vectors alone by --index none" in refused(model, tmp_path / "out")
+    assert (
+        "pip install 'mail-torchrec[vectors]', or write vectors alone by --index none"
+        in refused(model, tmp_path / "out")
+    )
     written(model, tmp_path / "out", "--index", "none")

@@ -13,8 +13,8 @@ from typing import Self
 import torch
 import torch.multiprocessing as mp
 
-from mail_torchrec.quiet import quiet_third_parties
-from mail_torchrec.train.runtime import process_group
+from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.utils.logging import quiet_third_parties
 from tools.benchmark.interleaved import Turn, timed
 from tools.benchmark.setting import Setting, Variant
 from tools.benchmark.sides import REFERENCE, encoders_of, side_of
@@ -33,7 +33,14 @@ class Apart:
     """
 
     def __init__(
-        self, setting: Setting, variant: Variant | None, device: str, threads: int, *, ranks: int = 1, name: str | None = None
+        self,
+        setting: Setting,
+        variant: Variant | None,
+        device: str,
+        threads: int,
+        *,
+        ranks: int = 1,
+        name: str | None = None,
     ) -> None:
         self.name = name or (REFERENCE if variant is None else variant.name)
         context = mp.get_context("spawn")
@@ -41,7 +48,9 @@ class Apart:
         pipes = [context.Pipe() for _ in environments]
         self._pipes = [ours for ours, _ in pipes]
         self._processes = [
-            context.Process(target=_take_turns, args=(theirs, environment, setting, variant, device, threads))
+            context.Process(
+                target=_take_turns, args=(theirs, environment, setting, variant, device, threads)
+            )
             for (_, theirs), environment in zip(pipes, environments, strict=True)
         ]
         for process, (_, theirs) in zip(self._processes, pipes, strict=True):
@@ -58,7 +67,12 @@ class Apart:
             self._send(rank, steps)
         turns = [self._received(rank) for rank in range(len(self._pipes))]
         slowest = max(turns, key=lambda turn: turn.seconds)
-        return Turn(sum(turn.rows for turn in turns), slowest.seconds, slowest.waited, max(turn.peak_bytes for turn in turns))
+        return Turn(
+            sum(turn.rows for turn in turns),
+            slowest.seconds,
+            slowest.waited,
+            max(turn.peak_bytes for turn in turns),
+        )
 
     def _send(self, rank: int, steps: int) -> None:
         try:
@@ -78,12 +92,20 @@ class Apart:
 
     def _ended(self, rank: int) -> RuntimeError:
         self._processes[rank].join()
-        return RuntimeError(f"{self.name}: its process of rank {rank} ended with exit status {self._processes[rank].exitcode}")
+        return RuntimeError(
+            f"{self.name}: its process of rank {rank} ended with exit status "
+            f"{self._processes[rank].exitcode}"
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -103,7 +125,12 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 
 def _take_turns(
-    pipe: Connection, environment: dict[str, str], setting: Setting, variant: Variant | None, device: str, threads: int
+    pipe: Connection,
+    environment: dict[str, str],
+    setting: Setting,
+    variant: Variant | None,
+    device: str,
+    threads: int,
 ) -> None:
     """Answers each number of steps with their turn, or with the traceback of what failed."""
     quiet_third_parties()
@@ -122,7 +149,8 @@ def _take_turns(
 def _peak_bytes(device: torch.device) -> int:
     """What was allocated on the GPU at most, or resident memory at its highest.
 
-    Of the latter ``getrusage`` would hold the parent's peak as well, from before this process became a program of its own.
+    Of the latter ``getrusage`` would hold the parent's peak as well, from before this process
+    became a program of its own.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -58,7 +58,9 @@ class Growth:
 
     def measure(self) -> dict[str, list[dict[str, Any]]]:
         """Axis -> its points: the value, seconds a step, rows a second, peak memory."""
-        batches, lengths, rows = ((16, 32), (4, 8), (2_000, 4_000)) if self.small else (BATCHES, LENGTHS, TABLE_ROWS)
+        batches, lengths, rows = (
+            ((16, 32), (4, 8), (2_000, 4_000)) if self.small else (BATCHES, LENGTHS, TABLE_ROWS)
+        )
         axes = {
             "batch": [_Point(value, batch=value) for value in batches],
             "T": [_Point(value, {"max_length": value}) for value in lengths],
@@ -74,20 +76,46 @@ class Growth:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
             sides = []
             for point in points:
-                setting, name = self._setting(Path(folder) / str(point.value), point), f"{axis} {point.value:,}"
-                sides.append(processes.enter_context(Apart(setting, self.variant, self.device, threads, ranks=point.ranks, name=name)))
+                setting, name = (
+                    self._setting(Path(folder) / str(point.value), point),
+                    f"{axis} {point.value:,}",
+                )
+                sides.append(
+                    processes.enter_context(
+                        Apart(
+                            setting,
+                            self.variant,
+                            self.device,
+                            threads,
+                            ranks=point.ranks,
+                            name=name,
+                        )
+                    )
+                )
             rates = interleaved(sides, repeats=self.repeats, steps=self.steps)
         for name, rate in rates.items():
-            self.say(f"{name}: {rate.median:,.0f} rows/s, {rate.seconds_per_step:.3f} s a step, {rate.peak_bytes / 2**30:.2f} GiB")
-        return [{"value": point.value} | rate.as_dict() for point, rate in zip(points, rates.values(), strict=True)]
+            self.say(
+                f"{name}: {rate.median:,.0f} rows/s, {rate.seconds_per_step:.3f} s a step, "
+                f"{rate.peak_bytes / 2**30:.2f} GiB"
+            )
+        return [
+            {"value": point.value} | rate.as_dict()
+            for point, rate in zip(points, rates.values(), strict=True)
+        ]
 
     def _setting(self, folder: Path, point: _Point) -> Setting:
         folder.mkdir()
         usual = 32 if self.small else 1024
         more = () if point.batch is None else (f"train.batch_size={point.batch}",)
-        setting = Setting.written(folder, base_tree(**point.tree), *(SMALL if self.small else ()), *self.overrides, *more)
+        setting = Setting.written(
+            folder, base_tree(**point.tree), *(SMALL if self.small else ()), *self.overrides, *more
+        )
         users = max(point.batch or 0, 4 * usual * max(RANKS))  # some batches an epoch, of each rank
-        write_rows(folder, setting.config().schema_, RowSettings(users=users, items=point.items, test_users=1))
+        write_rows(
+            folder,
+            setting.config().schema_,
+            RowSettings(users=users, items=point.items, test_users=1),
+        )
         return setting
 
 
@@ -97,4 +125,6 @@ def exponent(points: Sequence[dict[str, Any]]) -> float:
     The lower points are left out, for a step has costs that do not depend on its size.
     """
     before, last = points[-2], points[-1]
-    return math.log(last["seconds_per_step"] / before["seconds_per_step"]) / math.log(last["value"] / before["value"])
+    return math.log(last["seconds_per_step"] / before["seconds_per_step"]) / math.log(
+        last["value"] / before["value"]
+    )

@@ -66,7 +66,9 @@ class Rate:
     @staticmethod
     def from_dict(found: dict[str, Any]) -> "Rate":
         """What :meth:`as_dict` gave."""
-        return Rate(**{key: value for key, value in found.items() if key in Rate.__dataclass_fields__})
+        return Rate(
+            **{key: value for key, value in found.items() if key in Rate.__dataclass_fields__}
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ class Ratio:
     @staticmethod
     def of(fast: Rate, slow: Rate) -> "Ratio":
         """Of two sides measured in the same turns."""
-        return Ratio.over([one / other for one, other in zip(fast.rows_per_second, slow.rows_per_second, strict=True)])
+        return Ratio.over(
+            [
+                one / other
+                for one, other in zip(fast.rows_per_second, slow.rows_per_second, strict=True)
+            ]
+        )
 
     @staticmethod
     def over(ratios: Sequence[float]) -> "Ratio":
@@ -91,13 +98,16 @@ class Ratio:
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def interleaved(sides: Sequence[Taker], *, repeats: int, steps: int, warm_up: int = 3) -> dict[str, Rate]:
+def interleaved(
+    sides: Sequence[Taker], *, repeats: int, steps: int, warm_up: int = 3
+) -> dict[str, Rate]:
     """Trains each side a few steps in turn and takes the time.
 
     Args:
         sides: with different names.
         repeats: turns of each side that count.
-        steps: of a turn that count; one before them is not counted, for the others have emptied the caches.
+        steps: of a turn that count; one before them is not counted, for the others have emptied the
+            caches.
         warm_up: steps of each side before all.
     """
     for side in sides:

@@ -1,7 +1,8 @@
 """The reader's jagged batches as the reference takes them: ids padded to T, one tensor a column.
 
-Both sides read the same rows through the same reader, so that what is compared is the training; the padding is counted as the reference's
-own input. It is one scatter a list column, of a few percent of the reference's step at most, and reported.
+Both sides read the same rows through the same reader, so that what is compared is the training; the
+padding is counted as the reference's own input. It is one scatter a list column, of a few percent
+of the reference's step at most, and reported.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mail_torchrec.data.batch import Batch, MatchIds
-from mail_torchrec.data.lookups import Lookups
-from mail_torchrec.data.schema import Schema
+from mail_torchrec.data.reading.batch import Batch, MatchIds
+from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.schema import Schema
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
     python peer_run.py ROWS_FOLDER CHECKOUT_OF_FUXICTR SEED
 
-prints one line of JSON: rows a second behind the first steps, and the AUC of the test rows. Nothing of this project is imported here.
+prints one line of JSON: rows a second behind the first steps, and the AUC of the test rows. Nothing
+of this project is imported here.
 """
 
 import importlib.util
@@ -27,10 +28,24 @@ def main(folder: Path, source: Path, seed: int) -> dict[str, float]:
     seed_everything(seed)
     features = FeatureMap("rows", str(folder))
     features.load(str(folder / "feature_map.json"), {"embedding_dim": options["embedding_dim"]})
-    model = _dmr(source)(features, gpu=-1, verbose=0, model_root=str(folder), metrics=["AUC"], task="binary_classification", **options)
+    model = _dmr(source)(
+        features,
+        gpu=-1,
+        verbose=0,
+        model_root=str(folder),
+        metrics=["AUC"],
+        task="binary_classification",
+        **options,
+    )
     model._max_gradient_norm = 10.0
     # Without reader processes, as on our side: one thread is one thread.
-    loader = NpzDataLoader(features, str(folder / "train.npz"), batch_size=options["batch_size"], shuffle=True, num_workers=0)
+    loader = NpzDataLoader(
+        features,
+        str(folder / "train.npz"),
+        batch_size=options["batch_size"],
+        shuffle=True,
+        num_workers=0,
+    )
     model.train()
     rows, start = 0, time.perf_counter()
     for step, batch in enumerate(loader):
@@ -45,7 +60,9 @@ def main(folder: Path, source: Path, seed: int) -> dict[str, float]:
 
 def _dmr(source: Path) -> Any:
     """The class, from the checkout: the wheel does not hold it."""
-    spec = importlib.util.spec_from_file_location("dmr", source / "model_zoo" / "DMR" / "src" / "DMR.py")
+    spec = importlib.util.spec_from_file_location(
+        "dmr", source / "model_zoo" / "DMR" / "src" / "DMR.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from mail_torchrec.train.pictures import INK, NEW, OLD, save, tidy
+from mail_torchrec.reporting.plots import INK, NEW, OLD, save, tidy
 from tools.benchmark.sides import REFERENCE
 from tools.benchmark.split import PARTS
 
@@ -24,7 +24,13 @@ def draw_rates(sides: dict[str, Any], out_png: Path) -> None:
         panel.barh(place, rate["median"], height=0.55, color=NEW if name == REFERENCE else OLD)
         panel.plot([low, high], [place, place], color=INK, linewidth=1.2)
         panel.annotate(
-            f"{rate['median']:,.0f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+            f"{rate['median']:,.0f}",
+            (high, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
         )
     panel.set_yticks(range(len(sides)), list(sides))
     panel.invert_yaxis()
@@ -41,7 +47,14 @@ def draw_split(split: dict[str, dict[str, float]], out_png: Path) -> None:
     for place, parts in enumerate(split.values()):
         left = 0.0
         for part in PARTS:
-            panel.barh(place, 1000 * parts[part], left=left, height=0.55, color=_COLOURS[part], label=part if place == 0 else None)
+            panel.barh(
+                place,
+                1000 * parts[part],
+                left=left,
+                height=0.55,
+                color=_COLOURS[part],
+                label=part if place == 0 else None,
+            )
             left += 1000 * parts[part]
     panel.set_yticks(range(len(split)), list(split))
     panel.invert_yaxis()
@@ -55,13 +68,26 @@ def draw_split(split: dict[str, dict[str, float]], out_png: Path) -> None:
 def draw_growth(growth: dict[str, list[dict[str, Any]]], out_png: Path) -> None:
     """A panel an axis: seconds a step over the value, both logarithmic, and peak memory written beside the points."""
     figure = Figure(figsize=(3.4 * len(growth), 3.2), layout="constrained")
-    for panel, (axis, points) in zip(figure.subplots(1, len(growth), squeeze=False)[0], growth.items(), strict=True):
-        values, seconds = [point["value"] for point in points], [point["seconds_per_step"] for point in points]
+    for panel, (axis, points) in zip(
+        figure.subplots(1, len(growth), squeeze=False)[0], growth.items(), strict=True
+    ):
+        values, seconds = (
+            [point["value"] for point in points],
+            [point["seconds_per_step"] for point in points],
+        )
         panel.loglog(values, seconds, color=OLD, marker="o", markersize=4, linewidth=1.8)
         for point in points:
             place = (point["value"], point["seconds_per_step"])
             text = f"{point['peak_bytes'] / 2**30:.1f} GiB"
-            panel.annotate(text, place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
+            panel.annotate(
+                text,
+                place,
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=INK,
+            )
         panel.set_xticks(values, [f"{value:,}" for value in values])
         panel.xaxis.set_minor_locator(NullLocator())
         for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):

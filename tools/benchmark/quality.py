@@ -7,14 +7,21 @@ from typing import Any
 import torch
 
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.train.report import seed_interval
+from mail_torchrec.reporting.comparison import seed_interval
 from tools.benchmark.growth import Say
 from tools.benchmark.setting import Setting, Variant
 from tools.benchmark.sides import REFERENCE, side_of
 
 
 def qualities(
-    setting: Setting, variants: Sequence[Variant], device: torch.device, encoders: Encoders, *, seeds: int, epochs: int, say: Say
+    setting: Setting,
+    variants: Sequence[Variant],
+    device: torch.device,
+    encoders: Encoders,
+    *,
+    seeds: int,
+    epochs: int,
+    say: Say,
 ) -> dict[str, Any]:
     """Side -> ``aucs``, one a seed, and ``difference`` from the reference's: mean and Student's 95 % interval, paired by seed."""
     aucs: dict[str, list[float]] = {}
@@ -27,7 +34,10 @@ def qualities(
                     pass
             aucs.setdefault(side.name, []).append(side.auc())
             say(f"AUC of {side.name}, seed {seed}: {aucs[side.name][-1]:.4f}")
-    return {name: {"aucs": values, "difference": _difference(values, aucs[REFERENCE])} for name, values in aucs.items()}
+    return {
+        name: {"aucs": values, "difference": _difference(values, aucs[REFERENCE])}
+        for name, values in aucs.items()
+    }
 
 
 def _difference(aucs: list[float], base: list[float]) -> dict[str, Any]:

@@ -9,16 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mail_torchrec.data.schema import Group, Kind, Schema
+from mail_torchrec.data.schema.schema import Group, Kind, Schema
 
 _CLUSTERS = 20
 _LEVELS = (3, 8, 2, 5, 12, 7, 4, 30, 6)
 """Values that categorical columns beside the items have, in turn."""
 _ROW_GROUP = 8192
 _AT_A_TIME = 64
-"""Users whose rows come in turn: in a log, what a user sees lies near in time, so that ranks, which read different parts, share few."""
+"""Users whose rows come in turn: in a log, what a user sees lies near in time, so that ranks, which
+read different parts, share few."""
 _SHARE_FULL = 0.5
-"""Of histories as long as T or longer; the others are of any length below. KuaiRand's with T = 50: .56, and a mean of 39."""
+"""Of histories as long as T or longer; the others are of any length below. KuaiRand's with T = 50:
+.56, and a mean of 39."""
 
 Ints = NDArray[np.int64]
 
@@ -39,15 +41,24 @@ class RowSettings:
 def write_rows(folder: Path, schema: Schema, settings: RowSettings) -> None:
     """Writes ``folder/train`` and ``folder/test``.
 
-    Users and items belong to clusters; a user's attributes and history tell its cluster, and clicks are likelier on items of it.
+    Users and items belong to clusters; a user's attributes and history tell its cluster, and clicks
+    are likelier on items of it.
     """
     random = np.random.default_rng(settings.seed)
     clusters_U = random.integers(0, _CLUSTERS, settings.users)
     history = _histories(schema, clusters_U, settings, random)
-    attributes = {name: _attribute(schema, name, number, clusters_U, random) for number, name in enumerate(schema.names(Group.ATTRIBUTE))}
-    for part, num_users in (("train", settings.users), ("test", min(settings.test_users, settings.users))):
+    attributes = {
+        name: _attribute(schema, name, number, clusters_U, random)
+        for number, name in enumerate(schema.names(Group.ATTRIBUTE))
+    }
+    for part, num_users in (
+        ("train", settings.users),
+        ("test", min(settings.test_users, settings.users)),
+    ):
         users_R = _visits(num_users, settings.rows_per_user, random)
-        columns: dict[str, Any] = {name: values.take(users_R) for name, values in (attributes | history).items()}
+        columns: dict[str, Any] = {
+            name: values.take(users_R) for name, values in (attributes | history).items()
+        }
         columns |= _of_rows(schema, users_R, clusters_U[users_R], settings, random)
         (folder / part).mkdir(parents=True)
         table = pa.table({schema.file_column(name): values for name, values in columns.items()})
@@ -60,7 +71,9 @@ def _visits(num_users: int, rows_per_user: int, random: np.random.Generator) -> 
     return np.concatenate([random.permutation(np.repeat(some, rows_per_user)) for some in users])
 
 
-def _histories(schema: Schema, clusters_U: Ints, settings: RowSettings, random: np.random.Generator) -> dict[str, pa.Array]:
+def _histories(
+    schema: Schema, clusters_U: Ints, settings: RowSettings, random: np.random.Generator
+) -> dict[str, pa.Array]:
     """Each user's behaviours, with actions beside them."""
     made: dict[str, pa.Array] = {}
     for name in schema.sequences:
@@ -71,19 +84,33 @@ def _histories(schema: Schema, clusters_U: Ints, settings: RowSettings, random: 
         items = _items(np.repeat(clusters_U, lengths_U), settings, random, own_share=0.8)
         made[name] = pa.ListArray.from_arrays(offsets, pa.array(items))
         if (action := schema.action_of(name)) is not None:
-            made[action] = pa.ListArray.from_arrays(offsets, pa.array(random.integers(1, 4, len(items))))
+            made[action] = pa.ListArray.from_arrays(
+                offsets, pa.array(random.integers(1, 4, len(items)))
+            )
     return made
 
 
-def _attribute(schema: Schema, name: str, number: int, clusters_U: Ints, random: np.random.Generator) -> pa.Array:
+def _attribute(
+    schema: Schema, name: str, number: int, clusters_U: Ints, random: np.random.Generator
+) -> pa.Array:
     if schema.columns[name].kind is Kind.NUMERIC:
         return pa.array(random.normal(size=len(clusters_U)) + clusters_U / _CLUSTERS)
     levels = _LEVELS[number % len(_LEVELS)]
-    told_U = np.where(random.random(len(clusters_U)) < 0.7, clusters_U * (number + 1), random.integers(0, _CLUSTERS, len(clusters_U)))
+    told_U = np.where(
+        random.random(len(clusters_U)) < 0.7,
+        clusters_U * (number + 1),
+        random.integers(0, _CLUSTERS, len(clusters_U)),
+    )
     return _listed(schema, name, told_U % levels, random)
 
 
-def _of_rows(schema: Schema, users_R: Ints, clusters_R: Ints, settings: RowSettings, random: np.random.Generator) -> dict[str, Any]:
+def _of_rows(
+    schema: Schema,
+    users_R: Ints,
+    clusters_R: Ints,
+    settings: RowSettings,
+    random: np.random.Generator,
+) -> dict[str, Any]:
     """What a row has beside what its user has."""
     items_R = _items(clusters_R, settings, random, own_share=0.3)
     chance_R = 0.25 + 0.4 * (items_R % _CLUSTERS == clusters_R)
@@ -91,7 +118,9 @@ def _of_rows(schema: Schema, users_R: Ints, clusters_R: Ints, settings: RowSetti
     targets = {schema.target_of(name) for name in schema.sequences}
     columns: dict[str, Any] = {schema.group_key: users_R, schema.label: clicked_R.astype(np.int64)}
     if schema.conversion:
-        columns[schema.conversion] = (clicked_R & (random.random(len(users_R)) < 0.5)).astype(np.int64)
+        columns[schema.conversion] = (clicked_R & (random.random(len(users_R)) < 0.5)).astype(
+            np.int64
+        )
     if schema.new_user:
         columns[schema.new_user] = np.zeros(len(users_R), dtype=np.int64)
     for number, name in enumerate(schema.names(Group.CONTEXT, Group.ITEM)):
@@ -100,8 +129,14 @@ def _of_rows(schema: Schema, users_R: Ints, clusters_R: Ints, settings: RowSetti
         elif schema.columns[name].kind is Kind.NUMERIC:
             columns[name] = random.exponential(60.0, len(users_R))
         else:
-            of = items_R if schema.columns[name].group is Group.ITEM else random.integers(0, 10**6, len(users_R))
-            columns[name] = _listed(schema, name, of % (50 * _LEVELS[number % len(_LEVELS)]), random)
+            of = (
+                items_R
+                if schema.columns[name].group is Group.ITEM
+                else random.integers(0, 10**6, len(users_R))
+            )
+            columns[name] = _listed(
+                schema, name, of % (50 * _LEVELS[number % len(_LEVELS)]), random
+            )
     return columns
 
 
@@ -114,10 +149,18 @@ def _listed(schema: Schema, name: str, values_R: Ints, random: np.random.Generat
     return pa.ListArray.from_arrays(offsets, pa.array(np.repeat(values_R, lengths_R)))
 
 
-def _items(clusters: Ints, settings: RowSettings, random: np.random.Generator, own_share: float) -> Ints:
+def _items(
+    clusters: Ints, settings: RowSettings, random: np.random.Generator, own_share: float
+) -> Ints:
     """An item each, of that cluster or, otherwise, of any; ``item % clusters`` is its cluster."""
     num_a_cluster = max(settings.items // _CLUSTERS, 1)
-    places = (num_a_cluster + 1.0) ** random.random(len(clusters)) - 1  # log-uniform: in proportion to 1 / k
-    of = np.where(random.random(len(clusters)) < own_share, clusters, random.integers(0, _CLUSTERS, len(clusters)))
+    places = (num_a_cluster + 1.0) ** random.random(
+        len(clusters)
+    ) - 1  # log-uniform: in proportion to 1 / k
+    of = np.where(
+        random.random(len(clusters)) < own_share,
+        clusters,
+        random.integers(0, _CLUSTERS, len(clusters)),
+    )
     items: Ints = np.minimum(places.astype(np.int64), num_a_cluster - 1) * _CLUSTERS + of
     return items

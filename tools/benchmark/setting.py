@@ -12,7 +12,9 @@ from mail_torchrec.config import Config, load_config
 _ATTRIBUTES = [f"attribute_{number}" for number in range(1, 10)]
 
 
-def base_tree(*, max_length: int = 100, dim: int = 32, table_rows: int | None = None) -> dict[str, Any]:
+def base_tree(
+    *, max_length: int = 100, dim: int = 32, table_rows: int | None = None
+) -> dict[str, Any]:
     """MAIL-DMR in the paper's setting: 9 attributes, T behaviours with actions, the target item, its category, two context columns.
 
     Args:
@@ -23,8 +25,16 @@ def base_tree(*, max_length: int = 100, dim: int = 32, table_rows: int | None = 
     history: dict[str, Any] = {"group": "behaviour", "kind": "list", "max_length": max_length}
     columns: dict[str, Any] = {"user": {"group": "group_key"}, "clicked": {"group": "label"}}
     columns |= {name: {"group": "attribute"} for name in _ATTRIBUTES}
-    columns |= {"history": history | {"table": "item"}, "actions": history | {"action_of": "history"}}
-    columns |= {"hour": {"group": "context"}, "place": {"group": "context"}, "item": {"group": "item"}, "category": {"group": "item"}}
+    columns |= {
+        "history": history | {"table": "item"},
+        "actions": history | {"action_of": "history"},
+    }
+    columns |= {
+        "hour": {"group": "context"},
+        "place": {"group": "context"},
+        "item": {"group": "item"},
+        "category": {"group": "item"},
+    }
     tables: dict[str, Any] = {"actions": {"init_mean": 1.0}}
     options: dict[str, Any] = {}
     if table_rows is not None:
@@ -38,7 +48,12 @@ def base_tree(*, max_length: int = 100, dim: int = 32, table_rows: int | None = 
     }
 
 
-SMALL = ("schema.dim=8", "train.batch_size=32", "model.zero_shot.encoder_dims=[16, 8]", "model.zero_shot.decoder_dims=[16]")
+SMALL = (
+    "schema.dim=8",
+    "train.batch_size=32",
+    "model.zero_shot.encoder_dims=[16, 8]",
+    "model.zero_shot.decoder_dims=[16]",
+)
 """A model that trains in no time, to see that all works."""
 
 
@@ -57,9 +72,13 @@ class Variant:
             ValueError: no name, or a setting without a value.
         """
         name, _, settings = text.partition(":")
-        overrides = tuple(part.strip() for part in re.split(r",(?![^\[{]*[\]}])", settings) if part.strip())
+        overrides = tuple(
+            part.strip() for part in re.split(r",(?![^\[{]*[\]}])", settings) if part.strip()
+        )
         if not name or any("=" not in override for override in overrides):
-            raise ValueError(f"--variant should read NAME:section.key=value,section.key=value, received '{text}'")
+            raise ValueError(
+                f"--variant should read NAME:section.key=value,section.key=value, received '{text}'"
+            )
         return Variant(name, overrides)
 
     def with_settings(self, *overrides: str) -> "Variant":
@@ -70,8 +89,12 @@ class Variant:
 UNGROUPED = Variant("ungrouped")
 GROUPED = Variant("grouped", ("data.group_by_user=true",))
 _SAMPLE = ("model.zero_shot.sampled_share=0.1",)
-UNGROUPED_SAMPLED, GROUPED_SAMPLED = Variant("ungrouped, sampled", _SAMPLE), Variant("grouped, sampled", (*GROUPED.overrides, *_SAMPLE))
-"""A tenth of the old users rebuilt at each step: another training of the zero-shot tower, whose AUC is compared too."""
+UNGROUPED_SAMPLED, GROUPED_SAMPLED = (
+    Variant("ungrouped, sampled", _SAMPLE),
+    Variant("grouped, sampled", (*GROUPED.overrides, *_SAMPLE)),
+)
+"""A tenth of the old users rebuilt at each step: another training of the zero-shot tower, whose AUC
+is compared too."""
 DMR = Variant("grouped, DMR alone", (*GROUPED.overrides, "model.zero_shot=null"))
 """What MAIL's zero-shot tower is added to."""
 DEFAULTS = (UNGROUPED, UNGROUPED_SAMPLED, GROUPED, GROUPED_SAMPLED, DMR)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mail_torchrec.auc import auc
 from mail_torchrec.config import Config
-from mail_torchrec.data.batch import Batch
 from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.source import Source
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.metrics.auc import auc
 from mail_torchrec.train.assembly import assemble, lookups_of
 from mail_torchrec.train.evaluation import Batches, evaluate, outputs
 from mail_torchrec.train.loop import Loaded
@@ -65,12 +65,18 @@ class Input:
 
 def encoders_of(config: Config) -> Encoders:
     """What the training rows teach."""
-    return fit_encoders(Source(config.data.path(config.data.train), config.schema_), config.schema_, config.data.cold_start)
+    return fit_encoders(
+        Source(config.data.path(config.data.train), config.schema_),
+        config.schema_,
+        config.data.cold_start,
+    )
 
 
 def loaded(config: Config, encoders: Encoders, *, training: bool) -> Loaded:
     """The reader and its loader, as the trainer makes them."""
-    source = Source(config.data.path(config.data.train if training else config.data.test), config.schema_)
+    source = Source(
+        config.data.path(config.data.train if training else config.data.test), config.schema_
+    )
     return load(config, encoders, lookups_of(config), source, training=training)
 
 
@@ -84,7 +90,9 @@ class Trainer:
         encoders: of the training rows.
     """
 
-    def __init__(self, setting: Setting, variant: Variant, device: torch.device, encoders: Encoders) -> None:
+    def __init__(
+        self, setting: Setting, variant: Variant, device: torch.device, encoders: Encoders
+    ) -> None:
         self.name, self.config, self.encoders = variant.name, setting.config(variant), encoders
         self.assembled = assemble(self.config, encoders, device)
         self.assembled.model.train()
@@ -114,15 +122,26 @@ class DirectReference:
     name = REFERENCE
 
     def __init__(self, setting: Setting, device: torch.device, encoders: Encoders) -> None:
-        self.config, self.encoders, self.device = setting.config(UNGROUPED.with_settings("data.group_by_user=false")), encoders, device
+        self.config, self.encoders, self.device = (
+            setting.config(UNGROUPED.with_settings("data.group_by_user=false")),
+            encoders,
+            device,
+        )
         self.lookups = lookups_of(self.config)
         torch.manual_seed(self.config.train.seed)
         self.model = Reference(self.config, encoders.num_rows).to(device).train()
-        zero_shot = set(self.model.zero_shot.parameters()) if self.model.zero_shot is not None else set()
+        zero_shot = (
+            set(self.model.zero_shot.parameters()) if self.model.zero_shot is not None else set()
+        )
         ranking = [parameter for parameter in self.model.parameters() if parameter not in zero_shot]
         groups = [ranking, *([list(zero_shot)] if zero_shot else [])]
         settings = self.config.train
-        self.optimizers = [torch.optim.Adam(group, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps) for group in groups]
+        self.optimizers = [
+            torch.optim.Adam(
+                group, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps
+            )
+            for group in groups
+        ]
         self.input = Input(loaded(self.config, encoders, training=True))
 
     def step(self) -> int:
@@ -161,6 +180,12 @@ class DirectReference:
         return auc(np.concatenate(scores), np.concatenate(labels))
 
 
-def side_of(setting: Setting, variant: Variant | None, device: torch.device, encoders: Encoders) -> Trainer | DirectReference:
+def side_of(
+    setting: Setting, variant: Variant | None, device: torch.device, encoders: Encoders
+) -> Trainer | DirectReference:
     """A variant of the trainer, or for None the reference."""
-    return DirectReference(setting, device, encoders) if variant is None else Trainer(setting, variant, device, encoders)
+    return (
+        DirectReference(setting, device, encoders)
+        if variant is None
+        else Trainer(setting, variant, device, encoders)
+    )

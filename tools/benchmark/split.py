@@ -1,7 +1,8 @@
 """Where a step's time goes: functions of the model and the pipeline wrapped by a watch that knows which of them is innermost.
 
-The backward pass is one part: its table updates are FBGEMM's, fused into it, and so is the averaging of gradients over ranks. On a GPU each
-change of part waits for it, so the parts add up but the step is longer than without the watch.
+The backward pass is one part: its table updates are FBGEMM's, fused into it, and so is the
+averaging of gradients over ranks. On a GPU each change of part waits for it, so the parts add up
+but the step is longer than without the watch.
 """
 
 import time
@@ -18,8 +19,23 @@ from torch import nn
 from tools.benchmark.interleaved import synchronise
 from tools.benchmark.sides import DirectReference, Side, Trainer
 
-PARTS = ("input wait", "lookup", "zero-shot", "ranking", "backward", "optimizer", "communication", "other")
-_COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast")
+PARTS = (
+    "input wait",
+    "lookup",
+    "zero-shot",
+    "ranking",
+    "backward",
+    "optimizer",
+    "communication",
+    "other",
+)
+_COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_to_all_single",
+    "broadcast",
+)
 
 
 class Watch:
@@ -67,7 +83,10 @@ class Watch:
     @contextmanager
     def hooked(self, module: nn.Module, part: str) -> Iterator[None]:
         """Counts a module's calls for a part, by hooks: the pipeline puts a function of its own, with a state, in place of ``forward``."""
-        hooks = [module.register_forward_pre_hook(lambda *_: self.enter(part)), module.register_forward_hook(lambda *_: self.leave())]
+        hooks = [
+            module.register_forward_pre_hook(lambda *_: self.enter(part)),
+            module.register_forward_hook(lambda *_: self.leave()),
+        ]
         yield
         for hook in hooks:
             hook.remove()
@@ -124,9 +143,15 @@ def _of_trainer(side: Trainer) -> list[tuple[Any, str, str]]:
     model = _model(side)
     found = [(assembled.optimizer, "step", "optimizer")]
     if assembled.plan is not None:
-        found += [(assembled.pipeline, name, "communication") for name in ("start_sparse_data_dist", "wait_sparse_data_dist")]
+        found += [
+            (assembled.pipeline, name, "communication")
+            for name in ("start_sparse_data_dist", "wait_sparse_data_dist")
+        ]
     if getattr(side.config.train, "compile", False):
-        return [*found, (model.towers, "forward", "ranking")]  # compiled code has no inside; both towers count as ranking
+        return [
+            *found,
+            (model.towers, "forward", "ranking"),
+        ]  # compiled code has no inside; both towers count as ranking
     found += [(model.towers.ranking, "forward", "ranking")]
     if model.towers.zero_shot is not None:
         found += [(model.towers.zero_shot, name, "zero-shot") for name in ("losses", "virtual")]

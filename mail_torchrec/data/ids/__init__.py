@@ -1,0 +1,1 @@
+"""Id policies: raw ids to table rows."""

@@ -1,0 +1,1 @@
+"""Parquet files and Arrow columns as NumPy arrays."""

@@ -1,0 +1,1 @@
+"""Columns, groups and tables."""

@@ -1,0 +1,1 @@
+"""The torch-free side of an exported model: requests, manifest, scorer."""

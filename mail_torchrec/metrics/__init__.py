@@ -1,0 +1,1 @@
+"""AUC, GAUC and the scores they are computed from."""

@@ -1,0 +1,1 @@
+"""MAIL: the dense parts put together above the tables."""

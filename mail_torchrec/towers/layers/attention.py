@@ -1,0 +1,98 @@
+"""Attention over a row's vectors: pooling (Feng et al. 2021, Eqs. 1 and 2), and the scores of behaviours."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mail_torchrec.towers.inputs import BehaviourSequence
+from mail_torchrec.towers.layers.positions import Positions, positions_of
+
+
+def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Softmax over the True positions of each row, 0 elsewhere; a row without any is all 0, with gradient 0."""
+    # The least finite number, not -inf: a row of -inf alone would be NaN, and so would its
+    # gradient.
+    least = torch.finfo(scores_NT.dtype).min
+    return torch.softmax(scores_NT.masked_fill(~mask_NT, least), dim=1) * mask_NT
+
+
+def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
+    """Sum over positions of weight times vector, [N, D]."""
+    return (weights_NT.unsqueeze(2) * values_NTD).sum(1)
+
+
+def pair_scores(
+    g: nn.Sequential,
+    sequence: BehaviourSequence,
+    query_of: Callable[[Positions], Tensor],
+    *,
+    of_rows: Tensor | None = None,
+) -> Tensor:
+    """``g([q, e, q - e, q * e])`` of each query and behaviour, [B, T].
+
+    The first layer of ``g`` is taken apart, ``W [q, e, q - e, q * e] = (W1 + W3) q + (W2 - W3) e +
+    W4 (q * e)``: what it makes of the behaviours alone is computed once a user, what it makes of
+    queries that a row's behaviours have in common once a row, and the four vectors never stand side
+    by side in memory.
+
+    Args:
+        g: dense layers that map 4 D elements to one.
+        sequence: the behaviours.
+        query_of: the queries at given positions, [P, D].
+        of_rows: the queries [B, D] where all behaviours of a row have the same.
+    """
+    first, *others = g
+    W1_HD, W2_HD, W3_HD, W4_HD = first.weight.chunk(4, dim=1)
+    positions, users = positions_of(sequence), sequence.users
+    behaviours_PD, query_PD = positions.of_users(users.real_BTD), query_of(positions)
+    if users is sequence:
+        hidden_PH = functional.linear(behaviours_PD, W2_HD - W3_HD, first.bias)
+    else:
+        hidden_PH = positions.of_users(functional.linear(users.real_BTD, W2_HD - W3_HD, first.bias))
+    if of_rows is None:
+        both = torch.cat([query_PD, query_PD * behaviours_PD], dim=-1)
+        hidden_PH = _added(hidden_PH, both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+    else:
+        hidden_PH = hidden_PH + positions.of_rows(functional.linear(of_rows, W1_HD + W3_HD))
+        hidden_PH = _added(hidden_PH, query_PD * behaviours_PD, W4_HD)
+    scores_P: Tensor = nn.Sequential(*others)(hidden_PH).squeeze(-1)
+    return positions.back(
+        scores_P.to(query_PD.dtype)
+    )  # in lower precision the products are, sums over positions are not
+
+
+def _added(sum_PH: Tensor, x_PD: Tensor, weight_HD: Tensor) -> Tensor:
+    """``sum + x W^T`` in one pass over the largest tensors of the tower."""
+    return torch.addmm(sum_PH.flatten(0, -2), x_PD.flatten(0, -2), weight_HD.T).view_as(sum_PH)
+
+
+class AttentionPooling(nn.Module):
+    """``h = sum_i alpha_i x_i`` with ``alpha = softmax(e)`` and ``e_i = z^T tanh(W x_i + b)``, [N, T, D] -> [N, D].
+
+    Args:
+        dim: D.
+        attention_dim: rows of ``W``.
+    """
+
+    def __init__(self, dim: int, attention_dim: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, attention_dim)
+        self.score = nn.Linear(attention_dim, 1, bias=False)
+
+    def forward(self, values_NTD: Tensor, mask_NT: Tensor | None = None) -> Tensor:
+        """Pools each row.
+
+        Args:
+            values_NTD: vectors, finite where masked.
+            mask_NT: True on real positions; all of them by default. A row without any is pooled to
+                zeros.
+        """
+        scores_NT = self.score(torch.tanh(self.hidden(values_NTD))).squeeze(2)
+        weights_NT = (
+            torch.softmax(scores_NT, dim=1)
+            if mask_NT is None
+            else masked_softmax(scores_NT, mask_NT)
+        )
+        return weighted_sum(weights_NT, values_NTD)

@@ -1,0 +1,64 @@
+"""Layers that several towers are made of."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LastDimPReLU(nn.PReLU):
+    """PReLU with one slope for each element of the last axis (PyTorch's own has it for axis 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape that ends in the number of slopes."""
+        return functional.prelu(x.flatten(0, -2), self.weight).view_as(x)
+
+
+class Dice(nn.Module):
+    """``p x + (1 - p) slope x`` with ``p = sigmoid(batch norm of x)``: a PReLU that bends where the data lies (Zhou et al. 2018, Eq. 9).
+
+    Args:
+        dim: elements of the last axis of [B, dim], each with a slope of its own.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-8)
+        self.slope = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """[B, dim] -> [B, dim]."""
+        p_BC = torch.sigmoid(self.norm(x_BC))
+        return x_BC * (p_BC + (1 - p_BC) * self.slope)
+
+
+def dense_layers(
+    in_dim: int, dims: Sequence[int], activation: Callable[[int], nn.Module]
+) -> list[nn.Module]:
+    """Dense and activation for each of ``dims``; ``activation`` is given the width."""
+    return [
+        module
+        for width, dim in pairwise([in_dim, *dims])
+        for module in (nn.Linear(width, dim), activation(dim))
+    ]
+
+
+def regularised_layers(in_dim: int, dims: Sequence[int], dropout: float) -> list[nn.Module]:
+    """Dropout, Dense, BatchNorm and LeakyReLU for each of ``dims`` (Feng et al. 2021, Eq. 12)."""
+    return [
+        module
+        for width, dim in pairwise([in_dim, *dims])
+        for module in (
+            nn.Dropout(dropout),
+            nn.Linear(width, dim),
+            nn.BatchNorm1d(dim),
+            nn.LeakyReLU(),
+        )
+    ]
+
+
+def last_dim(in_dim: int, dims: Sequence[int]) -> int:
+    """Width behind hidden layers of ``dims``, of which there may be none."""
+    return [in_dim, *dims][-1]

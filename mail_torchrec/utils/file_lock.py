@@ -1,0 +1,86 @@
+"""One job a folder: a lock that its owner's death releases."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+LOCK = ".lock"
+_LOOK_EVERY = 1.0
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Holds the folder for the block; makes it where it is missing.
+
+    The lock is the kernel's (``flock`` on ``.lock`` in the folder): it ends with the process,
+    however that ends. Over NFS 4 it holds between hosts, and a host that vanished keeps it until
+    the server's lease runs out, a minute or two; Lustre wants the mount option ``flock``. The file
+    says who holds it, and stays.
+
+    Args:
+        folder: to hold.
+        patience: seconds to wait for an owner that is about to end.
+
+    Raises:
+        ValueError: another job holds it, or its file system knows no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        until = time.monotonic() + patience
+        while not _taken(file, folder):
+            if time.monotonic() >= until:
+                raise ValueError(
+                    f"'{folder}' is in use by another job ({_owner(file)}); wait for it, stop it, "
+                    "or choose another folder. "
+                    "The lock ends with that process: there is nothing to delete"
+                )
+            time.sleep(_LOOK_EVERY)
+        file.seek(0)
+        file.truncate()
+        json.dump(_myself(), file)
+        file.flush()
+        yield
+
+
+def _taken(file: IO[str], folder: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ValueError(
+            f"'{folder}': its file system cannot lock files ({error.strerror}), so two jobs could "
+            "write there at once; choose a folder on "
+            "another one, or mount it with locks (Lustre: -o flock, NFS: version 4)"
+        ) from error
+    return True
+
+
+def _myself() -> dict[str, str]:
+    myself = {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return myself | {
+        name: os.environ[name]
+        for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+        if name in os.environ
+    }
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    text = file.read()
+    return (
+        ", ".join(f"{key} {value}" for key, value in json.loads(text).items())
+        if text
+        else "it has not said who it is"
+    )

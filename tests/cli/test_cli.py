@@ -1,0 +1,146 @@
+"""The command line as a user sees it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mail_torchrec.cli import main
+from tests.support.small_rows import config_tree, write_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows/train/a.parquet", 120, seed=1)
+    write_rows(tmp_path / "rows/test/b.parquet", 101, seed=2)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config_tree(tmp_path / "rows")))
+    return tmp_path / "small.yaml"
+
+
+def test_help_teaches_by_example() -> None:
+    text = CliRunner().invoke(main, ["train", "--help"]).output
+    assert "torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR" in text
+    for command in ("train", "evaluate", "synthesize", "compare", "doctor"):
+        assert command in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_print_config_shows_overrides_among_options_in_any_order(config: Path) -> None:
+    result = CliRunner().invoke(
+        main,
+        [
+            "train",
+            "--config",
+            str(config),
+            "train.epochs=3",
+            "--print-config",
+            "model.zero_shot=null",
+        ],
+    )
+    tree = yaml.safe_load(result.output)
+    assert (
+        tree["train"]["epochs"] == 3
+        and tree["model"]["zero_shot"] is None
+        and tree["schema"]["dim"] == 8
+    )
+
+
+def test_a_user_error_is_one_message_without_a_traceback(config: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main,
+        ["train", "--config", str(config), "--run-dir", str(tmp_path / "run"), "train.epoch=3"],
+    )
+    assert result.exit_code == 1
+    assert (
+        result.output.startswith("Error: ")
+        and "train.epoch: unknown key; known here: epochs, " in result.output
+    )
+    assert "Traceback" not in result.output
+
+
+def test_traceback_shows_where(config: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main,
+        [
+            "--traceback",
+            "train",
+            "--config",
+            str(config),
+            "--run-dir",
+            str(tmp_path / "run"),
+            "train.epoch=3",
+        ],
+    )
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.distributed
+def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_figures(
+    config: Path, tmp_path: Path
+) -> None:
+    """101 test rows: the ranks' shares are uneven."""
+    run_dir = tmp_path / "run"
+    arguments = [
+        "train",
+        "--config",
+        str(config),
+        "--run-dir",
+        str(run_dir),
+        "sharding.types=[row_wise]",
+    ]
+    done = ranks(2, *arguments)
+    figures = json.loads((run_dir / "metrics.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == {"small": figures}
+    assert figures["all"]["rows"] == 101
+    for num in (1, 3):
+        again = json.loads(
+            ranks(
+                num, "evaluate", "--run-dir", str(run_dir), "--data", str(tmp_path / "rows/test")
+            ).stdout
+        )
+        for part in ("new", "old", "all"):
+            assert again[part] == pytest.approx(figures[part], abs=1e-6)
+    compared = CliRunner().invoke(main, ["compare", str(run_dir), "--out", str(tmp_path / "out")])
+    assert (
+        f"{figures['new']['auc']:.4f}" in compared.output and "loss_curves.png" in compared.output
+    )
+    assert (tmp_path / "out/comparison.png").stat().st_size
+
+
+@pytest.mark.distributed
+def test_an_error_on_one_rank_ends_all(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        ranks(
+            2,
+            "train",
+            "--config",
+            str(config),
+            "--run-dir",
+            str(tmp_path / "run"),
+            "sharding.tables={itme: [row_wise]}",
+        )
+    assert error.value.stderr.count("Error: sharding.tables: no table is called ['itme']") >= 2
+    report = error.value.stderr[error.value.stderr.rindex("Root Cause") :]
+    assert "no table is called ['itme']" in report  # torchrun's own report at the end says it too
+
+
+def ranks(num: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(num),
+        "-m",
+        "mail_torchrec",
+        *arguments,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )

@@ -1,0 +1,139 @@
+"""Ids -> table rows: unknown 0, null 1, then values, the frequent ones evenly among the others."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mail_torchrec.data.ids import vocabulary as vocabularies
+from mail_torchrec.data.ids.hashing import hash64
+from mail_torchrec.data.ids.vocabulary import (
+    HashedIds,
+    Vocabulary,
+    count_values,
+    vocabulary_from_counts,
+)
+from tests.support.plain import dealt
+
+INTEGERS = st.lists(st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), max_size=20)
+TEXTS = st.lists(st.none() | st.text(max_size=3), max_size=20)
+
+
+def vocabulary(values: list[int] | list[str], kind: pa.DataType) -> Vocabulary:
+    return Vocabulary(pa.array(values, kind), np.arange(len(values))[::-1])
+
+
+def expected(values: list[int] | list[str], ids: list[int | None] | list[str | None]) -> list[int]:
+    return [1 if x is None else 2 + values.index(x) if x in values else 0 for x in ids]  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), unique=True)
+    | st.lists(st.integers(-9, 9), unique=True),
+    INTEGERS,
+)
+def test_integers(values: list[int], ids: list[int | None]) -> None:
+    """Both the array and the bisection, ends of int64 included."""
+    ids += [*values, -(2**63), 2**63 - 1]
+    assert vocabulary(values, pa.int64()).encode(pa.array(ids, pa.int64())).tolist() == expected(
+        values, ids
+    )
+
+
+@given(st.lists(st.text(max_size=3), unique=True), TEXTS)
+def test_strings(values: list[str], ids: list[str | None]) -> None:
+    ids += values
+    assert vocabulary(values, pa.large_string()).encode(
+        pa.array(ids, pa.large_string())
+    ).tolist() == expected(values, ids)
+
+
+MANY = [f"v{i}" for i in range(1500)]
+
+
+def test_a_few_strings_are_looked_up_in_many_by_their_hash() -> None:
+    ids = ["v3", None, "x", "", "v1499", "v0", "v3"]
+    assert vocabulary(MANY, pa.large_string()).encode(
+        pa.array(ids, pa.large_string())
+    ).tolist() == expected(MANY, ids)
+
+
+def test_strings_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def colliding(values: pa.Array, salt: str) -> Any:
+        """Two values under one salt; a value and what is none under each."""
+        return hash64(
+            pa.array(
+                [
+                    "v7" if text == "x" or (salt == "0" and text == "v8") else text
+                    for text in values.to_pylist()
+                ]
+            ),
+            salt,
+        )
+
+    monkeypatch.setattr(vocabularies, "hash64", colliding)
+    ids = ["v8", "x", "v7"]
+    assert vocabulary(MANY, pa.large_string()).encode(
+        pa.array(ids, pa.large_string())
+    ).tolist() == expected(MANY, ids)
+
+
+@pytest.mark.parametrize("values", [[], ["a"]])
+def test_integers_where_training_had_strings_are_refused(values: list[str]) -> None:
+    with pytest.raises(
+        ValueError,
+        match=(
+            "ids should be large_string, as in the training data, received int64; cast the column"
+        ),
+    ):
+        vocabulary(values, pa.large_string()).encode(pa.array([1]))
+
+
+@given(st.lists(INTEGERS, min_size=1, max_size=4), st.integers(1, 3), st.none() | st.integers(3, 8))
+def test_a_vocabulary_holds_the_most_frequent_values_in_rows_far_apart(
+    parts: list[list[int | None]], min_count: int, max_rows: int | None
+) -> None:
+    counts = None
+    for part in parts:
+        counts = count_values(counts, pa.array(part, pa.int64()))
+    assert counts is not None
+    found = vocabulary_from_counts(counts, min_count=min_count, max_rows=max_rows)
+    counted = Counter(x for part in parts for x in part if x is not None)
+    order = sorted((-n, value) for value, n in counted.items() if n >= min_count)[
+        : None if max_rows is None else max_rows - 2
+    ]
+    assert [
+        (-n, value)
+        for n, value in zip(found.counts.tolist(), found.values.to_pylist(), strict=True)
+    ] == dealt(order)
+    assert found.num_rows == len(order) + 2
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8, 64])
+def test_ranks_that_hold_consecutive_rows_look_up_alike(ranks: int) -> None:
+    counts = (1e9 / np.arange(1, 10_001)).astype(np.int64)  # by Zipf's law
+    found = vocabulary_from_counts(
+        pa.table({"value": np.arange(len(counts)), "count": counts}), min_count=1, max_rows=None
+    )
+    busiest = max(part.sum() for part in np.array_split(found.counts, ranks)) / counts.sum()
+    assert busiest < 1 / ranks + counts[0] / counts.sum()  # one of them has the most frequent value
+
+
+@given(INTEGERS, st.integers(3, 50))
+def test_hashed_ids_are_the_hash_modulo_the_rows(ids: list[int | None], num_rows: int) -> None:
+    array = pa.array(ids, pa.int64())
+    words = hash64(array, "table").tolist()
+    found = HashedIds("table", num_rows).encode(array).tolist()
+    assert found == [
+        1 if x is None else 2 + word % (num_rows - 2) for x, word in zip(ids, words, strict=True)
+    ]
+
+
+def test_two_hashed_tables_collide_differently() -> None:
+    ids = pa.array(range(1000))
+    one, other = (HashedIds(table, 100).encode(ids) for table in ("one", "other"))
+    assert np.mean(one == other) < 0.05

@@ -1,0 +1,60 @@
+"""Batches on their way from a reader process."""
+
+import pickle
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mail_torchrec.data.reading.batch import Batch, map_parts
+from mail_torchrec.data.reading.ipc import pack, unpack
+from tests.data.reading.test_reader import Readers, write_files
+from tests.support.plain import some_rows
+
+EDGES = [
+    edge for bits in (7, 15, 31) for edge in (2**bits - 1, 2**bits, -(2**bits), -(2**bits) - 1)
+]
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_parts(
+        batch,
+        lambda part: found.extend(
+            [part] if isinstance(part, Tensor) else [part.values(), part.lengths()]
+        ),
+    )
+    return found
+
+
+@pytest.mark.parametrize("group_by_user", [False, True])
+def test_a_batch_arrives_as_it_was_sent(tmp_path: Path, group_by_user: bool) -> None:
+    write_files(tmp_path, some_rows(60), [[25], [35]])
+    readers = Readers(tmp_path, needs_match=True, group_by_user=group_by_user)
+    for sent in readers.reader(batch_size=7, shuffle=True, negatives=True):
+        received = pickle.loads(ForkingPickler.dumps(sent))
+        pairs = list(zip(tensors(received), tensors(sent), strict=True))
+        assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+        assert [received.pooled.keys(), received.unpooled.keys()] == [
+            sent.pooled.keys(),
+            sent.unpooled.keys(),
+        ]
+        assert (received.shared is None) == (not group_by_user)
+
+
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)
+    | st.sampled_from([[edge] for edge in EDGES])
+)
+def test_integers_arrive_whole(values: list[int]) -> None:
+    received: Any = unpack(pack(torch.tensor(values, dtype=torch.int64)))
+    assert (received.dtype, received.tolist()) == (torch.int64, values)
+
+
+def test_small_integers_travel_as_few_bytes() -> None:
+    assert len(ForkingPickler.dumps(pack(torch.zeros(10_000, dtype=torch.int64)))) < 11_000

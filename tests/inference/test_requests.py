@@ -1,0 +1,122 @@
+"""Raw requests become what the reader makes of rows, or an error that names column and value."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.chunk import WindowEncoder
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.inference.requests import Request, RequestEncoder, model_inputs, value_types
+from tests.support.small_rows import SCHEMA, write_rows
+from tests.support.whole_export import requests_of
+
+USER = {"age": 1, "city": "city1", "income": 0.5, "history": [4, 9], "actions": [1, 2], "hour": 3}
+ITEM = {"item": 4, "tags": [1, 0]}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "a.parquet"
+    write_rows(path, 120, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encode(rows: Path) -> RequestEncoder:
+    schema = Schema.model_validate(SCHEMA)
+    encoders = fit_encoders(Source(str(rows), schema), schema, ColdStartSettings())
+    return RequestEncoder(schema, encoders, value_types(pq.read_table(rows), schema))
+
+
+def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: RequestEncoder) -> None:
+    schema, encoders = encode.schema, encode.encoders
+    window = WindowEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
+    found = encode(requests_of(rows, schema, range(120)))
+    assert list(found) == [spec.name for spec in model_inputs(schema, encoders.num_rows)]
+    for i, name in enumerate(schema.scalars):
+        assert np.array_equal(found[name], window.scalars_CR[i])
+    assert np.array_equal(found["income"], window.numeric_RN[:, 0])
+    for name, ragged in window.lists.items():
+        lengths = found[f"{name}.length"] if name != "actions" else found["history.length"]
+        assert np.array_equal(lengths, ragged.lengths)
+        for row, (start, length) in enumerate(zip(ragged.starts, ragged.lengths, strict=True)):
+            assert np.array_equal(found[name][row, :length], ragged.stored[start : start + length])
+            assert not found[name][row, length:].any()
+    assert found["history"].shape == (120, 6) and found["tags"].shape == (120, 2)
+    assert np.array_equal(found["candidate.user"], np.arange(120))
+
+
+def test_inputs_have_the_promised_types_shapes_and_limits(encode: RequestEncoder) -> None:
+    none = {
+        "age": None,
+        "city": None,
+        "income": None,
+        "history": None,
+        "actions": None,
+        "hour": None,
+        "user": 5,
+    }
+    found = encode(
+        [
+            Request(USER, [ITEM] * 3),
+            Request(none, [{"item": None, "tags": None}, {"item": -5, "tags": [77]}]),
+        ]
+    )
+    assert found["candidate.user"].tolist() == [0, 0, 0, 1, 1]
+    for spec in model_inputs(encode.schema, encode.encoders.num_rows):
+        value = found[spec.name]
+        assert str(value.dtype) == spec.dtype
+        sizes = [
+            {"users": 2, "candidates": 5, "tags.width": 2}.get(size, size) for size in spec.shape
+        ]
+        assert list(value.shape) == sizes
+        assert spec.low is None or value.min() >= spec.low
+        assert spec.high is None or value.max() <= spec.high
+    assert (
+        found["city"][1] == 1 and found["item"][3:].tolist() == [1, 0] and found["income"][1] == 0
+    )
+    assert encode([Request(none, [])])["tags"].shape == (0, 1)
+
+
+BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"age": "old"}, {}, "user: column 'age' should hold one integer or null"),
+    ({"age": 1.5}, {}, "user: column 'age' should hold one integer or null"),
+    ({"age": 2**70}, {}, "user: column 'age' should hold one integer or null"),
+    ({"age": True}, {}, "user: column 'age' should hold one integer or null"),
+    ({"city": 3}, {}, "user: column 'city' should hold one string or null"),
+    ({"history": 3}, {}, "user: column 'history' should hold a list of integer values or null"),
+    ({"history": [[1]]}, {}, "user: column 'history' should hold a list of integer values or null"),
+    ({"income": "much"}, {}, "user: column 'income' should hold one number or null"),
+    ({"income": float("nan")}, {}, "user: column 'income' should be finite, received nan"),
+    ({"actions": [1]}, {}, "user 0: column 'actions' should be as long as 'history' in every row, received 1 actions on 2 items"),
+    ({"colour": 1}, {}, "user: column 'colour' is none of this model's; it knows actions, age, city"),
+    ({"item": 1}, {}, "user: column 'item' is none of this model's"),
+    ({}, {"item": "x"}, "candidate: column 'item' should hold one integer or null"),
+    ({}, {"age": 1}, "candidate: column 'age' is none of this model's; it knows item, tags"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "message"), BAD, ids=[message[:40] for *_, message in BAD]
+)
+def test_a_bad_value_is_named(
+    encode: RequestEncoder, user: dict[str, Any], item: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        encode([Request(USER | user, [ITEM, ITEM | item])])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["age", "history", "income"])
+def test_a_missing_column_is_named(encode: RequestEncoder, column: str) -> None:
+    without = {name: value for name, value in USER.items() if name != column}
+    with pytest.raises(
+        ValueError, match=f"user 1 should have a value of column '{column}', or null, received none"
+    ):
+        encode([Request(USER, [ITEM]), Request(without, [ITEM])])

@@ -1,0 +1,159 @@
+"""Rows that share users: the same losses, gradients and scores as with each row a user of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mail_torchrec.config import Config
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.batch import Batch, map_parts
+from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.model.lookup import looked_up
+from mail_torchrec.train.assembly import assemble
+from mail_torchrec.train.trainer import samplers
+from tests.support.small_rows import WITH_ID, baseline_tree, config_tree, write_rows
+
+pytestmark = pytest.mark.usefixtures("alone")
+CPU = torch.device("cpu")
+USERS = 20
+MAIL = config_tree(Path())["model"]
+ZERO_SHOT = MAIL["zero_shot"]
+SMALL_DMR = {"hidden_dims": [8], "num_negatives": 5}
+NO_DROPOUT = {"tower_options": {"dropout": 0.0}}
+MODELS: dict[str, dict[str, Any]] = {
+    "mail-dmr": {},
+    "dmr": {"model": {"zero_shot": None}},
+    "all fields": {"model": {"zero_shot": ZERO_SHOT | {"sees": "all_fields"}}},
+    "released code": {
+        "model": {
+            "zero_shot": ZERO_SHOT
+            | {
+                "alignment": "paired_mse",
+                "fill": "infer_only",
+                "decoders": "per_group",
+                "reduction": "sum",
+            }
+        }
+    },
+    "standardised": {
+        "model": {
+            "zero_shot": ZERO_SHOT
+            | {"standardise": True, "padding": "masked", "virtual_length": "predicted"}
+        }
+    },
+    "pooled": {"model": {"zero_shot": ZERO_SHOT | {"standardise": True, "rebuilds": "pooled"}}},
+    "conversions": {"model": {"multi_task": {}}},
+    "met as new": {"model": {"as_new_weight": 0.5}},
+    "own tower": {"model": {"as_new_weight": 1.0, "new_user_tower": "own"}},
+    "base_dnn": {"model": {"tower": "base_dnn", **NO_DROPOUT}},
+    "deepfm": {"model": {"tower": "deepfm", **NO_DROPOUT}},
+    "wide_deep": {"model": {"tower": "wide_deep", **NO_DROPOUT}},
+    "din": {"model": {"tower": "din", "tower_options": {}}},
+    "mean_fill": baseline_tree("mean_fill"),
+    "llae": baseline_tree("llae", solve_every=1),
+    "meta_emb": baseline_tree("meta_emb"),
+    "meta_emb and dmr": {
+        "schema": WITH_ID,
+        "model": baseline_tree("meta_emb")["model"] | {"tower": "dmr", "tower_options": SMALL_DMR},
+    },
+    "an id": {"schema": WITH_ID},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each user comes in one to seven rows, which differ in item, hour and label alone."""
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder / "all.parquet", 300, seed=1)
+    table = pq.read_table(folder / "all.parquet")
+    _, first = np.unique(table["user"].to_numpy(), return_index=True)
+    random = np.random.default_rng(0)
+    of_users = np.repeat(first[:USERS], random.integers(1, 8, USERS))
+    rows = table.take(of_users)
+    for name in ("item", "hour", "clicked", "bought", "tags"):
+        rows = rows.set_column(
+            rows.column_names.index(name), name, table[name].take(np.arange(len(of_users)))
+        )
+    (folder / "train").mkdir()
+    pq.write_table(rows, folder / "train" / "a.parquet")
+    return folder
+
+
+def step_of(
+    root: Path, sections: dict[str, Any], *, grouped: bool
+) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """One batch of all rows, and in float64 the losses, gradients and buffers of a training step on it, then its scores."""
+    data = {"root": str(root), "group_by_user": grouped}
+    model = MAIL | sections.get("model", {})
+    config = Config.model_validate(
+        config_tree(
+            root, **(sections | {"data": data, "model": model, "sharding": {"enabled": False}})
+        )
+    )
+    source = Source(config.data.path("train"), config.schema_)
+    encoders = fit_encoders(source, config.schema_, config.data.cold_start)
+    assembled = assemble(config, encoders, CPU)
+    reader = Reader(
+        source, config.schema_, encoders, assembled.lookups, config.data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=1,
+        samplers=samplers(config, encoders, assembled.lookups),
+    )  # fmt: skip
+    [batch] = reader
+    batch.weights_B[-1] = 0  # a row that only fills up
+    double = replace(
+        batch,
+        **{
+            name: getattr(batch, name).double()
+            for name in ("numeric_BN", "labels_B", "conversions_B", "weights_B")
+        },
+    )
+    trained = assembled.model.train()
+    trained.towers.double()
+    loss, outputs = trained(double)
+    loss.backward()
+    found = {
+        f"gradient of {name}": value.grad
+        for name, value in trained.named_parameters()
+        if value.grad is not None
+    }
+    found |= {f"loss {name}": value for name, value in outputs.losses.items()}
+    found |= {
+        f"buffer {name}": value
+        for name, value in trained.named_buffers()
+        if value.is_floating_point()
+    }
+    scored = trained.eval()(double)[1]
+    return batch, found | {"scores": scored.logits_B} | {
+        f"scores of {name}": value for name, value in scored.tasks.items()
+    }
+
+
+def in_float64(*args: Any) -> Any:
+    """TorchRec's whole tables give float32."""
+    return map_parts(
+        looked_up(*args), lambda part: part.double() if part.is_floating_point() else part
+    )
+
+
+@pytest.mark.parametrize("sections", MODELS.values(), ids=MODELS.keys())
+def test_a_step_on_shared_users_is_the_step_on_rows(
+    root: Path, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mail_torchrec.model.mail.looked_up", in_float64)
+    apart, expected = step_of(root, sections, grouped=False)
+    together, found = step_of(root, sections, grouped=True)
+    assert apart.shared is None and together.shared is not None
+    assert len(together.shared.first_U) == USERS < len(apart) / 2
+    assert bool(apart.is_new_B.any()) and not bool(apart.is_new_B.all())
+    assert found.keys() == expected.keys()
+    assert any(name.startswith("gradient of pooled_tables") for name in found)
+    for name, value in expected.items():
+        bounds = {"rtol": 1e-5, "atol": 1e-8} if "tables" in name else {"rtol": 1e-8, "atol": 1e-11}
+        torch.testing.assert_close(
+            found[name], value, **bounds, msg=lambda text, name=name: f"{name}: {text}"
+        )  # type: ignore[misc]

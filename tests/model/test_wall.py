@@ -1,0 +1,254 @@
+"""The wall between the two optimizers, stated as properties of whole training steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mail_torchrec.config import Config
+from mail_torchrec.data.encoders import fit_encoders
+from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.train.assembly import Assembled, assemble
+from mail_torchrec.train.optimizers import dense_parameters
+from mail_torchrec.train.trainer import samplers
+from tests.support.small_rows import baseline_tree, config_tree
+
+pytestmark = pytest.mark.usefixtures("alone")
+CPU = torch.device("cpu")
+
+
+def build(small_root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
+    """A model and an endless supply of its batches."""
+    config = Config.model_validate(config_tree(small_root, **sections))
+    source = Source(config.data.path("train"), config.schema_)
+    encoders = fit_encoders(source, config.schema_, config.data.cold_start)
+    assembled = assemble(config, encoders, CPU)
+    reader = Reader(
+        source, config.schema_, encoders, assembled.lookups, config.data, share=Share(), batch_size=32, shuffle=True, seed=1,
+        samplers=samplers(config, encoders, assembled.lookups),
+    )  # fmt: skip
+
+    def endless() -> Iterator[Any]:
+        for epoch in range(1_000):
+            reader.set_epoch(epoch)
+            yield from reader
+
+    return assembled, endless()
+
+
+def with_head(small_root: Path, multi_task: dict[str, Any] | None) -> dict[str, Any]:
+    return config_tree(small_root)["model"] | {"multi_task": multi_task}
+
+
+def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
+    """Every table and the fused optimizer's state, copied."""
+    weights = {
+        key: value for key, value in assembled.model.state_dict().items() if "tables." in key
+    }
+    state = assembled.model.fused_optimizer.state_dict()["state"]  # type: ignore[union-attr,operator]
+    flat = weights | {
+        f"{key}/{name}": value for key, part in state.items() for name, value in part.items()
+    }
+    return {
+        key: (value.local_tensor() if hasattr(value, "local_tensor") else value).clone()
+        for key, value in flat.items()
+    }
+
+
+MAIL: dict[str, Any] = {}
+HEAD: dict[str, Any] = {"model": config_tree(Path())["model"] | {"multi_task": {}}}
+META: dict[str, Any] = baseline_tree("meta_emb")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method", "losses"),
+    [
+        ("adagrad", MAIL, {"L_a", "L_v", "L_d"}),
+        ("rowwise_adagrad", MAIL, {"L_a", "L_v", "L_d"}),
+        ("adagrad", HEAD, {"L_a", "L_v", "L_d"}),
+        ("adagrad", META, {"L_meta"}),
+    ],
+    ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "meta_emb"],
+)
+def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
+    small_root: Path,
+    optimizer: str,
+    method: dict[str, Any],
+    losses: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sections = {"train": {"tables": {"name": optimizer}}} | method
+    first, batches = build(small_root, **sections)
+    for _ in range(5):
+        first.pipeline.progress(batches)
+    # A new pipeline: DistributedDataParallel learns in its first step that the ranking tower gets
+    # no gradient.
+    monkeypatch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
+    second, batches = build(small_root, **sections)
+    second.model.load_state_dict(first.model.state_dict())
+    second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
+    before, dense = (
+        tables_and_state(second),
+        {
+            name: value.clone()
+            for name, value in second.model.named_parameters()
+            if "zero_shot" in name or "meta_emb" in name
+        },
+    )
+    for _ in range(20):
+        output = second.pipeline.progress(batches)
+    assert set(output.losses) == losses
+    after = tables_and_state(second)
+    assert before.keys() == after.keys()
+    assert any("momentum" in key for key in after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    moved = [
+        name
+        for name, value in second.model.named_parameters()
+        if name in dense and not torch.equal(value, dense[name])
+    ]
+    assert len(moved) == len(dense) > 0
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def whole(small_root: Path, **model: Any) -> tuple[Any, Any]:
+    """An unsharded model, whose tables have gradients to look at, after some steps, and one more batch."""
+    assembled, batches = build(
+        small_root, sharding={"enabled": False}, model=config_tree(small_root)["model"] | model
+    )
+    for _ in range(3):
+        assembled.pipeline.progress(batches)
+    assembled.model.zero_grad()
+    return assembled.model, next(batches)
+
+
+@pytest.mark.parametrize("multi_task", [None, {}])
+def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
+    small_root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = whole(small_root, multi_task=multi_task)
+    model(batch)[0].backward()
+    joint = gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)  # the fill stays
+    model(batch)[0].backward()
+    alone = gradients(model)
+    assert {name for name in joint if "zero_shot" not in name} == set(alone)
+    assert all(torch.equal(joint[name], alone[name]) for name in alone)
+    assert any("tables." in name for name in alone)
+    assert all(
+        joint[name].abs().sum() > 0 for name in joint if "zero_shot" in name and "weight" in name
+    )
+
+
+@pytest.mark.parametrize("multi_task", [None, {}])
+def test_one_backward_of_the_sum_equals_two_separate_ones(
+    small_root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = whole(small_root, multi_task=multi_task)
+    model(batch)[0].backward()
+    joint = gradients(model)
+    model.zero_grad()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)
+        model(batch)[0].backward()
+    with monkeypatch.context() as patch:
+        patch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
+        model(batch)[0].backward()
+    separate = gradients(model)
+    assert joint.keys() == separate.keys()
+    assert all(torch.equal(joint[name], separate[name]) for name in joint)
+
+
+@pytest.mark.parametrize("multi_task", [None, {}])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_optimizers_parameters_are_disjoint_and_complete(
+    small_root: Path, sharded: bool, multi_task: dict[str, Any] | None
+) -> None:
+    assembled, _ = build(
+        small_root, sharding={"enabled": sharded}, model=with_head(small_root, multi_task)
+    )
+    fused = assembled.model.fused_optimizer if sharded else None
+    groups = dense_parameters(assembled.model, fused)  # type: ignore[arg-type]
+    names = [name for group in groups.values() for name in group]
+    tables = list(fused.params) if fused else []  # type: ignore[union-attr,arg-type]
+    assert sorted(names + tables) == sorted(name for name, _ in assembled.model.named_parameters())
+    assert (
+        all("zero_shot" in name for name in groups["zero_shot"])
+        and groups["zero_shot"]
+        and groups["ranking"]
+    )
+    assert all("tables." in name for name in [*tables, *groups["tables"]])
+    assert any("multi_task" in name for name in groups["ranking"]) is (multi_task is not None)
+    assert bool(groups["tables"]) is not sharded
+    owned = [
+        id(parameter)
+        for _, optimizer in assembled.optimizer._optims
+        for parameter in optimizer.params.values()
+    ]  # type: ignore[attr-defined]
+    assert len(owned) == len(set(owned)) == len(names) + len(tables)
+
+
+@pytest.mark.parametrize("multi_task", [None, {}])
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradient(
+    small_root: Path, kind: str, multi_task: dict[str, Any] | None
+) -> None:
+    model, batch = whole(small_root, multi_task=multi_task)
+    batch.is_new_B[:] = kind == "new"
+    loss, output = model(batch)
+    loss.backward()
+    assert all(torch.isfinite(value) for value in output.losses.values())
+    grads = gradients(model)
+    assert grads.keys() == {name for name, _ in model.named_parameters()}
+    assert all(torch.isfinite(value).all() for value in grads.values())
+    assert (output.losses["L_a"] == 0) == (kind == "new")
+
+
+def test_rows_of_weight_0_count_in_no_loss(small_root: Path) -> None:
+    model, batch = whole(
+        small_root,
+        tower="tests.support.towers_of_users:RepresentingTower",
+        tower_options={},
+        multi_task={},
+    )
+    half = len(batch) // 2
+    batch.weights_B[half:] = 0
+    expected = model(batch)[1].losses
+    batch.labels_B[half:] = 1 - batch.labels_B[half:]
+    batch.conversions_B[half:] = 1 - batch.conversions_B[half:]
+    batch.numeric_BN[half:] += 3
+    for name, value in model(batch)[1].losses.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_head_shares_click_and_conversion_losses_by_its_weight(small_root: Path) -> None:
+    """L_rt stays the clicks' cross-entropy, so that its curves compare; what is minimised is the weighted sum."""
+    model, batch = whole(
+        small_root,
+        tower="base_dnn",
+        tower_options={"dropout": 0.0},
+        zero_shot=None,
+        multi_task={"click_weight": 0.6},
+    )
+    loss, output = model(batch)
+    ctr, cvr = output.logits_B.double().sigmoid(), output.tasks["cvr"].double().sigmoid()
+    entropies = [
+        -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+        for labels, p in ((batch.labels_B, ctr), (batch.conversions_B, ctr * cvr))
+    ]
+    assert [output.losses[name].item() for name in ("L_rt", "L_ctcvr")] == pytest.approx(
+        [x.item() for x in entropies], rel=1e-5
+    )
+    assert loss.item() == pytest.approx((0.6 * entropies[0] + 0.4 * entropies[1]).item(), rel=1e-5)
+    assert 0 < batch.conversions_B.sum() < batch.labels_B.sum()

@@ -1,0 +1,42 @@
+"""Logs whose truth is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mail_torchrec.inference.traffic_split import Split
+
+
+def write_log(
+    path: Path,
+    num_users: int,
+    seed: int,
+    *,
+    lift: float = 0.0,
+    share: float = 0.5,
+    spread: float = 20.0,
+) -> pa.Table:
+    """Users differ in how often they come and in how much they click, so that impressions of a user belong together.
+
+    Version ``b`` serves a share of the users by the server's own rule, and they click ``1 + lift``
+    times as often.
+    """
+    random = np.random.default_rng(seed)
+    users = np.arange(num_users) + num_users * seed
+    in_b = Split("b", share).takes_all(pa.array(users))
+    rates = random.beta(0.1 * spread, 0.9 * spread, num_users) * np.where(in_b, 1 + lift, 1)
+    user_of_R: NDArray[np.int64] = np.repeat(np.arange(num_users), 1 + random.poisson(rates * 40))
+    clicked = random.random(len(user_of_R)) < rates[user_of_R]
+    bought = random.random(len(user_of_R)) < 0.3
+    columns = {
+        "user": users[user_of_R],
+        "version": np.where(in_b, "b", "a")[user_of_R],
+        "click": clicked.astype(np.int8),
+        "bought": bought,
+    }
+    table = pa.table(columns | {"fresh": user_of_R % 3 == 0})
+    pq.write_table(table, path, row_group_size=1000)
+    return table

@@ -1,0 +1,90 @@
+"""The same run on CUDA and on CPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mail_torchrec.config import Config
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.trainer import evaluate_run, train
+from tests.support.small_rows import config_tree, write_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows/train/a.parquet", 300, seed=1)
+    write_rows(tmp_path / "rows/test/b.parquet", 101, seed=2)
+    return tmp_path / "rows"
+
+
+def losses(root: Path, run_dir: Path, train_settings: dict[str, Any]) -> list[dict[str, float]]:
+    config = Config.model_validate(
+        config_tree(root, train={"batch_size": 50, "log_every": 1, "epochs": 3} | train_settings)
+    )
+    train(config, RunDir(run_dir))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key.startswith("loss/")}
+        for line in lines
+        if "loss/L_rt" in line
+    ]
+
+
+def test_cuda_and_cpu_begin_alike_and_the_weights_move_between_them(
+    root: Path, tmp_path: Path
+) -> None:
+    """Initial table weights differ by device, so the curves are compared, not the weights."""
+    on_cpu, on_cuda = (
+        losses(root, tmp_path / device, {"device": device}) for device in ("cpu", "cuda")
+    )
+    assert len(on_cpu) == len(on_cuda) == 18
+    assert on_cuda[0]["loss/L_rt"] == pytest.approx(on_cpu[0]["loss/L_rt"], abs=0.1)
+    assert on_cuda[-1]["loss/L_rt"] < on_cuda[0]["loss/L_rt"]
+    figures = json.loads((tmp_path / "cuda/metrics.json").read_text())
+    again = evaluate_run(RunDir(tmp_path / "cuda"), None, ["train.device=cpu"])
+    for part in ("new", "old", "all"):
+        assert again[part] == pytest.approx(figures[part], abs=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "partial_rowwise_adam", "rowwise_adagrad"])
+def test_cuda_has_every_fused_optimizer(root: Path, tmp_path: Path, optimizer: str) -> None:
+    curve = losses(
+        root,
+        tmp_path / "run",
+        {"device": "cuda", "tables": {"name": optimizer, "learning_rate": 0.01}},
+    )
+    assert curve[-1]["loss/L_rt"] < curve[0]["loss/L_rt"]
+
+
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+def test_tables_may_lie_in_host_memory(root: Path, tmp_path: Path, kernel: str) -> None:
+    """The same losses as from the GPU's own memory; what the run took is written down."""
+    curves = {}
+    for name, sharding in (
+        ("fused", {}),
+        (kernel, {"kernels": [kernel], "cache_load_factor": 0.1}),
+    ):
+        tree = config_tree(
+            root, train={"batch_size": 50, "log_every": 1, "device": "cuda"}, sharding=sharding
+        )
+        train(Config.model_validate(tree), RunDir(tmp_path / name))
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        curves[name] = [line["loss/L_rt"] for line in lines if "loss/L_rt" in line]
+        [usage] = [line["usage"] for line in lines if "usage" in line]
+        assert usage["device"] == "cuda" and usage["peak"][0] > usage["table_weights"][0] * (
+            name == "fused"
+        )
+        plan = json.loads((tmp_path / name / "plan.json").read_text())["tables"]
+        assert {table["compute_kernel"] for table in plan.values()} == {name}
+    assert curves[kernel] == pytest.approx(curves["fused"], abs=1e-3)

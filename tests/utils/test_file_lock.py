@@ -1,0 +1,83 @@
+"""Two jobs on one folder."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mail_torchrec.utils.file_lock import locked
+
+HOLD = """
+import sys, time, pathlib
+from mail_torchrec.utils.file_lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_job_is_refused_and_told_who_holds_the_folder_since_when(tmp_path: Path) -> None:
+    process = holder(tmp_path / "new" / "run")
+    try:
+        who = rf"host {re.escape(socket.gethostname())}, pid {process.pid}, since 20\d\d-\d\d-\d\dT"
+        said = rf"in use by another job \({who}.*nothing to delete"
+        with pytest.raises(ValueError, match=said), locked(tmp_path / "new" / "run"):
+            pass
+    finally:
+        process.kill()
+
+
+def test_a_killed_owner_blocks_nobody(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with locked(tmp_path):
+        pass
+    with locked(tmp_path):  # and neither does one that ended well
+        pass
+
+
+def test_a_restart_waits_for_an_owner_that_is_about_to_end(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="in use"), locked(tmp_path, patience=1.5):
+        pass
+    assert time.monotonic() - start >= 1.5
+    process.kill()  # not waited for
+    with locked(tmp_path, patience=30):
+        pass
+    process.wait()
+
+
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(
+            ValueError,
+            match=r"cannot lock files \(Operation not supported\), so two jobs could write",
+        ),
+        locked(tmp_path),
+    ):
+        pass
