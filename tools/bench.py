@@ -93,7 +93,7 @@ class Bench:
             self.results["split"][side.name] = split(side, self.options["steps"])
             batch = side.input.take()
             lengths_B = batch.unpooled[side.config.schema_.sequences[0]].lengths().double()
-            num_new = int(batch.is_new_B.sum())
+            num_new = int(batch.is_cold_B.sum())
             counted = step_counts(
                 side.config,
                 num_old=len(batch) - num_new,

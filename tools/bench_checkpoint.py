@@ -107,7 +107,7 @@ def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) 
         source,
         config.schema_,
         encoders,
-        assembled.lookups,
+        assembled.feature_tables,
         config.data,
         share=share,
         batch_size=BATCH_SIZE,

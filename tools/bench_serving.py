@@ -61,14 +61,21 @@ def requests_of(folder: Path, num_candidates: int) -> dict[str, Request]:
 def eager(run: Run, request: Request, manifest: Manifest, folder: Path) -> tuple[Way, Way]:
     """The trainer's model, and the twin, both with everything in memory."""
     schema = run.config.schema_
-    batch = golden_batch([request], manifest.types, run.config, run.encoders, run.lookups, folder)
-    compact = CompactTables(schema, run.lookups, run.encoders.num_rows, batch)
+    batch = golden_batch(
+        [request], manifest.types, run.config, run.encoders, run.feature_tables, folder
+    )
+    compact = CompactTables(schema, run.feature_tables, run.encoders.num_rows, batch)
     files = run.write_tables(folder / "tables", "float32", also=compact.take)
     model, batch = compact.model(run.towers)
     inputs = model_inputs(schema, run.encoders.num_rows)
     tables = {name: Table(parts) for name, parts in files.items()}
     twin = Twin(
-        run.towers, tables, inputs, schema, run.lookups, run.config.data.new_user_max_behaviours
+        run.towers,
+        tables,
+        inputs,
+        schema,
+        run.feature_tables,
+        run.config.data.new_user_max_behaviours,
     ).eval()
     encoded = Scorer(folder.parent / "model", verify=False).encode([request])
     values = [torch.from_numpy(encoded[spec.name]) for spec in inputs]

@@ -24,24 +24,24 @@ from tqdm import tqdm
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.chunk import Window, WindowEncoder
+from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Schema
 
 Array = npt.NDArray[Any]
 NUM_FOLDS, NUM_SEEDS, SMOOTHING, FEW_IDS = 5, 3, 20.0, 200
 
 
-def read(path: str, config: Config, encoders: Encoders) -> Window:
-    """All rows of a folder, histories included: who is new is said by ``is_cold_R``."""
+def read(path: str, config: Config, encoders: Encoders) -> Chunk:
+    """All rows of a folder, histories included: who is new is said by ``is_new_R``."""
     source = Source(path, config.schema_)
-    encode = WindowEncoder(
+    encode = ChunkEncoder(
         config.schema_, encoders, config.data.cold_start, config.data.new_user_max_behaviours
     )
     groups = tqdm(source.row_groups, desc=path, unit="row group", leave=False)
-    return Window.concatenate([encode(source.read(group), source.file(group)) for group in groups])
+    return Chunk.concatenate([encode(source.read(group), source.file(group)) for group in groups])
 
 
-def history_statistics(window: Window, schema: Schema) -> dict[str, Array]:
+def history_statistics(window: Chunk, schema: Schema) -> dict[str, Array]:
     """Of each sequence its length, and of each of its actions the share; rows without history have length 0 and shares of 0."""
     found: dict[str, Array] = {}
     for sequence in schema.sequences:
@@ -58,7 +58,7 @@ def history_statistics(window: Window, schema: Schema) -> dict[str, Array]:
     return found
 
 
-def features(train: Window, test: Window, schema: Schema) -> tuple[Array, Array, int]:
+def features(train: Chunk, test: Chunk, schema: Schema) -> tuple[Array, Array, int]:
     """Columns for the trees [rows, features] of both parts, and how many of them are user attributes."""
     columns: list[tuple[Array, Array]] = []
     for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM):
@@ -166,7 +166,7 @@ def main(config_path: Path, overrides: tuple[str, ...]) -> None:
     )
     X, X_test, num_attributes = features(train, test, schema)
     attributes = X[:, :num_attributes], X_test[:, :num_attributes]
-    old, new = ~train.is_cold_R, test.is_cold_R
+    old, new = ~train.is_new_R, test.is_new_R
     told, real = [], []
     statistics, test_statistics = (
         history_statistics(train, schema),
@@ -176,7 +176,7 @@ def main(config_path: Path, overrides: tuple[str, ...]) -> None:
     for name, target in statistics.items():
         told.append(predicted(attributes, target, old, train.users_R))
         real.append((target, test_statistics.get(name, np.zeros(len(test)))))
-        seen = new & ~test.is_new_R
+        seen = new & ~test.is_cold_R
         click.echo(f"  {name}: {r2_score(real[-1][1][seen], told[-1][1][seen]):.3f}")
     click.echo(f"AUC of new test rows, mean of {NUM_SEEDS} seeds (each)")
     for title, extra in (

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mail_torchrec.utils.spans import phase
+from mail_torchrec.utils.spans import span
 
 T = TypeVar("T")
 
@@ -103,11 +103,11 @@ def from_rank_0(make: Callable[[], T]) -> T:
     result: list[Any] = [None, None]
     if rank() == 0:
         try:
-            with phase("as rank 0", patient=True):
+            with span("as rank 0", patient=True):
                 result[0] = make()
         except Exception as raised:
             error, result[1] = raised, _copyable(raised)
-    with phase("waiting for rank 0", patient=True):
+    with span("waiting for rank 0", patient=True):
         dist.broadcast_object_list(result, src=0, group=patient)
     dist.destroy_process_group(patient)
     if error is not None:

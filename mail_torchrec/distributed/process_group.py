@@ -14,7 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mail_torchrec.distributed.rendezvous import meet
 from mail_torchrec.distributed.watchdog import LostRankError, Watch
-from mail_torchrec.utils.spans import forget_phases
+from mail_torchrec.utils.spans import reset_spans
 
 _TIMEOUT = 600.0
 # Seconds for an error of joining to be raised before the process is ended.
@@ -38,7 +38,7 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
             phase.
     """
     device = _device(device_name)
-    forget_phases()
+    reset_spans()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
         try:

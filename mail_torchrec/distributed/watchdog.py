@@ -23,7 +23,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mail_torchrec.distributed.launcher import launcher_keeps_store, tell_launcher
-from mail_torchrec.utils.spans import current_phase
+from mail_torchrec.utils.spans import current_span
 
 _LOOK_EVERY = 0.5
 # How long the roll is waited for, and how long a rank has to end by itself: seconds.
@@ -165,7 +165,7 @@ class Watch:
 
     def _look(self, store: Any) -> None:
         while not self._done.wait(_LOOK_EVERY):
-            phase = current_phase()
+            phase = current_span()
             overdue = self._judges and not phase.patient and phase.seconds > self._timeout
             try:
                 if overdue or store.check([_TROUBLE]):
@@ -205,7 +205,7 @@ def _answer(rank: int) -> str:
 
 
 def _phase() -> str:
-    return current_phase().name or "between phases"
+    return current_span().name or "between phases"
 
 
 def _in_words(error: Exception) -> str:

@@ -158,11 +158,8 @@ def hardware(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Hardware
             raise ValueError(
                 f"--set {key}: should be a positive number (shares at most 1), received {value}"
             )
-    return replace(
-        preset,
-        **changes,
-        source=preset.source + "".join(f"; set by hand: {text}" for text in overrides),
-    )  # type: ignore[arg-type]
+    source = preset.source + "".join(f"; set by hand: {text}" for text in overrides)
+    return replace(preset, **changes, source=source)  # type: ignore[arg-type]
 
 
 def this_hardware(device: torch.device, local_world_size: int) -> Hardware:

@@ -4,7 +4,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from mail_torchrec.data.schema.feature_tables import Lookups, output_table
+from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Schema, Table
 
 # FBGEMM's kernels move vectors of 4 columns.
@@ -22,7 +22,7 @@ _LEAST_ROWS = 1024
 
 
 def table_sizes(
-    schema: Schema, lookups: Lookups, num_rows: dict[str, int]
+    schema: Schema, feature_tables: FeatureTables, num_rows: dict[str, int]
 ) -> dict[str, tuple[int, int]]:
     """Stored rows and columns of every table, output-side twins included; rows behind those of the encoder are never read.
 
@@ -30,17 +30,17 @@ def table_sizes(
     with its row under every plan. A row-wise optimizer counts its gradient into the row's.
     """
     column_of = {schema.table_of(name): name for name in schema.id_columns}
-    column_of |= {output_table(schema.table_of(name)): name for name in lookups.match}
+    column_of |= {output_table(schema.table_of(name)): name for name in feature_tables.match}
     rows = {
         table: max(num_rows[schema.table_of(name)], _LEAST_ROWS)
         for table, name in column_of.items()
     }
     dims = {
-        table: stored_dim(schema.table_dim(name) + (table in lookups.first_order))
+        table: stored_dim(schema.table_dim(name) + (table in feature_tables.first_order))
         for table, name in column_of.items()
     }
     # An EmbeddingCollection wants one width of all its tables.
-    unpooled = set(lookups.unpooled.values())
+    unpooled = set(feature_tables.unpooled.values())
     widest = max(dims[table] for table in unpooled)
     return {
         table: (rows[table], widest if table in unpooled else dims[table]) for table in column_of
@@ -48,33 +48,33 @@ def table_sizes(
 
 
 def build_tables(
-    schema: Schema, lookups: Lookups, num_rows: dict[str, int], device: torch.device
+    schema: Schema, feature_tables: FeatureTables, num_rows: dict[str, int], device: torch.device
 ) -> tuple[EmbeddingBagCollection, EmbeddingCollection]:
     """The pooled tables (attributes, context, item fields) and the unpooled ones (behaviours, target items, V').
 
     Pooled lists come as sums; ``model/features.py`` makes means of them.
     """
-    sizes = table_sizes(schema, lookups, num_rows)
+    sizes = table_sizes(schema, feature_tables, num_rows)
     pooled = [
         EmbeddingBagConfig(
             num_embeddings=rows,
             embedding_dim=dim,
             name=table,
-            feature_names=_keys(lookups.pooled, table),
+            feature_names=_keys(feature_tables.pooled, table),
             pooling=PoolingType.SUM,
         )
         for table, (rows, dim) in sizes.items()
-        if table in lookups.pooled.values()
+        if table in feature_tables.pooled.values()
     ]
     unpooled = [
         EmbeddingConfig(
             num_embeddings=rows,
             embedding_dim=dim,
             name=table,
-            feature_names=_keys(lookups.unpooled, table),
+            feature_names=_keys(feature_tables.unpooled, table),
         )
         for table, (rows, dim) in sizes.items()
-        if table in lookups.unpooled.values()
+        if table in feature_tables.unpooled.values()
     ]
     return EmbeddingBagCollection(tables=pooled, device=device), EmbeddingCollection(
         tables=unpooled, device=device
@@ -83,7 +83,7 @@ def build_tables(
 
 def mean_lengths(
     schema: Schema,
-    lookups: Lookups,
+    feature_tables: FeatureTables,
     known: dict[str, float],
     *,
     batch_size: int,
@@ -93,7 +93,7 @@ def mean_lengths(
 
     Args:
         schema: columns.
-        lookups: keys.
+        feature_tables: keys.
         known: list column -> its mean length; a list that is not among them counts as full.
         batch_size: rows a rank.
         num_negatives: of the match loss, drawn once a batch.
@@ -115,9 +115,9 @@ def mean_lengths(
     of_key = {
         name: float(known.get(name, schema.columns[name].max_length)) for name in schema.lists
     }
-    of_key |= {keys.negatives: num_negatives / batch_size for keys in lookups.match.values()}
+    of_key |= {keys.negatives: num_negatives / batch_size for keys in feature_tables.match.values()}
     lengths: dict[str, list[float]] = {}
-    for key, table in (lookups.pooled | lookups.unpooled).items():
+    for key, table in (feature_tables.pooled | feature_tables.unpooled).items():
         lengths.setdefault(table, []).append(of_key.get(key, 1.0))
     return lengths
 
@@ -128,5 +128,5 @@ def table_settings(schema: Schema, table: str) -> Table:
     return schema.table(table if table in schema.table_names else twins[table])
 
 
-def _keys(lookups: dict[str, str], table: str) -> list[str]:
-    return [key for key, looked_up in lookups.items() if looked_up == table]
+def _keys(feature_tables: dict[str, str], table: str) -> list[str]:
+    return [key for key, looked_up in feature_tables.items() if looked_up == table]

@@ -88,17 +88,19 @@ def _write(run: Run, order: Order, folder: Path) -> Manifest:
     from mail_torchrec.export.aoti import write_aoti
     from mail_torchrec.export.onnx_graph import write_onnx
 
-    schema, lookups = run.config.schema_, run.lookups
+    schema, feature_tables = run.config.schema_, run.feature_tables
     requests, types = _golden_requests(run, order)
     with TemporaryDirectory() as scratch:
-        batch = golden_batch(requests, types, run.config, run.encoders, lookups, Path(scratch))
-    compact = CompactTables(schema, lookups, run.encoders.num_rows, batch)
+        batch = golden_batch(
+            requests, types, run.config, run.encoders, feature_tables, Path(scratch)
+        )
+    compact = CompactTables(schema, feature_tables, run.encoders.num_rows, batch)
     files = run.write_tables(folder / "tables", order.table_type, also=compact.take)
     expected = trainer_scores(compact, run.towers)
     inputs = model_inputs(schema, run.encoders.num_rows)
     tables = {name: Table(parts) for name, parts in files.items()}
     twin = Twin(
-        run.towers, tables, inputs, schema, lookups, run.config.data.new_user_max_behaviours
+        run.towers, tables, inputs, schema, feature_tables, run.config.data.new_user_max_behaviours
     )
     program, outputs = capture(twin, run.config.model.tower)
     buffers = {

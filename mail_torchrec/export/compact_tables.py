@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.schema.feature_tables import Lookups, output_table
+from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.model.mail import Mail, Towers
@@ -22,13 +22,13 @@ class CompactTables:
 
     Args:
         schema: columns and tables.
-        lookups: which keys look up which tables.
+        feature_tables: which keys look up which tables.
         num_rows: table -> rows.
         batch: whose rows are meant.
     """
 
     schema: Schema
-    lookups: Lookups
+    feature_tables: FeatureTables
     num_rows: dict[str, int]
     batch: Batch
     rows: dict[str, Ints] = field(init=False)
@@ -57,7 +57,7 @@ class CompactTables:
             )
         self.weights = {
             name: torch.zeros(size)
-            for name, size in table_sizes(self.schema, self.lookups, self._counts()).items()
+            for name, size in table_sizes(self.schema, self.feature_tables, self._counts()).items()
         }
 
     def take(self, table: str, part: Tensor, first_row: int, first_column: int) -> None:
@@ -73,7 +73,8 @@ class CompactTables:
     def model(self, towers: Towers) -> tuple[Mail, Batch]:
         """The trainer's model over these rows, whole tables in this process, and the batch with their new numbers."""
         model = Mail(
-            *build_tables(self.schema, self.lookups, self._counts(), torch.device("cpu")), towers
+            *build_tables(self.schema, self.feature_tables, self._counts(), torch.device("cpu")),
+            towers,
         )
         for collection in (model.pooled_tables, model.unpooled_tables):
             for key, parameter in collection.named_parameters():
@@ -83,8 +84,8 @@ class CompactTables:
 
     def _jagged(self) -> list[tuple[KeyedJaggedTensor, dict[str, str]]]:
         return [
-            (self.batch.pooled, self.lookups.pooled),
-            (self.batch.unpooled, self.lookups.unpooled),
+            (self.batch.pooled, self.feature_tables.pooled),
+            (self.batch.unpooled, self.feature_tables.unpooled),
         ]
 
     def _counts(self) -> dict[str, int]:

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.schema.feature_tables import Lookups, output_table
+from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.export.stored_weights import StoredWeights, weights_folder
 from mail_torchrec.export.table_files import RawFile, TableFiles, TableType, converted
 from mail_torchrec.model.mail import Towers
-from mail_torchrec.train.assembly import lookups_of, table_keys
+from mail_torchrec.train.assembly import feature_tables_of, table_keys
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import bar_interval
 
@@ -28,7 +28,7 @@ class Run:
 
     config: Config
     encoders: Encoders
-    lookups: Lookups
+    feature_tables: FeatureTables
     towers: Towers
     """Trained, in evaluation mode."""
     stored: StoredWeights
@@ -50,16 +50,18 @@ class Run:
             )
         config = load_config(run_dir.config, [])
         _check_rule(config)
-        encoders, lookups, stored = (
+        encoders, feature_tables, stored = (
             Encoders.load(run_dir.vocabularies, config.schema_),
-            lookups_of(config),
+            feature_tables_of(config),
             StoredWeights(folder),
         )
-        towers = Towers(config.model, config.schema_, lookups, encoders.num_rows)
+        towers = Towers(config.model, config.schema_, feature_tables, encoders.num_rows)
         dense = stored.load({_TOWERS + name: value for name, value in towers.state_dict().items()})
         towers.load_state_dict({name.removeprefix(_TOWERS): value for name, value in dense.items()})
         metrics = json.loads(run_dir.metrics.read_text())
-        return Run(config, encoders, lookups, towers.eval().requires_grad_(False), stored, metrics)
+        return Run(
+            config, encoders, feature_tables, towers.eval().requires_grad_(False), stored, metrics
+        )
 
     def schema_table(self, table: str) -> str:
         """The schema's table whose ids a table is looked up by: its own, or that of which it is the output-side twin."""
@@ -83,13 +85,13 @@ class Run:
             ValueError: a table is missing or unreadable.
         """
         files = {}
-        keys = table_keys(self.config, self.lookups, self.encoders)
+        keys = table_keys(self.config, self.feature_tables, self.encoders)
         for bare, table in tqdm(
             keys.items(), desc="tables", unit="table", leave=False, mininterval=bar_interval()
         ):
             key, name = _MODEL + bare, self.schema_table(table)
             dim = self.config.schema_.table(name).dim or self.config.schema_.dim
-            columns = dim + (table in self.lookups.first_order)
+            columns = dim + (table in self.feature_tables.first_order)
             stored = RawFile(
                 folder / f"{table}.float32", "float32", (self.encoders.num_rows[name], columns)
             )

@@ -1,7 +1,7 @@
 """The plain twin of a trained model: padded ids in, probabilities out; the trainer's towers on tables that are gathered from.
 
 Shape letters as in ``towers/inputs.py``; ``U`` users of a request, ``B`` candidates. What depends
-on a user alone (its lookups, virtual behaviours, and what a tower computes from
+on a user alone (its feature_tables, virtual behaviours, and what a tower computes from
 :attr:`BehaviourSequence.users`) is computed once a user.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mail_torchrec.data.schema.feature_tables import Lookups, output_table
+from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.export.table_files import Table
 from mail_torchrec.inference.requests import (
@@ -38,7 +38,7 @@ class Twin(nn.Module):
         tables: table -> where to look it up.
         inputs: of :meth:`forward`, in order.
         schema: columns and tables.
-        lookups: which columns look up which tables.
+        feature_tables: which columns look up which tables.
         new_user_max_behaviours: users with at most so many are new, where the schema has no column
             that says so.
     """
@@ -49,19 +49,24 @@ class Twin(nn.Module):
         tables: Mapping[str, Table],
         inputs: list[Input],
         schema: Schema,
-        lookups: Lookups,
+        feature_tables: FeatureTables,
         new_user_max_behaviours: int,
     ) -> None:
         super().__init__()
-        self.towers, self.inputs, self.schema, self.lookups = towers, inputs, schema, lookups
+        self.towers, self.inputs, self.schema, self.feature_tables = (
+            towers,
+            inputs,
+            schema,
+            feature_tables,
+        )
         self.new_user_max_behaviours = new_user_max_behaviours
         self.tables = nn.ModuleDict(
             {f"{name}_": table for name, table in tables.items()}
         )  # so no name is one of ModuleDict's own
-        self._assemble = InputAssembler(schema, lookups)
+        self._assemble = InputAssembler(schema, feature_tables)
         zero_shot = towers.zero_shot
         self._has_virtual = zero_shot is not None or towers.filler is not None
-        self.fills_rows = zero_shot is not None and zero_shot.settings.sees == "all_fields"
+        self.fills_rows = zero_shot is not None and zero_shot.settings.input_fields == "all_fields"
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The values of :meth:`outputs`."""
@@ -75,21 +80,26 @@ class Twin(nn.Module):
         its idea of the user's liking.
         """
         given = {spec.name: value for spec, value in zip(self.inputs, values, strict=True)}
-        users, user_of_B = self._users(given), given[USER_OF_CANDIDATE]
-        is_new_U, rows = self._is_new(given, users), self._rows(users, user_of_B, given)
+        users, inverse_indices_B = self._users(given), given[USER_OF_CANDIDATE]
+        is_cold_U, rows = self._is_cold(given, users), self._rows(users, inverse_indices_B, given)
         if (
             self.fills_rows
         ):  # each candidate with a user of its own, since its virtual behaviours are its own
-            (users, rows), is_new_U = rows.apart(users), is_new_U.index_select(0, user_of_B)
-            user_of_B = torch.arange(user_of_B.shape[0], device=user_of_B.device)
-        filled = self.towers.filled(users, is_new_U)
+            (users, rows), is_cold_U = (
+                rows.apart(users),
+                is_cold_U.index_select(0, inverse_indices_B),
+            )
+            inverse_indices_B = torch.arange(
+                inverse_indices_B.shape[0], device=inverse_indices_B.device
+            )
+        filled = self.towers.filled(users, is_cold_U)
         ranked, tasks = self.towers.ranked(rows.of(filled))
         if self.towers.ranking_of_new is not None:
-            is_new_B = is_new_U.index_select(0, user_of_B)
-            as_new = self.towers.filled(users, is_new_U, torch.ones_like(is_new_U))
+            is_cold_B = is_cold_U.index_select(0, inverse_indices_B)
+            as_new = self.towers.filled(users, is_cold_U, torch.ones_like(is_cold_U))
             of_new = self.towers.ranked(rows.of(as_new), as_new=True)
-            vectors = _chosen_vectors(is_new_U, is_new_B, of_new[0].vectors, ranked.vectors)
-            ranked, tasks = chosen(is_new_B, of_new, (ranked, tasks))
+            vectors = _chosen_vectors(is_cold_U, is_cold_B, of_new[0].vectors, ranked.vectors)
+            ranked, tasks = chosen(is_cold_B, of_new, (ranked, tasks))
             ranked = replace(ranked, vectors=vectors)
         outputs = {
             PROBABILITIES[task]: torch.sigmoid(logits_B)
@@ -119,7 +129,7 @@ class Twin(nn.Module):
             self._assemble.first_order(fields, Group.ATTRIBUTE, Group.CONTEXT),
         )
 
-    def _is_new(self, given: dict[str, Tensor], users: RankingInputs) -> Tensor:
+    def _is_cold(self, given: dict[str, Tensor], users: RankingInputs) -> Tensor:
         if self.schema.new_user is not None:
             return given[self.schema.new_user]
         return (
@@ -127,22 +137,24 @@ class Twin(nn.Module):
             <= self.new_user_max_behaviours
         )
 
-    def _rows(self, users: RankingInputs, user_of_B: Tensor, given: dict[str, Tensor]) -> Rows:
+    def _rows(
+        self, users: RankingInputs, inverse_indices_B: Tensor, given: dict[str, Tensor]
+    ) -> Rows:
         """What the candidates have beside their users."""
         fields = self._fields(given, candidate_columns(self.schema))
         numeric = [
-            users.numeric_BN.index_select(0, user_of_B),
+            users.numeric_BN.index_select(0, inverse_indices_B),
             *(given[name].unsqueeze(1) for name in self.schema.numeric(Group.ITEM)),
         ]
-        matches = {name: self._match(name, given) for name in self.lookups.match}
+        matches = {name: self._match(name, given) for name in self.feature_tables.match}
         return Rows(
             None,
-            self._assemble.group(Group.ITEM, fields, user_of_B.shape[0]),
+            self._assemble.group(Group.ITEM, fields, inverse_indices_B.shape[0]),
             torch.cat(numeric, dim=1),
             {name: self._assemble.target(name, fields) for name in users.sequences},
             matches,
             self._assemble.first_order(fields, Group.ITEM),
-            user_of_B,
+            inverse_indices_B,
         )
 
     def _match(self, name: str, given: dict[str, Tensor]) -> Match:
@@ -196,12 +208,12 @@ class Twin(nn.Module):
 
 
 def _chosen_vectors(
-    is_new_U: Tensor, is_new_B: Tensor, of_new: Vectors, of_old: Vectors
+    is_cold_U: Tensor, is_cold_B: Tensor, of_new: Vectors, of_old: Vectors
 ) -> Vectors:
     return {
         name: (
-            torch.where(is_new_U.unsqueeze(1), of_new[name][0], user_UD),
-            torch.where(is_new_B.unsqueeze(1), of_new[name][1], item_BD),
+            torch.where(is_cold_U.unsqueeze(1), of_new[name][0], user_UD),
+            torch.where(is_cold_B.unsqueeze(1), of_new[name][1], item_BD),
         )
         for name, (user_UD, item_BD) in of_old.items()
     }

@@ -13,7 +13,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.inference_model import PROBABILITIES
 from mail_torchrec.export.table_files import TableType
@@ -32,7 +32,7 @@ def golden_batch(
     types: dict[str, ValueType],
     config: Config,
     encoders: Encoders,
-    lookups: Lookups,
+    feature_tables: FeatureTables,
     folder: Path,
 ) -> Batch:
     """The requests' candidates, one a row, as the trainer reads them from a file."""
@@ -43,7 +43,7 @@ def golden_batch(
         update={"cold_start": ColdStartSettings()}
     )  # hidden behaviours are not in the requests
     reader = Reader(
-        source, config.schema_, encoders, lookups, data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=0
+        source, config.schema_, encoders, feature_tables, data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=0
     )  # fmt: skip
     [batch] = list(reader)
     return batch

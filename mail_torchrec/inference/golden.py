@@ -12,7 +12,7 @@ from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users, most_
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.parquet.arrow import Ints, plain_ids
 from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.chunk import WindowEncoder
+from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.inference.requests import (
     Request,
@@ -44,19 +44,19 @@ def sample_requests(
     """
     table, file = _pool(source)
     types = value_types(table, schema)
-    window = WindowEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
+    window = ChunkEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
     key = schema.file_column(schema.group_key)
     most_R = most_behaviours(
         hidden_users(plain_ids(table[key], file=file, name=key), cold_start), cold_start
     )
     num_behaviours_R = np.sum([window.lists[name].lengths for name in schema.sequences], axis=0)
     chosen = [
-        *_evenly(np.flatnonzero(window.is_new_R)),
-        *_evenly(np.flatnonzero(~window.is_new_R)),
+        *_evenly(np.flatnonzero(window.is_cold_R)),
+        *_evenly(np.flatnonzero(~window.is_cold_R)),
         int(np.argmax(num_behaviours_R)),
     ]
     users = [
-        _user(table, row, int(most_R[row]), bool(window.is_new_R[row]), schema) for row in chosen
+        _user(table, row, int(most_R[row]), bool(window.is_cold_R[row]), schema) for row in chosen
     ]
     requests = []
     for i, user in enumerate(

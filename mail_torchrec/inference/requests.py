@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mail_torchrec.data.cold_start import ALL
 from mail_torchrec.data.encoders import Encoders, file_ids, misaligned
-from mail_torchrec.data.parquet.arrow import Ints, Ragged, binary, cast, numbers
+from mail_torchrec.data.parquet.arrow import Ints, JaggedArray, binary, cast, numbers
 from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
 from mail_torchrec.settings import Settings
 
@@ -312,7 +312,7 @@ class RequestEncoder:
                 )
             ]
         ids, lengths = file_ids(table, self.schema, name, what, np.full(len(table), ALL))
-        rows = Ragged(self.encoders.tables[self.schema.table_of(name)].encode(ids), lengths)
+        rows = JaggedArray(self.encoders.tables[self.schema.table_of(name)].encode(ids), lengths)
         if column.kind is Kind.CATEGORICAL:
             return [(name, rows.values)]
         width = (
@@ -341,7 +341,7 @@ class RequestEncoder:
                     )
 
 
-def _padded(rows: Ragged, width: int) -> Ints:
+def _padded(rows: JaggedArray, width: int) -> Ints:
     """[R, width], zeros behind each row's length."""
     padded = np.zeros((len(rows.lengths), width), dtype=np.int64)
     padded[np.arange(width) < rows.lengths[:, None]] = rows.values

@@ -35,7 +35,7 @@ class ModelSettings(Settings):
     behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of old rows that the ranking tower meets as new ones in training: without behaviours,
     as DropoutNet, or with virtual ones."""
-    as_new_weight: float = Field(default=0.0, ge=0.0)
+    cold_loss_weight: float = Field(default=0.0, ge=0.0)
     """In training rows are ranked a second time, as new ones, and that loss counts so much; 0 does
     without. It is of the old rows, and of all where new ones have a tower of their own."""
     new_user_tower: Literal["shared", "own"] = "shared"
@@ -52,9 +52,9 @@ class ModelSettings(Settings):
                 f"baseline '{self.baseline.name}' stands in the zero-shot tower's place; set "
                 "zero_shot null, or baseline null"
             )
-        if self.new_user_tower == "own" and not self.as_new_weight:
+        if self.new_user_tower == "own" and not self.cold_loss_weight:
             raise ValueError(
-                "new_user_tower 'own' is trained by rows as new ones alone; set as_new_weight "
+                "new_user_tower 'own' is trained by rows as new ones alone; set cold_loss_weight "
                 "above 0, to 1 for example"
             )
         return self
@@ -104,7 +104,7 @@ def build_zero_shot(
     if settings is None:
         return None
     groups = {"attributes": (shapes.num_attributes, shapes.attribute_dim)}
-    if settings.sees == "all_fields":
+    if settings.input_fields == "all_fields":
         groups |= {
             "context": (shapes.num_context, shapes.context_dim),
             "items": (shapes.num_items, shapes.item_dim),
@@ -112,7 +112,7 @@ def build_zero_shot(
     groups = {name: group for name, group in groups.items() if group[0]}
     if len(dims := {dim for _, dim in groups.values()}) != 1:
         raise ValueError(
-            "model.zero_shot.sees=all_fields needs one dimension in all groups, received "
+            "model.zero_shot.input_fields=all_fields needs one dimension in all groups, received "
             f"{groups} (fields, dimension); set schema.dim"
         )
     return ZeroShotTower(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Actions, Group, Schema
 from mail_torchrec.towers.inputs import (
     BehaviourSequence,
@@ -71,7 +71,7 @@ class InputAssembler:
     """Makes :class:`RankingInputs` of looked-up vectors."""
 
     schema: Schema
-    lookups: Lookups
+    feature_tables: FeatureTables
 
     def users(self, found: LookedUp, numeric_UM: Tensor) -> RankingInputs:
         """The users' side, with the real behaviours: attributes, their numeric ones and sequences, no context and no items."""
@@ -85,7 +85,7 @@ class InputAssembler:
             self.first_order(found.fields, Group.ATTRIBUTE),
         )
 
-    def rows(self, found: LookedUp, numeric_BN: Tensor, user_of_B: Tensor | None) -> Rows:
+    def rows(self, found: LookedUp, numeric_BN: Tensor, inverse_indices_B: Tensor | None) -> Rows:
         """What rows have beside their users."""
         return Rows(
             self.group(Group.CONTEXT, found.fields, len(numeric_BN)),
@@ -94,7 +94,7 @@ class InputAssembler:
             {name: self.target(name, found.fields) for name in found.sequences},
             found.match,
             self.first_order(found.fields, Group.CONTEXT, Group.ITEM),
-            user_of_B,
+            inverse_indices_B,
         )
 
     def group(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
@@ -132,7 +132,7 @@ class InputAssembler:
             for name in (*self.schema.pooled, *self.schema.unpooled_scalars)
             if name in self.schema.names(*groups)
         ]
-        if not self.lookups.first_order or not names:
+        if not self.feature_tables.first_order or not names:
             return None
         return torch.stack([fields[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
 

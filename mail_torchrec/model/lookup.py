@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.dedup import USER_SIDE
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.model.features import LookedUp, StoredSequence
 from mail_torchrec.towers.inputs import Match, position_mask
@@ -20,7 +20,7 @@ def looked_up(
     pooled: KeyedTensor,
     unpooled: dict[str, JaggedTensor],
     schema: Schema,
-    lookups: Lookups,
+    feature_tables: FeatureTables,
 ) -> LookedUp:
     """The stored vectors of a batch: one a row and field, and each sequence padded to its T; one a user on the user's side."""
     fields = _means(batch, pooled, schema) | {
@@ -29,7 +29,10 @@ def looked_up(
     return LookedUp(
         fields=fields,
         sequences={name: _sequence(name, batch, unpooled, schema) for name in schema.sequences},
-        match={name: _match(name, batch, unpooled, schema, lookups) for name in lookups.match},
+        match={
+            name: _match(name, batch, unpooled, schema, feature_tables)
+            for name in feature_tables.match
+        },
     )
 
 
@@ -41,7 +44,7 @@ def _means(batch: Batch, pooled: KeyedTensor, schema: Schema) -> dict[str, Tenso
     """
     found: dict[str, Tensor] = pooled.to_dict()
     if (
-        batch.shared is not None
+        batch.dedup is not None
     ):  # all columns at once: one operation costs less than one for each of the users' side
         of_users = KeyedTensor(
             pooled.keys(), pooled.length_per_key(), batch.of_users(pooled.values())
@@ -80,9 +83,13 @@ def _sequence(
 
 
 def _match(
-    name: str, batch: Batch, unpooled: dict[str, JaggedTensor], schema: Schema, lookups: Lookups
+    name: str,
+    batch: Batch,
+    unpooled: dict[str, JaggedTensor],
+    schema: Schema,
+    feature_tables: FeatureTables,
 ) -> Match:
-    keys, ids, dim = lookups.match[name], batch.match[name], schema.table_dim(name)
+    keys, ids, dim = feature_tables.match[name], batch.match[name], schema.table_dim(name)
     target, last, negatives = (
         unpooled[key].values()[..., :dim] for key in (keys.target, keys.last, keys.negatives)
     )

@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from mail_torchrec.baselines.meta_emb import pairs
 from mail_torchrec.baselines.registry import build_filler
 from mail_torchrec.data.reading.batch import Batch, map_parts
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.model.builders import (
@@ -65,7 +65,7 @@ class _Step:
 
     users: RankingInputs
     rows: Rows
-    is_new_U: Tensor
+    is_cold_U: Tensor
     weights_U: Tensor
     """The weight of each user's rows together."""
 
@@ -103,9 +103,8 @@ class Mail(nn.Module):
         Each collection is called once, on the batch as the reader made it, or the pipeline could
         not prefetch for it.
         """
-        return self.towers(
-            batch, self.pooled_tables(batch.pooled), self.unpooled_tables(batch.unpooled)
-        )  # type: ignore[no-any-return]
+        pooled, unpooled = self.pooled_tables(batch.pooled), self.unpooled_tables(batch.unpooled)
+        return self.towers(batch, pooled, unpooled)  # type: ignore[no-any-return]
 
 
 class Towers(nn.Module):
@@ -114,7 +113,7 @@ class Towers(nn.Module):
     Args:
         settings: which towers.
         schema: columns and tables.
-        lookups: the keys of a batch.
+        feature_tables: the keys of a batch.
         num_rows: table -> rows.
         precision: of the matrix products in training.
 
@@ -127,20 +126,20 @@ class Towers(nn.Module):
         self,
         settings: ModelSettings,
         schema: Schema,
-        lookups: Lookups,
+        feature_tables: FeatureTables,
         num_rows: dict[str, int],
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.precision = precision
-        shapes = input_shapes(schema, num_rows, has_match=bool(lookups.match))
+        shapes = input_shapes(schema, num_rows, has_match=bool(feature_tables.match))
         self.settings = settings
-        self._assemble = InputAssembler(schema, lookups)
+        self._assemble = InputAssembler(schema, feature_tables)
         self.ranking = build_tower(settings.tower, settings.tower_options, shapes)
         self.zero_shot = build_zero_shot(settings.zero_shot, schema, shapes)
         self.filler = build_filler(settings.baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
         self.meta_emb = build_meta_emb(
-            settings.baseline, schema, shapes, has_first_order=bool(lookups.first_order)
+            settings.baseline, schema, shapes, has_first_order=bool(feature_tables.first_order)
         )
         self.multi_task = build_multi_task(
             settings.multi_task, schema, self.ranking, settings.tower
@@ -169,7 +168,7 @@ class Towers(nn.Module):
         step = self._step(batch, pooled, unpooled)
         seen_UFD = self._seen(step.users)
         ranked, tasks = self.ranked(
-            step.rows.of(self.filled(step.users, step.is_new_U, self._dropped(step)))
+            step.rows.of(self.filled(step.users, step.is_cold_U, self._dropped(step)))
         )
         losses: dict[str, Tensor] = {}
         loss = ranked.logits_B.new_zeros(())
@@ -182,7 +181,7 @@ class Towers(nn.Module):
             if self.filler is not None:
                 self.filler.observe(*self._old_users(step, seen_UFD))
         elif self.ranking_of_new is not None:
-            ranked, tasks = chosen(batch.is_new_B, self._ranked_as_new(step), (ranked, tasks))
+            ranked, tasks = chosen(batch.is_cold_B, self._ranked_as_new(step), (ranked, tasks))
         return loss, Outputs(
             ranked.logits_B.detach(),
             map_parts(losses, Tensor.detach),
@@ -223,21 +222,25 @@ class Towers(nn.Module):
     def _step(
         self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]
     ) -> "_Step":
-        found = looked_up(batch, pooled, unpooled, self._assemble.schema, self._assemble.lookups)
+        found = looked_up(
+            batch, pooled, unpooled, self._assemble.schema, self._assemble.feature_tables
+        )
         users = self._assemble.users(
             found, batch.of_users(self._assemble.numeric_attributes(batch.numeric_BN))
         )
         rows = self._assemble.rows(
-            found, batch.numeric_BN, batch.shared.user_of_B if batch.shared is not None else None
+            found,
+            batch.numeric_BN,
+            batch.dedup.inverse_indices_B if batch.dedup is not None else None,
         )
-        if self.zero_shot is None or self.zero_shot.settings.sees == "user_attributes":
-            return _Step(users, rows, batch.is_new_U, batch.weights_U)
-        return _Step(*rows.apart(users), batch.is_new_B, batch.weights_B)
+        if self.zero_shot is None or self.zero_shot.settings.input_fields == "user_attributes":
+            return _Step(users, rows, batch.is_cold_U, batch.weights_U)
+        return _Step(*rows.apart(users), batch.is_cold_B, batch.weights_B)
 
     def _seen(self, users: RankingInputs) -> Tensor:
         """The fields that the zero-shot tower sees."""
         fields = users.attributes_BAD
-        if self.zero_shot is not None and self.zero_shot.settings.sees == "all_fields":
+        if self.zero_shot is not None and self.zero_shot.settings.input_fields == "all_fields":
             fields = torch.cat(
                 [group for group in (fields, users.context_BCD, users.items_BID) if group.shape[1]],
                 dim=1,
@@ -248,17 +251,17 @@ class Towers(nn.Module):
         """The old users that the ranking tower meets as new ones in this step [U]."""
         if not self.training or not self.settings.behaviour_dropout:
             return None
-        return ~step.is_new_U & (torch.rand_like(step.weights_U) < self.settings.behaviour_dropout)
+        return ~step.is_cold_U & (torch.rand_like(step.weights_U) < self.settings.behaviour_dropout)
 
     def filled(
-        self, users: RankingInputs, is_new_U: Tensor, as_new_U: Tensor | None = None
+        self, users: RankingInputs, is_cold_U: Tensor, as_new_U: Tensor | None = None
     ) -> RankingInputs:
         """New users, and old ones that are to be met as new, get virtual behaviours (Eq. 10).
 
         Where nothing makes any, new ones keep the few that they may have, as with an ordinary
         ranker, and the others lose theirs. MetaEmb makes their id's vector.
         """
-        met_as_new_U = is_new_U if as_new_U is None else is_new_U | as_new_U
+        met_as_new_U = is_cold_U if as_new_U is None else is_cold_U | as_new_U
         if self.meta_emb is not None:
             users = self.meta_emb.filled(
                 users, self._assemble.numeric_attributes(users.numeric_BN), met_as_new_U
@@ -269,7 +272,7 @@ class Towers(nn.Module):
             and self.zero_shot is not None
             and self.zero_shot.settings.fill == "infer_only"
         ):
-            return users if as_new_U is None else emptied(users, as_new_U & ~is_new_U)
+            return users if as_new_U is None else emptied(users, as_new_U & ~is_cold_U)
         new_W = torch.nonzero(met_as_new_U).squeeze(1)
         with torch.no_grad():  # WALL: virtual behaviours are data to the ranking tower
             virtual = maker.virtual(
@@ -297,23 +300,23 @@ class Towers(nn.Module):
 
     def _ranked_as_new(self, step: "_Step") -> Ranked:
         """Every row ranked as a new one; without auxiliary losses."""
-        users = self.filled(step.users, step.is_new_U, torch.ones_like(step.is_new_U))
+        users = self.filled(step.users, step.is_cold_U, torch.ones_like(step.is_cold_U))
         ranked, tasks = self.ranked(without_negatives(step.rows).of(users), as_new=True)
         return replace(ranked, auxiliary={}), tasks
 
     def _as_new_terms(self, step: "_Step", batch: Batch) -> dict[str, Term]:
         """The loss of rows ranked as new ones: of all rows where new ones have a tower of their own, else of the old ones."""
-        if not self.settings.as_new_weight:
+        if not self.settings.cold_loss_weight:
             return {}
         terms = ranking_terms(*self._ranked_as_new(step), batch, self.settings.multi_task)
         counted_B = (
             batch.weights_B
             if self.ranking_of_new is not None
-            else batch.weights_B * ~batch.is_new_B
+            else batch.weights_B * ~batch.is_cold_B
         )
         return {
             name.replace("L_", "L_new_"): replace(
-                term, row_weights=counted_B, weight=term.weight * self.settings.as_new_weight
+                term, row_weights=counted_B, weight=term.weight * self.settings.cold_loss_weight
             )
             for name, term in terms.items()
         }
@@ -324,10 +327,10 @@ class Towers(nn.Module):
             return {}
         tower = self.ranking if self.ranking_of_new is None else self.ranking_of_new
         inputs = without_negatives(step.rows).of(
-            emptied(step.users, torch.ones_like(step.is_new_U))
+            emptied(step.users, torch.ones_like(step.is_cold_U))
         )
         constant = map_parts(inputs, Tensor.detach)  # WALL: tables are constants to the generator
-        earlier_B, paired_B = pairs(batch.users_B, ~batch.is_new_B & (batch.weights_B > 0))
+        earlier_B, paired_B = pairs(batch.users_B, ~batch.is_cold_B & (batch.weights_B > 0))
         numeric_BM = self._assemble.numeric_attributes(batch.numeric_BN)
         losses_B = self.meta_emb.losses(tower, constant, numeric_BM, batch.labels_B, earlier_B)
         return {"L_meta": Term(losses_B, paired_B.to(losses_B.dtype))}
@@ -337,14 +340,14 @@ class Towers(nn.Module):
         if self.zero_shot is None or self.zero_shot.settings.variant == "none":
             return None
         return self.zero_shot.losses(
-            *self._old_users(step, seen_UFD, self.zero_shot.settings.sampled_share)
+            *self._old_users(step, seen_UFD, self.zero_shot.settings.loss_sample_share)
         )
 
     def _old_users(
         self, step: "_Step", seen_UFD: Tensor, share: float = 1.0
     ) -> tuple[Tensor, Tensor, dict[str, Behaviours], Tensor]:
         """Fields, numeric attributes and behaviours of that share of this rank's old users, and how many rows each has."""
-        old_O = torch.nonzero(~step.is_new_U & (step.weights_U > 0)).squeeze(1)
+        old_O = torch.nonzero(~step.is_cold_U & (step.weights_U > 0)).squeeze(1)
         if share < 1:
             old_O = old_O[
                 torch.randperm(len(old_O), device=old_O.device)[: math.ceil(share * len(old_O))]
@@ -403,11 +406,11 @@ class Towers(nn.Module):
         )
 
 
-def chosen(is_new_B: Tensor, of_new: Ranked, of_old: Ranked) -> Ranked:
+def chosen(is_cold_B: Tensor, of_new: Ranked, of_old: Ranked) -> Ranked:
     """The logits of new rows from one tower, those of the others from the other."""
     (new, new_tasks), (old, old_tasks) = of_new, of_old
     tasks = {
-        name: torch.where(is_new_B, new_tasks[name], logits_B)
+        name: torch.where(is_cold_B, new_tasks[name], logits_B)
         for name, logits_B in old_tasks.items()
     }
-    return replace(old, logits_B=torch.where(is_new_B, new.logits_B, old.logits_B)), tasks
+    return replace(old, logits_B=torch.where(is_cold_B, new.logits_B, old.logits_B)), tasks

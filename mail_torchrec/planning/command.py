@@ -6,7 +6,7 @@ from mail_torchrec.planning.estimate import Answer, answer
 from mail_torchrec.planning.report import table, verdicts, write_report
 from mail_torchrec.planning.scenarios import Question
 from mail_torchrec.planning.suggestions import remedies
-from mail_torchrec.train.assembly import lookups_of
+from mail_torchrec.train.assembly import feature_tables_of
 from mail_torchrec.train.dense_cost import DenseCost, dense_cost
 
 
@@ -21,7 +21,7 @@ def ask(question: Question) -> list[Answer]:
     for case in question.cases():
         model = case.config.model.model_dump_json()
         if model not in costs:
-            costs[model] = dense_cost(case.config, lookups_of(case.config), case.num_rows)
+            costs[model] = dense_cost(case.config, feature_tables_of(case.config), case.num_rows)
         found = answer(case, costs[model])
         if not found.fits:
             found.remedies = list(remedies(found))

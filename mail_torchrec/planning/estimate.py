@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.embeddings.partitioner import Layout, fastest_that_fits, layout_of, nearest_miss
 from mail_torchrec.embeddings.plan_file import MadeFor, plan_text
 from mail_torchrec.embeddings.planner import (
@@ -28,7 +28,7 @@ from mail_torchrec.embeddings.sharding_options import (
 )
 from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.planning.scenarios import Case
-from mail_torchrec.train.assembly import lookups_of, workload_of
+from mail_torchrec.train.assembly import feature_tables_of, workload_of
 from mail_torchrec.train.dense_cost import DenseCost, dense_cost
 
 TABLE_PARTS = ("table weights", "optimizer state", "caches, inputs and outputs")
@@ -259,13 +259,13 @@ def _asked(
     case: Case, dense: DenseCost | None
 ) -> tuple[Workload, dict[str, list[Choice]], DenseCost]:
     config, machine = case.config, case.machine
-    lookups = lookups_of(config)
-    workload = workload_of(config, lookups, case.num_rows)
+    feature_tables = feature_tables_of(config)
+    workload = workload_of(config, feature_tables, case.num_rows)
     both = sharders(config.train.tables, config.train.betas, torch.device(machine.device))
     choices = choices_of(
-        _collections(case, lookups), both, config.sharding, workload, machine, case.ranks
+        _collections(case, feature_tables), both, config.sharding, workload, machine, case.ranks
     )
-    return workload, choices, dense or dense_cost(config, lookups, case.num_rows)
+    return workload, choices, dense or dense_cost(config, feature_tables, case.num_rows)
 
 
 def _judged(
@@ -275,9 +275,9 @@ def _judged(
     return Answer(case, workload, dense, layout, fits, "" if fits else shortage(layout, capacity))
 
 
-def _collections(case: Case, lookups: Lookups) -> torch.nn.Module:
+def _collections(case: Case, feature_tables: FeatureTables) -> torch.nn.Module:
     """Both collections on the meta device, under the names that the model has for them."""
     pooled, unpooled = build_tables(
-        case.config.schema_, lookups, case.num_rows, torch.device("meta")
+        case.config.schema_, feature_tables, case.num_rows, torch.device("meta")
     )
     return torch.nn.ModuleDict({"pooled_tables": pooled, "unpooled_tables": unpooled})

@@ -83,10 +83,10 @@ def interests_of(run_dir: RunDir, num_users: int) -> Interests:
 
 def _rows(model: Mail, batch: Batch) -> Interests:
     with torch.no_grad():
-        lookups = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
-        real, virtual, attributes_UE = model.towers.interests(batch, *lookups)
+        feature_tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+        real, virtual, attributes_UE = model.towers.interests(batch, *feature_tables)
         num_real_U = torch.stack([lengths_U for _, lengths_U in real.values()]).sum(0)
-        columns = [batch.of_users(batch.users_B), batch.of_users(batch.is_cold_B), num_real_U > 0]
+        columns = [batch.of_users(batch.users_B), batch.of_users(batch.is_new_B), num_real_U > 0]
         vectors = [
             pooled(list(real.values())).flatten(1),
             pooled([virtual[name] for name in real]).flatten(1),

@@ -25,7 +25,7 @@ _NO_ZERO_SHOT = (
     "model.zero_shot=null",
     "model.baseline=null",
     "model.behaviour_dropout=0",
-    "model.as_new_weight=0",
+    "model.cold_loss_weight=0",
     "model.new_user_tower=shared",
 )
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")

@@ -21,7 +21,7 @@ from mail_torchrec.config import Config, differences, dump_config, load_config
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.reproduce.methods import METHODS, resolve
-from mail_torchrec.train.assembly import lookups_of
+from mail_torchrec.train.assembly import feature_tables_of
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import bar_interval
 
@@ -261,7 +261,7 @@ def _check_buildable(config: Config) -> None:
         Towers(
             config.model,
             config.schema_,
-            lookups_of(config),
+            feature_tables_of(config),
             dict.fromkeys(config.schema_.table_names, 3),
         )
 

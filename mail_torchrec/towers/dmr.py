@@ -11,11 +11,11 @@ from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import (
     BehaviourSequence,
+    DedupSequence,
     InputShapes,
     RankingInputs,
     RankingOutput,
     SequenceShape,
-    SharedSequence,
     position_mask,
 )
 from mail_torchrec.towers.layers.attention import masked_softmax, pair_scores, weighted_sum
@@ -225,7 +225,7 @@ class DMR(nn.Module):
         norm, *layers = self.mlp[:-1]
         sequence, normed_BF = next(iter(inputs.sequences.values()), None), norm(features_BF)
         if (
-            not isinstance(sequence, SharedSequence)
+            not isinstance(sequence, DedupSequence)
             or not isinstance(first := layers[0], nn.Linear)
             or torch.compiler.is_compiling()
         ):

@@ -112,7 +112,7 @@ class BehaviourSequence:
 
     @property
     def users(self) -> "BehaviourSequence":
-        """The same once a user, for work in which the target item has no part: rows may share users (:class:`SharedSequence`)."""
+        """The same once a user, for work in which the target item has no part: rows may share users (:class:`DedupSequence`)."""
         return self
 
     def spread(self, x_U: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class BehaviourSequence:
 
 
 @dataclass
-class SharedSequence(BehaviourSequence):
+class DedupSequence(BehaviourSequence):
     """A sequence of rows that share users, as the candidates of one request and the impressions of one visit do.
 
     Rows of a user have its attributes. Work on :attr:`users` is done once a user. Its vectors are
@@ -161,9 +161,9 @@ class SharedSequence(BehaviourSequence):
     @staticmethod
     def of(
         users: BehaviourSequence, user_of_row_B: Tensor, target_BD: Tensor, match: Match | None
-    ) -> "SharedSequence":
+    ) -> "DedupSequence":
         """The behaviours of each row's user beside its target item."""
-        return SharedSequence(
+        return DedupSequence(
             values_BTD=users.real_BTD.index_select(0, user_of_row_B),
             lengths_B=users.lengths_B.index_select(0, user_of_row_B),
             actions_BT=users.actions_BT.index_select(0, user_of_row_B),
@@ -247,7 +247,7 @@ class Rows:
     """Sequence -> the target item's vector [B, d]."""
     matches: dict[str, Match]
     first_order_B: Tensor | None
-    user_of_B: Tensor | None
+    inverse_indices_B: Tensor | None
     """The place of each row's user; None where each row is a user of its own."""
 
     def of(self, users: RankingInputs) -> RankingInputs:
@@ -268,7 +268,7 @@ class Rows:
         """The users once a row, items and all; and rows that are users of their own."""
         rows = self.of(users)
         sequences = {
-            name: seq.apart() if isinstance(seq, SharedSequence) else seq
+            name: seq.apart() if isinstance(seq, DedupSequence) else seq
             for name, seq in rows.sequences.items()
         }
         apart = replace(
@@ -280,7 +280,7 @@ class Rows:
         )
         return apart, replace(
             self,
-            user_of_B=None,
+            inverse_indices_B=None,
             matches={name: self._apart(match) for name, match in self.matches.items()},
         )
 
@@ -294,19 +294,23 @@ class Rows:
 
     def _sequence(self, name: str, users: BehaviourSequence) -> BehaviourSequence:
         target_BD, match = self.targets[name], self.matches.get(name)
-        if self.user_of_B is None:
+        if self.inverse_indices_B is None:
             return replace(users, target_BD=target_BD, match=match)
-        return SharedSequence.of(replace(users, match=match), self.user_of_B, target_BD, match)
+        return DedupSequence.of(
+            replace(users, match=match), self.inverse_indices_B, target_BD, match
+        )
 
     def _spread(self, x_U: Tensor) -> Tensor:
-        return x_U if self.user_of_B is None else x_U.index_select(0, self.user_of_B)
+        return (
+            x_U if self.inverse_indices_B is None else x_U.index_select(0, self.inverse_indices_B)
+        )
 
 
 def with_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:
     """The inputs with these vectors for one of the attributes, in which rows of one user may then differ: each is a user of its own."""
     before_BAD, _, behind_BAD = inputs.attributes_BAD.tensor_split((field, field + 1), dim=1)
     sequences = {
-        name: part.apart() if isinstance(part, SharedSequence) else part
+        name: part.apart() if isinstance(part, DedupSequence) else part
         for name, part in inputs.sequences.items()
     }
     return replace(

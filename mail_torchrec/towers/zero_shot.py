@@ -35,15 +35,15 @@ class ZeroShotSettings(Settings):
     """When new rows get virtual behaviours: always (paper), or not in training (released code)."""
     learning_rate_scale: float = Field(default=1.0, gt=0.0)
     """Learning rate of this tower over that of the ranking tower; the released code has 0.5."""
-    sees: Literal["user_attributes", "all_fields"] = "user_attributes"
+    input_fields: Literal["user_attributes", "all_fields"] = "user_attributes"
     """The fields it reads and rebuilds: user attributes (paper), or context and item fields too
     (released code)."""
     pooling: Literal["attention", "concat"] = "attention"
     """What E1 sees of the fields: their attention pooling (paper), or all of them side by side."""
-    rebuilds: Literal["positions", "pooled"] = "positions"
+    reconstruction_target: Literal["positions", "pooled"] = "positions"
     """What D2 rebuilds: every position of a sequence (paper), or the sum of its behaviours, which
     virtual behaviours then share out."""
-    standardise: bool = False
+    standardise_targets: bool = False
     """Rebuild fields and behaviours standardised by their moving mean and deviation, since tables
     grow; the paper does not."""
     decoders: Literal["pair", "per_group"] = "pair"
@@ -58,10 +58,10 @@ class ZeroShotSettings(Settings):
     """L_a and L_v: mean over elements, then over old rows; or the paper's raw sum."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Before all layers of encoders and decoders but the last."""
-    sampled_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    loss_sample_share: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of a step's old users, drawn anew each time, that the losses are taken of: the fewer,
     the faster a step and the noisier its gradients; the paper takes all."""
-    drop_virtual: bool = True
+    virtual_dropout: bool = True
     """Whether virtual behaviours feel the dropout in training (one graph, as the paper's); false:
     they are made as in evaluation."""
     attention_dim: PositiveInt = 128
@@ -78,12 +78,14 @@ class ZeroShotSettings(Settings):
                 "variant 'none' trains nothing, so it cannot predict lengths; set virtual_length "
                 "'full'"
             )
-        if self.variant == "none" and self.standardise:
+        if self.variant == "none" and self.standardise_targets:
             raise ValueError(
-                "variant 'none' observes nothing, so it cannot standardise; set standardise false"
+                "variant 'none' observes nothing, so it cannot standardise; set standardise_targets false"
             )
-        if self.rebuilds == "pooled" and self.padding == "masked":
-            raise ValueError("rebuilds 'pooled' has no positions to mask; set padding 'counted'")
+        if self.reconstruction_target == "pooled" and self.padding == "masked":
+            raise ValueError(
+                "reconstruction_target 'pooled' has no positions to mask; set padding 'counted'"
+            )
         return self
 
 
@@ -154,7 +156,7 @@ class ZeroShotTower(nn.Module):
         self.behaviour_dim = next(iter(sequences.values())).dim
         self.num_vectors = (
             len(sequences)
-            if settings.rebuilds == "pooled"
+            if settings.reconstruction_target == "pooled"
             else sum(shape.max_length for shape in sequences.values())
         )
         behaviour_width = self.num_vectors * self.behaviour_dim
@@ -180,12 +182,13 @@ class ZeroShotTower(nn.Module):
         self.behaviour_decoder = self._decoder(behaviour_width)
         if settings.virtual_length == "predicted":
             self.length_head = nn.Linear(settings.encoder_dims[-1], len(sequences))
-        if settings.standardise:
+        if settings.standardise_targets:
             self.field_scale = Standardiser(num_fields * field_dim)
             # A pooled vector has a scale of its own a sequence; positions share one, or rare long
             # histories would be scaled by few.
             self.behaviour_scale = Standardiser(
-                self.behaviour_dim * (len(sequences) if settings.rebuilds == "pooled" else 1)
+                self.behaviour_dim
+                * (len(sequences) if settings.reconstruction_target == "pooled" else 1)
             )
 
     def losses(
@@ -224,25 +227,25 @@ class ZeroShotTower(nn.Module):
         if self.settings.variant == "none":
             decoded = self.linear(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1))
         else:
-            drop = self.settings.drop_virtual
+            drop = self.settings.virtual_dropout
             code_NH = self._encode_attributes(fields_NFD, numeric_NM, drop=drop)
             decoded = self.behaviour_decoder(code_NH, drop=drop)
             if self.settings.virtual_length == "predicted":
                 relative_NS = self.length_head(code_NH)
         decoded_NVD = decoded.view(decoded.shape[0], self.num_vectors, self.behaviour_dim)
-        if self.settings.standardise:
+        if self.settings.standardise_targets:
             decoded_NVD = self.behaviour_scale.inverse(
                 _rows(decoded_NVD, self.behaviour_scale)
             ).view_as(decoded_NVD)
         max_lengths = [shape.max_length for shape in self.sequences.values()]
-        made = (spread if self.settings.rebuilds == "pooled" else split)(
+        made = (spread if self.settings.reconstruction_target == "pooled" else split)(
             decoded_NVD, max_lengths, relative_NS
         )
         return dict(zip(self.sequences, made, strict=True))
 
     def pooled_fields(self, fields_NFD: Tensor) -> Tensor:
         """What E1 sees of the fields, ``h_a`` [N, E]; not for variant ``none``, which has no encoder."""
-        if self.settings.standardise:
+        if self.settings.standardise_targets:
             fields_NFD = self.field_scale(fields_NFD.flatten(1)).view_as(fields_NFD)
         pooled_NE: Tensor = (
             self.attribute_attention(fields_NFD)
@@ -280,8 +283,10 @@ class ZeroShotTower(nn.Module):
     ) -> list[tuple[nn.Module, Tensor, Tensor | None]]:
         """What each decoder has to make of a code, and the mask of what counts in it."""
         mask = mask_NR if self.settings.padding == "masked" else None
-        vectors_NVD = pooled(behaviours) if self.settings.rebuilds == "pooled" else values_NRD
-        if self.settings.standardise:
+        vectors_NVD = (
+            pooled(behaviours) if self.settings.reconstruction_target == "pooled" else values_NRD
+        )
+        if self.settings.standardise_targets:
             vectors_NVD = _standardised(self.behaviour_scale, vectors_NVD, mask, weights_N)
             fields_NFD = _standardised(self.field_scale, fields_NFD, None, weights_N)
         targets: list[tuple[nn.Module, Tensor, Tensor | None]] = [

@@ -12,7 +12,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from mail_torchrec.config import Config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.schema.feature_tables import Lookups, plan_lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables, plan_feature_tables
 from mail_torchrec.distributed.batch_norm import synchronise_batch_norms
 from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.distributed.process_group import local_world_size
@@ -27,7 +27,7 @@ from mail_torchrec.train.dense_cost import dense_cost, num_negatives
 from mail_torchrec.train.host_memory import keep_freed_memory
 from mail_torchrec.train.optimizers import build_optimizer
 from mail_torchrec.train.precision import tower_dtype
-from mail_torchrec.utils.spans import phase
+from mail_torchrec.utils.spans import span
 
 
 class Pipeline(Protocol):
@@ -64,7 +64,7 @@ class Assembled:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     pipeline: Pipeline
-    lookups: Lookups
+    feature_tables: FeatureTables
     device: torch.device
     plan: ShardingPlan | None
     """None where the tables are not sharded."""
@@ -76,14 +76,14 @@ class Assembled:
         return self.plan is None or len(self.pipeline._pipelined_modules) == 2  # type: ignore[attr-defined]
 
 
-def lookups_of(config: Config) -> Lookups:
+def feature_tables_of(config: Config) -> FeatureTables:
     """The lookups that a configuration's tower asks for.
 
     Raises:
         ValueError: the tower or its options do not fit, or the schema leaves no room for them.
     """
     tower = config.model.tower, config.model.tower_options
-    return plan_lookups(
+    return plan_feature_tables(
         config.schema_, needs_match=needs_match(*tower), needs_first_order=needs_first_order(*tower)
     )
 
@@ -103,11 +103,15 @@ def assemble(
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan
             made for another job; see there.
     """
-    lookups = lookups_of(config)
+    feature_tables = feature_tables_of(config)
     keep_freed_memory()
     torch.manual_seed(config.train.seed)
     towers = Towers(
-        config.model, config.schema_, lookups, encoders.num_rows, tower_dtype(config.train, device)
+        config.model,
+        config.schema_,
+        feature_tables,
+        encoders.num_rows,
+        tower_dtype(config.train, device),
     )
     if config.train.compile:
         torch._dynamo.config.optimize_ddp = (
@@ -115,31 +119,33 @@ def assemble(
         )
         towers.compile_parts()
     if config.sharding.enabled:
-        assembled = _sharded(config, encoders, lookups, towers, device, plan)
+        assembled = _sharded(config, encoders, feature_tables, towers, device, plan)
     elif plan is not None:
         raise ValueError(
             f"--plan {plan}: sharding.enabled=false keeps whole tables, which need no plan; leave "
             "one of the two out"
         )
     else:
-        assembled = _whole(config, encoders, lookups, towers, device)
+        assembled = _whole(config, encoders, feature_tables, towers, device)
     # Parameters are equal on all ranks, dropout is not.
     torch.manual_seed(config.train.seed * 1_000_003 + rank())
     return assembled
 
 
-def workload_of(config: Config, lookups: Lookups, num_rows: dict[str, int]) -> Workload:
+def workload_of(
+    config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
+) -> Workload:
     """What a step asks of the tables, as the planner sees it."""
     batch_size = config.train.batch_size
     lengths = mean_lengths(
         config.schema_,
-        lookups,
+        feature_tables,
         config.sharding.lengths,
         batch_size=batch_size,
         num_negatives=num_negatives(config),
     )
     return Workload(
-        table_sizes(config.schema_, lookups, num_rows),
+        table_sizes(config.schema_, feature_tables, num_rows),
         lengths,
         batch_size,
         config.train.tables.name,
@@ -149,7 +155,7 @@ def workload_of(config: Config, lookups: Lookups, num_rows: dict[str, int]) -> W
 def _sharded(
     config: Config,
     encoders: Encoders,
-    lookups: Lookups,
+    feature_tables: FeatureTables,
     towers: Towers,
     device: torch.device,
     saved: Path | None,
@@ -157,26 +163,27 @@ def _sharded(
     if world_size() > 1:
         synchronise_batch_norms(towers)
     model = Mail(
-        *build_tables(config.schema_, lookups, encoders.num_rows, torch.device("meta")), towers
+        *build_tables(config.schema_, feature_tables, encoders.num_rows, torch.device("meta")),
+        towers,
     )
     all_sharders = sharders(config.train.tables, config.train.betas, device)
-    with phase("planning"):
+    with span("planning"):
         plan, made_for = plan_sharding(
             model,
             config.sharding,
             all_sharders,
-            workload=workload_of(config, lookups, encoders.num_rows),
+            workload=workload_of(config, feature_tables, encoders.num_rows),
             device=device,
             local_world_size=local_world_size(),
-            dense_bytes=_dense_bytes(config, encoders, lookups, device)
+            dense_bytes=_dense_bytes(config, encoders, feature_tables, device)
             if rank() == 0 and saved is None
             else 0,
             saved=saved,
         )
-    with phase("sharding the tables"):
+    with span("sharding the tables"):
         sharded = shard(model, plan, all_sharders, device)
     initialise_tables(
-        sharded, table_keys(config, lookups, encoders), config.schema_, config.train.seed
+        sharded, table_keys(config, feature_tables, encoders), config.schema_, config.train.seed
     )
     optimizer = build_optimizer(
         sharded, config.train, zero_shot_scale=_scale(config), fused=sharded.fused_optimizer
@@ -185,20 +192,22 @@ def _sharded(
         sharded,
         optimizer,
         TrainPipelineSparseDist(sharded, optimizer, device),
-        lookups,
+        feature_tables,
         device,
         plan,
         plan_text(plan, made_for),
     )
 
 
-def _dense_bytes(config: Config, encoders: Encoders, lookups: Lookups, device: torch.device) -> int:
+def _dense_bytes(
+    config: Config, encoders: Encoders, feature_tables: FeatureTables, device: torch.device
+) -> int:
     """What the towers take of a GPU; a host's memory has room for them in its reserved share."""
     if device.type == "cpu":
         return 0
     return int(
         sum(
-            dense_cost(config, lookups, encoders.num_rows)
+            dense_cost(config, feature_tables, encoders.num_rows)
             .memory(config.train.batch_size, world_size())
             .values()
         )
@@ -206,7 +215,11 @@ def _dense_bytes(config: Config, encoders: Encoders, lookups: Lookups, device: t
 
 
 def _whole(
-    config: Config, encoders: Encoders, lookups: Lookups, towers: Towers, device: torch.device
+    config: Config,
+    encoders: Encoders,
+    feature_tables: FeatureTables,
+    towers: Towers,
+    device: torch.device,
 ) -> Assembled:
     if world_size() > 1:
         raise ValueError(
@@ -214,27 +227,27 @@ def _whole(
             f"{world_size()}; start one, or shard"
         )
     model = Mail(
-        *build_tables(config.schema_, lookups, encoders.num_rows, device), towers.to(device)
+        *build_tables(config.schema_, feature_tables, encoders.num_rows, device), towers.to(device)
     )
     initialise_tables(
-        model, table_keys(config, lookups, encoders), config.schema_, config.train.seed
+        model, table_keys(config, feature_tables, encoders), config.schema_, config.train.seed
     )
     optimizer = build_optimizer(model, config.train, zero_shot_scale=_scale(config), fused=None)
     return Assembled(
-        model, optimizer, WholePipeline(model, optimizer, device), lookups, device, None
+        model, optimizer, WholePipeline(model, optimizer, device), feature_tables, device, None
     )
 
 
-def table_keys(config: Config, lookups: Lookups, encoders: Encoders) -> dict[str, str]:
+def table_keys(config: Config, feature_tables: FeatureTables, encoders: Encoders) -> dict[str, str]:
     """State-dict key -> table name, for every table."""
-    pooled = set(lookups.pooled.values())
+    pooled = set(feature_tables.pooled.values())
     return {
         (
             f"pooled_tables.embedding_bags.{name}.weight"
             if name in pooled
             else f"unpooled_tables.embeddings.{name}.weight"
         ): name
-        for name in table_sizes(config.schema_, lookups, encoders.num_rows)
+        for name in table_sizes(config.schema_, feature_tables, encoders.num_rows)
     }
 
 

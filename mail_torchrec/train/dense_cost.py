@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch, MatchIds
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.distributed.collectives import alone
 from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.model.mail import Mail, Towers
@@ -68,22 +68,24 @@ def num_negatives(config: Config) -> int:
     )
 
 
-def dense_cost(config: Config, lookups: Lookups, num_rows: dict[str, int]) -> DenseCost:
+def dense_cost(
+    config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
+) -> DenseCost:
     """Builds the towers, runs a step on random rows of small tables, and counts; the random state is left as it was.
 
     Args:
         config: model and schema.
-        lookups: keys.
+        feature_tables: keys.
         num_rows: table -> rows; the tables themselves are not built.
     """
     with torch.random.fork_rng(devices=[]), alone():
-        towers = Towers(config.model, config.schema_, lookups, num_rows)
+        towers = Towers(config.model, config.schema_, feature_tables, num_rows)
         small = dict.fromkeys(num_rows, 3)
         model = Mail(
-            *build_tables(config.schema_, lookups, small, torch.device("cpu")), towers
+            *build_tables(config.schema_, feature_tables, small, torch.device("cpu")), towers
         ).train()
         (first, first_flops), (second, second_flops) = (
-            _measured(model, _random_batch(config, lookups, rows)) for rows in _ROWS
+            _measured(model, _random_batch(config, feature_tables, rows)) for rows in _ROWS
         )
     a_row = max(0.0, (second - first) / (_ROWS[1] - _ROWS[0]))
     zero_shot = config.model.zero_shot
@@ -123,11 +125,11 @@ def _measured(model: Mail, batch: Batch) -> tuple[float, float]:
     return float(sum(kept.values())), float(counter.get_total_flops())
 
 
-def _random_batch(config: Config, lookups: Lookups, num_rows: int) -> Batch:
+def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) -> Batch:
     """Old rows with full lists; ids from 0 to 2, since the values do not matter."""
     schema = config.schema_
     drawn = num_negatives(config)
-    negatives = {keys.negatives for keys in lookups.match.values()}
+    negatives = {keys.negatives for keys in feature_tables.match.values()}
 
     def jagged(keys: dict[str, str]) -> KeyedJaggedTensor:
         lengths = [
@@ -150,15 +152,15 @@ def _random_batch(config: Config, lookups: Lookups, num_rows: int) -> Batch:
         -torch.ones(drawn),
     )
     return Batch(
-        pooled=jagged(lookups.pooled),
-        unpooled=jagged(lookups.unpooled),
+        pooled=jagged(feature_tables.pooled),
+        unpooled=jagged(feature_tables.unpooled),
         numeric_BN=torch.randn(num_rows, len(schema.numeric())),
         labels_B=(torch.arange(num_rows) % 2).float(),
         conversions_B=torch.zeros(num_rows),
         weights_B=ones,
         users_B=torch.arange(num_rows) // 2,
-        is_new_B=none,
         is_cold_B=none,
-        match=dict.fromkeys(lookups.match, ids),
+        is_new_B=none,
+        match=dict.fromkeys(feature_tables.match, ids),
         counts=torch.zeros(1, dtype=torch.int64),
     )

@@ -18,7 +18,7 @@ from mail_torchrec.metrics.summary import Conversions, Figures, report
 from mail_torchrec.model.mail import Outputs
 from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.utils.logging import bar_interval
-from mail_torchrec.utils.spans import phase
+from mail_torchrec.utils.spans import span
 
 
 class Batches:
@@ -34,7 +34,7 @@ class Batches:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            with phase("reading"):
+            with span("reading"):
                 if not self._is_begun:
                     self._batches, self._is_begun = iter(self._loader), True
                 return next(self._batches)
@@ -50,7 +50,7 @@ class Batches:
 def outputs(assembled: Assembled, batches: Iterator[Batch], first: int = 1) -> Iterator[Outputs]:
     """Runs the pipeline over batches, in training or evaluation as the model stands; steps are called ``first``, ``first + 1``, ..."""
     for step in count(first):
-        with phase(f"step {step}"):
+        with span(f"step {step}"):
             try:
                 output = assembled.pipeline.progress(batches)
             except StopIteration:
@@ -99,20 +99,20 @@ def evaluate(
             counts += output.batch.counts
             bar.update()
     assembled.model.train()
-    scores, labels, users, is_cold, *conversions = (
+    scores, labels, users, is_new, *conversions = (
         gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True)
     )
     if predictions is not None and rank() == 0:
-        Predictions.of(scores, labels, users, is_cold).save(predictions)
+        Predictions.of(scores, labels, users, is_new).save(predictions)
     return report(
-        scores, labels, users, is_cold, Conversions(*conversions) if conversions else None
+        scores, labels, users, is_new, Conversions(*conversions) if conversions else None
     ), total_counts(reader, counts)
 
 
 def _columns(output: Outputs) -> list[torch.Tensor]:
     """Scores, labels, users, who is reported as new; then what :class:`Conversions` holds, where they are predicted."""
     batch = output.batch
-    columns = [output.logits_B, batch.labels_B, batch.users_B, batch.is_cold_B]
+    columns = [output.logits_B, batch.labels_B, batch.users_B, batch.is_new_B]
     return columns + (
         [batch.conversions_B, output.tasks["cvr"], output.tasks["ctcvr"]] if output.tasks else []
     )

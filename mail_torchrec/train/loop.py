@@ -19,7 +19,7 @@ from mail_torchrec.train.assembly import Assembled
 from mail_torchrec.train.evaluation import Batches, outputs, total_counts
 from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.state import state_of
-from mail_torchrec.utils.spans import phase
+from mail_torchrec.utils.spans import span
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Loop:
             self._counts += torch.tensor(counts, device=self._counts.device)
         self._position = position
         for epoch in range(position.epoch, self.num_epochs):
-            with phase(f"training, epoch {epoch + 1}"):
+            with span(f"training, epoch {epoch + 1}"):
                 self._epoch(epoch)
             self._position, self._counts = Position(epoch=epoch + 1), self._zeros()
         self._save(wait=True)
@@ -100,7 +100,7 @@ class Loop:
             self.progress.progressed(),
         )
         mine = Rank(losses=self.progress.sums(), counts=self._counts.tolist())
-        with phase("saving a checkpoint", patient=True):
+        with span("saving a checkpoint", patient=True):
             self.saver.save(
                 step,
                 state_of(self.assembled),

@@ -13,7 +13,7 @@ from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.distributed.collectives import from_rank_0, rank, world_size
 from mail_torchrec.train.run_dir import RunDir
 
-_FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_rows", "train.epochs",
+_FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_buffer_size", "train.epochs",
          "train.batch_size", "train.eval_batch_size", "train.log_every", "train.device", "train.timeout",
          "train.save_predictions", "train.precision", "train.compile")  # fmt: skip
 """Settings that may change on the way; the training data must have the same rows wherever it

@@ -21,14 +21,14 @@ from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.partition import Position
 from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.distributed.collectives import from_rank_0, rank, world_size
 from mail_torchrec.distributed.preemption import StopSignal, leave_process_group, start_fork_server
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.summary import Figures
 from mail_torchrec.reporting.plots import draw_loss_curves
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, lookups_of, table_keys
+from mail_torchrec.train.assembly import Assembled, assemble, feature_tables_of, table_keys
 from mail_torchrec.train.evaluation import evaluate
 from mail_torchrec.train.loop import Describe, Loaded, Loop, counted, say_counts
 from mail_torchrec.train.memory_usage import usage
@@ -36,7 +36,7 @@ from mail_torchrec.train.progress import Progress
 from mail_torchrec.train.resume import check_same_run, newest_good, vocabulary_sums
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import load_model, restore
-from mail_torchrec.utils.spans import phase
+from mail_torchrec.utils.spans import span
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
     ):
         if (finished := from_rank_0(lambda: _begin(config, run_dir, resume))) is not None:
             return finished
-        with phase("checking the checkpoints"):
+        with span("checking the checkpoints"):
             folder = newest_good(run_dir.checkpoints, set_aside=True) if resume else None
         source, test_source = (
             Source(config.data.path(part), config.schema_)
@@ -78,12 +78,12 @@ def train(
             if saved
             else _encoders(config, source, run_dir)
         )
-        train_data = load(config, encoders, lookups_of(config), source, training=True)
+        train_data = load(config, encoders, feature_tables_of(config), source, training=True)
         if saved:
             train_data.reader.set_epoch(saved.position.epoch, saved.position.taken)
         train_data.reader.prepare()
         assembled = assemble(config, encoders, device, plan)
-        test_data = load(config, encoders, assembled.lookups, test_source, training=False)
+        test_data = load(config, encoders, assembled.feature_tables, test_source, training=False)
         documents = {CONFIG: dump_config(config), PLAN: assembled.plan_file}
         if rank() == 0:
             run_dir.plan.write_text(documents[PLAN])
@@ -111,8 +111,8 @@ def train(
                     config.checkpoint.every,
                 )
                 if folder and saved:
-                    tables = table_keys(config, assembled.lookups, encoders)
-                    with phase("loading the checkpoint"):
+                    tables = table_keys(config, assembled.feature_tables, encoders)
+                    with span("loading the checkpoint"):
                         restore(
                             assembled,
                             folder,
@@ -125,7 +125,7 @@ def train(
                     loop.run(Position(epoch=0), [])
             progress.event({"usage": usage(assembled)})
             predictions = run_dir.predictions if config.train.save_predictions else None
-            with phase("evaluation"):
+            with span("evaluation"):
                 figures, counts = evaluate(
                     assembled, test_data.reader, test_data.loader, predictions
                 )
@@ -216,7 +216,7 @@ def evaluate_run(
         ValueError: no finished run there, or data that does not fit its schema.
     """
     with opened_run(run_dir, data, overrides) as (assembled, test_data):
-        with phase("evaluation"):
+        with span("evaluation"):
             figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
         say_counts(test_data.reader.path, counts)
         return figures
@@ -236,7 +236,7 @@ def opened_run(
         folder = newest_good(run_dir.checkpoints)
         assert folder is not None
         load_model(assembled, folder)
-        yield assembled, load(config, encoders, assembled.lookups, source, training=False)
+        yield assembled, load(config, encoders, assembled.feature_tables, source, training=False)
 
 
 def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
@@ -247,29 +247,34 @@ def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
             run_dir.vocabularies
         )
 
-    with phase("fitting the vocabularies"):
+    with span("fitting the vocabularies"):
         from_rank_0(build)
     return Encoders.load(run_dir.vocabularies, config.schema_)
 
 
 def load(
-    config: Config, encoders: Encoders, lookups: Lookups, source: Source, *, training: bool
+    config: Config,
+    encoders: Encoders,
+    feature_tables: FeatureTables,
+    source: Source,
+    *,
+    training: bool,
 ) -> Loaded:
     """A reader of this rank's rows and its loader, as a run has them.
 
     Args:
         config: of the run.
         encoders: raw values -> rows.
-        lookups: the keys to write.
+        feature_tables: the keys to write.
         source: opened files.
         training: shuffled batches with negatives; else evaluation's.
     """
-    negatives = samplers(config, encoders, lookups) if training else {}
+    negatives = samplers(config, encoders, feature_tables) if training else {}
     reader = Reader(
         source,
         config.schema_,
         encoders,
-        lookups,
+        feature_tables,
         config.data,
         share=Share(rank(), world_size()),
         batch_size=config.train.batch_size if training else config.train.eval_batch_size,
@@ -296,10 +301,12 @@ def load(
     return Loaded(reader, loader)
 
 
-def samplers(config: Config, encoders: Encoders, lookups: Lookups) -> dict[str, NegativeSampler]:
+def samplers(
+    config: Config, encoders: Encoders, feature_tables: FeatureTables
+) -> dict[str, NegativeSampler]:
     """A sampler for each sequence whose match loss the tower trains."""
     made = {}
-    for sequence in lookups.match:
+    for sequence in feature_tables.match:
         options, table = (
             tower_settings(config.model.tower, config.model.tower_options),
             config.schema_.table_of(sequence),

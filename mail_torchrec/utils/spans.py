@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Phase:
+class Span:
     """A stretch of work."""
 
     name: str = ""
@@ -22,29 +22,29 @@ class Phase:
         return time.monotonic() - self.since
 
 
-_current = Phase()
+_current = Span()
 
 
-def current_phase() -> Phase:
+def current_span() -> Span:
     """The innermost phase of the main thread; after an error, the one that it was raised in."""
     return _current
 
 
-def forget_phases() -> None:
+def reset_spans() -> None:
     """Starts anew, as after an error that the process outlived."""
     global _current
-    _current = Phase()
+    _current = Span()
 
 
 @contextmanager
-def phase(name: str, *, patient: bool = False) -> Iterator[None]:
+def span(name: str, *, patient: bool = False) -> Iterator[None]:
     """Names what the main thread does in the block, behind what it does around it: ``training, step 12, reading``.
 
     Costs about a microsecond; other threads may look at any time.
     """
     global _current
     outer = _current
-    _current = Phase(f"{outer.name}, {name}" if outer.name else name, patient or outer.patient)
+    _current = Span(f"{outer.name}, {name}" if outer.name else name, patient or outer.patient)
     yield
     # Not in a `finally`: an error is told with the phase that it was raised in.
-    _current = Phase(outer.name, outer.patient)
+    _current = Span(outer.name, outer.patient)

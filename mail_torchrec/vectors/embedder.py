@@ -39,7 +39,7 @@ class Embedder:
         if outputs[self._user].shape[0] != "users":
             raise ValueError(
                 f"'{folder}': a new user's vector depends on the candidate, so there is none to "
-                "be kept (model.zero_shot.sees=all_fields); "
+                "be kept (model.zero_shot.input_fields=all_fields); "
                 "train with user_attributes"
             )
         dim = outputs[self._item].shape[1]

@@ -40,7 +40,7 @@ def whole(root: Path, name: str, **model: Any) -> tuple[Any, Any]:
 
 
 SWITCHES: list[dict[str, Any]] = [
-    {}, {"behaviour_dropout": 0.5}, {"as_new_weight": 1.0}, {"as_new_weight": 1.0, "new_user_tower": "own", "multi_task": {}},
+    {}, {"behaviour_dropout": 0.5}, {"cold_loss_weight": 1.0}, {"cold_loss_weight": 1.0, "new_user_tower": "own", "multi_task": {}},
     {"tower": "dmr", "tower_options": {"num_negatives": 20, "hidden_dims": [16, 8]}},
 ]  # fmt: skip
 
@@ -85,9 +85,9 @@ def test_new_users_own_ids_get_no_gradient_and_old_users_do(root: Path) -> None:
     gradient = dict(model.named_parameters())["pooled_tables.embedding_bags.uid.weight"].grad
     assert gradient is not None
     ids_B = batch.pooled["uid"].values()
-    assert 0 < batch.is_new_B.sum() < len(batch)
-    assert gradient[ids_B[batch.is_new_B]].abs().max() == 0
-    assert (gradient[ids_B[~batch.is_new_B], : SCHEMA["dim"]].abs().sum(1) > 0).all()
+    assert 0 < batch.is_cold_B.sum() < len(batch)
+    assert gradient[ids_B[batch.is_cold_B]].abs().max() == 0
+    assert (gradient[ids_B[~batch.is_cold_B], : SCHEMA["dim"]].abs().sum(1) > 0).all()
 
 
 @pytest.mark.usefixtures("alone")
@@ -96,7 +96,7 @@ def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(
     root: Path, kind: str
 ) -> None:
     model, batch = whole(root, "meta_emb")
-    batch.is_new_B[:] = kind == "new"
+    batch.is_cold_B[:] = kind == "new"
     if kind == "alone":
         batch.users_B = torch.arange(len(batch))
     if kind == "weightless":
@@ -138,7 +138,7 @@ def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> N
 @pytest.mark.parametrize(("name", "model", "dim"), [
     ("mean_fill", {}, 8), ("llae", {}, 8), ("llae", {"tower": "emblr", "tower_options": {}}, 1), ("meta_emb", {}, 8),
     ("meta_emb", {"tower": "dmr", "tower_options": {"num_negatives": 5, "hidden_dims": [8]}}, 8),
-    ("llae", {"as_new_weight": 1.0, "new_user_tower": "own"}, 8),
+    ("llae", {"cold_loss_weight": 1.0, "new_user_tower": "own"}, 8),
 ], ids=str)  # fmt: skip
 def test_a_run_is_evaluated_again_with_the_same_figures(
     root: Path, tmp_path: Path, name: str, model: dict[str, Any], dim: int

@@ -56,14 +56,14 @@ def build(root: str, plan: str, optimizer: str, seed: int) -> tuple[Assembled, d
         source,
         config.schema_,
         encoders,
-        assembled.lookups,
+        assembled.feature_tables,
         config.data,
         share=share,
         batch_size=20,
         shuffle=True,
         seed=seed,
     )
-    return assembled, table_keys(config, assembled.lookups, encoders), iter(reader)
+    return assembled, table_keys(config, assembled.feature_tables, encoders), iter(reader)
 
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from mail_torchrec.config import Config
 from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.chunk import Window
+from mail_torchrec.data.reading.chunk import Chunk
 from mail_torchrec.data.reading.reader import Reader, Share
 from mail_torchrec.train.assembly import assemble, table_keys
 from mail_torchrec.train.evaluation import evaluate
@@ -65,14 +65,14 @@ def train_on_ranks(
         "scores": scores,
         "figures": figures,
         "kinds": kinds,
-        "tables": table_keys(config, assembled.lookups, encoders),
+        "tables": table_keys(config, assembled.feature_tables, encoders),
     }
 
 
 def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any) -> dict[str, Any]:
     """The figures of all rows, as the trainer takes them from batches of each rank's share."""
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data,
+        source, config.schema_, encoders, assembled.feature_tables, config.data,
         share=Share(dist.get_rank(), dist.get_world_size()), batch_size=25, shuffle=False, seed=3,
     )  # fmt: skip
     return dict(evaluate(assembled, reader, reader)[0])  # type: ignore[arg-type]
@@ -85,13 +85,13 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     last row has weight 0; in the last two steps there is no old row on any rank, and no new one.
     """
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data,
-        share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.lookups),
+        source, config.schema_, encoders, assembled.feature_tables, config.data,
+        share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
-    window = Window.concatenate(
+    window = Chunk.concatenate(
         [reader._encode(source.read(group), source.file(group)) for group in source.row_groups]
     )
-    new, old = np.flatnonzero(window.is_new_R), np.flatnonzero(~window.is_new_R)
+    new, old = np.flatnonzero(window.is_cold_R), np.flatnonzero(~window.is_cold_R)
     rows_of = [
         np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]),
         *users_apart(window.users_R, NUM_STEPS - 3),
@@ -106,7 +106,7 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     assert (
         dist.get_rank() < dist.get_world_size() - 1
         or dist.get_world_size() == 1
-        or bool(result[0].is_new_B.all())
+        or bool(result[0].is_cold_B.all())
     )
     return iter(result)
 

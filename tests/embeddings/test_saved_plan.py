@@ -75,9 +75,9 @@ def losses_by_plan(config: Path, plans: dict[str, Path | None]) -> dict[str, Any
             found[name] = str(error)
             continue
         reader = Reader(
-            source, settings.schema_, encoders, assembled.lookups, settings.data,
+            source, settings.schema_, encoders, assembled.feature_tables, settings.data,
             share=Share(dist.get_rank(), dist.get_world_size()), batch_size=8, shuffle=True, seed=3,
-            samplers=samplers(settings, encoders, assembled.lookups),
+            samplers=samplers(settings, encoders, assembled.feature_tables),
         )  # fmt: skip
         batches = iter(reader)
         found[name] = (

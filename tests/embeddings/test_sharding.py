@@ -7,7 +7,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from mail_torchrec.data.schema.feature_tables import plan_lookups
+from mail_torchrec.data.schema.feature_tables import plan_feature_tables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.planner import check_no_empty_shard
 from mail_torchrec.embeddings.sharding import TableOptimizerSettings, sharders
@@ -42,7 +42,7 @@ def test_an_empty_row_wise_shard_is_refused_on_cpu() -> None:
 def test_stored_tables_have_rows_for_32_ranks(world_size: int) -> None:
     schema = Schema.model_validate(SCHEMA)
     sizes = table_sizes(
-        schema, plan_lookups(schema, needs_match=True), dict.fromkeys(schema.table_names, 3)
+        schema, plan_feature_tables(schema, needs_match=True), dict.fromkeys(schema.table_names, 3)
     )
     for rows, _ in sizes.values():
         assert -(-rows // world_size) * (world_size - 1) < rows
@@ -52,11 +52,13 @@ def test_unpooled_tables_are_stored_at_one_width() -> None:
     tables = SCHEMA["tables"] | {"actions": {"dim": 3}, "hour": {"dim": 4}}
     schema = Schema.model_validate(SCHEMA | {"actions": "concat", "tables": tables})
     for needs_first_order, widths in ((False, (8, 4)), (True, (12, 8))):
-        lookups = plan_lookups(schema, needs_match=True, needs_first_order=needs_first_order)
+        feature_tables = plan_feature_tables(
+            schema, needs_match=True, needs_first_order=needs_first_order
+        )
         columns = {
             name: dim
             for name, (_, dim) in table_sizes(
-                schema, lookups, dict.fromkeys(schema.table_names, 9)
+                schema, feature_tables, dict.fromkeys(schema.table_names, 9)
             ).items()
         }
         assert (columns["item"], columns["hour"]) == widths
@@ -68,6 +70,8 @@ def test_table_columns_are_stored_in_fours() -> None:
     assert {
         dim
         for _, dim in table_sizes(
-            schema, plan_lookups(schema, needs_match=True), dict.fromkeys(schema.table_names, 9)
+            schema,
+            plan_feature_tables(schema, needs_match=True),
+            dict.fromkeys(schema.table_names, 9),
         ).values()
     } == {8}

@@ -31,7 +31,7 @@ def zero_shot(**changes: Any) -> dict[str, Any]:
 
 
 WITHOUT: dict[str, Any] = {"zero_shot": None}
-OWN: dict[str, Any] = {"as_new_weight": 1.0, "new_user_tower": "own"}
+OWN: dict[str, Any] = {"cold_loss_weight": 1.0, "new_user_tower": "own"}
 FLAG = SCHEMA | {"columns": SCHEMA["columns"] | {"flag": {"group": "new_user"}}}
 TWO = SCHEMA | {
     "columns": SCHEMA["columns"]
@@ -48,8 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"tasks-{tower}": {"model": model(tower, multi_task={})} for tower in ("dmr", "base_dnn", "deepfm")},
     "tasks-own-dmr": {"model": model("dmr", multi_task={}, **OWN)},
     "own-plain": {"model": model("base_dnn", **WITHOUT, **OWN)},
-    "all_fields-dmr": {"model": model("dmr", **zero_shot(sees="all_fields", decoders="per_group"))},
-    "pooled": {"model": model("base_dnn", **zero_shot(rebuilds="pooled", pooling="concat", standardise=True, virtual_length="predicted"))},
+    "all_fields-dmr": {"model": model("dmr", **zero_shot(input_fields="all_fields", decoders="per_group"))},
+    "pooled": {"model": model("base_dnn", **zero_shot(reconstruction_target="pooled", pooling="concat", standardise_targets=True, virtual_length="predicted"))},
     "none": {"model": model("base_dnn", **zero_shot(variant="none"))},
     **{name: {"model": model("base_dnn", **WITHOUT, baseline={"name": name})} for name in ("mean_fill", "llae")},
     "meta_emb": {"model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}), "schema": WITH_ID},

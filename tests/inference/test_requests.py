@@ -10,7 +10,7 @@ import pytest
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import fit_encoders
 from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.chunk import WindowEncoder
+from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.inference.requests import Request, RequestEncoder, model_inputs, value_types
 from tests.support.small_rows import SCHEMA, write_rows
@@ -36,7 +36,7 @@ def encode(rows: Path) -> RequestEncoder:
 
 def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: RequestEncoder) -> None:
     schema, encoders = encode.schema, encode.encoders
-    window = WindowEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
+    window = ChunkEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
     found = encode(requests_of(rows, schema, range(120)))
     assert list(found) == [spec.name for spec in model_inputs(schema, encoders.num_rows)]
     for i, name in enumerate(schema.scalars):

@@ -29,7 +29,7 @@ NO_DROPOUT = {"tower_options": {"dropout": 0.0}}
 MODELS: dict[str, dict[str, Any]] = {
     "mail-dmr": {},
     "dmr": {"model": {"zero_shot": None}},
-    "all fields": {"model": {"zero_shot": ZERO_SHOT | {"sees": "all_fields"}}},
+    "all fields": {"model": {"zero_shot": ZERO_SHOT | {"input_fields": "all_fields"}}},
     "released code": {
         "model": {
             "zero_shot": ZERO_SHOT
@@ -44,13 +44,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "standardised": {
         "model": {
             "zero_shot": ZERO_SHOT
-            | {"standardise": True, "padding": "masked", "virtual_length": "predicted"}
+            | {"standardise_targets": True, "padding": "masked", "virtual_length": "predicted"}
         }
     },
-    "pooled": {"model": {"zero_shot": ZERO_SHOT | {"standardise": True, "rebuilds": "pooled"}}},
+    "pooled": {
+        "model": {
+            "zero_shot": ZERO_SHOT
+            | {"standardise_targets": True, "reconstruction_target": "pooled"}
+        }
+    },
     "conversions": {"model": {"multi_task": {}}},
-    "met as new": {"model": {"as_new_weight": 0.5}},
-    "own tower": {"model": {"as_new_weight": 1.0, "new_user_tower": "own"}},
+    "met as new": {"model": {"cold_loss_weight": 0.5}},
+    "own tower": {"model": {"cold_loss_weight": 1.0, "new_user_tower": "own"}},
     "base_dnn": {"model": {"tower": "base_dnn", **NO_DROPOUT}},
     "deepfm": {"model": {"tower": "deepfm", **NO_DROPOUT}},
     "wide_deep": {"model": {"tower": "wide_deep", **NO_DROPOUT}},
@@ -100,8 +105,8 @@ def step_of(
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, CPU)
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=1,
-        samplers=samplers(config, encoders, assembled.lookups),
+        source, config.schema_, encoders, assembled.feature_tables, config.data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=1,
+        samplers=samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
     [batch] = reader
     batch.weights_B[-1] = 0  # a row that only fills up
@@ -147,9 +152,9 @@ def test_a_step_on_shared_users_is_the_step_on_rows(
     monkeypatch.setattr("mail_torchrec.model.mail.looked_up", in_float64)
     apart, expected = step_of(root, sections, grouped=False)
     together, found = step_of(root, sections, grouped=True)
-    assert apart.shared is None and together.shared is not None
-    assert len(together.shared.first_U) == USERS < len(apart) / 2
-    assert bool(apart.is_new_B.any()) and not bool(apart.is_new_B.all())
+    assert apart.dedup is None and together.dedup is not None
+    assert len(together.dedup.first_rows_U) == USERS < len(apart) / 2
+    assert bool(apart.is_cold_B.any()) and not bool(apart.is_cold_B.all())
     assert found.keys() == expected.keys()
     assert any(name.startswith("gradient of pooled_tables") for name in found)
     for name, value in expected.items():

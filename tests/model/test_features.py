@@ -12,7 +12,7 @@ from mail_torchrec.data.encoders import fit_encoders
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_lookups
+from mail_torchrec.data.schema.feature_tables import plan_feature_tables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.train.assembly import Assembled, assemble
@@ -35,7 +35,7 @@ def whole_model(root: Path, dim: int) -> tuple[Assembled, Batch]:
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data,
+        source, config.schema_, encoders, assembled.feature_tables, config.data,
         share=Share(), batch_size=32, shuffle=False, seed=0, samplers={},
     )  # fmt: skip
     return assembled, next(iter(reader))
@@ -98,6 +98,6 @@ def test_weights_start_at_0_and_only_those_of_fields_are_trained(tmp_path: Path,
 
 def test_only_tables_of_fields_hold_weights() -> None:
     schema = Schema.model_validate(SCHEMA)
-    lookups = plan_lookups(schema, needs_match=False, needs_first_order=True)
-    assert lookups.first_order == set(FIELDS)
-    assert plan_lookups(schema, needs_match=True).first_order == set()
+    feature_tables = plan_feature_tables(schema, needs_match=False, needs_first_order=True)
+    assert feature_tables.first_order == set(FIELDS)
+    assert plan_feature_tables(schema, needs_match=True).first_order == set()

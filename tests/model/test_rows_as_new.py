@@ -11,7 +11,7 @@ from mail_torchrec.model.builders import ModelSettings
 from tests.model.test_wall import gradients, whole
 
 pytestmark = pytest.mark.usefixtures("alone")
-OWN: dict[str, Any] = {"as_new_weight": 1.0, "new_user_tower": "own"}
+OWN: dict[str, Any] = {"cold_loss_weight": 1.0, "new_user_tower": "own"}
 
 
 def emptied(batch: Any) -> Any:
@@ -26,17 +26,17 @@ def emptied(batch: Any) -> Any:
 
 
 def test_the_second_loss_is_that_of_old_rows_without_their_behaviours(small_root: Path) -> None:
-    model, batch = whole(small_root, zero_shot=None, as_new_weight=0.5)
+    model, batch = whole(small_root, zero_shot=None, cold_loss_weight=0.5)
     output = model(batch)[1]
     logits_B = model(emptied(batch))[1].logits_B
-    old_B = ~batch.is_new_B
+    old_B = ~batch.is_cold_B
     expected = ranking_loss(logits_B, batch.labels_B)[old_B].mean()
     assert 0 < old_B.sum() < len(batch)
     torch.testing.assert_close(output.losses["L_new_rt"], expected)
 
 
 def test_the_second_loss_counts_with_its_weight(small_root: Path) -> None:
-    model, batch = whole(small_root, as_new_weight=0.25)
+    model, batch = whole(small_root, cold_loss_weight=0.25)
     loss, output = model(batch)
     named = output.losses
     expected = (
@@ -87,8 +87,8 @@ def test_new_rows_are_scored_by_their_own_tower_and_old_ones_by_the_other(small_
         (before.logits_B, after.logits_B),
         *((before.tasks[name], after.tasks[name]) for name in before.tasks),
     ]:
-        assert torch.equal(first[~batch.is_new_B], second[~batch.is_new_B])
-        assert (first[batch.is_new_B] != second[batch.is_new_B]).all()
+        assert torch.equal(first[~batch.is_cold_B], second[~batch.is_cold_B])
+        assert (first[batch.is_cold_B] != second[batch.is_cold_B]).all()
 
 
 def test_virtual_behaviours_of_a_second_pass_are_data_too(
@@ -103,14 +103,14 @@ def test_virtual_behaviours_of_a_second_pass_are_data_too(
 @pytest.mark.parametrize("kind", ["new", "old"])
 @pytest.mark.parametrize(
     "switches",
-    [OWN, {"as_new_weight": 1.0}, {"behaviour_dropout": 0.5}, {**OWN, "multi_task": {}}],
+    [OWN, {"cold_loss_weight": 1.0}, {"behaviour_dropout": 0.5}, {**OWN, "multi_task": {}}],
     ids=str,
 )
 def test_with_rows_of_one_kind_every_parameter_gets_a_finite_gradient(
     small_root: Path, kind: str, switches: dict[str, Any]
 ) -> None:
     model, batch = whole(small_root, **switches)
-    batch.is_new_B[:] = kind == "new"
+    batch.is_cold_B[:] = kind == "new"
     loss, output = model(batch)
     loss.backward()
     assert all(torch.isfinite(value) for value in output.losses.values())
@@ -135,14 +135,14 @@ def test_dropped_rows_are_ranked_as_without_behaviours_and_the_others_as_they_ar
     plain = model.eval()(batch)[1].logits_B
     dropped_B = ~torch.isclose(found, plain)
     torch.testing.assert_close(found[dropped_B], without[dropped_B])
-    old_B = ~batch.is_new_B
-    assert 0.2 < dropped_B[old_B].float().mean() < 0.8 and not dropped_B[batch.is_new_B].any()
+    old_B = ~batch.is_cold_B
+    assert 0.2 < dropped_B[old_B].float().mean() < 0.8 and not dropped_B[batch.is_cold_B].any()
 
 
 def test_without_a_maker_new_rows_keep_the_few_behaviours_that_they_have(small_root: Path) -> None:
     model, batch = whole(small_root, zero_shot=None, **OWN)
     model.eval()
-    batch.is_new_B[:] = True
+    batch.is_cold_B[:] = True
     assert not torch.equal(model(batch)[1].logits_B, model(emptied(batch))[1].logits_B)
 
 
@@ -150,7 +150,7 @@ def test_what_contradicts_itself_is_refused() -> None:
     with pytest.raises(
         ValueError,
         match=(
-            "new_user_tower 'own' is trained by rows as new ones alone; set as_new_weight above 0"
+            "new_user_tower 'own' is trained by rows as new ones alone; set cold_loss_weight above 0"
         ),
     ):
         ModelSettings(new_user_tower="own")

@@ -27,8 +27,8 @@ def build(small_root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, CPU)
     reader = Reader(
-        source, config.schema_, encoders, assembled.lookups, config.data, share=Share(), batch_size=32, shuffle=True, seed=1,
-        samplers=samplers(config, encoders, assembled.lookups),
+        source, config.schema_, encoders, assembled.feature_tables, config.data, share=Share(), batch_size=32, shuffle=True, seed=1,
+        samplers=samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
 
     def endless() -> Iterator[Any]:
@@ -205,7 +205,7 @@ def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradi
     small_root: Path, kind: str, multi_task: dict[str, Any] | None
 ) -> None:
     model, batch = whole(small_root, multi_task=multi_task)
-    batch.is_new_B[:] = kind == "new"
+    batch.is_cold_B[:] = kind == "new"
     loss, output = model(batch)
     loss.backward()
     assert all(torch.isfinite(value) for value in output.losses.values())

@@ -17,7 +17,7 @@ from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import ask
 from mail_torchrec.planning.estimate import TABLE_PARTS, Answer
 from mail_torchrec.planning.scenarios import Question, question
-from mail_torchrec.train.assembly import lookups_of
+from mail_torchrec.train.assembly import feature_tables_of
 from mail_torchrec.train.dense_cost import dense_cost
 from tests.support.small_rows import config_tree
 
@@ -154,7 +154,7 @@ def test_a_vocabulary_of_unknown_size_is_asked_for(config: Path) -> None:
 
 def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     settings = load_config(config, [])
-    cost = dense_cost(settings, lookups_of(settings), ROWS)
+    cost = dense_cost(settings, feature_tables_of(settings), ROWS)
     one, two = (cost.memory(rows, 1)["activations"] for rows in (64, 128))
     assert two == pytest.approx(2 * one, rel=0.1) and one > 64 * 6 * 8 * 4
     assert cost.memory(64, 1)[
@@ -168,7 +168,7 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     }
     assert cost.memory(64, 4)["mmd over all ranks"] == pytest.approx(kept[4] - kept[1], rel=0.1)
     own = load_config(config, ["model.mmd_over_all_ranks=false"])
-    assert "mmd over all ranks" not in dense_cost(own, lookups_of(own), ROWS).memory(64, 4)
+    assert "mmd over all ranks" not in dense_cost(own, feature_tables_of(own), ROWS).memory(64, 4)
 
 
 def _kept(rows: torch.Tensor, all_rows: torch.Tensor) -> int:

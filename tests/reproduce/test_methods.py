@@ -130,13 +130,13 @@ def test_emblr_has_one_weight_an_id(path: Path) -> None:
 
 def test_a_plain_tower_is_plain_whatever_remedies_the_configuration_has(path: Path) -> None:
     tree = yaml.safe_load(path.read_text())
-    tree["model"] |= {"as_new_weight": 1.0, "new_user_tower": "own", "behaviour_dropout": 0.2}
+    tree["model"] |= {"cold_loss_weight": 1.0, "new_user_tower": "own", "behaviour_dropout": 0.2}
     path.write_text(yaml.safe_dump(tree))
     for method in ("BaseDNN", "BaseDNN oracle", "LLAE", "MAIL-BaseDNN"):
         model = resolved(method, path)["model"]
         expected = (1.0, "own", 0.2) if method == "MAIL-BaseDNN" else (0.0, "shared", 0.0)
         assert (
-            model["as_new_weight"],
+            model["cold_loss_weight"],
             model["new_user_tower"],
             model["behaviour_dropout"],
         ) == expected, method

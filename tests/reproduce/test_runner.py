@@ -131,8 +131,8 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
     text = dump_config(run.config)
-    assert "  shuffle_rows: 65536\n" in text
-    run.run_dir.config.write_text(text.replace("  shuffle_rows: 65536\n", ""))
+    assert "  shuffle_buffer_size: 65536\n" in text
+    run.run_dir.config.write_text(text.replace("  shuffle_buffer_size: 65536\n", ""))
     assert run.is_finished()
     run.run_dir.config.write_text(text + "unheard_of: 1\n")
     with pytest.raises(

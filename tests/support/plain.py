@@ -192,5 +192,5 @@ def encoded(row: Row, column: str, values: dict[str, list[Any]], hidden: set[int
 def numbers(batch: Batch, ages: Sequence[int]) -> list[int]:
     """The numbers of a batch's rows (those of weight 1), by the vocabulary of ``age``."""
     ages_U = batch.pooled["age"].values()
-    found = (ages_U if batch.shared is None else ages_U[batch.shared.user_of_B]).tolist()
+    found = (ages_U if batch.dedup is None else ages_U[batch.dedup.inverse_indices_B]).tolist()
     return [ages[found[i] - 2] for i in range(len(batch)) if batch.weights_B[i] == 1]

@@ -193,7 +193,7 @@ def reconstruction(
         ]
     )
     real = np.array([t < length for values, length in behaviours for t in range(len(values))])
-    if settings.rebuilds == "pooled":
+    if settings.reconstruction_target == "pooled":
         target = np.array(
             [
                 sum((values[t] for t in range(length)), 0 * values[0]) / len(values)
@@ -225,7 +225,7 @@ def virtual(
     decoded, start, found = decoded.reshape(-1, dim), 0, []
     for index, num in enumerate(lengths):
         length = num if relative is None else min(max(round(float(relative[index]) * num), 1), num)
-        if settings.rebuilds == "pooled":
+        if settings.reconstruction_target == "pooled":
             values = np.array([decoded[index] * num / length] * num)
         else:
             values = decoded[start : start + num].copy()

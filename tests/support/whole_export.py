@@ -26,7 +26,7 @@ from mail_torchrec.inference.requests import (
     value_types,
 )
 from mail_torchrec.model.mail import Mail, Towers
-from mail_torchrec.train.assembly import lookups_of
+from mail_torchrec.train.assembly import feature_tables_of
 from tests.support.small_rows import config_tree
 
 
@@ -54,11 +54,12 @@ class Whole:
         self.encoders: Encoders = fit_encoders(
             Source(str(root / "train"), schema), schema, self.config.data.cold_start
         )
-        self.lookups = lookups_of(self.config)
+        self.feature_tables = feature_tables_of(self.config)
         torch.manual_seed(1)
-        towers = Towers(self.config.model, schema, self.lookups, self.encoders.num_rows)
+        towers = Towers(self.config.model, schema, self.feature_tables, self.encoders.num_rows)
         self.model = Mail(
-            *build_tables(schema, self.lookups, self.encoders.num_rows, torch.device("cpu")), towers
+            *build_tables(schema, self.feature_tables, self.encoders.num_rows, torch.device("cpu")),
+            towers,
         ).eval()
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and "products" not in name:
@@ -76,14 +77,14 @@ class Whole:
             self._tables(folder),
             self.inputs,
             schema,
-            self.lookups,
+            self.feature_tables,
             self.config.data.new_user_max_behaviours,
         )
 
     def trained(self, num_rows: int) -> dict[str, Tensor]:
         """The model's probabilities of the file's first rows, read as the trainer reads them."""
         reader = Reader(
-            Source(str(self.path), self.config.schema_), self.config.schema_, self.encoders, self.lookups, self.config.data,
+            Source(str(self.path), self.config.schema_), self.config.schema_, self.encoders, self.feature_tables, self.config.data,
             share=Share(), batch_size=10_000, shuffle=False, seed=0,
         )  # fmt: skip
         [batch] = list(reader)

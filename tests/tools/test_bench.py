@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.train.assembly import assemble, lookups_of
+from mail_torchrec.train.assembly import assemble, feature_tables_of
 from tools.bench import main
 from tools.benchmark import split as split_module
 from tools.benchmark.apart import Apart
@@ -70,8 +70,8 @@ def encoders(setting: Setting) -> Encoders:
 
 def first_rows(setting: Setting, encoders: Encoders) -> Padded:
     batch = next(Input(loaded(setting.config(), encoders, training=True)))
-    assert 0 < batch.is_new_B.sum() < len(batch)
-    return padded(batch, setting.config().schema_, lookups_of(setting.config()))
+    assert 0 < batch.is_cold_B.sum() < len(batch)
+    return padded(batch, setting.config().schema_, feature_tables_of(setting.config()))
 
 
 def renamed(name: str) -> str:
@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_the_reference_are_the_trainers(
     batch = next(Input(loaded(config, encoders, training=True)))
     loss, outputs = trainer(batch)
     loss.backward()
-    rows = padded(batch, config.schema_, lookups_of(config))
+    rows = padded(batch, config.schema_, feature_tables_of(config))
     _, losses = reference(rows)
     reference.total(losses).backward()
     assert losses.keys() == outputs.losses.keys() == {"L_rt", "L_match", "L_a", "L_v", "L_d"}
@@ -127,7 +127,7 @@ def test_arithmetic_by_formula_is_what_torch_counts(
     with counter:
         _, losses = reference(rows)
         reference.total(losses).backward()
-    num_new = int(rows.is_new_B.sum())
+    num_new = int(rows.is_cold_B.sum())
     counted = step_counts(
         config, num_old=len(rows.labels_B) - num_new, num_new=num_new, mean_length=3.0
     )

@@ -21,7 +21,7 @@ LENGTHS = [5, 3]
 NUM_FIELDS, FIELD_DIM, NUM_NUMERIC = 6, 3, 2
 SMALL: dict[str, Any] = {"attention_dim": 5, "encoder_dims": (8, 7, 6), "decoder_dims": (7, 8)}
 TRAINED = ["single", "dual", "full"]
-TUNED = {"rebuilds": "pooled", "pooling": "concat", "standardise": True}
+TUNED = {"reconstruction_target": "pooled", "pooling": "concat", "standardise_targets": True}
 Sequences = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -112,7 +112,10 @@ def test_losses_of_pooled_behaviours_equal_the_formula(
     variant: str, pooling: str, virtual_length: str
 ) -> None:
     tower = tower_of(
-        variant=variant, rebuilds="pooled", pooling=pooling, virtual_length=virtual_length
+        variant=variant,
+        reconstruction_target="pooled",
+        pooling=pooling,
+        virtual_length=virtual_length,
     )
     p = reference.parameters(ready(tower))
     fields, numeric, sequences = rows(4)
@@ -136,12 +139,14 @@ def test_losses_of_pooled_behaviours_equal_the_formula(
 
 
 @pytest.mark.parametrize(
-    "switches", [{"rebuilds": "pooled"}, {"padding": "masked"}, {"padding": "counted"}], ids=str
+    "switches",
+    [{"reconstruction_target": "pooled"}, {"padding": "masked"}, {"padding": "counted"}],
+    ids=str,
 )
 def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(
     switches: dict[str, Any],
 ) -> None:
-    scaled, plain = tower_of(standardise=True, **switches), tower_of(**switches)
+    scaled, plain = tower_of(standardise_targets=True, **switches), tower_of(**switches)
     ready(plain)
     scaled.double().load_state_dict(plain.state_dict(), strict=False)
     fields, numeric, sequences = rows(40)
@@ -158,7 +163,11 @@ def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(
     [(decoder, target, mask), *_] = plain._targets(
         fields, list(sequences.values()), *join(list(sequences.values())), torch.ones(40)
     )
-    columns = target.flatten(1).numpy() if "rebuilds" in switches else target.flatten(0, 1).numpy()
+    columns = (
+        target.flatten(1).numpy()
+        if "reconstruction_target" in switches
+        else target.flatten(0, 1).numpy()
+    )
     counted = columns[mask.flatten().numpy()] if mask is not None else columns
     flat = (columns - counted.mean(0)) / counted.std(0)
     targets = [(decoder, torch.from_numpy(flat).view_as(target), mask)]
@@ -170,7 +179,7 @@ def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(
 
 def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real_ones() -> None:
     torch.manual_seed(0)
-    tower = tower_of(standardise=True, rebuilds="pooled").double()
+    tower = tower_of(standardise_targets=True, reconstruction_target="pooled").double()
     fields, numeric, sequences = rows(200)
     sequences = {
         name: (values * 100 + 500, torch.full_like(lengths, values.shape[1]))
@@ -189,9 +198,9 @@ def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real
         {},
         {"virtual_length": "predicted"},
         {"variant": "single", "virtual_length": "predicted"},
-        {"rebuilds": "pooled", "pooling": "concat"},
-        {"rebuilds": "pooled", "virtual_length": "predicted"},
-        {"rebuilds": "pooled", "variant": "none"},
+        {"reconstruction_target": "pooled", "pooling": "concat"},
+        {"reconstruction_target": "pooled", "virtual_length": "predicted"},
+        {"reconstruction_target": "pooled", "variant": "none"},
     ],
     ids=str,
 )
@@ -344,7 +353,7 @@ def test_defaults_are_the_papers() -> None:
         1.0,
         "train_and_infer",
     )
-    assert (settings.learning_rate_scale, settings.sees, settings.decoders) == (
+    assert (settings.learning_rate_scale, settings.input_fields, settings.decoders) == (
         1.0,
         "user_attributes",
         "pair",
@@ -397,13 +406,14 @@ def test_no_fields_or_no_behaviours_are_refused() -> None:
 def test_switches_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"variant 'none' observes nothing, so it cannot standardise; set standardise false",
+        match=r"variant 'none' observes nothing, so it cannot standardise; set standardise_targets false",
     ):
-        ZeroShotSettings(variant="none", standardise=True)
+        ZeroShotSettings(variant="none", standardise_targets=True)
     with pytest.raises(
-        ValueError, match=r"rebuilds 'pooled' has no positions to mask; set padding 'counted'"
+        ValueError,
+        match=r"reconstruction_target 'pooled' has no positions to mask; set padding 'counted'",
     ):
-        ZeroShotSettings(rebuilds="pooled", padding="masked")
+        ZeroShotSettings(reconstruction_target="pooled", padding="masked")
 
 
 def test_variant_none_cannot_predict_lengths() -> None:
@@ -416,10 +426,10 @@ def test_variant_none_cannot_predict_lengths() -> None:
 
 def test_virtual_behaviours_feel_the_dropout_in_training_unless_told_not_to() -> None:
     fields, numeric, _ = rows(6)
-    for drop_virtual in (True, False):
-        tower = ready(tower_of(drop_virtual=drop_virtual))
+    for virtual_dropout in (True, False):
+        tower = ready(tower_of(virtual_dropout=virtual_dropout))
         expected = tower.virtual(fields, numeric)["history"][0]
         assert (
             torch.equal(tower.train().virtual(fields, numeric)["history"][0], expected)
-            is not drop_virtual
+            is not virtual_dropout
         )

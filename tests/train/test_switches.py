@@ -61,7 +61,7 @@ def test_compiled_towers_train_alike_and_are_compiled_once(
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     found, found_weights = steps_of(small_root, {"compile": True}, data=data)
-    assert len({int(output.batch.is_new_U.sum()) for output in found}) > 2
+    assert len({int(output.batch.is_cold_U.sum()) for output in found}) > 2
     assert_close(found, expected, 1e-4)
     for name, value in weights.items():
         torch.testing.assert_close(found_weights[name], value, rtol=1e-3, atol=1e-4)
@@ -95,9 +95,9 @@ def test_tf32_is_refused_on_a_cpu(small_root: Path) -> None:
 def test_losses_of_a_sample_of_old_users_are_on_average_those_of_all(small_root: Path) -> None:
     assembled, batches = build(small_root, sharding={"enabled": False})
     batch, tower = next(batches), assembled.model.towers.zero_shot
-    num_old = int((~batch.is_new_B).sum())
+    num_old = int((~batch.is_cold_B).sum())
     expected = assembled.model(batch)[1].losses
-    tower.settings = tower.settings.model_copy(update={"sampled_share": 0.3})
+    tower.settings = tower.settings.model_copy(update={"loss_sample_share": 0.3})
     sizes: set[int] = set()
     tower.attribute_encoder.register_forward_hook(
         lambda *call: sizes.add(len(call[2])) if torch.is_grad_enabled() else None

@@ -205,8 +205,8 @@ def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
 
 SWITCHES: list[dict[str, Any]] = [
     {"variant": "none"}, {"variant": "single"}, {"variant": "dual"}, {"alignment": "paired_mse"}, {"fill": "infer_only"},
-    {"sees": "all_fields"}, {"decoders": "per_group"}, {"padding": "masked"}, {"virtual_length": "predicted"}, {"reduction": "sum"},
-    {"learning_rate_scale": 0.5}, {"sees": "all_fields", "decoders": "per_group", "alignment": "paired_mse", "reduction": "sum"},
+    {"input_fields": "all_fields"}, {"decoders": "per_group"}, {"padding": "masked"}, {"virtual_length": "predicted"}, {"reduction": "sum"},
+    {"learning_rate_scale": 0.5}, {"input_fields": "all_fields", "decoders": "per_group", "alignment": "paired_mse", "reduction": "sum"},
 ]  # fmt: skip
 
 

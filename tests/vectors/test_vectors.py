@@ -140,8 +140,10 @@ def test_vectors_are_the_trainers(root: Path, model: Path, tmp_path: Path) -> No
     """Users' against what the trainer's network gives out, items' against the stored table V'."""
     run, manifest = Run.open(RunDir(root / "run")), Manifest.read(model)
     requests = [request for request, _ in read_golden(model)]
-    batch = golden_batch(requests, manifest.types, run.config, run.encoders, run.lookups, tmp_path)
-    compact = CompactTables(run.config.schema_, run.lookups, run.encoders.num_rows, batch)
+    batch = golden_batch(
+        requests, manifest.types, run.config, run.encoders, run.feature_tables, tmp_path
+    )
+    compact = CompactTables(run.config.schema_, run.feature_tables, run.encoders.num_rows, batch)
     run.write_tables(tmp_path / "tables", "float32", also=compact.take)
     seen: list[torch.Tensor] = []
     run.towers.ranking.user_to_item[0].register_forward_hook(

@@ -30,7 +30,7 @@ _FLOAT = 4
 
 
 def machine_limits(device: torch.device, *, dim: int = 32, small: bool = False) -> dict[str, float]:
-    """Measures all of them: the best of products, medians of copies and lookups.
+    """Measures all of them: the best of products, medians of copies and feature_tables.
 
     Args:
         device: whose.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mail_torchrec.data.reading.batch import Batch, MatchIds
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
 
 
@@ -25,26 +25,26 @@ class Padded:
     """List column -> entries of each row [B]."""
     numeric_BN: Tensor
     labels_B: Tensor
-    is_new_B: Tensor
-    users_B: Tensor
     is_cold_B: Tensor
+    users_B: Tensor
+    is_new_B: Tensor
     match: MatchIds
     """Of the one sequence; ``last_B`` and the negatives are rows of the output-side table."""
 
 
-def padded(batch: Batch, schema: Schema, lookups: Lookups) -> Padded:
+def padded(batch: Batch, schema: Schema, feature_tables: FeatureTables) -> Padded:
     """The same rows, padded."""
-    [(sequence, _)] = lookups.match.items()
+    [(sequence, _)] = feature_tables.match.items()
     ids, lengths = {}, {}
     for name in schema.id_columns:
-        jagged = (batch.unpooled if name in lookups.unpooled else batch.pooled)[name]
+        jagged = (batch.unpooled if name in feature_tables.unpooled else batch.pooled)[name]
         if name in schema.lists:
             ids[name] = _padded(jagged.values(), jagged.lengths(), schema.columns[name].max_length)
             lengths[name] = jagged.lengths()
         else:
             ids[name] = jagged.values()
     return Padded(
-        ids, lengths, batch.numeric_BN, batch.labels_B, batch.is_new_B, batch.users_B, batch.is_cold_B, batch.match[sequence]
+        ids, lengths, batch.numeric_BN, batch.labels_B, batch.is_cold_B, batch.users_B, batch.is_new_B, batch.match[sequence]
     )  # fmt: skip
 
 

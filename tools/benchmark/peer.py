@@ -23,7 +23,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.schema import Kind
 from mail_torchrec.towers.dmr import DMRSettings
 from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import lookups_of
+from mail_torchrec.train.assembly import feature_tables_of
 from tools.benchmark.growth import Say
 from tools.benchmark.padded import padded
 from tools.benchmark.setting import DMR, Setting
@@ -186,9 +186,10 @@ def _arrays(
             )
         }
     )
-    schema, lookups = config.schema_, lookups_of(config)
+    schema, feature_tables = config.schema_, feature_tables_of(config)
     batches = [
-        padded(batch, schema, lookups) for batch in loaded(plain, encoders, training=False).loader
+        padded(batch, schema, feature_tables)
+        for batch in loaded(plain, encoders, training=False).loader
     ]
     random = np.random.default_rng(0)
     arrays: dict[str, Any] = {"label": torch.cat([rows.labels_B for rows in batches]).numpy()}

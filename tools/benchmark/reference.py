@@ -287,18 +287,18 @@ class Reference(nn.Module):
             * mask_BT[:, :, None]
         )
         losses: dict[str, Tensor] = {}
-        is_new_B, numeric_BM = (
-            rows.is_new_B,
+        is_cold_B, numeric_BM = (
+            rows.is_cold_B,
             rows.numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))],
         )
         if self.zero_shot is not None:
             virtual_BTd, losses = self.zero_shot(
-                attributes_BAd.detach(), numeric_BM, v_BTd.detach(), mask_BT, ~is_new_B
+                attributes_BAd.detach(), numeric_BM, v_BTd.detach(), mask_BT, ~is_cold_B
             )
             losses = losses if self.training else {}
-            v_BTd = torch.where(is_new_B[:, None, None], virtual_BTd.detach(), v_BTd)
-            lengths_B = torch.where(is_new_B, v_BTd.shape[1], lengths_B)
-            actions_BT = actions_BT.masked_fill(is_new_B[:, None], 0)
+            v_BTd = torch.where(is_cold_B[:, None, None], virtual_BTd.detach(), v_BTd)
+            lengths_B = torch.where(is_cold_B, v_BTd.shape[1], lengths_B)
+            actions_BT = actions_BT.masked_fill(is_cold_B[:, None], 0)
         fields_BX = torch.cat(
             [
                 attributes_BAd.flatten(1),
@@ -315,7 +315,7 @@ class Reference(nn.Module):
         if self.training:
             losses["L_rt"] = functional.binary_cross_entropy_with_logits(logits_B, rows.labels_B)
             losses["L_match"] = self.match_loss(
-                before_Bd, rows, (lengths_B >= 3) & ~(is_new_B & (self.zero_shot is not None))
+                before_Bd, rows, (lengths_B >= 3) & ~(is_cold_B & (self.zero_shot is not None))
             )
         return logits_B, losses
 

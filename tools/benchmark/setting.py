@@ -88,7 +88,7 @@ class Variant:
 
 UNGROUPED = Variant("ungrouped")
 GROUPED = Variant("grouped", ("data.group_by_user=true",))
-_SAMPLE = ("model.zero_shot.sampled_share=0.1",)
+_SAMPLE = ("model.zero_shot.loss_sample_share=0.1",)
 UNGROUPED_SAMPLED, GROUPED_SAMPLED = (
     Variant("ungrouped, sampled", _SAMPLE),
     Variant("grouped, sampled", (*GROUPED.overrides, *_SAMPLE)),

@@ -13,7 +13,7 @@ from mail_torchrec.data.encoders import Encoders, fit_encoders
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.metrics.auc import auc
-from mail_torchrec.train.assembly import assemble, lookups_of
+from mail_torchrec.train.assembly import assemble, feature_tables_of
 from mail_torchrec.train.evaluation import Batches, evaluate, outputs
 from mail_torchrec.train.loop import Loaded
 from mail_torchrec.train.trainer import load
@@ -77,7 +77,7 @@ def loaded(config: Config, encoders: Encoders, *, training: bool) -> Loaded:
     source = Source(
         config.data.path(config.data.train if training else config.data.test), config.schema_
     )
-    return load(config, encoders, lookups_of(config), source, training=training)
+    return load(config, encoders, feature_tables_of(config), source, training=training)
 
 
 class Trainer:
@@ -127,7 +127,7 @@ class DirectReference:
             encoders,
             device,
         )
-        self.lookups = lookups_of(self.config)
+        self.feature_tables = feature_tables_of(self.config)
         torch.manual_seed(self.config.train.seed)
         self.model = Reference(self.config, encoders.num_rows).to(device).train()
         zero_shot = (
@@ -157,7 +157,7 @@ class DirectReference:
 
     def _train(self, batch: Batch) -> int:
         batch = batch.to(self.device)
-        rows = padded(batch, self.config.schema_, self.lookups)
+        rows = padded(batch, self.config.schema_, self.feature_tables)
         _, losses = self.model(rows)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -173,7 +173,7 @@ class DirectReference:
         scores: list[NDArray[Any]] = []
         labels: list[NDArray[Any]] = []
         for batch in loaded(self.config, self.encoders, training=False).loader:
-            rows = padded(batch.to(self.device), self.config.schema_, self.lookups)
+            rows = padded(batch.to(self.device), self.config.schema_, self.feature_tables)
             scores.append(self.model(rows)[0].cpu().numpy())
             labels.append(batch.labels_B.numpy())
         self.model.train()

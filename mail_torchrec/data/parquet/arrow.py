@@ -17,10 +17,10 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass
-class Ragged:
+class JaggedArray:
     """Rows of different lengths: slices of one array, end to end unless ``begins`` says where each one lies.
 
-    ``[[7, 8], [], [9]]`` is ``Ragged([7, 8, 9], [2, 0, 1])``. Rows may share values, and taking
+    ``[[7, 8], [], [9]]`` is ``JaggedArray([7, 8, 9], [2, 0, 1])``. Rows may share values, and taking
     rows moves none.
     """
 
@@ -50,30 +50,32 @@ class Ragged:
         )
         return positions
 
-    def take(self, rows: Ints | slice) -> "Ragged":
+    def take(self, rows: Ints | slice) -> "JaggedArray":
         """These rows, in this order."""
-        return Ragged(self.stored, self.lengths[rows], self.starts[rows])
+        return JaggedArray(self.stored, self.lengths[rows], self.starts[rows])
 
-    def newest(self, limit: int | Ints) -> "Ragged":
+    def newest(self, limit: int | Ints) -> "JaggedArray":
         """Every row cut to its last ``limit`` values, one limit for all or one a row."""
         excess = np.maximum(self.lengths - limit, 0)
         return (
-            Ragged(self.stored, self.lengths - excess, self.starts + excess)
+            JaggedArray(self.stored, self.lengths - excess, self.starts + excess)
             if excess.any()
             else self
         )
 
-    def trimmed(self) -> "Ragged":
+    def trimmed(self) -> "JaggedArray":
         """The same without stored values before the first that a row has and behind the last, which it so does not keep alive."""
         full = self.lengths > 0
         if self.begins is None or not full.any():
             return (
                 self
                 if self.begins is None
-                else Ragged(self.stored[:0], self.lengths, np.zeros_like(self.lengths))
+                else JaggedArray(self.stored[:0], self.lengths, np.zeros_like(self.lengths))
             )
         first, stop = int(self.starts[full].min()), int((self.starts + self.lengths)[full].max())
-        return Ragged(self.stored[first:stop], self.lengths, np.where(full, self.starts - first, 0))
+        return JaggedArray(
+            self.stored[first:stop], self.lengths, np.where(full, self.starts - first, 0)
+        )
 
     def last(self, default: int) -> Ints:
         """The last value of each row, ``default`` where a row is empty."""
@@ -91,7 +93,7 @@ class Ragged:
         return counts
 
     @staticmethod
-    def concatenate(parts: "list[Ragged]") -> "Ragged":
+    def concatenate(parts: "list[JaggedArray]") -> "JaggedArray":
         """Rows of several parts, one after another."""
         trimmed = [part.trimmed() for part in parts]
         before = np.cumsum([0, *(len(part.stored) for part in trimmed)])
@@ -100,7 +102,7 @@ class Ragged:
             np.concatenate([part.stored for part in trimmed]),
             np.concatenate([part.lengths for part in trimmed]),
         )
-        return Ragged(stored, lengths, np.concatenate(starts))
+        return JaggedArray(stored, lengths, np.concatenate(starts))
 
 
 def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
@@ -156,7 +158,7 @@ def newest_ids(
         ValueError: as :func:`plain_ids`.
     """
     ids = plain_ids(pc.list_flatten(column), file=file, name=name)
-    kept = Ragged(np.zeros(0, dtype=np.int64), list_lengths(column)).newest(limit)
+    kept = JaggedArray(np.zeros(0, dtype=np.int64), list_lengths(column)).newest(limit)
     return ids if kept.lengths.sum() == len(ids) else ids.take(
         pa.array(kept.positions)
     ), kept.lengths

@@ -25,13 +25,13 @@ class MatchIds:
 
 
 @dataclass
-class Shared:
+class DedupIndices:
     """Which rows hold the same of one user."""
 
-    first_U: Tensor
+    first_rows_U: Tensor
     """The first row of each user, rising."""
-    user_of_B: Tensor
-    """The place of each row's user in ``first_U``."""
+    inverse_indices_B: Tensor
+    """The place of each row's user in ``first_rows_U``."""
 
 
 @dataclass
@@ -65,35 +65,35 @@ class Batch(Pipelineable):
     (float)."""
     users_B: Tensor
     """The group key as an int64 (a hash), for GAUC."""
-    is_new_B: Tensor
-    """Rows whose behaviours the model must do without (Eq. 9)."""
     is_cold_B: Tensor
+    """Rows whose behaviours the model must do without (Eq. 9)."""
+    is_new_B: Tensor
     """Rows reported as new users': hidden by the simulated cold start or without history; the
     oracle reports them too."""
     match: dict[str, MatchIds]
     counts: Tensor
     """What was met on the way (unknown ids a column, rows cut a list), in the order of
     ``Reader.count_names``."""
-    shared: Shared | None = None
+    dedup: DedupIndices | None = None
     """Which rows share a user; None: none do."""
 
     @property
-    def is_new_U(self) -> Tensor:
-        """``is_new_B`` of each user; a row is a user where none is shared."""
-        return self.of_users(self.is_new_B)
+    def is_cold_U(self) -> Tensor:
+        """``is_cold_B`` of each user; a row is a user where none is shared."""
+        return self.of_users(self.is_cold_B)
 
     @property
     def weights_U(self) -> Tensor:
         """The weight of each user's rows together."""
-        if self.shared is None:
+        if self.dedup is None:
             return self.weights_B
-        return self.weights_B.new_zeros(len(self.shared.first_U)).index_add(
-            0, self.shared.user_of_B, self.weights_B
+        return self.weights_B.new_zeros(len(self.dedup.first_rows_U)).index_add(
+            0, self.dedup.inverse_indices_B, self.weights_B
         )
 
     def of_users(self, x_B: Tensor) -> Tensor:
         """Of values that a user's rows have in common, one a user."""
-        return x_B if self.shared is None else x_B.index_select(0, self.shared.first_U)
+        return x_B if self.dedup is None else x_B.index_select(0, self.dedup.first_rows_U)
 
     def __len__(self) -> int:
         return int(self.labels_B.shape[0])

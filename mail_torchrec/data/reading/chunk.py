@@ -14,7 +14,7 @@ from mail_torchrec.data.parquet.arrow import (
     Bools,
     Floats,
     Ints,
-    Ragged,
+    JaggedArray,
     binary,
     list_lengths,
     numbers,
@@ -24,14 +24,14 @@ from mail_torchrec.data.schema.schema import Group, Schema
 
 
 @dataclass
-class Window:
+class Chunk:
     """Rows as NumPy arrays.
 
     ``R`` rows, ``C`` columns of one id (``schema.scalars``), ``L`` list columns (``schema.lists``),
     ``N`` numeric columns.
     """
 
-    lists: dict[str, Ragged]
+    lists: dict[str, JaggedArray]
     """List column -> table rows."""
     scalars_CR: Ints
     """Table rows, column by column as batches hold them."""
@@ -41,15 +41,15 @@ class Window:
     """The conversion column as it is in the files, also on rows without a click; all False where
     the schema has none."""
     users_R: Ints
-    is_new_R: Bools
     is_cold_R: Bools
+    is_new_R: Bools
     is_cut_RL: Bools
     """True where a list was cut to its newest entries."""
 
     def __len__(self) -> int:
         return len(self.labels_R)
 
-    def take(self, rows: Ints | slice) -> "Window":
+    def take(self, rows: Ints | slice) -> "Chunk":
         """These rows, in this order."""
         lists = {name: ragged.take(rows) for name, ragged in self.lists.items()}
         scalars = (
@@ -57,13 +57,13 @@ class Window:
             if isinstance(rows, slice)
             else self.scalars_CR.take(rows, axis=1)
         )
-        return Window(lists, scalars, *(array[rows] for array in self._by_row()))
+        return Chunk(lists, scalars, *(array[rows] for array in self._by_row()))
 
     @staticmethod
-    def concatenate(parts: "list[Window]") -> "Window":
+    def concatenate(parts: "list[Chunk]") -> "Chunk":
         """Rows of several windows, one after another."""
         lists = {
-            name: Ragged.concatenate([part.lists[name] for part in parts])
+            name: JaggedArray.concatenate([part.lists[name] for part in parts])
             for name in parts[0].lists
         }
         scalars = np.concatenate([part.scalars_CR for part in parts], axis=1)
@@ -71,24 +71,24 @@ class Window:
             np.concatenate(arrays)
             for arrays in zip(*(part._by_row() for part in parts), strict=True)
         ]
-        return Window(lists, scalars, *arrays)
+        return Chunk(lists, scalars, *arrays)
 
     def _by_row(self) -> tuple[Any, ...]:
         """What has a row's entries side by side, in the order of the constructor."""
-        rows = self.labels_R, self.conversions_R, self.users_R, self.is_new_R, self.is_cold_R
+        rows = self.labels_R, self.conversions_R, self.users_R, self.is_cold_R, self.is_new_R
         return self.numeric_RN, *rows, self.is_cut_RL
 
 
 @dataclass(frozen=True)
-class WindowEncoder:
-    """Arrow rows -> :class:`Window`."""
+class ChunkEncoder:
+    """Arrow rows -> :class:`Chunk`."""
 
     schema: Schema
     encoders: Encoders
     cold_start: ColdStartSettings
     new_user_max_behaviours: int
 
-    def __call__(self, table: pa.Table, file: str) -> Window:
+    def __call__(self, table: pa.Table, file: str) -> Chunk:
         """Checks and encodes the rows of one row group.
 
         Raises:
@@ -104,7 +104,7 @@ class WindowEncoder:
         hidden = hidden_users(users, self.cold_start)
         most_R = most_behaviours(hidden, self.cold_start)
         native_new = self._native_new(table, file)
-        return Window(
+        return Chunk(
             {name: self._list(table, name, file, most_R) for name in schema.lists},
             _side_by_side(
                 [self._scalar(table, name, file) for name in schema.scalars],
@@ -129,17 +129,17 @@ class WindowEncoder:
             ),
         )
 
-    def _list(self, table: pa.Table, name: str, file: str, most_R: Ints) -> Ragged:
+    def _list(self, table: pa.Table, name: str, file: str, most_R: Ints) -> JaggedArray:
         column = table[self.schema.file_column(name)]
-        kept = Ragged(np.zeros(0, np.int64), list_lengths(column)).newest(
+        kept = JaggedArray(np.zeros(0, np.int64), list_lengths(column)).newest(
             most_ids(self.schema, name, most_R)
         )
         ids = plain_ids(pc.list_flatten(column), file=file, name=self.schema.file_column(name))
         if 2 * kept.lengths.sum() < len(
             ids
         ):  # else to encode what nobody needs is cheaper than to pick what is needed
-            ids, kept = ids.take(pa.array(kept.positions)), Ragged(kept.stored, kept.lengths)
-        return Ragged(self._encode(name, file, ids), kept.lengths, kept.begins)
+            ids, kept = ids.take(pa.array(kept.positions)), JaggedArray(kept.stored, kept.lengths)
+        return JaggedArray(self._encode(name, file, ids), kept.lengths, kept.begins)
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
         name = self.schema.file_column(self.schema.group_key)

@@ -8,24 +8,24 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.data.ids.vocabulary import UNKNOWN_ROW
 from mail_torchrec.data.negatives import NegativeSampler
-from mail_torchrec.data.parquet.arrow import Bools, Ints, Ragged
-from mail_torchrec.data.reading.batch import Batch, MatchIds, Shared
-from mail_torchrec.data.reading.chunk import Window
+from mail_torchrec.data.parquet.arrow import Bools, Ints, JaggedArray
+from mail_torchrec.data.reading.batch import Batch, DedupIndices, MatchIds
+from mail_torchrec.data.reading.chunk import Chunk
 from mail_torchrec.data.reading.dedup import USER_SIDE, alike_rows
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 
-_Ids = dict[str, Ints | Ragged]
+_Ids = dict[str, Ints | JaggedArray]
 """Key -> ids, one entry a user on the user's side and one a row elsewhere; an array where each
 entry has one id."""
 
 
-class Batching:
+class BatchCollator:
     """Makes batches.
 
     Args:
         schema: columns.
-        lookups: the keys to write.
+        feature_tables: the keys to write.
         samplers: sequence -> sampler of its negatives; none outside training.
         group_by_user: rows that hold the same of one user share it.
     """
@@ -33,21 +33,21 @@ class Batching:
     def __init__(
         self,
         schema: Schema,
-        lookups: Lookups,
+        feature_tables: FeatureTables,
         samplers: Mapping[str, NegativeSampler],
         *,
         group_by_user: bool,
     ) -> None:
-        self._match, self._samplers, self._shares = lookups.match, samplers, group_by_user
+        self._match, self._samplers, self._shares = feature_tables.match, samplers, group_by_user
         self._scalars, self._lists, self._conversion = (
             schema.scalars,
             schema.lists,
             schema.conversion,
         )
-        self._targets = {sequence: schema.target_of(sequence) for sequence in lookups.match}
-        self._pooled, self._unpooled = list(lookups.pooled), list(lookups.unpooled)
+        self._targets = {sequence: schema.target_of(sequence) for sequence in feature_tables.match}
+        self._pooled, self._unpooled = list(feature_tables.pooled), list(feature_tables.unpooled)
         self._of_users = (
-            {*schema.names(*USER_SIDE), *(keys.last for keys in lookups.match.values())}
+            {*schema.names(*USER_SIDE), *(keys.last for keys in feature_tables.match.values())}
             if group_by_user
             else set()
         )
@@ -63,12 +63,12 @@ class Batching:
             [f"distinct/{schema.group_key}", f"states/{schema.group_key}"] if group_by_user else []
         )
 
-    def alike(self, window: Window) -> Ints:
+    def alike(self, window: Chunk) -> Ints:
         """Equal [R] for rows that are to share a user; each is alone where none are."""
         if not self._shares:
             return np.arange(len(window))
         arrays = [
-            window.is_new_R,
+            window.is_cold_R,
             window.numeric_RN[:, : self._numeric_of_users],
             *window.scalars_CR[self._scalars_of_users],
         ]
@@ -80,7 +80,7 @@ class Batching:
 
     def __call__(
         self,
-        rows: Window,
+        rows: Chunk,
         alike_R: Ints,
         is_real_R: Bools,
         random: Callable[[int], np.random.Generator],
@@ -108,20 +108,22 @@ class Batching:
             torch.from_numpy(rows.labels_R & rows.conversions_R).float(),
             torch.from_numpy(is_real_R).float(),
             torch.from_numpy(rows.users_R),
-            torch.from_numpy(rows.is_new_R),
             torch.from_numpy(rows.is_cold_R),
+            torch.from_numpy(rows.is_new_R),
             match,
             counts,
-            Shared(*map(torch.from_numpy, shared)) if shared else None,
+            DedupIndices(*map(torch.from_numpy, shared)) if shared else None,
         )
 
-    def _ids(self, rows: Window, shared: tuple[Ints, Ints] | None) -> _Ids:
+    def _ids(self, rows: Chunk, shared: tuple[Ints, Ints] | None) -> _Ids:
         ids: _Ids = dict(zip(self._scalars, rows.scalars_CR, strict=True)) | rows.lists
         if shared is not None:
-            first_U, _ = shared
-            ids |= {self._scalars[i]: rows.scalars_CR[i, first_U] for i in self._scalars_of_users}
+            first_rows_U, _ = shared
             ids |= {
-                name: ragged.take(first_U)
+                self._scalars[i]: rows.scalars_CR[i, first_rows_U] for i in self._scalars_of_users
+            }
+            ids |= {
+                name: ragged.take(first_rows_U)
                 for name, ragged in rows.lists.items()
                 if name in self._of_users
             }
@@ -136,11 +138,11 @@ class Batching:
             ids[sequence],
             self._samplers.get(sequence),
         )
-        assert isinstance(behaviours, Ragged)
+        assert isinstance(behaviours, JaggedArray)
         last_U = behaviours.last(0)
         negatives = sampler.sample(random) if sampler else np.zeros(0, dtype=np.int64)
         ids[keys.target], ids[keys.last] = ids[self._targets[sequence]], last_U
-        ids[keys.negatives] = Ragged(
+        ids[keys.negatives] = JaggedArray(
             negatives, np.diff(len(negatives) * np.arange(num_rows + 1) // num_rows)
         )
         log_q = [
@@ -157,10 +159,10 @@ class Batching:
             part = ids[key]
             if shared and key in self._of_users:
                 lengths_R[:] = 0
-                lengths_R[shared[0]] = part.lengths if isinstance(part, Ragged) else 1
-            elif isinstance(part, Ragged):
+                lengths_R[shared[0]] = part.lengths if isinstance(part, JaggedArray) else 1
+            elif isinstance(part, JaggedArray):
                 lengths_R[:] = part.lengths
-            values.append(part.values if isinstance(part, Ragged) else part)
+            values.append(part.values if isinstance(part, JaggedArray) else part)
         return KeyedJaggedTensor(
             keys,
             torch.from_numpy(np.concatenate(values)),
@@ -168,7 +170,7 @@ class Batching:
         )
 
     def _counts(
-        self, rows: Window, is_real_R: Bools, shared: tuple[Ints, Ints] | None, ids: _Ids
+        self, rows: Chunk, is_real_R: Bools, shared: tuple[Ints, Ints] | None, ids: _Ids
     ) -> Ints:
         """In the order of ``count_names``; of real rows."""
         weights_R = is_real_R.astype(np.int64)
@@ -180,7 +182,7 @@ class Batching:
         counts = list((rows.scalars_CR == UNKNOWN_ROW) @ is_real_R.astype(np.float32))
         for name in self._lists:
             part = ids[name]
-            assert isinstance(part, Ragged)
+            assert isinstance(part, JaggedArray)
             counts.append(
                 part.count(UNKNOWN_ROW) @ (weights_U if name in self._of_users else weights_R)
             )

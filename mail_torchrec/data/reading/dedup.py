@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mail_torchrec.data.parquet.arrow import Bools, Ints, Ragged
+from mail_torchrec.data.parquet.arrow import Bools, Ints, JaggedArray
 from mail_torchrec.data.schema.schema import Group
 
 USER_SIDE = (Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)
 """Columns that say something of the user alone."""
 
 
-def alike_rows(users_R: Ints, arrays: Sequence[npt.NDArray[Any]], lists: Sequence[Ragged]) -> Ints:
+def alike_rows(
+    users_R: Ints, arrays: Sequence[npt.NDArray[Any]], lists: Sequence[JaggedArray]
+) -> Ints:
     """A number for each row [R], equal where one user's rows have equal values in all of these.
 
     Values are compared, not hashes of them. Of one user those rows are found that come one after
@@ -41,7 +43,7 @@ def alike_rows(users_R: Ints, arrays: Sequence[npt.NDArray[Any]], lists: Sequenc
     return alike_R
 
 
-def _equal_lists(one: Ragged, other: Ragged) -> Bools:
+def _equal_lists(one: JaggedArray, other: JaggedArray) -> Bools:
     """Row by row; lists that are one slice of one array need no look at it."""
     equal: Bools = one.lengths == other.lengths
     unknown = np.flatnonzero(equal & (one.starts != other.starts) & (one.lengths > 0))

@@ -33,10 +33,10 @@ class Layout(Settings):
     workers: int = Field(ge=1)
     """Reader processes a rank; 1 where the training process reads too."""
     batch_size: int = Field(ge=1)
-    shuffle_rows: int = Field(ge=1)
+    shuffle_buffer_size: int = Field(ge=1)
 
 
-class Taken(Settings):
+class ConsumedSteps(Settings):
     """The first so many steps of a deal."""
 
     layout: Layout
@@ -48,7 +48,7 @@ class Position(Settings):
 
     epoch: int = Field(ge=0)
     """From 0."""
-    taken: tuple[Taken, ...] = ()
+    taken: tuple[ConsumedSteps, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Deal:
+class EpochPartition:
     """Pieces dealt under a layout.
 
     Args:
@@ -107,11 +107,14 @@ class Deal:
         return [start + longest * step // max(len(self), 1) for step in range(len(self) + 1)]
 
     def windows(self, rank: int, worker: int) -> Iterator[range]:
-        """The steps of a reader process, cut into windows of ``shuffle_rows`` rows, the last one less."""
+        """The steps of a reader process, cut into windows of ``shuffle_buffer_size`` rows, the last one less."""
         steps, bounds = self._part(worker), self.bounds(rank)
         start = steps.start
         for stop in range(steps.start + 1, steps.stop + 1):
-            if bounds[stop] - bounds[start] >= self.layout.shuffle_rows or stop == steps.stop:
+            if (
+                bounds[stop] - bounds[start] >= self.layout.shuffle_buffer_size
+                or stop == steps.stop
+            ):
                 yield range(start, stop)
                 start = stop
 

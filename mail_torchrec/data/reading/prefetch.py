@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class OneAhead(Iterator[Made], Generic[Item, Made]):
+class Prefetcher(Iterator[Made], Generic[Item, Made]):
     """``make`` of each item, in order; a thread makes the next one while its predecessor is in use, and none beyond.
 
     It begins with the first one at once. What ``make`` raises is raised where its item would have

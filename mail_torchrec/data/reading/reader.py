@@ -15,11 +15,17 @@ from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.parquet.source import RowGroup, Source
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.chunk import Window, WindowEncoder
-from mail_torchrec.data.reading.collate import Batching
-from mail_torchrec.data.reading.partition import Deal, Layout, Piece, Taken, num_steps
-from mail_torchrec.data.reading.prefetch import OneAhead
-from mail_torchrec.data.schema.feature_tables import Lookups
+from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
+from mail_torchrec.data.reading.collate import BatchCollator
+from mail_torchrec.data.reading.partition import (
+    ConsumedSteps,
+    EpochPartition,
+    Layout,
+    Piece,
+    num_steps,
+)
+from mail_torchrec.data.reading.prefetch import Prefetcher
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.settings import Settings
 
@@ -37,7 +43,7 @@ class DataSettings(Settings):
     new_user_max_behaviours: int = Field(default=0, ge=0)
     """A row is a new user's when all its sequences together hold at most so many behaviours (unless
     the schema has a new_user column)."""
-    shuffle_rows: int = Field(default=65_536, ge=1)
+    shuffle_buffer_size: int = Field(default=65_536, ge=1)
     """Rows shuffled together; row groups are shuffled too."""
     group_by_user: bool = False
     """Shuffled rows of one user stay together within those: users come in random order, and so do
@@ -63,7 +69,7 @@ class Share:
 class _Rows:
     """A window in the order of an epoch."""
 
-    window: Window
+    window: Chunk
     alike_R: Ints
     is_real_R: Bools
 
@@ -73,12 +79,12 @@ class _Begun:
     """The windows of an iteration, one of them ahead of need."""
 
     epoch: int
-    taken: tuple[Taken, ...]
+    taken: tuple[ConsumedSteps, ...]
     windows: list[range]
     """Their steps."""
-    rows: OneAhead[range, _Rows]
+    rows: Prefetcher[range, _Rows]
 
-    def is_of(self, epoch: int, taken: Sequence[Taken]) -> bool:
+    def is_of(self, epoch: int, taken: Sequence[ConsumedSteps]) -> bool:
         """Whether they are what is left of that epoch."""
         return (self.epoch, self.taken) == (epoch, tuple(taken))
 
@@ -90,7 +96,7 @@ class Reader(IterableDataset[Batch]):
         source: opened files.
         schema: their columns.
         encoders: raw values -> rows.
-        lookups: the keys to write.
+        feature_tables: the keys to write.
         settings: cold start, shuffle window, new-user rule.
         share: which rank of how many.
         batch_size: most rows a batch.
@@ -107,7 +113,7 @@ class Reader(IterableDataset[Batch]):
         source: Source,
         schema: Schema,
         encoders: Encoders,
-        lookups: Lookups,
+        feature_tables: FeatureTables,
         settings: DataSettings,
         *,
         share: Share,
@@ -122,11 +128,11 @@ class Reader(IterableDataset[Batch]):
                 "fewer ranks or more rows"
             )
         self._source = source
-        self._encode = WindowEncoder(
+        self._encode = ChunkEncoder(
             schema, encoders, settings.cold_start, settings.new_user_max_behaviours
         )
-        self._batching = Batching(
-            schema, lookups, samplers or {}, group_by_user=settings.group_by_user
+        self._batching = BatchCollator(
+            schema, feature_tables, samplers or {}, group_by_user=settings.group_by_user
         )
         self._rank, self._shuffle, self._seed = share.rank, shuffle, seed
         self._in_process = not settings.num_workers
@@ -135,7 +141,7 @@ class Reader(IterableDataset[Batch]):
             ranks=share.world_size,
             workers=max(settings.num_workers, 1),
             batch_size=batch_size,
-            shuffle_rows=settings.shuffle_rows,
+            shuffle_buffer_size=settings.shuffle_buffer_size,
         )
         self.set_epoch(0)
         self._by_user = shuffle and settings.group_by_user
@@ -158,7 +164,9 @@ class Reader(IterableDataset[Batch]):
         """Steps that the next iteration has."""
         return len(self._deal) - self._done
 
-    def set_epoch(self, epoch: int, taken: Sequence[Taken] = (), *, followed: bool = False) -> None:
+    def set_epoch(
+        self, epoch: int, taken: Sequence[ConsumedSteps] = (), *, followed: bool = False
+    ) -> None:
         """Chooses the shuffle of the next iteration, and where it begins.
 
         Args:
@@ -173,19 +181,21 @@ class Reader(IterableDataset[Batch]):
             self._begun = None
         self._epoch, self._taken, self._followed = epoch, tuple(taken), followed
         self._done, self._before = 0, self._taken
-        self._deal = Deal(self._shuffled_groups(), taken[0].layout if taken else self.layout)
+        self._deal = EpochPartition(
+            self._shuffled_groups(), taken[0].layout if taken else self.layout
+        )
         layouts = [*(part.layout for part in taken), self.layout]
         for part, layout in zip(taken, layouts[1:], strict=True):
             if part is taken[-1] and layout == part.layout:
                 self._done, self._before = part.steps, tuple(taken[:-1])
             else:
-                self._deal = Deal(
+                self._deal = EpochPartition(
                     list(self._left(part.steps)), layout, self._deal.first_step + part.steps
                 )
 
-    def taken(self, steps: int) -> tuple[Taken, ...]:
+    def taken(self, steps: int) -> tuple[ConsumedSteps, ...]:
         """What was trained on in this epoch when ``steps`` steps of the iteration are done."""
-        return (*self._before, Taken(layout=self.layout, steps=self._done + steps))
+        return (*self._before, ConsumedSteps(layout=self.layout, steps=self._done + steps))
 
     def __iter__(self) -> Iterator[Batch]:
         info, deal = get_worker_info(), self._deal
@@ -242,7 +252,7 @@ class Reader(IterableDataset[Batch]):
             self._epoch,
             self._taken,
             windows,
-            OneAhead(lambda steps: self._shuffled(deal, steps, decode), windows),
+            Prefetcher(lambda steps: self._shuffled(deal, steps, decode), windows),
         )
 
     def _shuffled_groups(self) -> list[Piece]:
@@ -276,7 +286,9 @@ class Reader(IterableDataset[Batch]):
                     places = start + np.sort(order[bounds[first] - start :])
                     yield from deal.part_of(places[places < stop])
 
-    def _shuffled(self, deal: Deal, steps: range, decode: Callable[[RowGroup], Window]) -> "_Rows":
+    def _shuffled(
+        self, deal: EpochPartition, steps: range, decode: Callable[[RowGroup], Chunk]
+    ) -> "_Rows":
         """The rows of these steps in the order of the epoch."""
         bounds, run = deal.bounds(self._rank), deal.run(self._rank)
         window, start = self._window(self._rank, steps, decode), bounds[steps.start]
@@ -289,20 +301,20 @@ class Reader(IterableDataset[Batch]):
         )
         return _Rows(window, self._batching.alike(window), is_real_R)
 
-    def _window(self, rank: int, steps: range, decode: Callable[[RowGroup], Window]) -> Window:
+    def _window(self, rank: int, steps: range, decode: Callable[[RowGroup], Chunk]) -> Chunk:
         """The rows of these steps."""
         bounds, last = self._deal.bounds(rank), max(self._deal.run(rank).stop - 1, 0)
         slices = self._deal.slices(
             min(bounds[steps.start], last), min(bounds[steps.stop], last + 1)
         )
-        return Window.concatenate(
+        return Chunk.concatenate(
             [decode(piece.group).take(piece.places(rows)) for _, piece, rows in slices]
         )
 
-    def _decode(self, group: RowGroup) -> Window:
+    def _decode(self, group: RowGroup) -> Chunk:
         return self._encode(self._source.read(group), self._source.file(group))
 
-    def _permutation(self, rank: int, step: int, num_rows: int, window: Window | None) -> Ints:
+    def _permutation(self, rank: int, step: int, num_rows: int, window: Chunk | None) -> Ints:
         """An order of a window's rows; one more than it holds where its last row is repeated. Without ``group_by_user`` of no content."""
         if not self._shuffle:
             return np.arange(num_rows)

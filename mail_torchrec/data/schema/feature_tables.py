@@ -15,7 +15,7 @@ class MatchKeys:
 
 
 @dataclass(frozen=True)
-class Lookups:
+class FeatureTables:
     """Key -> table, of the pooled and of the unpooled collection; keys in the order of the batch."""
 
     pooled: dict[str, str]
@@ -32,7 +32,9 @@ def output_table(table: str) -> str:
     return f"{table}_output"
 
 
-def plan_lookups(schema: Schema, *, needs_match: bool, needs_first_order: bool = False) -> Lookups:
+def plan_feature_tables(
+    schema: Schema, *, needs_match: bool, needs_first_order: bool = False
+) -> FeatureTables:
     """The lookups of a schema.
 
     Args:
@@ -69,4 +71,6 @@ def plan_lookups(schema: Schema, *, needs_match: bool, needs_first_order: bool =
         unpooled |= {keys.target: twin, keys.last: twin, keys.negatives: twin}
     fields = [*schema.pooled, *schema.unpooled_scalars] if needs_first_order else []
     pooled = {name: schema.table_of(name) for name in schema.pooled}
-    return Lookups(pooled, unpooled, match, frozenset(schema.table_of(name) for name in fields))
+    return FeatureTables(
+        pooled, unpooled, match, frozenset(schema.table_of(name) for name in fields)
+    )

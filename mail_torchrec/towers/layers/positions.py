@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mail_torchrec.towers.inputs import BehaviourSequence, SharedSequence
+from mail_torchrec.towers.inputs import BehaviourSequence, DedupSequence
 
 
 class Positions(Protocol):
@@ -49,7 +49,7 @@ class RealPositions:
         self._place_N = torch.nonzero(mask_BT.flatten()).squeeze(1)
         self._row_N = self._place_N // mask_BT.shape[1]
         self._place_of_user_N = self._place_N
-        if isinstance(sequence, SharedSequence):
+        if isinstance(sequence, DedupSequence):
             self._place_of_user_N = (
                 sequence.user_of_row_B[self._row_N] * mask_BT.shape[1]
                 + self._place_N % mask_BT.shape[1]

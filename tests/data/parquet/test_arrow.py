@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mail_torchrec.data.parquet.arrow import (
-    Ragged,
+    JaggedArray,
     binary,
     list_lengths,
     newest_ids,
@@ -21,14 +21,14 @@ from mail_torchrec.data.schema.schema import Transform
 LISTS = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6), min_size=1, max_size=8)
 
 
-def ragged(rows: list[list[int]]) -> Ragged:
-    return Ragged(
+def ragged(rows: list[list[int]]) -> JaggedArray:
+    return JaggedArray(
         np.array([x for row in rows for x in row], dtype=np.int64),
         np.array([len(row) for row in rows], dtype=np.int64),
     )
 
 
-def rows_of(part: Ragged) -> list[list[int]]:
+def rows_of(part: JaggedArray) -> list[list[int]]:
     rows, values = [], iter(part.values.tolist())
     for length in part.lengths.tolist():
         rows.append([next(values) for _ in range(length)])
@@ -60,7 +60,7 @@ def test_ragged_newest(rows: list[list[int]], limit: int, data: st.DataObject) -
 
 @given(st.lists(LISTS, min_size=1, max_size=4))
 def test_ragged_concatenate(parts: list[list[list[int]]]) -> None:
-    assert rows_of(Ragged.concatenate([ragged(part) for part in parts])) == [
+    assert rows_of(JaggedArray.concatenate([ragged(part) for part in parts])) == [
         row for part in parts for row in part
     ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import fit_encoders
 from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.chunk import Window, WindowEncoder
+from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.schema.schema import Schema
 from tests.data.test_encoders import hidden
 from tests.support import plain
@@ -32,20 +32,20 @@ def window_of(
     *,
     new_at_most: int = 0,
     types: pa.Schema = TYPES,
-) -> Window:
+) -> Chunk:
     """``rows`` encoded with what ``train`` taught."""
     schema = plain.schema()
     write(folder / "train" / "a.parquet", train)
     write(folder / "test" / "b.parquet", rows, types=types)
     encoders = fit_encoders(Source(str(folder / "train"), schema), schema, cold_start)
     source = Source(str(folder / "test"), schema)
-    encoder = WindowEncoder(schema, encoders, cold_start, new_at_most)
-    return Window.concatenate(
+    encoder = ChunkEncoder(schema, encoders, cold_start, new_at_most)
+    return Chunk.concatenate(
         [encoder(source.read(group), source.file(group)) for group in source.row_groups]
     )
 
 
-def ids_of(window: Window, column: str) -> list[list[int]]:
+def ids_of(window: Chunk, column: str) -> list[list[int]]:
     if column not in plain.MAX_LENGTHS:
         return [[x] for x in window.scalars_CR[plain.schema().scalars.index(column)].tolist()]
     values = iter(window.lists[column].values.tolist())
@@ -75,10 +75,10 @@ def test_every_column_equals_a_plain_encoding(
             column
         )
     native_new = [len(row["history"] or []) <= new_at_most for row in rows]
-    assert window.is_new_R.tolist() == [
+    assert window.is_cold_R.tolist() == [
         new or row["user"] in emptied for new, row in zip(native_new, rows, strict=True)
     ]
-    assert window.is_cold_R.tolist() == [
+    assert window.is_new_R.tolist() == [
         new or row["user"] in cold for new, row in zip(native_new, rows, strict=True)
     ]
     assert window.labels_R.tolist() == [row["clicked"] == 1 for row in rows]
@@ -114,10 +114,10 @@ def test_hidden_users_keep_their_newest_behaviours(
     expected = window_of(tmp_path, *parts, ColdStartSettings(), new_at_most=new_at_most)
     for column in plain.TABLES:
         assert ids_of(found, column) == ids_of(expected, column), column
-    assert found.is_new_R.tolist() == expected.is_new_R.tolist()
+    assert found.is_cold_R.tolist() == expected.is_cold_R.tolist()
     assert found.is_cut_RL.tolist() == expected.is_cut_RL.tolist()
     native_new = [len(row["history"] or []) <= new_at_most for row in rows]
-    assert found.is_cold_R.tolist() == [
+    assert found.is_new_R.tolist() == [
         new or row["user"] in cold for new, row in zip(native_new, rows, strict=True)
     ]
 
@@ -146,16 +146,20 @@ def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
         types=TYPES.append(pa.field("fresh", pa.bool_())),
     )
     source = Source(str(tmp_path), schema)
-    encoder = WindowEncoder(
+    encoder = ChunkEncoder(
         schema, fit_encoders(source, schema, ColdStartSettings()), ColdStartSettings(), 0
     )
-    assert encoder(source.read(source.row_groups[0]), "a").is_new_R.tolist() == [False, True, False]
+    assert encoder(source.read(source.row_groups[0]), "a").is_cold_R.tolist() == [
+        False,
+        True,
+        False,
+    ]
     for keep, new in (
         (0, [True, True, True]),
         (2, [True, True, False]),
     ):  # the first row has nothing to keep, the second is flagged
         hiding = replace(encoder, cold_start=ColdStartSettings(hide_share=1, keep=keep))
-        assert hiding(source.read(source.row_groups[0]), "a").is_new_R.tolist() == new
+        assert hiding(source.read(source.row_groups[0]), "a").is_cold_R.tolist() == new
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -215,7 +219,7 @@ def test_take_and_concatenate_move_whole_rows(
 ) -> None:
     window = window_of(tmp_path, rows, rows, ColdStartSettings())
     cut = data.draw(st.integers(0, len(rows)))
-    back = Window.concatenate([window.take(slice(0, cut)), window.take(slice(cut, len(rows)))])
+    back = Chunk.concatenate([window.take(slice(0, cut)), window.take(slice(cut, len(rows)))])
     order = data.draw(st.permutations(range(len(rows))))
     moved = back.take(np.array(order))
     assert len(moved) == len(rows)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mail_torchrec.data.reading import reader as reader_module
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.partition import Taken
+from mail_torchrec.data.reading.partition import ConsumedSteps
 from mail_torchrec.data.reading.reader import Reader
 from tests.data.reading.test_reader import (
     Readers,
@@ -68,13 +68,15 @@ def test_under_the_same_layout_the_next_batches_are_those_that_would_have_follow
     world_size: int,
     num_workers: int,
     batch_size: int,
-    shuffle_rows: int,
+    shuffle_buffer_size: int,
     by_user: bool,
     data: st.DataObject,
 ) -> None:
     num_rows = sum(map(sum, parts))
     write_files(tmp_path, rows_of_users([i * 7 % 3 for i in range(num_rows)]), parts)
-    readers = Readers(tmp_path, shuffle_rows=shuffle_rows, group_by_user=by_user, needs_match=True)
+    readers = Readers(
+        tmp_path, shuffle_buffer_size=shuffle_buffer_size, group_by_user=by_user, needs_match=True
+    )
     for rank in range(world_size):
         reader = readers.reader(
             rank, world_size, batch_size, num_workers=num_workers, shuffle=True, negatives=True
@@ -116,9 +118,9 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
     num_rows = sum(map(sum, parts))
     write_files(tmp_path, some_rows(num_rows), parts)
     found: list[int] = []
-    taken: tuple[Taken, ...] = ()
-    for number, (world_size, num_workers, batch_size, shuffle_rows) in enumerate(layouts):
-        readers = Readers(tmp_path, shuffle_rows=shuffle_rows, group_by_user=by_user)
+    taken: tuple[ConsumedSteps, ...] = ()
+    for number, (world_size, num_workers, batch_size, shuffle_buffer_size) in enumerate(layouts):
+        readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size, group_by_user=by_user)
         world_size = min(world_size, num_rows)
         ranks = [
             readers.reader(rank, world_size, batch_size, num_workers=num_workers, shuffle=True)
@@ -142,7 +144,7 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
 @pytest.mark.parametrize("steps", [0, 3, 6])
 def test_reader_processes_go_on_where_they_were(tmp_path: Path, steps: int) -> None:
     write_files(tmp_path, some_rows(41), [[10, 3], [20, 8]])
-    readers = Readers(tmp_path, shuffle_rows=9)
+    readers = Readers(tmp_path, shuffle_buffer_size=9)
 
     def rest(num_done: int) -> list[Batch]:
         reader = readers.reader(batch_size=6, num_workers=2, shuffle=True)
@@ -154,7 +156,7 @@ def test_reader_processes_go_on_where_they_were(tmp_path: Path, steps: int) -> N
 
 def test_row_groups_that_were_read_are_not_read_again(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(40), [[4] * 10])
-    readers = Readers(tmp_path, shuffle_rows=8)
+    readers = Readers(tmp_path, shuffle_buffer_size=8)
     reader = readers.reader(shuffle=True)
     reader.set_epoch(0, reader.taken(6))
     with patch.object(

@@ -21,7 +21,7 @@ from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading import reader as reader_module
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.reader import DataSettings, Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_lookups
+from mail_torchrec.data.schema.feature_tables import plan_feature_tables
 from tests.support import plain
 from tests.support.plain import any_rows, encoded, numbers, row, some_rows, vocabularies, write
 
@@ -43,7 +43,7 @@ class Readers:
         self.encoders: Encoders = fit_encoders(
             Source(str(train or folder), self.schema), self.schema, self.settings.cold_start
         )
-        self.lookups = plan_lookups(self.schema, needs_match=needs_match)
+        self.feature_tables = plan_feature_tables(self.schema, needs_match=needs_match)
         self.ages: list[int] = self.encoders.tables["age"].values.to_pylist()  # type: ignore[attr-defined]
 
     def reader(
@@ -70,7 +70,7 @@ class Readers:
             self.source,
             self.schema,
             self.encoders,
-            self.lookups,
+            self.feature_tables,
             self.settings.model_copy(update={"num_workers": num_workers}),
             share=Share(rank, world_size),
             batch_size=batch_size,
@@ -114,8 +114,8 @@ def bits(batch: Batch) -> list[Any]:
         batch.conversions_B,
         batch.weights_B,
         batch.users_B,
-        batch.is_new_B,
         batch.is_cold_B,
+        batch.is_new_B,
         batch.counts,
     ]
     for jagged in (batch.pooled, batch.unpooled):
@@ -157,12 +157,12 @@ def test_every_row_is_read_once_and_all_ranks_take_equal_steps(
     world_size: int,
     num_workers: int,
     batch_size: int,
-    shuffle_rows: int,
+    shuffle_buffer_size: int,
     shuffle: bool,
 ) -> None:
     num_rows = sum(map(sum, parts))
     write_files(tmp_path, some_rows(num_rows), parts)
-    readers = Readers(tmp_path, shuffle_rows=shuffle_rows)
+    readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size)
     ranks = readers.all_ranks(world_size, num_workers, batch_size=batch_size, shuffle=shuffle)
     assert sorted(number for batches in ranks for number in readers.numbers(batches)) == list(
         range(num_rows)
@@ -183,7 +183,7 @@ def test_every_row_is_read_once_and_all_ranks_take_equal_steps(
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_reader_processes_read_every_row_once(tmp_path: Path, world_size: int) -> None:
     write_files(tmp_path, some_rows(41), [[10, 3], [20, 8]])
-    readers = Readers(tmp_path, shuffle_rows=9)
+    readers = Readers(tmp_path, shuffle_buffer_size=9)
     found = []
     for rank in range(world_size):
         reader = readers.reader(rank, world_size, num_workers=2, shuffle=True)
@@ -199,10 +199,10 @@ def test_reader_processes_read_every_row_once(tmp_path: Path, world_size: int) -
 @files
 @given(row_groups(), st.sampled_from([1, 2, 3]), st.integers(1, 30))
 def test_without_shuffle_rows_come_in_file_order(
-    tmp_path: Path, parts: list[list[int]], world_size: int, shuffle_rows: int
+    tmp_path: Path, parts: list[list[int]], world_size: int, shuffle_buffer_size: int
 ) -> None:
     write_files(tmp_path, some_rows(sum(map(sum, parts))), parts)
-    readers = Readers(tmp_path, shuffle_rows=shuffle_rows)
+    readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size)
     found = [
         number for batches in readers.all_ranks(world_size) for number in readers.numbers(batches)
     ]
@@ -212,7 +212,7 @@ def test_without_shuffle_rows_come_in_file_order(
 def test_a_rank_reads_its_own_row_groups_and_each_of_them_once(tmp_path: Path) -> None:
     """Only one that lies on the border of two ranks is read by both."""
     write_files(tmp_path, some_rows(60), [[10] * 3, [5] * 4, [10]])
-    readers, read = Readers(tmp_path, shuffle_rows=7), []
+    readers, read = Readers(tmp_path, shuffle_buffer_size=7), []
     with patch.object(Source, "read", autospec=True, side_effect=Source.read) as reading:
         for rank in range(3):
             list(readers.reader(rank, 3))
@@ -226,7 +226,7 @@ def test_the_shuffle_depends_on_seed_and_epoch_and_nothing_else(tmp_path: Path) 
     orders = {}
     for seed in (1, 2):
         for epoch in (0, 1):
-            reader = Readers(tmp_path, shuffle_rows=25, needs_match=True).reader(
+            reader = Readers(tmp_path, shuffle_buffer_size=25, needs_match=True).reader(
                 shuffle=True, seed=seed, negatives=True
             )
             reader.set_epoch(epoch)
@@ -241,7 +241,7 @@ def test_the_shuffle_depends_on_seed_and_epoch_and_nothing_else(tmp_path: Path) 
 @pytest.mark.parametrize("taken", [0, 3])
 def test_what_was_prepared_is_what_comes(tmp_path: Path, taken: int) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 3, [15] * 2])
-    readers = Readers(tmp_path, shuffle_rows=25, needs_match=True)
+    readers = Readers(tmp_path, shuffle_buffer_size=25, needs_match=True)
     expected = {}
     for epoch in (0, 1, 2):
         plain_reader = readers.reader(shuffle=True, negatives=True)
@@ -268,7 +268,7 @@ def test_what_was_prepared_is_what_comes(tmp_path: Path, taken: int) -> None:
 
 def test_the_shuffle_mixes_within_and_across_row_groups(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 6])
-    readers = Readers(tmp_path, shuffle_rows=20)
+    readers = Readers(tmp_path, shuffle_buffer_size=20)
     found = readers.numbers(list(readers.reader(shuffle=True, batch_size=5)))
     windows = [found[i : i + 20] for i in range(0, 60, 20)]
     assert any(
@@ -326,14 +326,16 @@ def test_jagged_tensors_hold_the_rows_of_each_key(
         for column in plain.TABLES:
             jagged = (batch.pooled if column in batch.pooled.keys() else batch.unpooled)[column]
             values = [encoded(row, column, known, set()) for row in part]
-            if batch.shared is not None and column in ("age", "city", "history", "actions"):
-                first = batch.shared.first_U.tolist()
-                assert [values[first[user]] for user in batch.shared.user_of_B.tolist()] == values
+            if batch.dedup is not None and column in ("age", "city", "history", "actions"):
+                first = batch.dedup.first_rows_U.tolist()
+                assert [
+                    values[first[user]] for user in batch.dedup.inverse_indices_B.tolist()
+                ] == values
                 values = [value if row in first else [] for row, value in enumerate(values)]
             assert jagged.lengths().tolist() == [len(value) for value in values]
             assert jagged.values().tolist() == [x for value in values for x in value]
-        if batch.shared is not None:
-            assert len(batch.shared.first_U) <= len(set(visits[start - len(batch) : start])), (
+        if batch.dedup is not None:
+            assert len(batch.dedup.first_rows_U) <= len(set(visits[start - len(batch) : start])), (
                 "rows share wherever they can"
             )
         assert batch.labels_B.tolist() == [float(row["clicked"]) for row in part]
@@ -372,8 +374,8 @@ def test_hidden_users_lose_their_behaviours_and_the_oracle_gets_them_back(tmp_pa
         readers = Readers(tmp_path, cold_start={"hide_share": 1.0, "oracle": oracle})
         (batch,) = readers.reader(batch_size=14)
         lengths[oracle] = batch.unpooled["history"].lengths().tolist()
-        assert batch.is_cold_B.all(), "the oracle reports the same users as new"
-        assert batch.is_new_B.tolist() == (
+        assert batch.is_new_B.all(), "the oracle reports the same users as new"
+        assert batch.is_cold_B.tolist() == (
             [i % 7 == 0 for i in range(14)] if oracle else [True] * 14
         )
     assert lengths == {False: [0] * 14, True: [min(i % 7, 4) for i in range(14)]}
@@ -439,13 +441,13 @@ def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_window_lie
     world_size: int,
     num_workers: int,
     batch_size: int,
-    shuffle_rows: int,
+    shuffle_buffer_size: int,
     num_users: int,
     epoch: int,
 ) -> None:
     num_rows = sum(map(sum, parts))
     write_files(tmp_path, rows_of_users([i * 7 % num_users for i in range(num_rows)]), parts)
-    readers = Readers(tmp_path, shuffle_rows=shuffle_rows, group_by_user=True)
+    readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size, group_by_user=True)
     found: list[int] = []
     for rank in range(world_size):
         reader = readers.reader(rank, world_size, batch_size, num_workers=num_workers, shuffle=True)
@@ -494,7 +496,7 @@ def test_grouped_batches_tell_how_many_users_they_hold_and_others_are_as_they_we
     assert names[True, True] == [*names[False, True], "distinct/user", "states/user"]
     for shuffle in (False, True):
         found = batches[True, shuffle]
-        assert all(int(batch.counts[-1]) == len(batch.shared.first_U) for batch in found)  # type: ignore[union-attr]
+        assert all(int(batch.counts[-1]) == len(batch.dedup.first_rows_U) for batch in found)  # type: ignore[union-attr]
         assert [int(batch.counts[-2]) for batch in found] == [
             len(set(batch.users_B.tolist())) for batch in found
         ]

@@ -11,9 +11,9 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import fit_encoders
 from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.chunk import Window, WindowEncoder
+from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.reading.reader import DataSettings, Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_lookups
+from mail_torchrec.data.schema.feature_tables import plan_feature_tables
 from mail_torchrec.data.schema.schema import Schema
 from tests.support import plain
 from tests.support.plain import TYPES, row, write
@@ -30,8 +30,8 @@ def write_bought(folder: Path, pairs: list[tuple[float, float]], kind: pa.DataTy
     return Source(str(folder), SCHEMA)
 
 
-def window_of(source: Source) -> Window:
-    encoder = WindowEncoder(
+def window_of(source: Source) -> Chunk:
+    encoder = ChunkEncoder(
         SCHEMA, fit_encoders(source, SCHEMA, ColdStartSettings()), ColdStartSettings(), 0
     )
     return encoder(source.read(source.row_groups[0]), "a")
@@ -41,9 +41,9 @@ def batches_of(
     source: Source, schema: Schema, world_size: int
 ) -> tuple[list[Batch], dict[str, int]]:
     """All ranks' batches, and their counts."""
-    encoders, lookups = (
+    encoders, feature_tables = (
         fit_encoders(source, schema, ColdStartSettings()),
-        plan_lookups(schema, needs_match=False),
+        plan_feature_tables(schema, needs_match=False),
     )
     options: dict[str, Any] = {"batch_size": 3, "shuffle": False, "seed": 0}
     readers = [
@@ -51,7 +51,7 @@ def batches_of(
             source,
             schema,
             encoders,
-            lookups,
+            feature_tables,
             DataSettings(),
             share=Share(rank, world_size),
             **options,

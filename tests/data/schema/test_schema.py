@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mail_torchrec.data.schema.feature_tables import plan_lookups
+from mail_torchrec.data.schema.feature_tables import plan_feature_tables
 from mail_torchrec.data.schema.schema import Actions, Group, Schema
 from tests.support.plain import TREE
 
@@ -252,4 +252,4 @@ def test_a_schema_whose_fields_all_share_the_item_table_is_refused() -> None:
     with pytest.raises(
         ValueError, match="at least one column should look up a table that holds no behaviours"
     ):
-        plan_lookups(Schema.model_validate({"columns": columns}), needs_match=False)
+        plan_feature_tables(Schema.model_validate({"columns": columns}), needs_match=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mail_torchrec.towers.inputs import RankingInputs, RankingOutput, SharedSequence
+from mail_torchrec.towers.inputs import DedupSequence, RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.positions import AllPositions, RealPositions
 from tests.support.random_inputs import random_inputs, shapes
 from tests.towers.test_ranking_towers import tower_of
@@ -15,14 +15,14 @@ from tests.towers.test_ranking_towers import tower_of
 
 def shared(inputs: RankingInputs) -> RankingInputs:
     """As many rows, of three of the users."""
-    user_of_B = torch.arange(len(inputs.numeric_BN)) % 3
+    inverse_indices_B = torch.arange(len(inputs.numeric_BN)) % 3
     sequences = {
-        name: SharedSequence.of(sequence, user_of_B, sequence.target_BD, sequence.match)
+        name: DedupSequence.of(sequence, inverse_indices_B, sequence.target_BD, sequence.match)
         for name, sequence in inputs.sequences.items()
         if sequence.match is not None
     }
     return replace(
-        inputs, sequences=dict(sequences), attributes_BAD=inputs.attributes_BAD[user_of_B]
+        inputs, sequences=dict(sequences), attributes_BAD=inputs.attributes_BAD[inverse_indices_B]
     )
 
 
