@@ -1,4 +1,4 @@
-"""The root of the configuration: YAML file, then dotted overrides, then validation. Safe YAML only."""
+"""Root of the configuration: safe YAML, then dotted overrides, then validation."""
 
 import json
 from collections.abc import Iterator
@@ -8,11 +8,12 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from mail_torchrec.checkpoint.settings import CheckpointSettings
-from mail_torchrec.data.reading.reader import DataSettings
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.embeddings.planner import ShardingSettings
+from mail_torchrec.data.settings import DataSettings
+from mail_torchrec.embeddings.settings import ShardingSettings
 from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.train.settings import TrainSettings
@@ -22,7 +23,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class Config(Settings):
-    """Everything that a run depends on, beside the data itself."""
+    """Configuration of a run: everything that it depends on, except the data itself."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -33,21 +34,29 @@ class Config(Settings):
     )
 
     name: str = "run"
-    """What reports call this run; runs of one name are seeds of one method."""
+    """Name of the run in reports; runs of one name are seeds of one method."""
     data: DataSettings
+    """Files, and how they are read."""
     schema_: Schema = Field(alias="schema")
+    """Columns of the files and tables of the ids."""
     model: ModelSettings = ModelSettings()
+    """Towers and losses."""
     sharding: ShardingSettings = ShardingSettings()
+    """Distribution of the tables over ranks."""
     train: TrainSettings = TrainSettings()
+    """Length, optimizers and device."""
     checkpoint: CheckpointSettings = CheckpointSettings()
+    """Checkpoints of the run."""
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """Reads a configuration and applies ``section.key=value`` overrides, the value in YAML (``null``, ``[1, 2]``, ``0.5``).
+    """Reads a configuration file and applies ``section.key=value`` overrides.
+
+    Values of overrides are YAML: ``null``, ``[1, 2]``, ``0.5``.
 
     Raises:
-        ValueError: no such file, no mapping, unknown keys, wrong types; every fault is listed with
-            its place.
+        ValueError: the file is missing or no mapping, a key is unknown or a type is wrong; every
+            fault is listed with its place.
     """
     try:
         tree = yaml.safe_load(path.read_text())
@@ -68,7 +77,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 
 def parse_settings(kind: type[AnySettings], overrides: list[str]) -> AnySettings:
-    """One section made of its defaults and ``key=value`` overrides.
+    """Makes one section from its defaults and ``key=value`` overrides.
 
     Raises:
         ValueError: as :func:`load_config`.
@@ -80,7 +89,7 @@ def parse_settings(kind: type[AnySettings], overrides: list[str]) -> AnySettings
 
 
 def preset_overrides(name: str) -> list[str]:
-    """A preset that comes with the package (``presets/``) as ``section.key=value`` overrides.
+    """Reads a preset of the package (``presets/``) as ``section.key=value`` overrides.
 
     Raises:
         ValueError: there is no such preset.
@@ -103,13 +112,13 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def dump_config(config: Config) -> str:
-    """The whole configuration as YAML, defaults filled in; :func:`load_config` reads it back equal."""
+    """Formats the whole configuration, with defaults, as YAML for :func:`load_config`."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=140)
     return text
 
 
-def differences(found: Config, wanted: Config) -> list[str]:
-    """What two configurations have not in common, a line a setting: ``section.key: 1 there, 2 now``."""
+def config_differences(found: Config, wanted: Config) -> list[str]:
+    """Lists the settings that differ, as ``section.key: 1 there, 2 now``."""
     flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
     keys = dict.fromkeys([*flat[0], *flat[1]])
     return [
@@ -155,31 +164,39 @@ def _validated(kind: type[AnySettings], tree: dict[str, Any], where: str) -> Any
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> str:
+    """Formats every fault on a line of its own."""
     lines = []
     for fault in error.errors():
-        parts, sections = _followed(fault["loc"], kind)
-        place = ".".join(parts) or "(root)"
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = "unknown key" + "".join(
-                f"; known here: {', '.join(_fields(section))}" for section in sections[-2]
-            )
-        elif fault["type"].startswith("union_tag"):  # a section of which there are kinds
-            names = ", ".join(_name(section) for section in sections[-1])
-            message = f"'name' should be one of {names}, received {fault['input']!r}"
-        elif fault["type"] not in ("value_error", "missing"):
-            message += f", received {fault['input']!r}"
-        lines.append(f"  {place}: {message}")
+        parts, sections = _resolve_place(fault["loc"], kind)
+        lines.append(f"  {'.'.join(parts) or '(root)'}: {_fault_message(fault, sections)}")
     return "\n".join(lines)
 
 
-def _followed(
+def _fault_message(fault: ErrorDetails, sections: list[list[type[Settings]]]) -> str:
+    """Words one fault; ``sections`` are those of :func:`_resolve_place`."""
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return "unknown key" + "".join(
+            f"; known here: {', '.join(_fields(section))}" for section in sections[-2]
+        )
+    if fault["type"].startswith("union_tag"):  # a section of which there are kinds
+        names = ", ".join(_name(section) for section in sections[-1])
+        return f"'name' should be one of {names}, received {fault['input']!r}"
+    if fault["type"] not in ("value_error", "missing"):
+        message += f", received {fault['input']!r}"
+    return message
+
+
+def _resolve_place(
     place: tuple[int | str, ...], kind: type[Settings]
 ) -> tuple[list[str], list[list[type[Settings]]]]:
-    """A fault's place as the configuration has it, and the sections that may stand at the root and at each part of it.
+    """Translates pydantic's place of a fault to the configuration's.
 
     Pydantic puts the name of a section's kind into its places, where the configuration has no such
     level.
+
+    Returns:
+        The keys of the place, and the sections that may stand at the root and at each key.
     """
     parts: list[str] = []
     annotations: list[Any] = [kind]
@@ -199,14 +216,14 @@ def _followed(
 
 
 def _sections(annotation: Any) -> list[type[Settings]]:
-    """The sections that an annotation allows: one, those of a union, or none."""
+    """Lists the sections that an annotation allows: one, those of a union, or none."""
     if get_origin(annotation) in (UnionType, Union, Annotated):
         return [section for part in get_args(annotation) for section in _sections(part)]
     return [annotation] if _is_settings(annotation) else []
 
 
 def _name(section: type[Settings]) -> str:
-    """The name of a kind of section."""
+    """Returns the name of a kind of section."""
     return str(get_args(section.model_fields["name"].annotation)[0])
 
 

@@ -1,6 +1,6 @@
 """Fixtures for more than one folder of tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,42 @@ from hypothesis import settings
 
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.train import trainer
 from tests.support import plain
+from tests.support.exported_models import exported
 from tests.support.small_rows import write_rows
+
+_draw_loss_curves = trainer.draw_loss_curves
+
+__all__ = ["exported"]  # a fixture, shared by folders
+
+# By time, the first over half a minute on one core: what remains at the end is short, so that all
+# of pytest-xdist's processes end together.
+_LONGEST_FIRST = [
+    "distributed/test_faults.py",
+    "launch/test_slurm.py",
+    "checkpoint/test_reshard.py",
+    "export/test_export.py",
+    "train/test_trainer.py",
+    "checkpoint/test_resume.py",
+    "export/test_onnx_graph.py",
+    "synthetic/test_synthetic_world.py",
+    "checkpoint/test_ranks.py",
+    "launch/test_local.py",
+    "tools/test_bench.py",
+    "prepare/test_prepare.py",
+    "reproduce/test_figures.py",
+    "launch/test_two_hosts.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the tests of long files to the beginning, in whose order files are handed out."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(_LONGEST_FIRST)}
+    assert all(path.exists() for path in places), "_LONGEST_FIRST names a file that is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 # A time limit on each example would be a timed test, which a busy machine fails.
 settings.register_profile("untimed", deadline=None)
@@ -18,20 +52,39 @@ settings.load_profile("untimed")
 
 @pytest.fixture
 def schema() -> Schema:
-    """A small schema with every kind of column; ``tests/data/plain.py`` writes and encodes rows of it."""
+    """A small schema with every kind of column; ``tests/support/plain.py`` writes its rows."""
     return plain.schema()
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """A process group of this process."""
     with process_group("cpu"):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def blank_loss_curves() -> Iterator[None]:
+    """A run in this process leaves an empty picture: drawing takes half of a small run's time."""
+
+    def draw(logs: Sequence[Path], out_png: Path) -> None:
+        assert all(log.exists() for log in logs)
+        out_png.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "draw_loss_curves", draw)
+        yield
+
+
+@pytest.fixture
+def drawn_loss_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run draws its loss curves after all."""
+    monkeypatch.setattr(trainer, "draw_loss_curves", _draw_loss_curves)
+
+
 @pytest.fixture(scope="session")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 300 training rows of ``tests/small_rows.py``."""
+    """A folder with 300 training rows of ``tests/support/small_rows.py``."""
     folder = tmp_path_factory.mktemp("small")
     write_rows(folder / "train" / "a.parquet", 300, seed=1)
     return folder

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from mail_torchrec.config import dump_config, load_config, parse_settings
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.reader import DataSettings
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.settings import DataSettings
+from mail_torchrec.data.source import Source
 from tests.support.plain import TREE
 
 ROOT = Path(__file__).parents[1]

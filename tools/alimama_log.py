@@ -1,4 +1,4 @@
-"""Writes random logs in the published layout of Alimama's display ads, to measure ``mail-torchrec prepare alimama`` with.
+"""Writes random logs in the layout of Alimama's display ads, to measure ``prepare`` with.
 
     python tools/alimama_log.py --rows 20_000_000 --out FOLDER
 
@@ -19,10 +19,8 @@ import pyarrow.csv as pacsv
 CHUNK_ROWS = 1_000_000
 NUM_CATES, NUM_BRANDS = 12_977, 461_529
 BEHAVIOURS_PER_USER, IMPRESSIONS_PER_USER, ADS_PER_USER = 634, 23, 0.74
-FIRST_DAY, DAY = (
-    1_492_790_400,
-    86_400,
-)  # midnight of 22 April 2017 in Beijing; impressions begin 14 days later
+# Midnight of 22 April 2017 in Beijing; impressions begin 14 days later.
+FIRST_DAY, DAY = 1_492_790_400, 86_400
 BTAGS, BTAG_SHARES = ["pv", "cart", "fav", "buy"], [0.95, 0.025, 0.013, 0.012]
 PIDS = ["430548_1007", "430539_1007"]
 
@@ -31,30 +29,23 @@ def write_logs(rows: int, out: Path, seed: int = 0) -> None:
     """Writes the four files.
 
     Args:
-        rows: of ``behavior_log.csv``; the other files follow from it.
-        out: the folder.
-        seed: of all draws.
+        rows: rows of ``behavior_log.csv``; those of the other files follow from it.
+        out: the folder to write.
+        seed: of the random values.
     """
     out.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    num_users, num_ads = (
-        max(2, rows // BEHAVIOURS_PER_USER),
-        max(2, int(rows / BEHAVIOURS_PER_USER * ADS_PER_USER)),
-    )
+    num_users = max(2, rows // BEHAVIOURS_PER_USER)
+    num_ads = max(2, int(rows / BEHAVIOURS_PER_USER * ADS_PER_USER))
     activity = np.exp(random.normal(0, 1.2, num_users)).cumsum()
     cate = random.integers(1, NUM_CATES, num_ads)
     _write(out / "ad_feature.csv", [_ads(random, cate)])
     _write(out / "user_profile.csv", [_profiles(random, num_users)])
-    _write(
-        out / "raw_sample.csv",
-        (
-            _impressions(random, size, num_users, num_ads)
-            for size in _chunks(num_users * IMPRESSIONS_PER_USER)
-        ),
-    )
-    _write(
-        out / "behavior_log.csv", (_behaviours(random, size, activity) for size in _chunks(rows))
-    )
+    sizes = _chunks(num_users * IMPRESSIONS_PER_USER)
+    samples = (_impressions(random, size, num_users, num_ads) for size in sizes)
+    _write(out / "raw_sample.csv", samples)
+    behaviours = (_behaviours(random, size, activity) for size in _chunks(rows))
+    _write(out / "behavior_log.csv", behaviours)
 
 
 def _chunks(rows: int) -> Iterator[int]:
@@ -153,7 +144,7 @@ def _profiles(random: np.random.Generator, num_users: int) -> pa.Table:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def main(rows: int, out: Path) -> None:
-    """Write random logs in the published layout of Alimama's display ads; their values mean nothing."""
+    """Write random logs in the layout of Alimama's display ads; their values mean nothing."""
     write_logs(rows, out)
 
 

@@ -1,13 +1,13 @@
-r"""How fast training is, in one run: this trainer and a direct reference in turns, and what the machine could do at most.
+r"""Measures training speed: this project and a direct reference in turns, the machine's limits.
 
-    # all of it, about half an hour on 2 cores
-    python tools/bench.py --out runs/bench                   
-    python tools/bench.py --out runs/bench --part sides        # rows a second alone
-    python tools/bench.py --out runs/bench --part peer --peer fuxictr --peer-source CHECKOUT
-    --threads 1 \
+    # everything, about half an hour on 2 cores
+    python tools/bench.py --out runs/bench
+    # rows a second alone
+    python tools/bench.py --out runs/bench --part throughput
+    python tools/bench.py --out runs/bench --part fuxictr --fuxictr-source CHECKOUT --threads 1 \
         --config launch/configs/kuairand.yaml data.root=FOLDER
 
-``bench.json``, ``bench.md``, ``bench.html`` and pictures are written anew after each part.
+``bench.json``, ``bench.md``, ``bench.html`` and plots are written anew after each part.
 ``benchmark/`` holds the parts.
 """
 
@@ -15,7 +15,8 @@ import os
 import platform
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,44 +24,57 @@ from typing import Any
 import click
 import torch
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # for `tools.benchmark`, wherever this is started
+# For `tools.benchmark`, wherever this is started.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.distributed.process_group import process_group
-from mail_torchrec.utils.logging import quiet_third_parties
-from tools.benchmark.apart import Apart
-from tools.benchmark.counts import step_counts
-from tools.benchmark.growth import Growth
-from tools.benchmark.interleaved import interleaved
-from tools.benchmark.limits import machine_limits
-from tools.benchmark.peer import beside_peer, check_source
-from tools.benchmark.quality import qualities
-from tools.benchmark.reading import reader_rates
-from tools.benchmark.report import verdict_table, write_report
-from tools.benchmark.rows import RowSettings, write_rows
-from tools.benchmark.setting import DEFAULTS, DMR, GROUPED, SMALL, Setting, Variant, base_tree
-from tools.benchmark.sides import encoders_of, side_of
-from tools.benchmark.split import split
-from tools.benchmark.verdicts import Results
+from mail_torchrec.utils.logging import silence_third_parties
+from tools.benchmark.fuxictr.comparison import check_source, compare_with_fuxictr
+from tools.benchmark.machine_limits import machine_limits
+from tools.benchmark.quality import compare_auc
+from tools.benchmark.random_rows import RowSettings, write_rows
+from tools.benchmark.reader_throughput import measure_reader
+from tools.benchmark.report import target_table, write_report
+from tools.benchmark.scaling import ScalingExperiment
+from tools.benchmark.step_breakdown import measure_breakdown
+from tools.benchmark.step_cost import StepCost, step_cost
+from tools.benchmark.subprocess_trainer import SubprocessTrainer
+from tools.benchmark.targets import Results
+from tools.benchmark.throughput import measure_in_turns
+from tools.benchmark.trainers import (
+    ProjectTrainer,
+    ReferenceTrainer,
+    fit_training_encoders,
+    make_trainer,
+)
+from tools.benchmark.workload import (
+    DEFAULTS,
+    DMR,
+    GROUPED,
+    SMALL,
+    Variant,
+    Workload,
+    base_config_tree,
+)
 
-PARTS = ("limits", "sides", "split", "reader", "growth", "quality")
-"""In this order; ``peer`` comes behind them where it is asked for."""
+PARTS = ("limits", "throughput", "breakdown", "reader", "scaling", "quality")
+"""In this order; ``fuxictr`` follows them where a checkout is given."""
+_FUXICTR_ENVIRONMENT = Path.home() / ".cache/mail-torchrec/fuxictr"
 
 
 @dataclass
 class Bench:
-    """A run: what all parts share, and what they found."""
+    """A bench: what its parts share, and their results."""
 
-    setting: Setting
+    workload: Workload
     overrides: tuple[str, ...]
     variants: list[Variant]
     encoders: Encoders
     device: torch.device
     out: Path
     options: dict[str, Any]
-    """The command line's numbers."""
+    """Numbers of the command line."""
     results: Results
 
     def run(self, part: str) -> None:
@@ -70,116 +84,137 @@ class Bench:
         write_report(self.results, self.out)
 
     def limits(self) -> None:
-        """The machine's own."""
+        """Measures the machine's limits."""
         self.results["limits"] = machine_limits(self.device, small=self.options["small"])
 
-    def sides(self) -> None:
-        """The trainer's variants and the reference, in turns."""
+    def throughput(self) -> None:
+        """Measures the variants and the reference in turns."""
         device, threads = self.device.type, self.options["threads"]
         with ExitStack() as processes:
-            sides = [
-                processes.enter_context(Apart(self.setting, variant, device, threads))
+            trainers = [
+                processes.enter_context(SubprocessTrainer(self.workload, variant, device, threads))
                 for variant in (*self.variants, None)
             ]
-            rates = interleaved(sides, repeats=self.options["repeats"], steps=self.options["steps"])
-        self.results["sides"] = {name: rate.as_dict() for name, rate in rates.items()}
+            repeats, steps = self.options["repeats"], self.options["steps"]
+            speeds = measure_in_turns(trainers, repeats=repeats, steps=steps)
+        self.results["throughput"] = {name: speed.as_dict() for name, speed in speeds.items()}
 
-    def split(self) -> None:
-        """Where a step's time goes, and what it has to do by formula."""
-        self.results["split"], self.results["counts"] = {}, {}
-        for side in self._sides():
+    def breakdown(self) -> None:
+        """Measures the parts of a step, and computes its arithmetic by formula."""
+        self.results["breakdown"], self.results["step_cost"] = {}, {}
+        for variant in (*self.variants, None):
+            trainer = make_trainer(self.workload, variant, self.device, self.encoders)
             for _ in range(2):
-                side.step()
-            self.results["split"][side.name] = split(side, self.options["steps"])
-            batch = side.input.take()
-            lengths_B = batch.unpooled[side.config.schema_.sequences[0]].lengths().double()
-            num_new = int(batch.is_cold_B.sum())
-            counted = step_counts(
-                side.config,
-                num_old=len(batch) - num_new,
-                num_new=num_new,
-                mean_length=float(lengths_B.sum()) / len(batch),
-            )
-            self.results["counts"][side.name] = vars(counted)
+                trainer.step()
+            parts = measure_breakdown(trainer, self.options["steps"], self.device)
+            self.results["breakdown"][trainer.name] = parts
+            self.results["step_cost"][trainer.name] = vars(_cost_of_a_batch(trainer))
 
     def reader(self) -> None:
-        """The reader alone."""
-        self.results["reader"] = reader_rates(users=2_048 if self.options["small"] else 65_536)
+        """Measures the reader alone."""
+        self.results["reader"] = measure_reader(users=2_048 if self.options["small"] else 65_536)
 
-    def growth(self) -> None:
-        """Batch, T, table rows, ranks; the first variant that groups users, or the first."""
-        variant = next(
-            (variant for variant in self.variants if variant.name == GROUPED.name), self.variants[0]
-        )
+    def scaling(self) -> None:
+        """Measures batch, T, table rows and ranks of the grouped variant, or of the first one."""
+        grouped = (variant for variant in self.variants if variant.name == GROUPED.name)
+        variant = next(grouped, self.variants[0])
         threads, repeats, steps, small = (
             self.options[name] for name in ("threads", "repeats", "steps", "small")
         )
-        growth = Growth(
+        experiment = ScalingExperiment(
             variant, self.overrides, threads, self.device.type, repeats, steps, small, click.echo
         )
-        self.results["growth"] = growth.measure()
+        self.results["scaling"] = experiment.measure()
 
     def quality(self) -> None:
-        """AUC of all sides but DMR alone."""
+        """Compares the AUC of all variants but DMR alone with the reference's."""
         variants = [variant for variant in self.variants if variant.name != DMR.name]
         numbers = {"seeds": self.options["seeds"], "epochs": self.options["epochs"]}
-        self.results["quality"] = qualities(
-            self.setting, variants, self.device, self.encoders, **numbers, say=click.echo
+        self.results["quality"] = compare_auc(
+            self.workload, variants, self.device, self.encoders, **numbers, log=click.echo
         )
 
-    def peer(self) -> None:
-        """Another project's DMR."""
-        source, cache = check_source(self.options["peer_source"]), self.options["peer_env"]
-        threads, repeats = self.options["threads"], self.options["seeds"]
-        self.results["peer"] = beside_peer(
-            self.setting,
+    def fuxictr(self) -> None:
+        """Compares DMR with FuxiCTR's."""
+        self.results["fuxictr"] = compare_with_fuxictr(
+            self.workload,
             self.encoders,
-            source,
-            cache,
-            repeats=repeats,
-            threads=threads,
-            say=click.echo,
+            check_source(self.options["fuxictr_source"]),
+            self.options["fuxictr_env"],
+            repeats=self.options["seeds"],
+            threads=self.options["threads"],
+            log=click.echo,
         )
 
-    def _sides(self) -> list[Any]:
-        return [
-            side_of(self.setting, variant, self.device, self.encoders)
-            for variant in (*self.variants, None)
-        ]
 
-
-def _generated(folder: Path, overrides: tuple[str, ...], small: bool) -> Setting:
-    """Random rows, and the setting that they are for."""
-    tree = base_tree(max_length=8) if small else base_tree()
-    setting = Setting.written(folder, tree, *(SMALL if small else ()), *overrides)
-    write_rows(
-        folder,
-        setting.config().schema_,
-        RowSettings(users=128, test_users=64, items=200) if small else RowSettings(),
+def _cost_of_a_batch(trainer: ProjectTrainer | ReferenceTrainer) -> StepCost:
+    """Computes the cost of the trainer's next batch."""
+    batch = next(trainer.input)
+    lengths_B = batch.unpooled[trainer.config.schema_.sequences[0]].lengths().double()
+    num_new = int(batch.is_cold_B.sum())
+    return step_cost(
+        trainer.config,
+        num_old=len(batch) - num_new,
+        num_new=num_new,
+        mean_length=float(lengths_B.sum()) / len(batch),
     )
-    return setting
 
 
-def _machine(device: torch.device, threads: int) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    capability = "" if device.type == "cuda" else f" ({torch.backends.cpu.get_cpu_capability()})"
-    found = {
+def _generate_workload(folder: Path, overrides: tuple[str, ...], small: bool) -> Workload:
+    """Writes random rows and the configuration for them."""
+    tree = base_config_tree(max_length=8) if small else base_config_tree()
+    workload = Workload.write(folder, tree, *(SMALL if small else ()), *overrides)
+    rows = RowSettings(users=128, test_users=64, items=200) if small else RowSettings()
+    write_rows(folder, workload.config().schema_, rows)
+    return workload
+
+
+def _describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+    return {
         "device": device.type,
-        "processor": processor + capability,
+        "processor": _processor(device),
         "threads": threads,
         "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
-    return found | {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{next(names, platform.processor())} ({capability})"
+
+
+@contextmanager
+def _open_bench(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    variants: list[Variant],
+    device: str,
+    out: Path,
+    options: dict[str, Any],
+) -> Iterator[Bench]:
+    """Opens the process group and the workload, which lies in a temporary folder if generated."""
+    with tempfile.TemporaryDirectory() as folder, process_group(device) as own_device:
+        if config:
+            workload = Workload(config, overrides)
+        else:
+            workload = _generate_workload(Path(folder), overrides, options["small"])
+        encoders = fit_training_encoders(workload.config())
+        results: Results = {
+            "machine": _describe_machine(own_device, options["threads"]),
+            "command": " ".join(sys.argv[1:]),
+        }
+        yield Bench(workload, overrides, variants, encoders, own_device, out, options, results)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("overrides", nargs=-1)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -190,7 +225,7 @@ def _machine(device: torch.device, threads: int) -> dict[str, Any]:
     "variants",
     multiple=True,
     help=(
-        "NAME:section.key=value,... of the trainer. [default: ungrouped, grouped, each sampled; "
+        "NAME:section.key=value,... of this project. [default: ungrouped, grouped, each sampled; "
         "DMR alone]"
     ),
 )
@@ -198,24 +233,32 @@ def _machine(device: torch.device, threads: int) -> dict[str, Any]:
     "--part",
     "parts",
     multiple=True,
-    type=click.Choice([*PARTS, "peer"]),
+    type=click.Choice([*PARTS, "fuxictr"]),
     help="Only this part.  [default: all]",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--threads", default=torch.get_num_threads(), show_default=True, help="Threads of a process."
 )
-@click.option("--repeats", default=5, show_default=True, help="Turns of each side.")
+@click.option("--repeats", default=5, show_default=True, help="Turns of each trainer.")
 @click.option("--steps", default=4, show_default=True, help="Steps of a turn.")
-@click.option("--seeds", default=3, show_default=True, help="Of the AUC, and epochs beside a peer.")
-@click.option("--epochs", default=3, show_default=True, help="Of the AUC.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds of the AUC, epochs of FuxiCTR.")
+@click.option("--epochs", default=3, show_default=True, help="Epochs of the AUC.")
 @click.option(
-    "--small", is_flag=True, help="A tiny model, to see that all works; its figures mean nothing."
+    "--small", is_flag=True, help="A tiny model, to check that all runs; its results mean nothing."
 )
-@click.option("--peer", type=click.Choice(["fuxictr"]), help="Also measure another project's DMR.")
-@click.option("--peer-source", type=click.Path(path_type=Path), help="Checkout of its repository.")
-@click.option("--peer-env", type=click.Path(path_type=Path), default=Path.home() / ".cache/mail-torchrec/fuxictr", show_default="~/.cache",
-              help="Where its environment is made.")  # fmt: skip
+@click.option(
+    "--fuxictr-source",
+    type=click.Path(path_type=Path),
+    help="Checkout of FuxiCTR; also measures its DMR.",
+)
+@click.option(
+    "--fuxictr-env",
+    type=click.Path(path_type=Path),
+    default=_FUXICTR_ENVIRONMENT,
+    show_default="~/.cache",
+    help="Folder of FuxiCTR's Python environment.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -223,33 +266,36 @@ def _machine(device: torch.device, threads: int) -> dict[str, Any]:
     show_default=True,
     help="Folder of the report.",
 )
-def main(overrides: tuple[str, ...], config: Path | None, variants: tuple[str, ...], parts: tuple[str, ...], device: str, out: Path,
-         peer: str | None, **options: Any) -> None:  # fmt: skip
-    """Measure the training. OVERRIDES (section.key=value) hold for all sides."""
-    quiet_third_parties()
+def main(
+    overrides: tuple[str, ...],
+    config: Path | None,
+    variants: tuple[str, ...],
+    parts: tuple[str, ...],
+    device: str,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Measure training speed. KEY=VALUE overrides the configuration of all trainers.
+
+    \b
+    python tools/bench.py --out runs/bench
+    python tools/bench.py --out runs/bench --part throughput --part breakdown
+    """  # noqa: D301
+    silence_third_parties()
     torch.set_num_threads(options["threads"])
+    with_fuxictr = options["fuxictr_source"] is not None
+    chosen_parts = parts or (*PARTS, *(["fuxictr"] if with_fuxictr else []))
     try:
         chosen = [Variant.parse(text) for text in variants] or list(DEFAULTS)
-        if peer:
-            check_source(options["peer_source"])
+        if "fuxictr" in chosen_parts:
+            check_source(options["fuxictr_source"])
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, process_group(device) as of:
-            setting = (
-                Setting(config, overrides)
-                if config
-                else _generated(Path(folder), overrides, options["small"])
-            )
-            encoders = encoders_of(setting.config())
-            results: Results = {
-                "machine": _machine(of, options["threads"]),
-                "command": " ".join(sys.argv[1:]),
-            }
-            bench = Bench(setting, overrides, chosen, encoders, of, out, options, results)
-            for part in parts or (*PARTS, *(["peer"] if peer else [])):
+        with _open_bench(config, overrides, chosen, device, out, options) as bench:
+            for part in chosen_parts:
                 bench.run(part)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(verdict_table(bench.results))
+    click.echo(target_table(bench.results))
 
 
 if __name__ == "__main__":

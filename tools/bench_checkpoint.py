@@ -1,10 +1,10 @@
-"""How long training stands still for a checkpoint: asynchronous against synchronous, in one run.
+"""Measures how long training waits for a checkpoint, asynchronous and synchronous.
 
     python tools/bench_checkpoint.py --gigabytes 1 --ranks 2
 
-Trains a small model whose item table is that large together with its optimizer's state, saves it
-several times in both modes, and prints the medians: seconds that a save keeps the training waiting,
-and steps a second while an asynchronous one is written beside them.
+It trains a small model whose item table and optimizer state have the given size, saves it several
+times in both modes in one run, and prints medians: seconds that a save keeps the training waiting,
+and seconds a step while an asynchronous one is written.
 """
 
 import json
@@ -25,25 +25,26 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.checkpoint.manifest import Manifest, Progressed, Rank
-from mail_torchrec.checkpoint.saver import Saver
+from mail_torchrec.checkpoint.manifest import CheckpointManifest, LogPosition, RankProgress
+from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.checkpoint.settings import CheckpointSettings
+from mail_torchrec.checkpoint.writer import Snapshot
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.partition import Position
-from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.train.assembly import Assembled, assemble
-from mail_torchrec.train.state import state_of
-from mail_torchrec.utils.logging import quiet_third_parties
+from mail_torchrec.data.reading.partition import DataPosition, RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.source import Source
+from mail_torchrec.train.assembly import AssembledModel, assemble
+from mail_torchrec.train.state import run_state
+from mail_torchrec.utils.logging import silence_third_parties
 
 DIM, NUM_ROWS, BATCH_SIZE = 64, 20_000, 256
 _STEPS_BETWEEN = 5
 
 
 def configuration(root: Path, table_rows: int) -> Config:
-    """A base DNN over one large hashed table and two small ones."""
+    """Makes the configuration of a base DNN over one large hashed table and small ones."""
     columns = {
         "user": {"group": "group_key"},
         "clicked": {"group": "label"},
@@ -58,7 +59,7 @@ def configuration(root: Path, table_rows: int) -> Config:
         "tables": {"item": {"ids": "hash", "rows": table_rows}},
     }
     model = {"tower": "base_dnn", "zero_shot": None}
-    sharding = {"types": ["row_wise"]}
+    sharding = {"sharding_types": ["row_wise"]}
     return Config.model_validate(
         {
             "data": {"root": str(root)},
@@ -71,7 +72,7 @@ def configuration(root: Path, table_rows: int) -> Config:
 
 
 def write_rows(folder: Path) -> None:
-    """Random rows."""
+    """Writes random rows."""
     random = np.random.default_rng(0)
     columns = {
         name: random.integers(0, top, NUM_ROWS)
@@ -82,106 +83,108 @@ def write_rows(folder: Path) -> None:
     pq.write_table(pa.table(columns | {"history": history}), folder / "rows.parquet")
 
 
-def forever(reader: Reader) -> Iterator[Batch]:
-    """Epoch after epoch."""
+def endless_batches(reader: Reader) -> Iterator[Batch]:
+    """Yields batches epoch after epoch."""
     while True:
         yield from reader
 
 
 def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) -> None:
-    """One rank; rank 0 writes the result."""
-    quiet_third_parties()
+    """Measures on one rank; rank 0 writes the result."""
+    silence_third_parties()
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(ranks)}
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    config = configuration(
-        Path(folder), int(gigabytes * 2**30 / DIM / 4 / 2)
-    )  # half of it is Adagrad's state
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    # Half of the state is Adagrad's.
+    config = configuration(Path(folder), int(gigabytes * 2**30 / DIM / 4 / 2))
+    assembled, batches = _assemble(config, RankInfo(rank, ranks))
+    found: dict[str, list[float]] = {}
+    with _saver(Path(folder), "async") as concurrent, _saver(Path(folder), "sync") as blocking:
+        concurrent.prepare(run_state(assembled))
+        for number in range(repeats + 1):
+            times = _measure_round(assembled, batches, concurrent, blocking, number)
+            # The first round warms up.
+            for name, value in times.items() if number else ():
+                found.setdefault(name, []).append(value)
+    if rank == 0:
+        medians = {name: statistics.median(values) for name, values in found.items()}
+        (Path(folder) / "result.json").write_text(json.dumps(medians))
+    dist.destroy_process_group()
+
+
+def _assemble(config: Config, rank_info: RankInfo) -> tuple[AssembledModel, Iterator[Batch]]:
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"))
-    share = Share(rank, ranks)
     reader = Reader(
         source,
         config.schema_,
         encoders,
         assembled.feature_tables,
         config.data,
-        share=share,
+        rank_info=rank_info,
         batch_size=BATCH_SIZE,
         shuffle=True,
         seed=1,
     )
-    batches = forever(reader)
-    found: dict[str, list[float]] = {}
-    with saver(Path(folder), "async") as quick, saver(Path(folder), "sync") as slow:
-        quick.prepare(state_of(assembled))
-        for number in range(repeats + 1):  # the first round warms up
-            times = one_round(assembled, batches, quick, slow, number)
-            for name, value in times.items() if number else ():
-                found.setdefault(name, []).append(value)
-    if rank == 0:
-        (Path(folder) / "result.json").write_text(
-            json.dumps({name: statistics.median(values) for name, values in found.items()})
-        )
-    dist.destroy_process_group()
+    return assembled, endless_batches(reader)
 
 
-def one_round(
-    assembled: Assembled, batches: Iterator[Batch], quick: Saver, slow: Saver, number: int
+def _measure_round(
+    assembled: AssembledModel,
+    batches: Iterator[Batch],
+    concurrent: CheckpointSaver,
+    blocking: CheckpointSaver,
+    number: int,
 ) -> dict[str, float]:
-    """Trains and saves in both modes; seconds by name."""
+    """Trains and saves in both modes; returns seconds by name."""
 
-    def steps(count: int = _STEPS_BETWEEN) -> None:
+    def train(count: int = _STEPS_BETWEEN) -> None:
         for _ in range(count):
             assembled.pipeline.progress(batches)
 
-    def save(saver: Saver, step: int) -> None:
-        saver.save(step, state_of(assembled), Rank(), describe)
+    def save(saver: CheckpointSaver, step: int) -> None:
+        state = run_state(assembled)
+        saver.save(Snapshot(step, state, RankProgress(), _make_manifest, {}))
 
-    alone = seconds(steps)
+    alone = measure_seconds(train)
     dist.barrier()
-    stalled = seconds(lambda: save(quick, 2 * number))
+    stalled = measure_seconds(lambda: save(concurrent, 2 * number))
     dist.barrier()
-    beside = seconds(steps)
-    written = stalled + beside + seconds(quick.finish)
-    steps(1)
+    during_write = measure_seconds(train)
+    written = stalled + during_write + measure_seconds(concurrent.finish)
+    train(1)
     dist.barrier()
-    waited = seconds(lambda: save(slow, 2 * number + 1))
+    waited = measure_seconds(lambda: save(blocking, 2 * number + 1))
     return {
         "step": alone / _STEPS_BETWEEN,
         "async": stalled,
-        "step_beside": beside / _STEPS_BETWEEN,
+        "step_during_write": during_write / _STEPS_BETWEEN,
         "written": written,
         "sync": waited,
     }
 
 
-def seconds(action: Callable[[], None]) -> float:
-    """How long something takes."""
+def measure_seconds(action: Callable[[], None]) -> float:
+    """Measures the seconds that an action takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def saver(folder: Path, mode: Literal["async", "sync"]) -> Saver:
-    """Saves one checkpoint over the other."""
-    return Saver(
-        Checkpoints(folder / "checkpoints"),
-        CheckpointSettings(mode=mode, keep=1, on_failure="stop"),
-        {},
-        lambda _: None,
-    )
+def _saver(folder: Path, mode: Literal["async", "sync"]) -> CheckpointSaver:
+    """Makes a saver that keeps one checkpoint."""
+    settings = CheckpointSettings(mode=mode, keep=1, on_failure="stop")
+    return CheckpointSaver(Checkpoints(folder / "checkpoints"), settings, lambda _: None)
 
 
-def describe(ranks: list[Rank]) -> Manifest:
-    """A manifest; nobody reads it."""
-    return Manifest(
+def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
+    """Makes a manifest that nothing reads."""
+    return CheckpointManifest(
         step=0,
-        position=Position(epoch=0),
-        progress=Progressed(steps_since_report=0, log_bytes=0),
+        position=DataPosition(epoch=0),
+        progress=LogPosition(steps_since_report=0, log_bytes=0),
         ranks=ranks,
         written="",
         config_name="",
@@ -192,12 +195,12 @@ def describe(ranks: list[Rank]) -> Manifest:
     )
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--gigabytes",
     default=1.0,
     show_default=True,
-    help="Of the state, in GiB: a table and its optimizer's.",
+    help="Size of the state in GiB: a table and its optimizer's.",
 )
 @click.option("--ranks", default=1, show_default=True, help="Processes, over gloo.")
 @click.option(
@@ -209,23 +212,24 @@ def describe(ranks: list[Rank]) -> Manifest:
     help="Folder for the checkpoints; by default a temporary one.",
 )
 def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:
-    """Measures how long training stands still for a checkpoint."""
+    """Measure how long training waits for a checkpoint.
+
+    \b
+    python tools/bench_checkpoint.py --gigabytes 1 --ranks 1 --repeats 3
+    """  # noqa: D301
     with tempfile.TemporaryDirectory(dir=out) as folder:
         write_rows(Path(folder) / "train")
-        mp.start_processes(
-            measure, (ranks, folder, gigabytes, repeats), nprocs=ranks, start_method="spawn"
-        )
+        arguments = (ranks, folder, gigabytes, repeats)
+        mp.start_processes(measure, arguments, nprocs=ranks, start_method="spawn")
         found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
+    share = found["async"] / found["sync"]
     click.echo(f"{gigabytes:g} GiB on {ranks} ranks, medians of {repeats} rounds, in seconds")
-    click.echo(f"  training stands still, synchronous    {found['sync']:.3f}")
-    click.echo(
-        f"  training stands still, asynchronous   {found['async']:.3f}   "
-        f"{found['async'] / found['sync']:.1%} of the synchronous"
-    )
-    click.echo(f"  from there until it is published      {found['written']:.3f}")
-    click.echo(
-        f"  a step, and one beside the writing    {found['step']:.3f} {found['step_beside']:.3f}"
-    )
+    click.echo(f"  training waits, synchronous           {found['sync']:.3f}")
+    click.echo(f"  training waits, asynchronous          {found['async']:.3f}   "
+               f"{share:.1%} of the synchronous")  # fmt: skip
+    click.echo(f"  until an asynchronous one is published {found['written']:.3f}")
+    steps = f"{found['step']:.3f} {found['step_during_write']:.3f}"
+    click.echo(f"  a step alone, and during the writing  {steps}")
 
 
 if __name__ == "__main__":

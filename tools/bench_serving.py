@@ -1,11 +1,11 @@
-"""How long one user with many candidates takes: the server end to end, the exported model, the trainer's own in eager PyTorch; in one run.
+"""Measures how long one user with many candidates takes, from eager PyTorch to the server.
 
     python tools/bench_serving.py --run-dir runs/kr --candidates 500
 
 Exports a finished run, starts a server of it and asks it by tritonclient, and scores the same rows
 in this process: by ONNX Runtime, by the trainer's model on a batch that its reader has made
-already, and by the plain twin that was exported. All take turns, round after round, so that a busy
-machine is busy for all. Prints medians as Markdown.
+already, and by the inference model that was exported. All take turns, round after round, so that a
+busy machine is busy for all. Prints medians as Markdown.
 """
 
 import os
@@ -24,14 +24,15 @@ import tritonclient.grpc
 import tritonclient.http
 from tqdm import tqdm
 
-from mail_torchrec.export.command import Order, export
+from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.export.compact_tables import CompactTables
-from mail_torchrec.export.finished_run import Run
-from mail_torchrec.export.inference_model import Twin
+from mail_torchrec.export.finished_run import FinishedRun
+from mail_torchrec.export.inference_model import InferenceModel
 from mail_torchrec.export.parity import golden_batch
-from mail_torchrec.export.table_files import Table
-from mail_torchrec.inference.manifest import Manifest, read_golden
-from mail_torchrec.inference.requests import Request, model_inputs
+from mail_torchrec.export.table_files import GatherTable
+from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.requests import Request, input_specs
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
 from tools.served import Running, raw, running, tensors
@@ -40,17 +41,17 @@ NAME, EAGER = "bench", "eager: the trainer's model"
 LIBRARIES = {"REST": tritonclient.http, "gRPC": tritonclient.grpc}
 # seconds; idle threads of PyTorch's pool spin for a while, and would do so on the next one's cores
 _PAUSE = 0.05
-Way = Callable[[], Any]
-"""Scores the rows once and returns their ``pctr``."""
+Score = Callable[[], Any]
+"""Scores the candidates once and returns their ``pctr``, [candidates]."""
 
 
 def requests_of(folder: Path, num_candidates: int) -> dict[str, Request]:
-    """A new user, and the one with the longest history."""
+    """Builds requests of a new user, and of the user with the longest history."""
     golden = [request for request, _ in read_golden(folder)]
     pool = [candidate for request in golden for candidate in request.candidates]
     candidates = [pool[i % len(pool)] for i in range(num_candidates)]
-    sequence = next(iter(Manifest.read(folder).schema_.sequences))
-    column = Manifest.read(folder).schema_.file_column(sequence)
+    sequence = next(iter(ArtifactManifest.read(folder).schema_.sequences))
+    column = ArtifactManifest.read(folder).schema_.file_column(sequence)
     by_length = sorted(golden, key=lambda request: len(request.user[column]))
     return {
         kind: Request(request.user, candidates)
@@ -58,20 +59,21 @@ def requests_of(folder: Path, num_candidates: int) -> dict[str, Request]:
     }
 
 
-def eager(run: Run, request: Request, manifest: Manifest, folder: Path) -> tuple[Way, Way]:
-    """The trainer's model, and the twin, both with everything in memory."""
-    schema = run.config.schema_
+def eager_scorers(
+    run: FinishedRun, request: Request, manifest: ArtifactManifest, folder: Path
+) -> tuple[Score, Score]:
+    """Builds the trainer's model and the inference model, both with everything in memory."""
+    schema, num_rows = run.config.schema_, run.encoders.num_rows
     batch = golden_batch(
-        [request], manifest.types, run.config, run.encoders, run.feature_tables, folder
+        [request], manifest.value_types, run.config, run.encoders, run.feature_tables, folder
     )
-    compact = CompactTables(schema, run.feature_tables, run.encoders.num_rows, batch)
-    files = run.write_tables(folder / "tables", "float32", also=compact.take)
+    compact = CompactTables(schema, run.feature_tables, num_rows, batch)
+    files = run.write_tables(folder / "tables", "float32", compact.copy_shard)
     model, batch = compact.model(run.towers)
-    inputs = model_inputs(schema, run.encoders.num_rows)
-    tables = {name: Table(parts) for name, parts in files.items()}
-    twin = Twin(
+    inputs = input_specs(schema, num_rows)
+    inference_model = InferenceModel(
         run.towers,
-        tables,
+        {name: GatherTable(parts) for name, parts in files.items()},
         inputs,
         schema,
         run.feature_tables,
@@ -79,46 +81,47 @@ def eager(run: Run, request: Request, manifest: Manifest, folder: Path) -> tuple
     ).eval()
     encoded = Scorer(folder.parent / "model", verify=False).encode([request])
     values = [torch.from_numpy(encoded[spec.name]) for spec in inputs]
-    return lambda: torch.sigmoid(model(batch)[1].logits_B).numpy(), lambda: twin.outputs(*values)[
-        "pctr"
-    ].numpy()
+    return (
+        lambda: torch.sigmoid(model(batch)[1].logits_B).numpy(),
+        lambda: inference_model.outputs(*values)["pctr"].numpy(),
+    )
 
 
-def served(server: Running, request: Request, scorer: Scorer) -> dict[str, Way]:
-    """The server, by both protocols, with raw values and with encoded tensors."""
-    ways: dict[str, Way] = {}
+def served(server: Running, request: Request, scorer: Scorer) -> dict[str, Score]:
+    """Builds calls of the server, by both protocols, with raw values and with encoded tensors."""
+    scorers: dict[str, Score] = {}
     encoded = scorer.encode([request])
     for protocol, library in LIBRARIES.items():
         to = library.InferenceServerClient(server.http if protocol == "REST" else server.grpc)
-        ways[f"server, {protocol}, raw values"] = partial(
-            _asked, to, partial(raw, library, request)
+        scorers[f"server, {protocol}, raw values"] = partial(
+            _infer, to, partial(raw, library, request)
         )
-        ways[f"server, {protocol}, encoded tensors"] = partial(
-            _asked, to, partial(tensors, library, encoded)
+        scorers[f"server, {protocol}, encoded tensors"] = partial(
+            _infer, to, partial(tensors, library, encoded)
         )
-    return ways
+    return scorers
 
 
 def _pctr(score: Callable[[Any], dict[str, Any]], asked: Any) -> Any:
     return score(asked)["pctr"]
 
 
-def _asked(to: Any, inputs: Callable[[], list[Any]]) -> Any:
+def _infer(to: Any, inputs: Callable[[], list[Any]]) -> Any:
     return to.infer(NAME, inputs()).as_numpy("pctr")
 
 
-def measure(ways: dict[str, Way], repeats: int, label: str) -> dict[str, float]:
-    """Medians in milliseconds; the ways take turns."""
-    expected = ways[EAGER]()
-    for name, way in ways.items():
-        if not np.abs(way() - expected).max() <= 1e-5:
+def measure(scorers: dict[str, Score], repeats: int, label: str) -> dict[str, float]:
+    """Measures medians in milliseconds; the scorers take turns."""
+    expected = scorers[EAGER]()
+    for name, score in scorers.items():
+        if not np.abs(score() - expected).max() <= 1e-5:
             raise ValueError(f"'{name}' should score as the trainer's model does")
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in scorers}
     for _ in tqdm(range(repeats), desc=label, unit="round"):
-        for name, way in ways.items():
+        for name, score in scorers.items():
             time.sleep(_PAUSE)
             start = time.perf_counter()
-            way()
+            score()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) * 1e3 for name, seconds in times.items()}
 
@@ -127,37 +130,37 @@ def measure(ways: dict[str, Way], repeats: int, label: str) -> dict[str, float]:
 def compare(
     run_dir: Path, num_candidates: int, repeats: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Kind of user -> way -> milliseconds."""
+    """Measures milliseconds by kind of user and scorer."""
     model, found = folder / "model", {}
     manifest, run, scorer = (
-        export(Order(RunDir(run_dir), model)),
-        Run.open(RunDir(run_dir)),
+        export(ExportOptions(RunDir(run_dir), model)),
+        FinishedRun.open(RunDir(run_dir)),
         Scorer(model),
     )
     with running(model, folder / "log", "--name", NAME) as server:
         for kind, request in requests_of(model, num_candidates).items():
             (folder / kind).mkdir()
-            trained, twin = eager(run, request, manifest, folder / kind)
+            trainer, inference = eager_scorers(run, request, manifest, folder / kind)
             encoded = scorer.encode([request])
-            ways: dict[str, Way] = {
-                EAGER: trained,
-                "eager: the twin": twin,
+            scorers: dict[str, Score] = {
+                EAGER: trainer,
+                "eager: the inference model": inference,
                 "ONNX Runtime in this process": partial(_pctr, scorer.run, encoded),
                 "the same, from raw values": partial(_pctr, scorer.score, request),
                 **served(server, request, scorer),
             }
-            found[kind] = measure(ways, repeats, f"{kind} user")
+            found[kind] = measure(scorers, repeats, f"{kind} user")
     return found
 
 
-@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
 @click.option(
     "--run-dir", type=click.Path(path_type=Path, exists=True), required=True, help="A finished run."
 )
 @click.option("--candidates", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=100, show_default=True, help="Rounds.")
 def main(run_dir: Path, candidates: int, repeats: int) -> None:
-    """Measures and prints."""
+    """Measures and prints a table."""
     with TemporaryDirectory(prefix="bench-") as folder:
         found = compare(run_dir, candidates, repeats, Path(folder))
     click.echo(
@@ -170,11 +173,11 @@ def main(run_dir: Path, candidates: int, repeats: int) -> None:
         + " |\n| --- |"
         + " --: | --: |" * len(found)
     )
-    for way in found["new"]:
+    for name in found["new"]:
         cells = " | ".join(
-            f"{times[way]:.1f} | {times[way] / times[EAGER]:.2f}" for times in found.values()
+            f"{times[name]:.1f} | {times[name] / times[EAGER]:.2f}" for times in found.values()
         )
-        click.echo(f"| {way} | {cells} |")
+        click.echo(f"| {name} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Loads a real server for minutes while versions are switched, and asserts that no request fails and every score is right.
+"""Loads a real server for minutes while versions are replaced, and checks every score.
 
     python tools/load_serving.py --model models/kr --seconds 600 --out tools/results/serving.md
 
 `--model` is what `mail-torchrec export` wrote, or a finished run, which is exported first. A server
 of it (`mail-torchrec serve`) gets requests from other processes by tritonclient, over REST and
-gRPC: the golden ones (new and old users, one of whom nothing is known, one whose every id is
-unseen), these users with one candidate and with hundreds, and encoded tensors of several users.
-Meanwhile versions with other scores are put beside the one that serves, which is taken away then;
-and halfway comes a bad one, whose files are whole and whose scores are not those of its golden
-requests. Each answer must have the scores of the version that it names: those that the trainer
-gave, for golden requests, else those of ONNX Runtime in this process. The exit code is 1 where
-anything was not as it should be.
+gRPC: the golden ones (new and old users, one without any value, one whose every id is unseen),
+these users with one candidate and with hundreds, and encoded tensors of several users. Meanwhile
+versions with other scores replace the one that serves; and halfway comes a bad one, whose files are
+whole and whose scores are not those of its golden requests. Each response must have the scores of
+the version that it names: the trainer's for golden requests, else those of ONNX Runtime in this
+process. The exit code is 1 where any request failed or any score was wrong.
 """
 
 import multiprocessing as mp
@@ -27,344 +26,220 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import tritonclient.grpc
-import tritonclient.http
 from tqdm import tqdm
 
-from mail_torchrec.inference.manifest import MANIFEST, Manifest, read_golden
-from mail_torchrec.inference.requests import Request
-from mail_torchrec.inference.scorer import Scorer
+from mail_torchrec.inference.artifact_files import MANIFEST
+from mail_torchrec.inference.manifest import ArtifactManifest
+from tools.load_clients import (
+    NAME,
+    PROTOCOLS,
+    ClientReport,
+    expected_scores,
+    make_cases,
+    run_client,
+)
 from tools.served import (
     Running,
-    make_liar,
+    make_bad_version,
     make_version,
     percentiles,
-    put,
-    raw,
+    publish,
     running,
-    tensors,
     wait_for,
 )
 
-NAME, BAD = "load", "bad"
-PROTOCOLS = {"REST": tritonclient.http, "gRPC": tritonclient.grpc}
-NUM_CANDIDATES = (1, 20, 100, 500)
-TOLERANCE = 1e-5
-Expected = dict[str, list[Any]]
-"""Version -> the probabilities of each case, one array for each output."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is asked: requests sent raw, or several of them encoded in one call."""
-
-    requests: list[Request]
-    is_encoded: bool = False
-
-    @property
-    def num_candidates(self) -> int:
-        """Of all users."""
-        return sum(len(request.candidates) for request in self.requests)
+BAD = "bad"
 
 
 @dataclass
-class Told:
-    """What one client saw."""
-
-    protocol: str
-    seconds: list[float] = field(default_factory=list)
-    candidates: int = 0
-    answered: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-
-def cases_of(folder: Path) -> list[Case]:
-    """The mix: golden requests, their users with more candidates, several users at once."""
-    requests = [request for request, _ in read_golden(folder)]
-    pool = [candidate for request in requests for candidate in request.candidates]
-    cases = [Case([request]) for request in requests]
-    for i, request in enumerate(requests):
-        count = NUM_CANDIDATES[i % len(NUM_CANDIDATES)]
-        cases.append(
-            Case([Request(request.user, [pool[(i + j) % len(pool)] for j in range(count)])])
-        )
-    return [*cases, Case(requests[:2], is_encoded=True), Case(requests, is_encoded=True)]
-
-
-def expected_of(folder: Path, cases: list[Case]) -> list[Any]:
-    """The scores of each case by a version: golden ones as the trainer gave them, the others by ONNX Runtime here."""
-    scorer, golden = (
-        Scorer(folder, threads=1),
-        [list(scores.values()) for _, scores in read_golden(folder)],
-    )
-    if (difference := scorer.difference()) > TOLERANCE:
-        raise ValueError(
-            f"'{folder}' should have its golden scores, they differ by {difference:.2g}"
-        )
-    scores = [[np.array(scores) for scores in of_request] for of_request in golden]
-    return scores + [
-        list(scorer.run(scorer.encode(case.requests)).values()) for case in cases[len(scores) :]
-    ]
-
-
-def client(
-    address: str,
-    told: Told,
-    model: Path,
-    cases: list[Case],
-    expected: Expected,
-    stop: Any,
-    count: Any,
-    out: Any,
-) -> None:
-    """A process that asks one thing after another until it is told to stop."""
-    library, scorer = PROTOCOLS[told.protocol], Scorer(model, threads=1, verify=False)
-    order = np.random.default_rng(os.getpid())
-    with library.InferenceServerClient(address) as to:
-        while not stop.is_set():
-            i = int(order.integers(len(cases)))
-            inputs = (
-                tensors(library, scorer.encode(cases[i].requests))
-                if cases[i].is_encoded
-                else raw(library, cases[i].requests[0])
-            )
-            ask(to, inputs, i, told, expected, scorer.probabilities)
-            told.candidates += cases[i].num_candidates
-            with count.get_lock():
-                count.value += 1
-    out.put(told)
-
-
-def ask(
-    to: Any, inputs: list[Any], i: int, told: Told, expected: Expected, names: list[str]
-) -> None:
-    """One request, timed and compared."""
-    start = time.perf_counter()
-    try:
-        result = to.infer(NAME, inputs)
-        told.seconds.append(time.perf_counter() - start)
-        response = result.get_response()
-        version = (
-            response["model_version"] if isinstance(response, dict) else response.model_version
-        )
-        difference = max(
-            float(np.abs(result.as_numpy(name) - wanted).max())
-            for name, wanted in zip(names, expected[version][i], strict=True)
-        )
-    except Exception as error:  # whatever it is, it failed
-        told.failures.append(f"{told.protocol}, case {i}: {type(error).__name__}: {error}")
-        return
-    told.answered[version] += 1
-    if not difference <= TOLERANCE:
-        told.failures.append(
-            f"{told.protocol}, case {i}: version {version} is {difference:.2g} away from its scores"
-        )
-
-
-@dataclass
-class Versions:
-    """Folders to be put before the server, and what came of it."""
+class VersionSwaps:
+    """Versions to publish in the server's folder, and what happened."""
 
     root: Path
-    made: list[Path]
+    folders: list[Path]
     bad: Path
     events: list[str] = field(default_factory=list)
 
-    def switch(self, server: Running, number: int) -> None:
-        """Puts the next version there, waits until it serves, takes the one before away, waits until it is given up."""
-        version = Manifest.read(self.made[number]).version
+    def swap(self, server: Running, number: int) -> None:
+        """Publishes the next version and deletes the one before, waiting for the server."""
+        version = ArtifactManifest.read(self.folders[number]).version
         start = time.monotonic()
-        put(self.made[number], self.root / f"v{number}")
+        publish(self.folders[number], self.root / f"v{number}")
         wait_for(lambda: version in self.serving(server))
         loaded = time.monotonic() - start
         shutil.rmtree(self.root / f"v{number - 1}")
         wait_for(lambda: self.serving(server) == [version])
         self.events.append(
-            f"version {version} put there and serving after {loaded:.1f} s, the one before taken "
-            "away"
+            f"version {version} published and serving after {loaded:.1f} s, the one before deleted"
         )
 
     def try_bad(self, server: Running) -> None:
-        """Puts a bad version there, and waits until it is refused."""
+        """Publishes a bad version, and waits until it is refused."""
         before = self.serving(server)
-        put(self.bad, self.root / BAD)
-        wait_for(lambda: server.figures().get('mail_version_loads_total{result="refused"}') == 1)
+        publish(self.bad, self.root / BAD)
+        wait_for(lambda: server.metrics().get('mail_version_loads_total{result="refused"}') == 1)
         if self.serving(server) != before:
-            raise ValueError("a bad version was taken in")
-        self.events.append("a bad version put there, and refused")
+            raise ValueError("a bad version was loaded")
+        self.events.append("a bad version published, and refused")
 
     @staticmethod
     def serving(server: Running) -> list[str]:
-        """Versions by the server's own metadata."""
+        """Lists the loaded versions by the server's own metadata."""
         versions: list[str] = server.ask(f"/v2/models/{NAME}")[1]["versions"]
         return versions
 
 
-def prepare(model: Path, folder: Path, swaps: int) -> Versions:
-    """The versions: the model itself, and copies with other tables."""
+def prepare(model: Path, folder: Path, num_swaps: int) -> VersionSwaps:
+    """Makes the versions: the model itself, and copies with other tables."""
     root = folder / "root"
     root.mkdir()
-    put(model, root / "v0")
-    made = [model]
-    for number in range(1, swaps + 1):
-        made.append(folder / f"made-{number}")
-        make_version(
-            model, made[-1], created=f"29{number:02}-01-01T00:00:00+00:00", factor=1 + 0.2 * number
-        )
-    make_liar(model, folder / "bad", created="2999-01-01T00:00:00+00:00")
-    return Versions(root, made, folder / "bad")
+    publish(model, root / "v0")
+    folders = [model]
+    for number in range(1, num_swaps + 1):
+        folders.append(folder / f"version-{number}")
+        created, factor = f"29{number:02}-01-01T00:00:00+00:00", 1 + 0.2 * number
+        make_version(model, folders[-1], created=created, factor=factor)
+    make_bad_version(model, folder / BAD, created="2999-01-01T00:00:00+00:00")
+    return VersionSwaps(root, folders, folder / BAD)
 
 
 def exported(path: Path, folder: Path) -> Path:
-    """The exported model; a run is exported first."""
+    """Returns the exported model; a run is exported first."""
     if (path / MANIFEST).exists():
         return path
-    from mail_torchrec.export.command import Order, export
+    from mail_torchrec.export.command import ExportOptions, export
     from mail_torchrec.train.run_dir import RunDir
 
-    export(Order(RunDir(path), folder / "exported"))
+    export(ExportOptions(RunDir(path), folder / "exported"))
     return folder / "exported"
 
 
 def load(
-    versions: Versions, seconds: float, clients: int, server: Running
-) -> tuple[list[Told], dict[str, float]]:
-    """Loads the server for so long; what the clients saw, and the server's memory in MiB on the way."""
-    cases, context = cases_of(versions.made[0]), mp.get_context("spawn")
+    versions: VersionSwaps, seconds: float, clients: int, server: Running
+) -> tuple[list[ClientReport], dict[str, float]]:
+    """Loads the server for so long.
+
+    Returns:
+        The clients' reports, and the server's memory in MiB at the start and the end.
+    """
+    cases, context = make_cases(versions.folders[0]), mp.get_context("spawn")
     expected = {
-        Manifest.read(folder).version: expected_of(folder, cases) for folder in versions.made
+        ArtifactManifest.read(folder).version: expected_scores(folder, cases)
+        for folder in versions.folders
     }
-    stop, count, out = context.Event(), context.Value("q", 0), context.Queue()
+    stop, count, results = context.Event(), context.Value("q", 0), context.Queue()
     addresses = {"REST": server.http, "gRPC": server.grpc}
+    shared = (versions.folders[0], cases, expected, stop, count, results)
     processes = [
         context.Process(
-            target=client,
-            args=(
-                addresses[told.protocol],
-                told,
-                versions.made[0],
-                cases,
-                expected,
-                stop,
-                count,
-                out,
-            ),
+            target=run_client, args=(addresses[protocol], ClientReport(protocol), *shared)
         )
-        for told in [Told(protocol) for protocol in PROTOCOLS for _ in range(clients)]
+        for protocol in PROTOCOLS
+        for _ in range(clients)
     ]
     for process in processes:
         process.start()
     wait_for(lambda: count.value >= 10 * len(processes))
-    memory = {"when it began": resident(server)}
+    memory = {"at the start": resident(server)}
     try:
-        act(versions, seconds, server, count)
+        run_swaps(versions, seconds, server, count)
     finally:
         stop.set()
-    found: list[Told] = [out.get(timeout=60) for _ in processes]
+    reports: list[ClientReport] = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(60)
-    return found, memory | {"at the end": resident(server)}
+    return reports, memory | {"at the end": resident(server)}
 
 
-def act(versions: Versions, seconds: float, server: Running, count: Any) -> None:
-    """Waits, and switches versions at even distances, with the bad one halfway."""
+def run_swaps(versions: VersionSwaps, seconds: float, server: Running, count: Any) -> None:
+    """Swaps versions at even distances, with the bad one halfway."""
     begin = time.monotonic()
-    swaps = len(versions.made) - 1
+    swaps = len(versions.folders) - 1
     actions: list[tuple[float, Callable[[], None]]] = [
-        (n / (swaps + 1), partial(versions.switch, server, n)) for n in range(1, swaps + 1)
+        (n / (swaps + 1), partial(versions.swap, server, n)) for n in range(1, swaps + 1)
     ]
-    actions = sorted(
-        [*actions, (0.51, partial(versions.try_bad, server))], key=lambda action: action[0]
-    )
+    actions.append((0.51, partial(versions.try_bad, server)))
+    actions.sort(key=lambda action: action[0])
     with tqdm(total=round(seconds), unit="s", desc="load") as bar:
         while (passed := time.monotonic() - begin) < seconds:
             if actions and passed >= actions[0][0] * seconds:
                 actions.pop(0)[1]()
             bar.update(min(round(passed), round(seconds)) - bar.n)
             bar.set_postfix_str(
-                f"{count.value:,} requests, {len(versions.events)} of {swaps + 1} changes of "
-                "versions"
+                f"{count.value:,} requests, {len(versions.events)} of {swaps + 1} version changes"
             )
             time.sleep(0.2)
-    while actions:  # a load so short that they did not fit
+    while actions:  # of a load that was too short for them
         actions.pop(0)[1]()
 
 
 def resident(server: Running) -> float:
-    """The server's memory in MiB."""
+    """Reads the server's resident memory in MiB."""
     pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def problems_of(found: list[Told], versions: Versions, figures: dict[str, float]) -> list[str]:
-    """What was not as it should be."""
-    answered = sum((told.answered for told in found), Counter[str]())
-    problems = [failure for told in found for failure in told.failures]
+def find_problems(
+    reports: list[ClientReport], versions: VersionSwaps, metrics: dict[str, float]
+) -> list[str]:
+    """Lists failures, versions that never responded, and refused requests."""
+    responses = sum((report.responses for report in reports), Counter[str]())
+    problems = [failure for report in reports for failure in report.failures]
     problems += [
-        f"version {folder} never answered"
-        for folder in versions.made
-        if not answered[Manifest.read(folder).version]
+        f"version {folder} never responded"
+        for folder in versions.folders
+        if not responses[ArtifactManifest.read(folder).version]
     ]
     return problems + [
         f"{name} is {value:g}"
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if name.startswith("mail_refused_total") and value
     ]
 
 
-def report(
-    found: list[Told],
+def format_report(
+    reports: list[ClientReport],
     problems: list[str],
-    versions: Versions,
+    versions: VersionSwaps,
     memory: dict[str, float],
     seconds: float,
     head: str,
 ) -> str:
-    """The result as Markdown."""
-    lines = ["# Load: a server whose versions are switched", "", head, ""]
-    total = sum(len(told.seconds) for told in found)
-    verdict = f"**{total:,} requests, {len(problems)} failed or wrong.**" + (
-        " Versions as planned." if not problems else ""
-    )
-    lines += [
-        verdict,
-        "",
-        "| | requests | requests/s | candidates/s | p50 | p90 | p99 | p99.9 | max |",
-        "| --- |" + " --: |" * 8,
-    ]
-    for protocol in PROTOCOLS:
-        clients = [told for told in found if told.protocol == protocol]
-        times = [second for told in clients for second in told.seconds]
-        points = " | ".join(
-            f"{value:,.1f} ms" for value in percentiles(times or [float("nan")]).values()
-        )
-        candidates = sum(told.candidates for told in clients)
-        lines.append(
-            f"| {protocol} | {len(times):,} | {len(times) / seconds:,.1f} | "
-            f"{candidates / seconds:,.0f} | {points} |"
-        )
-    lines += ["", "| version | answers |", "| --- | --: |"]
-    answered = sum((told.answered for told in found), Counter[str]())
-    lines += [
-        f"| {Manifest.read(folder).version} | {answered[Manifest.read(folder).version]:,} |"
-        for folder in versions.made
-    ]
+    """Formats the result as Markdown."""
+    total = sum(len(report.seconds) for report in reports)
+    planned = "" if problems else " Versions as planned."
+    lines = ["# Load: a server whose versions are replaced", "", head, ""]
+    lines += [f"**{total:,} requests, {len(problems)} failed or wrong.**{planned}", ""]
+    lines += _latency_table(reports, seconds)
+    lines += ["", "| version | responses |", "| --- | --: |"]
+    responses = sum((report.responses for report in reports), Counter[str]())
+    for folder in versions.folders:
+        version = ArtifactManifest.read(folder).version
+        lines.append(f"| {version} | {responses[version]:,} |")
     lines += ["", *(f"- {event}" for event in versions.events)]
     lines += [f"- the server's memory {when}: {mib:,.0f} MiB" for when, mib in memory.items()]
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(["", "## Problems", ""] if problems else []),
-                *(f"- {problem}" for problem in problems[:50]),
-            ]
+    if problems:
+        lines += ["", "## Problems", "", *(f"- {problem}" for problem in problems[:50])]
+    return "\n".join(lines) + "\n"
+
+
+def _latency_table(reports: list[ClientReport], seconds: float) -> list[str]:
+    header = "| | requests | requests/s | candidates/s | p50 | p90 | p99 | p99.9 | max |"
+    lines = [header, "| --- |" + " --: |" * 8]
+    for protocol in PROTOCOLS:
+        clients = [report for report in reports if report.protocol == protocol]
+        times = [second for report in clients for second in report.seconds] or [float("nan")]
+        points = " | ".join(f"{value:,.1f} ms" for value in percentiles(times).values())
+        num_requests = sum(len(report.seconds) for report in clients)
+        candidates = sum(report.candidates for report in clients)
+        lines.append(
+            f"| {protocol} | {num_requests:,} | {num_requests / seconds:,.1f} | "
+            f"{candidates / seconds:,.0f} | {points} |"
         )
-        + "\n"
-    )
+    return lines
 
 
-@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True),
@@ -386,26 +261,30 @@ def report(
     show_default=True,
     help="Processes for each protocol.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Of the server's ONNX Runtime.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the server's ONNX Runtime.")
 @click.option("--note", default="", help="What else the machine was busy with, for the report.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The result, Markdown.")
 def main(
     model: Path, seconds: float, swaps: int, clients: int, threads: int | None, note: str, out: Path
 ) -> None:
-    """Loads, switches, compares, and writes what came of it."""
+    """Loads the server and writes the result."""
+    options = [] if threads is None else ["--threads", str(threads)]
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
-        log, options = (
-            Path(folder) / "server.log",
-            [] if threads is None else ["--threads", str(threads)],
-        )
         versions = prepare(exported(model, Path(folder)), Path(folder), swaps)
-        tower = Manifest.read(versions.made[0]).tower
+        tower = ArtifactManifest.read(versions.folders[0]).tower
+        log = Path(folder) / "server.log"
         with running(versions.root, log, "--name", NAME, "--poll", "1", *options) as server:
-            found, memory = load(versions, seconds, clients, server)
-            problems = problems_of(found, versions, server.figures())
-        shown = f"python tools/load_serving.py --model {model} --seconds {seconds:g} --swaps {swaps} --clients {clients} --out {out}"
-        head = f"`{shown}` on {os.cpu_count()} cores, clients included; ranking tower `{tower}`. {note}".strip()
-        text = report(found, problems, versions, memory, seconds, head)
+            reports, memory = load(versions, seconds, clients, server)
+            problems = find_problems(reports, versions, server.metrics())
+        command = (
+            f"python tools/load_serving.py --model {model} --seconds {seconds:g} --swaps {swaps} "
+            f"--clients {clients} --out {out}"
+        )
+        head = (
+            f"`{command}` on {os.cpu_count()} cores, clients included; ranking tower `{tower}`. "
+            f"{note}"
+        ).strip()
+        text = format_report(reports, problems, versions, memory, seconds, head)
     out.write_text(text)
     click.echo(text)
     sys.exit(bool(problems))

@@ -1,4 +1,4 @@
-"""Writes the configuration of a question with very many tables, to ask ``mail-torchrec plan`` how it does.
+"""Writes a configuration with hundreds of tables, as a test of ``mail-torchrec plan``.
 
     python tools/many_tables.py --tables 500 --out many.yaml
     mail-torchrec plan --config many.yaml --hardware h100 --ranks 256 --out runs/many
@@ -16,7 +16,7 @@ import yaml
 
 
 def many_tables(num_tables: int, seed: int = 0) -> dict[str, Any]:
-    """The configuration; an item table and its behaviours are among the tables."""
+    """Builds the configuration; an item table with its behaviours is among the tables."""
     rows = (
         np.exp(np.random.default_rng(seed).uniform(np.log(1e3), np.log(1e8), num_tables))
         .astype(int)

@@ -1,4 +1,4 @@
-"""Peak memory and time of ``mail-torchrec export`` with one large table, and of ``mail-torchrec vectors`` with as many items.
+"""Measures peak memory and time of ``export`` or ``vectors`` with one large table.
 
     python tools/measure_export.py --rows 10_000_000 --dim 64 --out FOLDER
     python tools/measure_export.py --rows 10_000_000 --dim 32 --vectors --out FOLDER
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 def write_rows(folder: Path, num_rows: int) -> None:
-    """Random impressions."""
+    """Writes random impressions."""
     random = np.random.default_rng(0)
     columns = {
         "user": random.integers(0, 50, num_rows),
@@ -40,7 +40,7 @@ def write_rows(folder: Path, num_rows: int) -> None:
 
 
 def config(root: Path, rows: int, dim: int, tower: dict[str, Any]) -> dict[str, Any]:
-    """A tower with one large table."""
+    """Configures a tower with one large table."""
     return {
         "name": "large",
         "data": {"root": str(root)},
@@ -108,7 +108,7 @@ def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
             json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // MIB})
         )
         return
-    figures = {
+    result = {
         "table_mib": rows * dim * 4 // MIB,
         "artefact_mib": sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
         // MIB,
@@ -116,11 +116,11 @@ def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
         "above_table_mib": (peak - rows * dim * 4) // MIB,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    print(json.dumps(figures))
+    print(json.dumps(result))
 
 
 def _call(*arguments: str) -> int:
-    """Runs a command of this project; the peak resident memory of its process in bytes."""
+    """Runs a command of this project; returns its peak resident memory in bytes."""
     process = subprocess.Popen([sys.executable, "-m", "mail_torchrec", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):

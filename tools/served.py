@@ -1,4 +1,7 @@
-"""A real `mail-torchrec serve` in a process of its own, and versions to give it: for the tools beside this file, and the server's tests."""
+"""A real `mail-torchrec serve` in a process of its own, and versions for it to load.
+
+The tools beside this file and the tests of the server use it.
+"""
 
 import json
 import re
@@ -17,14 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mail_torchrec.inference.manifest import (
-    MANIFEST,
-    Manifest,
-    checksums,
-    read_golden,
-    version_of,
-    write_golden,
-)
+from mail_torchrec.inference.artifact_files import MANIFEST, checksums, version_of
+from mail_torchrec.inference.golden_file import read_golden, write_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Scorer
 
@@ -41,7 +39,7 @@ _SCALED = {
 
 @dataclass
 class Running:
-    """A server that is up."""
+    """Running server."""
 
     http: str
     grpc: str
@@ -49,7 +47,10 @@ class Running:
     process: "subprocess.Popen[str]"
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON (or text) of a request; a body that is no bytes is sent as JSON."""
+        """Sends a request, and returns the status and the JSON (or text) of the response.
+
+        A body that is not bytes is sent as JSON.
+        """
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"http://{self.http}{path}", data, headers)
         try:
@@ -59,8 +60,8 @@ class Running:
             status, text = error.code, error.read()
         return status, json.loads(text) if text[:1] == b"{" else text.decode()
 
-    def figures(self) -> dict[str, float]:
-        """What ``/metrics`` says now."""
+    def metrics(self) -> dict[str, float]:
+        """Reads the Prometheus metrics."""
         lines = [
             line.rpartition(" ") for line in self.ask("/metrics")[1].splitlines() if line[:1] != "#"
         ]
@@ -69,7 +70,7 @@ class Running:
 
 @contextmanager
 def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
-    """A server on free ports, without torch; ended by SIGTERM, which has to be clean."""
+    """Runs a server on free ports, without torch; it has to end cleanly by SIGTERM."""
     command = [
         sys.executable,
         "-c",
@@ -102,7 +103,7 @@ def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
 
 
 def wait_for(check: Callable[[], Any], seconds: float = 60) -> Any:
-    """What the check says, once it is true."""
+    """Waits for a check to be true, and returns its result."""
     end = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < end, f"waited {seconds:g} s in vain"
@@ -111,9 +112,9 @@ def wait_for(check: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def make_version(source: Path, target: Path, *, created: str, factor: float) -> None:
-    """A good version whose scores are others: another's, all its embeddings multiplied."""
+    """Copies a version with all its embeddings multiplied: a good one with other scores."""
     shutil.copytree(source, target)
-    manifest = Manifest.read(target)
+    manifest = ArtifactManifest.read(target)
     part, dtype = _SCALED[manifest.table_type]
     for table in manifest.tables.values():
         path = target / table.files[part]
@@ -128,8 +129,8 @@ def make_version(source: Path, target: Path, *, created: str, factor: float) -> 
     write_manifest(target, created=created)
 
 
-def make_liar(source: Path, target: Path, *, created: str) -> None:
-    """A version whose files are whole, and whose scores are not those that it says its trainer gave."""
+def make_bad_version(source: Path, target: Path, *, created: str) -> None:
+    """Copies a version with whole files, whose golden scores are not those of its graph."""
     shutil.copytree(source, target)
     golden = read_golden(target)
     scores: dict[str, list[float]] = {}
@@ -141,29 +142,29 @@ def make_liar(source: Path, target: Path, *, created: str) -> None:
 
 
 def write_manifest(folder: Path, **changes: Any) -> None:
-    """As an export of these very files would."""
+    """Writes the manifest that an export of these very files would write."""
     (folder / MANIFEST).rename(folder.parent / "aside.json")
     files = checksums(folder)
     (folder.parent / "aside.json").rename(folder / MANIFEST)
-    Manifest.read(folder).model_copy(
+    ArtifactManifest.read(folder).model_copy(
         update={"files": files, "version": version_of(files), **changes}
     ).write(folder)
 
 
-def put(source: Path, folder: Path) -> None:
-    """As a careful operator does: copied under a hidden name, then renamed."""
+def publish(source: Path, folder: Path) -> None:
+    """Copies a version under a hidden name, then renames it."""
     hidden = folder.with_name(f".{folder.name}")
     shutil.copytree(source, hidden)
     hidden.rename(folder)
 
 
 def as_json(request: Request) -> str:
-    """What the input ``request`` holds."""
+    """Formats the content of the input ``request``."""
     return json.dumps({"user": request.user, "candidates": request.candidates})
 
 
 def tensors(client: Any, arrays: Mapping[str, Any]) -> list[Any]:
-    """Inputs of one of tritonclient's two modules."""
+    """Builds inputs of one of tritonclient's two modules."""
     names = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
     found = []
     for name, array in arrays.items():
@@ -173,11 +174,11 @@ def tensors(client: Any, arrays: Mapping[str, Any]) -> list[Any]:
 
 
 def raw(client: Any, request: Request) -> list[Any]:
-    """The input that holds raw values."""
+    """Builds the input with raw values."""
     return tensors(client, {"request": np.array([as_json(request)], dtype=object)})
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """In milliseconds, by name."""
+    """Computes percentiles in milliseconds, by name."""
     points = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
     return {name: float(np.percentile(seconds, point)) * 1e3 for name, point in points.items()}

@@ -1,13 +1,13 @@
-"""Kills a training at random, again and again, and asserts that nothing of it is lost.
+"""Kills a training at random moments, again and again, and asserts that nothing of it is lost.
 
     python tools/soak.py --kills 50 --out tools/results/soak.md
 
-A small world is trained once undisturbed, then again and again with kills: by SIGKILL a random rank
-(torchrun starts the job anew), the whole job, or torchrun alone (its ranks end by themselves), or
-torchrun by SIGTERM (the job saves and leaves); at a random moment, in the middle of saving, or
-while the job starts. After each kill the newest published checkpoint must not be older than before,
-its checksums must hold (``sha256sum``), and the job must go on from it. Each run that gets to its
-end must have the figures of the undisturbed one, to the last bit.
+A small synthetic world is trained once undisturbed, then again and again with kills: by SIGKILL a
+random rank (torchrun starts the job anew), the whole job, or torchrun alone (its ranks end by
+themselves), or torchrun by SIGTERM (the job saves and leaves); at a random moment, in the middle of
+saving, or while the job starts. After each kill the newest published checkpoint must not be older
+than before, its checksums must hold (``sha256sum``), and the job must go on from it. Each run that
+gets to its end must have the metrics of the undisturbed one, to the last bit.
 """
 
 import json
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,15 @@ SETTINGS = [
     "checkpoint.keep=2",
 ]
 KINDS = {"a rank": 4, "the job": 2, "torchrun": 2, "SIGTERM": 2}
+"""Victims of a kill, and their weights."""
 MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
-GOING_ON = re.compile(r"going on after step (\d+)")
+"""Moments of a kill, and their weights."""
+_MAX_DELAYS = {"while saving": 0.03, "at random": 4.0, "while starting": 8.0}
+"""Greatest seconds between the moment and the kill."""
+_RESUMED = re.compile(r"going on after step (\d+)")
+_TIMINGS = {"rows_per_second", "input_wait"}
+"""Keys of ``metrics.jsonl`` that no two runs share."""
+_SIGTERM_SECONDS, _RESUME_SECONDS, _RUN_SECONDS = 120, 180, 600
 
 
 class LostError(AssertionError):
@@ -48,7 +56,7 @@ class LostError(AssertionError):
 
 
 @dataclass
-class Job:
+class TorchrunJob:
     """A training under torchrun, in a process group of its own."""
 
     world: Path
@@ -58,63 +66,46 @@ class Job:
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
-        """Starts it, or goes on with it."""
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(self.ranks),
-            "--max-restarts",
-            "9",
-        ]
-        config = [
-            "--config",
-            str(ROOT / "launch/configs/synthetic.yaml"),
-            "--run-dir",
-            str(self.run_dir),
-            "--resume",
-        ]
+        """Starts the training, or resumes it."""
+        python = [sys.executable, "-m", "torch.distributed.run"]
+        launcher = ["--standalone", "--nproc-per-node", str(self.ranks), "--max-restarts", "9"]
+        train = ["-m", "mail_torchrec", "train", "--config", "launch/configs/synthetic.yaml"]
+        options = ["--run-dir", str(self.run_dir), "--resume", f"data.root={self.world}"]
         self.process = subprocess.Popen(
-            [*launcher, "-m", "mail_torchrec", "train", *config, f"data.root={self.world}", *SETTINGS],
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=self.log.open("ab"),
-        )  # fmt: skip
+            [*python, *launcher, *train, *options, *SETTINGS],
+            cwd=ROOT,
+            env=_environment() | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=self.log.open("ab"),
+        )
 
     def rank_pids(self) -> list[int]:
-        """The ranks that are alive."""
+        """Returns the processes of the ranks that are alive."""
         parents = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:  # it has just ended
+            except OSError:  # the process has just ended
                 continue
         return [pid for pid, parent in parents.items() if parent == self.process.pid]
 
     def kill(self, kind: str, dice: random.Random) -> bool:
-        """Kills it so; whether it must be started again by hand."""
+        """Kills the victim, and returns whether the job must be started again by hand."""
         if kind == "a rank":
             os.kill(dice.choice(self.rank_pids()), signal.SIGKILL)
             return False
         if kind == "SIGTERM":
-            self.process.terminate()
-            try:
-                self.process.wait(120)
-                return True
-            except subprocess.TimeoutExpired as error:
-                raise LostError(
-                    "told to stop, the job was still there after two minutes"
-                ) from error
-        if kind == "torchrun":
+            self._terminate()
+        elif kind == "torchrun":
             self.process.kill()
             self.process.wait()
-            return True
-        self.end()
+        else:
+            self.end()
         return True
 
     def end(self) -> None:
-        """Kills all of it: torchrun first, which would start its ranks again; each of them leads a process group."""
+        """Kills torchrun first, which would restart its ranks, then the process group of each."""
         ranks = self.rank_pids()
         for leader in (self.process.pid, *ranks):
             try:
@@ -123,45 +114,55 @@ class Job:
                 pass
         self.process.wait()
 
+    def _terminate(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(_SIGTERM_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise LostError("the job did not end within two minutes of SIGTERM") from error
 
-def published(run_dir: Path) -> list[Path]:
-    """Published checkpoints, the oldest first; without this project's own code."""
-    return sorted(
-        path for path in run_dir.glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", path.name)
-    )
+
+@dataclass
+class Kill:
+    """A kill, the newest checkpoint at that moment, and the step that the job resumed from."""
+
+    run: int
+    kind: str
+    moment: str
+    step: int
+    resumed: int | None = None
+
+
+def published_checkpoints(run_dir: Path) -> list[Path]:
+    """Lists the published checkpoints, the oldest first, without this project's own code."""
+    folders = run_dir.glob("checkpoints/step-*")
+    return sorted(path for path in folders if re.fullmatch(r"step-\d+", path.name))
 
 
 def newest_step(run_dir: Path) -> int:
-    """Of the published checkpoints; 0 where there is none."""
-    found = published(run_dir)
+    """Returns the step of the newest published checkpoint, 0 where there is none."""
+    found = published_checkpoints(run_dir)
     return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
-def verify(run_dir: Path) -> None:
-    """Asserts that the newest checkpoint is what was written, by ``sha256sum``."""
-    for folder in published(run_dir)[-1:]:
-        done = subprocess.run(
-            ["sha256sum", "--check", "--quiet", "SHA256SUMS"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode and folder.exists():  # not one that newer ones have replaced meanwhile
+def verify_newest(run_dir: Path) -> None:
+    """Asserts by ``sha256sum`` that the newest checkpoint is undamaged."""
+    for folder in published_checkpoints(run_dir)[-1:]:
+        command = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        # A checkpoint that newer ones have replaced meanwhile is gone.
+        if done.returncode and folder.exists():
             raise LostError(f"{folder} is damaged: {done.stdout}{done.stderr}")
 
 
-def wait_for(moment: str, job: Job, dice: random.Random) -> bool:
-    """Waits for the moment to kill; whether the job is still there then."""
+def wait_for_moment(moment: str, job: TorchrunJob, dice: random.Random) -> bool:
+    """Waits for the moment to kill, and returns whether the job still runs then."""
     begin, first, reached = time.time(), newest_step(job.run_dir), None
-    delay = {
-        "while starting": dice.uniform(0, 8),
-        "at random": dice.uniform(0, 4),
-        "while saving": dice.uniform(0, 0.03),
-    }[moment]
+    delay = dice.uniform(0, _MAX_DELAYS[moment])
     while job.process.poll() is None:
         if reached is None:
             if moment == "while saving":
-                is_reached = is_saving(job.run_dir, begin)
+                is_reached = _is_saving(job.run_dir, begin)
             else:
                 is_reached = moment == "while starting" or newest_step(job.run_dir) > first
             reached = time.time() if is_reached else None
@@ -171,52 +172,30 @@ def wait_for(moment: str, job: Job, dice: random.Random) -> bool:
     return False
 
 
-def is_saving(run_dir: Path, since: float) -> bool:
-    """Whether a checkpoint is being written that was begun since then."""
+def _is_saving(run_dir: Path, since: float) -> bool:
+    """Returns whether a checkpoint begun after ``since`` is being written."""
     try:
-        return any(
-            path.stat().st_mtime >= since for path in run_dir.glob("checkpoints/.step-*.partial")
-        )
+        partial = run_dir.glob("checkpoints/.step-*.partial")
+        return any(path.stat().st_mtime >= since for path in partial)
     except FileNotFoundError:  # published meanwhile
         return False
 
 
-@dataclass
-class Kill:
-    """What was done, and what came of it."""
-
-    run: int
-    kind: str
-    moment: str
-    step: int
-    resumed: int | None = None
-
-
-def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: Any) -> list[Kill]:
-    """Trains one run to its end, killing it on the way at most ``left`` times."""
+def train_with_kills(
+    job: TorchrunJob, number: int, max_kills: int, dice: random.Random, bar: Any
+) -> list[Kill]:
+    """Trains one run to its end, and kills it on the way at most ``max_kills`` times."""
     kills: list[Kill] = []
     job.start()
     try:
-        while True:
-            moment = dice.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-            is_there = (
-                wait_for(moment, job, dice) if len(kills) < left else job.process.wait(600) is None
-            )
-            if not is_there:
+        while len(kills) < max_kills:
+            moment = _choose(MOMENTS, dice)
+            if not wait_for_moment(moment, job, dice):
                 break
-            kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
-            if kind == "a rank" and not job.rank_pids():  # not started yet
-                kind = "the job"
-            kill = Kill(number, kind, moment, newest_step(job.run_dir))
-            begun = len(job.log.read_bytes())
-            must_start = job.kill(kind, dice)
-            check(job, kill)
-            kills.append(kill)
+            kills.append(_kill_once(job, number, moment, dice))
             bar.update()
-            bar.set_postfix_str(f"run {number}, checkpoint {kill.step}")
-            if must_start:
-                job.start()
-            kill.resumed = resumed(job, kill, begun)
+            bar.set_postfix_str(f"run {number}, checkpoint {kills[-1].step}")
+        job.process.wait(_RUN_SECONDS)
     finally:
         job.end()
     if job.process.returncode != 0:
@@ -224,66 +203,82 @@ def disturbed(job: Job, number: int, left: int, dice: random.Random, bar: Any) -
     return kills
 
 
-def check(job: Job, kill: Kill) -> None:
-    """Asserts that nothing published is gone or damaged."""
-    if newest_step(job.run_dir) < kill.step:
-        raise LostError(
-            f"checkpoint {kill.step} was there before {kill}, and {newest_step(job.run_dir)} is "
-            "the newest now"
-        )
-    verify(job.run_dir)
+def _kill_once(job: TorchrunJob, number: int, moment: str, dice: random.Random) -> Kill:
+    """Kills the job, checks its checkpoints, and waits until it has resumed."""
+    kind = _choose(KINDS, dice)
+    if kind == "a rank" and not job.rank_pids():  # not started yet
+        kind = "the job"
+    kill = Kill(number, kind, moment, newest_step(job.run_dir))
+    log_bytes = len(job.log.read_bytes())
+    must_start = job.kill(kind, dice)
+    check_checkpoints(job, kill)
+    if must_start:
+        job.start()
+    kill.resumed = wait_until_resumed(job, kill, log_bytes)
+    return kill
 
 
-def resumed(job: Job, kill: Kill, begun: int) -> int | None:
-    """The step from which the job went on; None where it ended meanwhile, or has no checkpoint yet."""
-    until = time.monotonic() + 180
+def _choose(weights: dict[str, int], dice: random.Random) -> str:
+    return dice.choices(list(weights), list(weights.values()))[0]
+
+
+def check_checkpoints(job: TorchrunJob, kill: Kill) -> None:
+    """Asserts that no published checkpoint is gone or damaged."""
+    newest = newest_step(job.run_dir)
+    if newest < kill.step:
+        raise LostError(f"checkpoint {kill.step} existed before {kill}, and {newest} is the newest")
+    verify_newest(job.run_dir)
+
+
+def wait_until_resumed(job: TorchrunJob, kill: Kill, log_bytes: int) -> int | None:
+    """Returns the step from which the job went on.
+
+    Returns:
+        None where it ended meanwhile, or had no checkpoint yet.
+    """
+    until = time.monotonic() + _RESUME_SECONDS
     while time.monotonic() < until:
-        said = job.log.read_bytes()[begun:].decode(errors="replace")
-        if "damaged" in said:
+        text = job.log.read_bytes()[log_bytes:].decode(errors="replace")
+        if "damaged" in text:
             raise LostError(f"{kill}: a damaged checkpoint; see {job.log}")
-        if found := GOING_ON.findall(said):
+        if found := _RESUMED.findall(text):
             if int(found[-1]) < kill.step:
                 raise LostError(f"{kill}: went on from {found[-1]}")
             return int(found[-1])
-        if "is finished, with" in said:
+        if "is finished, with" in text:
             return kill.step
-        if job.process.poll() is not None or (kill.step == 0 and "train:" in said):
+        if job.process.poll() is not None or (kill.step == 0 and "train:" in text):
             return None
         time.sleep(0.05)
     raise LostError(f"{kill}: the job did not go on within three minutes; see {job.log}")
 
 
-def what_was_trained(run_dir: Path) -> dict[str, object]:
-    """The final figures, and the losses of all steps."""
+def read_results(run_dir: Path) -> dict[str, object]:
+    """Reads the final metrics, and the losses of all steps."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [
-        {key: value for key, value in line.items() if key != "rows_per_second"}
+        {key: value for key, value in line.items() if key not in _TIMINGS}
         for line in lines
         if "rows_per_second" in line
     ]
-    return {"figures": json.loads((run_dir / "metrics.json").read_text()), "losses": losses}
+    return {"metrics": json.loads((run_dir / "metrics.json").read_text()), "losses": losses}
 
 
-def report(
-    kills: list[Kill], runs: int, ranks: int, seed: int, seconds: float, command: str
-) -> str:
-    """The log as Markdown."""
-    table = Counter((kill.kind, kill.moment) for kill in kills)
+def format_report(kills: Sequence[Kill], num_runs: int, facts: str) -> str:
+    """Formats the log as Markdown."""
+    counts = Counter((kill.kind, kill.moment) for kill in kills)
+    cells = [[kind, *(str(counts[kind, moment]) for moment in MOMENTS)] for kind in KINDS]
     lines = [
         "# Soak: kills at random",
         "",
-        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks, {len(kills)} kills in {runs} "
-        f"runs, {seconds:,.0f} s, seed {seed}.",
+        facts,
         "",
-        f"**No checkpoint was lost or damaged. All {runs} runs ended with the undisturbed one's "
-        "figures and losses, bit for bit.**",
+        f"**No checkpoint was lost or damaged. All {num_runs} runs ended with the undisturbed "
+        "one's metrics and losses, bit for bit.**",
         "",
-        "| killed | " + " | ".join(MOMENTS) + " |",
+        f"| killed | {' | '.join(MOMENTS)} |",
         "| --- |" + " --: |" * len(MOMENTS),
-        *(
-            f"| {kind} | " + " | ".join(str(table[kind, moment]) for moment in MOMENTS) + " |"
-            for kind in KINDS
-        ),
+        *(f"| {' | '.join(row)} |" for row in cells),
         "",
         "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and "
         "all ranks; `torchrun`: SIGKILL for it alone;",
@@ -291,47 +286,70 @@ def report(
         "",
         "| # | run | killed | when | newest checkpoint | went on from |",
         "| --: | --: | --- | --- | --: | --: |",
+        *(_kill_row(number, kill) for number, kill in enumerate(kills, start=1)),
     ]
-    for number, kill in enumerate(kills, start=1):
-        lines.append(
-            f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {kill.step or 'none'} | "
-            f"{kill.resumed or 'the beginning'} |"
-        )
     return "\n".join(lines) + "\n"
 
 
-@click.command()
-@click.option("--kills", "num_kills", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of what is killed when.")
+def _kill_row(number: int, kill: Kill) -> str:
+    steps = f"{kill.step or 'none'} | {kill.resumed or 'the beginning'}"
+    return f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {steps} |"
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def _write_world(folder: Path) -> None:
+    command = [sys.executable, "-m", "mail_torchrec", "synthesize", "--out", str(folder), *WORLD]
+    subprocess.run(command, check=True, cwd=ROOT, env=_environment())
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--kills",
+    "num_kills",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Kills in all.",
+)
+@click.option(
+    "--ranks", type=click.IntRange(1), default=2, show_default=True, help="Ranks of the training."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of victims and moments.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The log, Markdown.")
 def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
-    """Trains, kills, goes on, and writes a log."""
+    """Kill a training at random, resume it, assert that nothing is lost, and write a log.
+
+    \b
+    python tools/soak.py --kills 50 --out tools/results/soak.md
+    """  # noqa: D301
     dice, begin, kills, runs = random.Random(seed), time.monotonic(), list[Kill](), 0
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     click.echo(f"logs and runs in {folder}", err=True)
-    synthesize = [
-        sys.executable,
-        "-m",
-        "mail_torchrec",
-        "synthesize",
-        "--out",
-        str(folder / "world"),
-        *WORLD,
-    ]
-    subprocess.run(synthesize, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _write_world(folder / "world")
+
+    def make_job(name: str) -> TorchrunJob:
+        return TorchrunJob(folder / "world", folder / name, ranks, folder / f"{name}.log")
+
     with tqdm(total=num_kills, unit="kill", desc="soak") as bar:
-        calm = Job(folder / "world", folder / "calm", ranks, folder / "calm.log")
-        disturbed(calm, 0, 0, dice, bar)
-        expected = what_was_trained(calm.run_dir)
+        undisturbed = make_job("undisturbed")
+        train_with_kills(undisturbed, 0, 0, dice, bar)
+        expected = read_results(undisturbed.run_dir)
         while len(kills) < num_kills:
             runs += 1
-            job = Job(folder / "world", folder / f"run-{runs}", ranks, folder / f"run-{runs}.log")
-            kills += disturbed(job, runs, num_kills - len(kills), dice, bar)
-            if what_was_trained(job.run_dir) != expected:
+            job = make_job(f"run-{runs}")
+            kills += train_with_kills(job, runs, num_kills - len(kills), dice, bar)
+            if read_results(job.run_dir) != expected:
                 raise LostError(f"run {runs} did not end like the undisturbed one; see {folder}")
     command = f"python tools/soak.py --kills {num_kills} --ranks {ranks} --seed {seed} --out {out}"
-    out.write_text(report(kills, runs, ranks, seed, time.monotonic() - begin, command))
+    seconds = time.monotonic() - begin
+    facts = (
+        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks, {len(kills)} kills in {runs} "
+        f"runs, {seconds:,.0f} s, seed {seed}."
+    )
+    out.write_text(format_report(kills, runs, facts))
     shutil.rmtree(folder)
 
 

@@ -1,1 +1,1 @@
-"""Two versions that served users side by side, compared by what the users did."""
+"""Comparison of two served versions by a log of exposures and clicks (A/B test)."""

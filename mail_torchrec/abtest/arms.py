@@ -1,126 +1,118 @@
-"""Sums a user -> the two arms of a test, and what is wrong with how users came into them."""
+"""Assignment of the log's users to the two arms of an A/B test, and checks of that assignment.
 
-import math
+``L`` lines of the log, ``U`` users, columns ``3``: impressions, clicks, conversions.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mail_torchrec.abtest.exposures import Exposures
+from mail_torchrec.abtest.sample_ratio import SampleRatioCheck, check_sample_ratio
 from mail_torchrec.data.parquet.arrow import Bools
-from mail_torchrec.inference.traffic_split import Split
+from mail_torchrec.inference.traffic_split import TrafficSplit
 
 IMPRESSIONS, CLICKS, CONVERSIONS = range(3)
 ARMS = ("base", "candidate")
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """Which versions are an arm, and which users should have met the candidate."""
+class ArmAssignment:
+    """Versions of the two arms, and the share of users that should see the candidate."""
 
     candidate: tuple[str, ...]
-    """An arm may be several versions one after another, as when its model is trained anew every
-    day."""
+    """Versions of the candidate arm; several where they served one after another, as when the
+    model is trained anew every day."""
     base: tuple[str, ...] = ()
-    """Empty: the log's only other version."""
+    """Versions of the base arm; empty for the log's only other version."""
     share: float | None = None
-    """Of users that the candidate was given; None: not known, not checked."""
-    split: Split | None = None
-    """The server's rule; each user is held against it."""
+    """Share of users given to the candidate; None where it is not known and not checked."""
+    split: TrafficSplit | None = None
+    """Traffic split of the server, which each user is checked against."""
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """Pearson's chi-square of the arms' users against the share (one degree of freedom)."""
-
-    expected: float
-    found: float
-    """The share of users that met the candidate."""
-    p: float
-
-
-@dataclass(frozen=True)
-class Arms:
-    """The users of each arm, ``U`` of them, by what they did."""
+class ExperimentArms:
+    """Users of each arm by their sums, and what is wrong with the assignment."""
 
     versions: dict[str, list[str]]
-    """Arm -> its versions."""
+    """Versions of each arm."""
     sums_U3: dict[str, dict[str, NDArray[np.float64]]]
-    """Part (all; new and old where the log says it) -> arm -> impressions, clicks, conversions of
-    each user who has impressions there."""
-    left_out: dict[str, int]
-    """Version of neither arm -> its impressions."""
-    num_both: int
-    """Users who met both arms; they are in neither."""
-    num_misplaced: int | None
-    """Users who met the version that the split does not give them; they count where they were. None
-    without a split."""
-    mismatch: Mismatch | None
+    """By cohort (all; new and old where the log says it) and arm, the impressions, clicks and
+    conversions of each user with impressions there."""
+    other_impressions: dict[str, int]
+    """Impressions of each version that belongs to neither arm."""
+    num_in_both: int
+    """Users who saw both arms; they are in neither."""
+    num_misassigned: int | None
+    """Users who saw the version that the split does not give them; they count where they were.
+    None without a split."""
+    sample_ratio: SampleRatioCheck | None
+    """Check of the arms' numbers of users; None where their shares are not known."""
 
     @property
     def num_users(self) -> int:
-        """Users who met either arm or both."""
-        return self.num_both + sum(len(sums_U3) for sums_U3 in self.sums_U3["all"].values())
+        """Users who saw either arm or both."""
+        return self.num_in_both + sum(len(sums_U3) for sums_U3 in self.sums_U3["all"].values())
 
 
-def make_arms(log: Exposures, assignment: Assignment) -> Arms:
-    """Deals the log's users to the arms.
+@dataclass(frozen=True)
+class _Membership:
+    """Arms of lines and users."""
 
-    Users who met both arms are left out: what they did cannot be told apart.
+    user_indices_L: NDArray[np.int64]
+    lines: Mapping[str, Bools]
+    """By arm, the lines [L] of its versions."""
+    users: Mapping[str, Bools]
+    """By arm, the users [U] who saw it and not the other."""
+    num_in_both: int
+
+
+def assign_arms(log: Exposures, assignment: ArmAssignment) -> ExperimentArms:
+    """Assigns the log's users to the arms.
+
+    Users who saw both arms are left out: the effects of the two cannot be told apart.
 
     Raises:
-        ValueError: a version that the log does not have, base and candidate alike, or nobody in an
-            arm.
+        ValueError: a version that the log does not have, or that is in both arms, or an arm
+            without users.
     """
-    versions = _versions(log, assignment)
-    encoded = log.versions.dictionary_encode()
-    names, version_of_L = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    chosen = {*versions["base"], *versions["candidate"]}
-    met = {
-        arm: np.isin(version_of_L, [names.index(version) for version in versions[arm]])
-        for arm in ARMS
-    }
-    user_of_L = log.user_of_L
-    num_users = int(user_of_L.max()) + 1
-    seen_U = {arm: np.bincount(user_of_L[met[arm]], minlength=num_users) > 0 for arm in ARMS}
-    both_U = seen_U["base"] & seen_U["candidate"]
-    in_arm_U = {arm: seen_U[arm] & ~both_U for arm in ARMS}
-    if empty := [arm for arm in ARMS if not in_arm_U[arm].any()]:
-        raise ValueError(
-            f"the {empty[0]} ({', '.join(versions[empty[0]])}) should have users of its own: all "
-            "of them met the other arm too"
-        )
-    return Arms(
+    versions = _arm_versions(log, assignment)
+    members = _membership(log, versions)
+    for arm in ARMS:
+        if not members.users[arm].any():
+            raise ValueError(
+                f"the {arm} ({', '.join(versions[arm])}) should have users of its own: all of "
+                "them saw the other arm too"
+            )
+    num_base, num_candidate = (int(members.users[arm].sum()) for arm in ARMS)
+    split = assignment.split
+    share = split.share if assignment.share is None and split else assignment.share
+    return ExperimentArms(
         versions=versions,
         sums_U3={
-            part: _of_part(log, rows_L, met, in_arm_U, user_of_L)
-            for part, rows_L in _parts(log).items()
+            cohort: _user_sums(log, is_cohort_L, members)
+            for cohort, is_cohort_L in _cohorts(log).items()
         },
-        left_out={
-            name: int(log.impressions_L[version_of_L == i].sum())
-            for i, name in enumerate(names)
-            if name not in chosen
-        },
-        num_both=int(both_U.sum()),
-        num_misplaced=None
-        if assignment.split is None
-        else _misplaced(log, assignment.split, met, in_arm_U, user_of_L),
-        mismatch=_mismatch(assignment, *(int(in_arm_U[arm].sum()) for arm in ARMS)),
+        other_impressions=_other_impressions(log, versions),
+        num_in_both=members.num_in_both,
+        num_misassigned=None if split is None else _num_misassigned(log, split, members),
+        sample_ratio=None if share is None else check_sample_ratio(share, num_base, num_candidate),
     )
 
 
-def _versions(log: Exposures, assignment: Assignment) -> dict[str, list[str]]:
+def _arm_versions(log: Exposures, assignment: ArmAssignment) -> dict[str, list[str]]:
     known = sorted(log.versions.unique().to_pylist())
-    base, candidate = (
-        list(dict.fromkeys(assignment.base)),
-        list(dict.fromkeys(assignment.candidate)),
-    )
+    base = list(dict.fromkeys(assignment.base))
+    candidate = list(dict.fromkeys(assignment.candidate))
     if unknown := [name for name in (*candidate, *base) if name not in known]:
         raise ValueError(
             f"version '{unknown[0]}' should be one that the log has ({', '.join(known)})"
         )
-    if alike := set(base) & set(candidate):
-        raise ValueError(f"version '{min(alike)}' should be base or candidate, not both")
+    if in_both := set(base) & set(candidate):
+        raise ValueError(f"version '{min(in_both)}' should be base or candidate, not both")
     if not base:
         base = [name for name in known if name not in candidate]
         if len(base) != 1:
@@ -131,69 +123,62 @@ def _versions(log: Exposures, assignment: Assignment) -> dict[str, list[str]]:
     return {"base": base, "candidate": candidate}
 
 
-def _parts(log: Exposures) -> dict[str, Bools]:
-    everyone = np.ones(len(log.users), np.bool_)
-    return {"all": everyone} | (
-        {} if log.is_new_L is None else {"new": log.is_new_L, "old": ~log.is_new_L}
-    )
+def _membership(log: Exposures, versions: Mapping[str, list[str]]) -> _Membership:
+    names, codes_L = _version_codes(log)
+    user_indices_L = log.user_indices_L
+    num_users = int(user_indices_L.max()) + 1
+    lines = {arm: np.isin(codes_L, [names.index(name) for name in versions[arm]]) for arm in ARMS}
+    saw = {arm: np.bincount(user_indices_L[lines[arm]], minlength=num_users) > 0 for arm in ARMS}
+    both_U = saw["base"] & saw["candidate"]
+    users = {arm: saw[arm] & ~both_U for arm in ARMS}
+    return _Membership(user_indices_L, lines, users, int(both_U.sum()))
 
 
-def _of_part(
-    log: Exposures,
-    rows_L: Bools,
-    met: dict[str, Bools],
-    in_arm_U: dict[str, Bools],
-    user_of_L: NDArray[np.int64],
+def _cohorts(log: Exposures) -> dict[str, Bools]:
+    """Lists the lines [L] of each cohort."""
+    everyone = {"all": np.ones(len(log.users), np.bool_)}
+    if log.is_new_L is None:
+        return everyone
+    return everyone | {"new": log.is_new_L, "old": ~log.is_new_L}
+
+
+def _user_sums(
+    log: Exposures, is_cohort_L: Bools, members: _Membership
 ) -> dict[str, NDArray[np.float64]]:
-    counts = (
-        log.impressions_L,
-        log.clicks_L,
-        np.zeros_like(log.clicks_L) if log.conversions_L is None else log.conversions_L,
-    )
+    """Sums the lines of a cohort by user [U, 3], for each arm."""
+    no_conversions_L = np.zeros_like(log.clicks_L)
+    conversions_L = no_conversions_L if log.conversions_L is None else log.conversions_L
+    counts_L3 = np.stack([log.impressions_L, log.clicks_L, conversions_L], axis=1)
     sums = {}
     for arm in ARMS:
-        lines = np.flatnonzero(rows_L & met[arm] & in_arm_U[arm][user_of_L])
-        sums_U3 = np.stack(
-            [
-                np.bincount(user_of_L[lines], weights=count_L[lines], minlength=len(in_arm_U[arm]))
-                for count_L in counts
-            ],
-            axis=1,
-        )
-        sums[arm] = sums_U3[sums_U3[:, IMPRESSIONS] > 0].astype(np.float64)
+        in_arm_L = members.users[arm][members.user_indices_L]
+        lines = np.flatnonzero(is_cohort_L & members.lines[arm] & in_arm_L)
+        sums_U3 = np.zeros((len(members.users[arm]), 3))
+        np.add.at(sums_U3, members.user_indices_L[lines], counts_L3[lines])
+        sums[arm] = sums_U3[sums_U3[:, IMPRESSIONS] > 0]
     return sums
 
 
-def _misplaced(
-    log: Exposures,
-    split: Split,
-    met: dict[str, Bools],
-    in_arm_U: dict[str, Bools],
-    user_of_L: NDArray[np.int64],
-) -> int:
-    takes_L = split.takes_all(log.users)
-    wrong_L = (met["base"] & takes_L) | (met["candidate"] & ~takes_L)
-    return len(
-        np.unique(user_of_L[wrong_L & (in_arm_U["base"] | in_arm_U["candidate"])[user_of_L]])
-    )
+def _other_impressions(log: Exposures, versions: Mapping[str, list[str]]) -> dict[str, int]:
+    names, codes_L = _version_codes(log)
+    in_arms = {*versions["base"], *versions["candidate"]}
+    return {
+        name: int(log.impressions_L[codes_L == code].sum())
+        for code, name in enumerate(names)
+        if name not in in_arms
+    }
 
 
-def _mismatch(assignment: Assignment, num_base: int, num_candidate: int) -> Mismatch | None:
-    share = (
-        assignment.share
-        if assignment.share is not None
-        else assignment.split.share
-        if assignment.split
-        else None
-    )
-    if share is None:
-        return None
-    total = num_base + num_candidate
-    expected = total * share
-    # With share 0 or 1 there are no two arms to be held against it.
-    chi_square = (
-        math.inf
-        if not 0 < share < 1
-        else (num_candidate - expected) ** 2 * (1 / expected + 1 / (total - expected))
-    )
-    return Mismatch(share, num_candidate / total, math.erfc(math.sqrt(chi_square / 2)))
+def _version_codes(log: Exposures) -> tuple[list[str], NDArray[np.int64]]:
+    """Encodes the version of each line as an index [L] into a list of versions."""
+    encoded = log.versions.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _num_misassigned(log: Exposures, split: TrafficSplit, members: _Membership) -> int:
+    """Counts the users of either arm whom the split gives to the other one."""
+    assigned_L = split.assigned_mask(log.users)
+    wrong_L = (members.lines["base"] & assigned_L) | (members.lines["candidate"] & ~assigned_L)
+    in_arms_U = members.users["base"] | members.users["candidate"]
+    wrong_L &= in_arms_U[members.user_indices_L]
+    return len(np.unique(members.user_indices_L[wrong_L]))

@@ -1,37 +1,35 @@
-"""From a log to a report."""
+"""The ``mail-torchrec abtest`` command: a log to a report."""
 
 from collections.abc import Sequence
 
-from mail_torchrec.abtest.arms import Assignment, make_arms
-from mail_torchrec.abtest.estimates import FIGURES, compare
+from mail_torchrec.abtest.arms import ArmAssignment, assign_arms
+from mail_torchrec.abtest.estimates import METRICS, compare_metric
 from mail_torchrec.abtest.exposures import LogColumns, read_exposures
-from mail_torchrec.abtest.report import Report
+from mail_torchrec.abtest.report import AbTestReport
 
 
 def abtest(
-    log: Sequence[str], columns: LogColumns, assignment: Assignment, num_resamples: int = 0
-) -> Report:
+    log: Sequence[str], columns: LogColumns, assignment: ArmAssignment, num_resamples: int = 0
+) -> AbTestReport:
     """Compares the two arms of a log.
 
     Args:
         log: Parquet files, folders or URIs.
-        columns: their names.
-        assignment: which versions are an arm, and what split there should be.
-        num_resamples: of a bootstrap of users; 0 takes the delta method.
+        columns: names of the log's columns.
+        assignment: versions of the arms, and the expected split of users.
+        num_resamples: resamples of a bootstrap of users; 0 takes the delta method.
 
     Raises:
-        ValueError: a bad log or assignment; the message says what to do.
+        ValueError: an unusable log or assignment; the message says what to do.
     """
     exposures = read_exposures(log, columns)
-    arms = make_arms(exposures, assignment)
-    figures = [name for name in FIGURES if name == "CTR" or columns.conversion is not None]
+    arms = assign_arms(exposures, assignment)
+    metrics = [name for name in METRICS if name == "CTR" or columns.conversion is not None]
     comparisons = {
-        part: {figure: compare(sums_U3, figure, num_resamples) for figure in figures}
-        for part, sums_U3 in arms.sums_U3.items()
+        cohort: {metric: compare_metric(sums_U3, metric, num_resamples) for metric in metrics}
+        for cohort, sums_U3 in arms.sums_U3.items()
     }
-    method = (
-        f"by a bootstrap of users ({num_resamples} resamples; p by the delta method)"
-        if num_resamples
-        else "by the delta method over users"
-    )
-    return Report(arms, comparisons, method, exposures.unclicked)
+    method = "by the delta method over users"
+    if num_resamples:
+        method = f"by a bootstrap of users ({num_resamples} resamples; p by the delta method)"
+    return AbTestReport(arms, comparisons, method, exposures.num_unclicked)

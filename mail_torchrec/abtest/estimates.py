@@ -1,11 +1,13 @@
-"""Rates of two arms and the candidate's lift, with intervals that know that a user's impressions belong together.
+"""Rates of the two arms and the candidate's lift, with intervals that treat users as the units.
 
 A rate is a ratio of sums over users, ``R = sum y / sum x`` (clicks over impressions), and users are
-what was drawn at random, not impressions. The delta method gives its variance from the users' sums,
+what is drawn at random, not impressions. The delta method gives its variance from the users' sums,
 ``Var R = Var(y - R x) / (U mean(x)^2)`` (Deng, Knoblich and Lu, KDD 2018); that of ``log
 R_candidate - log R_base`` follows, and the lift's interval is taken there, where it is more nearly
 normal. A bootstrap of users does without these approximations: each is drawn a Poisson number of
 times (Chamandy et al. 2012).
+
+``U`` users, ``B`` resamples, columns ``3``: impressions, clicks, conversions.
 """
 
 import math
@@ -17,23 +19,23 @@ from numpy.typing import NDArray
 
 from mail_torchrec.abtest.arms import ARMS, CLICKS, CONVERSIONS, IMPRESSIONS
 
-FIGURES = {
+METRICS = {
     "CTR": (CLICKS, IMPRESSIONS),
     "CVR": (CONVERSIONS, CLICKS),
     "CTCVR": (CONVERSIONS, IMPRESSIONS),
 }
-"""Rate -> what is counted, of what; CTCVR is that of impressions which were clicked and led to a
-conversion."""
+"""Columns of each metric's numerator and denominator. CTCVR is the share of impressions that were
+clicked and led to a conversion."""
 _QUANTILE = 1.959963984540054
-_CELLS = 4_000_000  # users times resamples worked on at a time: some 30 MB
+_CELLS = 4_000_000  # users times resamples in memory at a time: some 30 MB
 _SEED = 20211101
 
-Floats = NDArray[np.float64]
+Float64s = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval."""
+    """Value with its 95 % interval."""
 
     value: float
     low: float
@@ -41,79 +43,101 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A rate of both arms; what cannot be said (nothing counted) is None."""
+class MetricComparison:
+    """Metric of both arms; None where it cannot be estimated (nothing was counted)."""
 
     base: Estimate | None
     candidate: Estimate | None
     lift: Estimate | None
     """``candidate / base - 1``."""
     p: float | None
-    """Two-sided, of no lift; by the delta method."""
+    """Two-sided p of no lift, by the delta method."""
 
 
-def compare(sums_U3: Mapping[str, Floats], figure: str, num_resamples: int = 0) -> Comparison:
-    """Compares a rate.
+@dataclass(frozen=True)
+class _Ratio:
+    """Ratio of sums, its variance, and its values [B] in a bootstrap, if there was one."""
+
+    value: float
+    variance: float
+    resampled_B: Float64s | None
+
+
+def compare_metric(
+    sums_U3: Mapping[str, Float64s], metric: str, num_resamples: int = 0
+) -> MetricComparison:
+    """Compares a metric of the two arms.
 
     Args:
-        sums_U3: arm -> impressions, clicks, conversions of each user.
-        figure: of :data:`FIGURES`.
-        num_resamples: of a bootstrap; 0 takes the delta method.
+        sums_U3: by arm, impressions, clicks and conversions of each user.
+        metric: key of :data:`METRICS`.
+        num_resamples: resamples of a bootstrap; 0 takes the delta method.
     """
-    above, below = FIGURES[figure]
-    rates = {arm: _rate(sums_U3[arm][:, above], sums_U3[arm][:, below]) for arm in ARMS}
-    drawn = (
-        {arm: _resampled(sums_U3[arm], i, num_resamples) for i, arm in enumerate(ARMS)}
-        if num_resamples
-        else {}
+    base, candidate = (
+        _ratio(sums_U3[arm], metric, stream, num_resamples) for stream, arm in enumerate(ARMS)
     )
-    rates_B = {arm: _divided(drawn[arm][:, above], drawn[arm][:, below]) for arm in drawn}
-    of_arms = {arm: _estimate(*rates[arm], rates_B.get(arm)) for arm in ARMS}
-    (base, base_variance), (candidate, candidate_variance) = (rates[arm] for arm in ARMS)
-    if not (base > 0 and candidate > 0):  # nan where nothing is below the line
-        return Comparison(of_arms["base"], of_arms["candidate"], None, None)
-    log_lift = math.log(candidate / base)
-    error = math.sqrt(base_variance / base**2 + candidate_variance / candidate**2)
-    low, high = (math.expm1(log_lift + sign * _QUANTILE * error) for sign in (-1, 1))
-    if num_resamples:
-        low, high = _quantiles(_divided(rates_B["candidate"], rates_B["base"]) - 1)
+    estimates = _estimate(base), _estimate(candidate)
+    if not (base.value > 0 and candidate.value > 0):  # nan where the denominator is 0
+        return MetricComparison(*estimates, None, None)
+    log_lift = math.log(candidate.value / base.value)
+    error = math.sqrt(base.variance / base.value**2 + candidate.variance / candidate.value**2)
+    if base.resampled_B is not None and candidate.resampled_B is not None:
+        low, high = _quantiles(_divide(candidate.resampled_B, base.resampled_B) - 1)
+    else:
+        low, high = (math.expm1(log_lift + sign * _QUANTILE * error) for sign in (-1, 1))
     p = math.erfc(abs(log_lift) / error / math.sqrt(2)) if error > 0 else None
-    return Comparison(
-        of_arms["base"], of_arms["candidate"], Estimate(math.expm1(log_lift), low, high), p
+    return MetricComparison(*estimates, Estimate(math.expm1(log_lift), low, high), p)
+
+
+def _ratio(sums_U3: Float64s, metric: str, stream: int, num_resamples: int) -> _Ratio:
+    numerator, denominator = METRICS[metric]
+    value, variance = _delta_method(sums_U3[:, numerator], sums_U3[:, denominator])
+    if not num_resamples:
+        return _Ratio(value, variance, None)
+    resampled_B3 = _resample(sums_U3, stream, num_resamples)
+    return _Ratio(
+        value, variance, _divide(resampled_B3[:, numerator], resampled_B3[:, denominator])
     )
 
 
-def _rate(above_U: Floats, below_U: Floats) -> tuple[float, float]:
-    """The ratio of sums, and its variance; nan where there is none."""
-    if len(below_U) < 2 or not below_U.sum() > 0:
+def _delta_method(numerator_U: Float64s, denominator_U: Float64s) -> tuple[float, float]:
+    """Computes the ratio of sums and its variance; nan where there is none."""
+    num_users = len(denominator_U)
+    if num_users < 2 or not denominator_U.sum() > 0:
         return math.nan, math.nan
-    rate = float(above_U.sum() / below_U.sum())
-    return rate, float((above_U - rate * below_U).var(ddof=1) / len(below_U) / below_U.mean() ** 2)
+    rate = float(numerator_U.sum() / denominator_U.sum())
+    residuals_U = numerator_U - rate * denominator_U
+    return rate, float(residuals_U.var(ddof=1) / num_users / denominator_U.mean() ** 2)
 
 
-def _estimate(rate: float, variance: float, rate_B: Floats | None) -> Estimate | None:
-    if math.isnan(rate):
+def _estimate(ratio: _Ratio) -> Estimate | None:
+    if math.isnan(ratio.value):
         return None
-    half = _QUANTILE * math.sqrt(variance)
-    low, high = (rate - half, rate + half) if rate_B is None else _quantiles(rate_B)
-    return Estimate(rate, max(low, 0.0), high)
+    half = _QUANTILE * math.sqrt(ratio.variance)
+    low, high = ratio.value - half, ratio.value + half
+    if ratio.resampled_B is not None:
+        low, high = _quantiles(ratio.resampled_B)
+    return Estimate(ratio.value, max(low, 0.0), high)
 
 
-def _resampled(sums_U3: Floats, stream: int, num_resamples: int) -> Floats:
-    """Sums of each resample, [B, 3]."""
+def _resample(sums_U3: Float64s, stream: int, num_resamples: int) -> Float64s:
+    """Sums each resample of users, [B, 3]."""
     random = np.random.default_rng([_SEED, stream])
-    at_a_time = max(1, _CELLS // len(sums_U3))
-    sizes = [min(at_a_time, num_resamples - start) for start in range(0, num_resamples, at_a_time)]
+    batch_size = max(1, _CELLS // len(sums_U3))
+    starts = range(0, num_resamples, batch_size)
+    sizes = [min(batch_size, num_resamples - start) for start in starts]
     return np.concatenate([random.poisson(1.0, (size, len(sums_U3))) @ sums_U3 for size in sizes])
 
 
-def _divided(above_B: Floats, below_B: Floats) -> Floats:
-    result: Floats = np.divide(
-        above_B, below_B, out=np.full(len(below_B), np.nan), where=below_B > 0
+def _divide(numerator_B: Float64s, denominator_B: Float64s) -> Float64s:
+    """Divides, with nan where the denominator is 0."""
+    undefined_B = np.full(len(denominator_B), np.nan)
+    result: Float64s = np.divide(
+        numerator_B, denominator_B, out=undefined_B, where=denominator_B > 0
     )
     return result
 
 
-def _quantiles(values_B: Floats) -> tuple[float, float]:
+def _quantiles(values_B: Float64s) -> tuple[float, float]:
     low, high = np.nanquantile(values_B, [0.025, 0.975])
     return float(low), float(high)

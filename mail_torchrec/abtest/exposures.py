@@ -1,6 +1,7 @@
-"""The log of an A/B test -> sums a user: who saw which version how often, and what came of it.
+"""Exposure log of an A/B test, summed by user and version.
 
-Files are read a batch at a time; what stays in memory is a line for each user and version.
+Files are read a batch at a time; one line for each user, version and (where the log says it)
+new-user flag stays in memory. ``L`` lines, ``R`` rows of a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mail_torchrec.data.parquet.arrow import Bools, Ints, binary, one_chunk, plain_ids
-from mail_torchrec.data.parquet.source import parquet_files, unreadable
+from mail_torchrec.data.parquet.files import parquet_files, unreadable_file
 
 _BATCH = 1_000_000  # rows read at a time
 _KEYS = ["user", "version", "is_new"]
@@ -22,23 +23,23 @@ _SUMS = ["impressions", "clicks", "conversions"]
 
 @dataclass(frozen=True)
 class LogColumns:
-    """What the columns of the log are called."""
+    """Names of the log's columns."""
 
     user: str = "user"
     version: str = "version"
     click: str = "click"
     """0 or 1; a count where ``impressions`` is given."""
     conversion: str | None = None
-    """Likewise; without a click it counts as none, as in training."""
+    """Likewise; a conversion without a click counts as none, as in training."""
     is_new: str | None = None
     """1 where the user was new."""
     impressions: str | None = None
-    """How many impressions a row stands for; None: each row is one."""
+    """Number of impressions that a row stands for; None where each row is one."""
 
     @property
     def names(self) -> list[str]:
-        """Those that there are, each once."""
-        given = (
+        """Columns that are given, each once."""
+        columns = (
             self.user,
             self.version,
             self.click,
@@ -46,59 +47,45 @@ class LogColumns:
             self.is_new,
             self.impressions,
         )
-        return list(dict.fromkeys(name for name in given if name is not None))
+        return list(dict.fromkeys(name for name in columns if name is not None))
 
 
 @dataclass(frozen=True)
 class Exposures:
-    """A line for each user, version and (where the log says it) whether the user was new; ``L`` lines."""
+    """Impressions, clicks and conversions of each line: a user, a version, a new-user flag."""
 
     users: pa.Array
     """int64 or large_string [L]."""
     versions: pa.Array
     """large_string [L]."""
     is_new_L: Bools | None
+    """None where the log has no such column."""
     impressions_L: Ints
     clicks_L: Ints
     conversions_L: Ints | None
-    """Those after a click."""
-    unclicked: int
+    """Conversions after a click; None where the log has no such column."""
+    num_unclicked: int
     """Conversions without a click, in the whole log."""
 
     @property
-    def user_of_L(self) -> Ints:
-        """The number 0 .. U - 1 of each line's user."""
-        numbers: Ints = self.users.dictionary_encode().indices.to_numpy().astype(np.int64)
-        return numbers
+    def user_indices_L(self) -> Ints:
+        """Index 0 .. U - 1 of each line's user."""
+        indices: Ints = self.users.dictionary_encode().indices.to_numpy().astype(np.int64)
+        return indices
 
 
 def read_exposures(paths: Iterable[str], columns: LogColumns) -> Exposures:
-    """Sums the log.
+    """Reads and sums a log.
 
     Args:
         paths: Parquet files, folders or URIs.
-        columns: their names.
+        columns: names of the columns.
 
     Raises:
         ValueError: no log, a missing column, a null, a value that is no count; the message names
             file and column.
     """
-    sums: pa.Table | None = None
-    waiting: list[pa.Table] = []
-    unclicked = 0
-    for part, num_unclicked in _parts(paths, columns):
-        unclicked += num_unclicked
-        waiting.append(part)
-        if sum(map(len, waiting)) > max(
-            _BATCH, 0 if sums is None else len(sums)
-        ):  # so that each line is summed a few times, not each time
-            sums, waiting = _summed([sums, *waiting] if sums is not None else waiting), []
-    if sums is None and not waiting:
-        raise ValueError("the log should hold impressions, received no rows")
-    sums = _summed([sums, *waiting] if sums is not None else waiting)
-    sums = sums.sort_by(
-        [(name, "ascending") for name in _KEYS]
-    )  # so that the same log gives the same figures to the last digit
+    sums, num_unclicked = _read_sums(paths, columns)
     return Exposures(
         users=one_chunk(sums["user"]),
         versions=one_chunk(sums["version"]),
@@ -106,27 +93,43 @@ def read_exposures(paths: Iterable[str], columns: LogColumns) -> Exposures:
         impressions_L=_ints(sums["impressions"]),
         clicks_L=_ints(sums["clicks"]),
         conversions_L=_ints(sums["conversions"]) if columns.conversion else None,
-        unclicked=unclicked,
+        num_unclicked=num_unclicked,
     )
 
 
-def _parts(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.Table, int]]:
-    """Sums of each batch, and its conversions without a click."""
-    kind: tuple[str, pa.DataType] | None = None
-    for path in paths:
-        for fragment in parquet_files(
-            path, "name Parquet files or folders of the exposure and click log"
-        ):
-            file = str(fragment.path)
-            for batch in _batches(fragment, columns.names, file):
-                part, num_unclicked = _counted(batch, columns, file)
-                found = part["user"].type
-                if (kind := kind or (file, found))[1] != found:
-                    raise ValueError(
-                        f"{file}: column '{columns.user}' should be {kind[1]} as in {kind[0]}, "
-                        f"found {found}; cast one of them"
-                    )
-                yield _summed([part]), num_unclicked
+def _read_sums(paths: Iterable[str], columns: LogColumns) -> tuple[pa.Table, int]:
+    """Sums all files; also counts conversions without a click."""
+    parts: list[pa.Table] = []
+    num_unclicked = num_waiting = 0
+    for part, unclicked in _batch_sums(paths, columns):
+        num_unclicked += unclicked
+        num_waiting += len(part)
+        parts.append(part)
+        # Parts wait until they outnumber the sums, so that each line is added a few times only.
+        if num_waiting > max(_BATCH, len(parts[0])):
+            parts, num_waiting = [_add_up(parts)], 0
+    if not parts:
+        raise ValueError("the log should hold impressions, received no rows")
+    # Sorted, so that equal logs give equal metrics to the last digit.
+    return _add_up(parts).sort_by([(name, "ascending") for name in _KEYS]), num_unclicked
+
+
+def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.Table, int]]:
+    """Yields the sums of each batch, and its number of conversions without a click."""
+    first: tuple[str, pa.DataType] | None = None
+    hint = "name Parquet files or folders of the exposure and click log"
+    for fragment in (fragment for path in paths for fragment in parquet_files(path, hint)):
+        file = str(fragment.path)
+        for batch in _batches(fragment, columns.names, file):
+            part, num_unclicked = _count_batch(batch, columns, file)
+            found = part["user"].type
+            first_file, expected = first = first or (file, found)
+            if found != expected:
+                raise ValueError(
+                    f"{file}: column '{columns.user}' should be {expected} as in {first_file}, "
+                    f"found {found}; cast one of them"
+                )
+            yield _add_up([part]), num_unclicked
 
 
 def _batches(fragment: pads.ParquetFileFragment, names: list[str], file: str) -> Iterator[pa.Table]:
@@ -140,47 +143,53 @@ def _batches(fragment: pads.ParquetFileFragment, names: list[str], file: str) ->
             if len(batch):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(file, error) from error
+        raise unreadable_file(file, error) from error
 
 
-def _counted(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Table, int]:
-    """The batch's rows in our own columns, and its conversions without a click."""
-    zeros = np.zeros(len(batch), np.int64)
-    impressions, clicks = zeros + 1, zeros
-    if columns.impressions is None:
-        clicks = binary(batch[columns.click], file=file, name=columns.click).astype(np.int64)
-    else:
-        impressions = _counts(batch, columns.impressions, file)
-        clicks = _counts(batch, columns.click, file)
-        if len(wrong := np.flatnonzero(clicks > impressions)):
-            row = wrong[0]
-            raise ValueError(
-                f"{file}: column '{columns.click}' should not exceed '{columns.impressions}', "
-                f"received {clicks[row]} clicks on "
-                f"{impressions[row]} impressions"
-            )
-    conversions = zeros
-    if columns.conversion is not None and columns.impressions is None:
-        conversions = binary(batch[columns.conversion], file=file, name=columns.conversion).astype(
-            np.int64
-        )
-    elif columns.conversion is not None:
-        conversions = _counts(batch, columns.conversion, file)
-    is_new = (
-        binary(batch[columns.is_new], file=file, name=columns.is_new) if columns.is_new else zeros
+def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Table, int]:
+    """Converts a batch to our own columns; also counts its conversions without a click."""
+    zeros_R = np.zeros(len(batch), np.int64)
+    impressions_R, clicks_R = _count_clicks(batch, columns, file)
+    conversions_R = zeros_R
+    if columns.conversion is not None:
+        conversions_R = _events(batch, columns.conversion, columns, file)
+    is_new_R = np.zeros(len(batch), np.bool_)
+    if columns.is_new is not None:
+        is_new_R = binary(batch[columns.is_new], file=file, name=columns.is_new)
+    counted_R = np.minimum(conversions_R, clicks_R)
+    table = pa.table(
+        {
+            "user": _ids(batch, columns.user, file),
+            "version": _ids(batch, columns.version, file).cast(pa.large_string()),
+            "is_new": is_new_R.astype(np.int8),
+            "impressions": impressions_R,
+            "clicks": clicks_R,
+            "conversions": counted_R,
+        }
     )
-    counted = np.minimum(conversions, clicks)
-    keys = {
-        "user": _ids(batch, columns.user, file),
-        "version": _ids(batch, columns.version, file).cast(pa.large_string()),
-    }
-    sums = {
-        "is_new": is_new.astype(np.int8),
-        "impressions": impressions,
-        "clicks": clicks,
-        "conversions": counted,
-    }
-    return pa.table(keys | sums), int((conversions - counted).sum())
+    return table, int((conversions_R - counted_R).sum())
+
+
+def _count_clicks(batch: pa.Table, columns: LogColumns, file: str) -> tuple[Ints, Ints]:
+    """Counts impressions and clicks of each row, [R] each."""
+    clicks_R = _events(batch, columns.click, columns, file)
+    if columns.impressions is None:
+        return np.ones(len(batch), np.int64), clicks_R
+    impressions_R = _counts(batch, columns.impressions, file)
+    if len(wrong := np.flatnonzero(clicks_R > impressions_R)):
+        row = wrong[0]
+        raise ValueError(
+            f"{file}: column '{columns.click}' should not exceed '{columns.impressions}', "
+            f"received {clicks_R[row]} clicks on {impressions_R[row]} impressions"
+        )
+    return impressions_R, clicks_R
+
+
+def _events(batch: pa.Table, name: str, columns: LogColumns, file: str) -> Ints:
+    """Reads clicks or conversions [R]: 0 or 1, or counts in a log of sums."""
+    if columns.impressions is not None:
+        return _counts(batch, name, file)
+    return binary(batch[name], file=file, name=name).astype(np.int64)
 
 
 def _ids(batch: pa.Table, name: str, file: str) -> pa.Array:
@@ -202,20 +211,16 @@ def _ids(batch: pa.Table, name: str, file: str) -> pa.Array:
 
 def _counts(batch: pa.Table, name: str, file: str) -> Ints:
     column = batch[name]
-    if (
-        not pa.types.is_integer(column.type)
-        or column.null_count
-        or (len(column) and pc.min(column).as_py() < 0)
-    ):
+    is_valid = pa.types.is_integer(column.type) and not column.null_count
+    if not is_valid or (len(column) and pc.min(column).as_py() < 0):
         raise ValueError(
             f"{file}: column '{name}' should hold counts, integers from 0 on without nulls, found "
-            f"{column.type} from {pc.min(column)} on, "
-            f"{column.null_count} nulls"
+            f"{column.type} from {pc.min(column)} on, {column.null_count} nulls"
         )
     return _ints(column)
 
 
-def _summed(parts: list[pa.Table]) -> pa.Table:
+def _add_up(parts: list[pa.Table]) -> pa.Table:
     grouped = pa.concat_tables(parts).group_by(_KEYS).aggregate([(name, "sum") for name in _SUMS])
     return grouped.rename_columns({f"{name}_sum": name for name in _SUMS})
 

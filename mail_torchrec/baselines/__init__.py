@@ -1,1 +1,1 @@
-"""Other remedies for new users, to measure MAIL against: what stands in the zero-shot tower's place."""
+"""Published cold-start baselines, which stand in the zero-shot tower's place."""

@@ -1,7 +1,8 @@
-"""What baselines that fill new rows have in common: old rows pooled, and new rows with equal behaviours that pool to what was made.
+"""Base of baselines that fill cold users: pooled behaviours learnt from warm users.
 
-Shape letters: ``N`` rows, ``F`` attribute fields of dimension ``D``, ``M`` numeric attributes,
-``P`` all of them side by side, ``Q`` the pooled behaviours of all sequences side by side.
+Shape letters: ``N`` rows (users), ``F`` attribute fields of dimension ``D``, ``M`` numeric
+attributes, ``P`` all of them side by side, ``Q`` the pooled behaviours of all sequences side by
+side, ``S`` sequences.
 """
 
 from abc import abstractmethod
@@ -10,12 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.layers.behaviours import Behaviours, pooled, spread
-from mail_torchrec.towers.layers.standardise import RunningMoments
+from mail_torchrec.towers.layers.behaviours import (
+    Behaviours,
+    mean_over_positions,
+    repeat_over_positions,
+)
+from mail_torchrec.towers.layers.standardisation import RunningMoments
+from mail_torchrec.towers.outputs import virtual_behaviours_specs
+from mail_torchrec.utils.output_spec import OutputSpec
 
 
-class Filler(nn.Module):
-    """Pools behaviours, makes pooled ones of attributes, and shares them out over as many behaviours as old rows have on average.
+class BehaviourFiller(nn.Module):
+    """Predicts pooled behaviours from attributes, and repeats them as virtual behaviours.
+
+    A cold user gets as many equal behaviours as warm users have on average, which pool to the
+    prediction.
 
     Args:
         sequences: the behaviour sequences.
@@ -27,43 +37,65 @@ class Filler(nn.Module):
         self.relative_lengths = RunningMoments(len(sequences))
 
     @abstractmethod
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
-        """Learns from old rows, each counted so often, ``N`` may be 0; without gradients, and alike on every rank."""
+    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
+        """Learns from warm users without gradients, to the same state on every rank.
+
+        Args:
+            attributes_NP: their attributes; ``N`` may be 0.
+            pooled_NQ: their pooled behaviours.
+            weights_N: weight of each user.
+        """
 
     @abstractmethod
-    def make(self, attributes_NP: Tensor) -> Tensor:
-        """Pooled behaviours of new rows [N, Q]."""
+    def predict_pooled(self, attributes_NP: Tensor) -> Tensor:
+        """Predicts pooled behaviours [N, Q] from attributes."""
 
     @torch.no_grad()
-    def observe(
+    def update(
         self,
         fields_NFD: Tensor,
         numeric_NM: Tensor,
         sequences: dict[str, Behaviours],
         weights_N: Tensor | None = None,
     ) -> None:
-        """Takes old rows in, each counted ``weights_N`` times (once by default); every rank calls it in a step, with 0 rows too."""
+        """Learns from warm users; a collective call of all ranks in every training step.
+
+        Args:
+            fields_NFD: their attribute embeddings; ``N`` may be 0.
+            numeric_NM: their numeric attributes.
+            sequences: sequence -> real behaviours [N, T, D] and their number [N].
+            weights_N: weight of each user; 1 by default.
+        """
         weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
         behaviours = [sequences[name] for name in self.sequences]
         relative_NS = torch.stack(
             [lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1
         )
-        self.relative_lengths.observe(relative_NS, weights_N)
-        pooled_NQ = torch.cat([pooled([sequence]).squeeze(1) for sequence in behaviours], dim=1)
-        self.take(torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1), pooled_NQ, weights_N)
+        self.relative_lengths.update(relative_NS, weights_N)
+        pooled = [mean_over_positions([sequence]).squeeze(1) for sequence in behaviours]
+        attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
+        self.update_pooled(attributes_NP, torch.cat(pooled, dim=1), weights_N)
 
-    def virtual(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
-        """Behaviours [N, T, d] of each sequence and their number [N]."""
+    def virtual_behaviours(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
+        """Computes virtual behaviours.
+
+        Args:
+            fields_NFD: attribute embeddings.
+            numeric_NM: numeric attributes.
+
+        Returns:
+            Sequence -> vectors [N, T, D] and their number [N] (int64).
+        """
         attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
         relative_NS = self.relative_lengths.mean_D.expand(attributes_NP.shape[0], -1)
-        parts = torch.split(
-            self.make(attributes_NP), [shape.dim for shape in self.sequences.values()], dim=1
-        )
-        made = {}
-        for index, ((name, shape), part_ND) in enumerate(
-            zip(self.sequences.items(), parts, strict=True)
-        ):
-            [made[name]] = spread(
-                part_ND.unsqueeze(1), [shape.max_length], relative_NS[:, index : index + 1]
-            )
-        return made
+        dims = [shape.dim for shape in self.sequences.values()]
+        parts = torch.split(self.predict_pooled(attributes_NP), dims, dim=1)
+        virtual = {}
+        for index, (name, shape) in enumerate(self.sequences.items()):
+            pooled_N1D, relative_N1 = parts[index].unsqueeze(1), relative_NS[:, index : index + 1]
+            [virtual[name]] = repeat_over_positions(pooled_N1D, [shape.max_length], relative_N1)
+        return virtual
+
+    def output_specs(self) -> list[OutputSpec]:
+        """Declares the virtual behaviours of every sequence."""
+        return virtual_behaviours_specs(self.sequences)

@@ -1,25 +1,25 @@
-"""LLAE: a linear low-rank autoencoder between attributes and behaviours, in closed form.
+"""LLAE: linear low-rank autoencoder between attributes and behaviours, in closed form.
 
 Source: Li et al., "From Zero-Shot Learning to Cold-Start Recommendation", AAAI 2019.
-Shape letters: ``P`` attributes, ``Q`` pooled behaviours, ``N`` rows; ``S_PN`` and ``X_QN`` have a
-row of data in each column.
+Shape letters: ``P`` attributes, ``Q`` pooled behaviours, ``D`` both, ``N`` rows (users), ``R``
+singular vectors; ``S_PN`` and ``X_QN`` have a user in each column.
 
-It minimises ``|X - W^T S|^2 + balance |W X - S|^2 + weight rank(W)`` over the encoder ``W`` [P, Q]
-(behaviours -> attributes; its transpose is the decoder). The rank stands relaxed, as ``|V^T W|^2``
-with ``V`` the left singular vectors of ``W`` behind the ``rank`` first ones. For a fixed V the
-gradient is zero where ``A W + W B = C``, a Sylvester equation with
+LLAE minimises ``|X - W^T S|^2 + balance |W X - S|^2 + weight rank(W)`` over the encoder ``W``
+[P, Q] (behaviours -> attributes; its transpose is the decoder). The rank is relaxed to
+``|V^T W|^2`` with ``V`` the left singular vectors of ``W`` behind the ``rank`` first ones. For a
+fixed V the gradient is zero where ``A W + W B = C``, a Sylvester equation with
 
     A = S S^T + weight V V^T,    B = balance X X^T,    C = (1 + balance) S X^T
 
-and W and V are found in turns. What differs from the paper, whose S and X are fixed tables of 0/1
+and W and V are found in turns. Differences from the paper, whose S and X are fixed tables of 0/1
 and counts of n users:
 
 - S and X are embeddings, which move while they are trained, so the three products are moving
-    averages over old rows;
+  averages over warm users;
 - they are centred and each element is divided by its standard deviation, so that neither tables
   that grow nor attributes of a wider initial range change what ``weight`` means;
-- the paper sums over its n users where these are means, so its weight is divided by n: the old rows
-    met so far.
+- the paper sums over its n users where these are means, so its weight is divided by n, the warm
+  users so far.
 """
 
 from typing import Literal
@@ -28,33 +28,35 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from mail_torchrec.baselines.filler import Filler
+from mail_torchrec.baselines.filler import BehaviourFiller
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.layers.standardise import RunningCovariance
+from mail_torchrec.towers.layers.standardisation import RunningCovariance
 
 
 class LLAESettings(Settings):
-    """LLAE. ``weight`` is the paper's."""
+    """Linear low-rank autoencoder (Li et al., AAAI 2019)."""
 
     name: Literal["llae"]
+    """Name of the baseline."""
     weight: float = Field(default=30.0, ge=0.0)
-    """Of the low-rank term, against sums over all old rows."""
+    """Weight of the low-rank term, against sums over all warm users; the default is the paper's."""
     balance: float = Field(default=1.0, gt=0.0)
-    """Of the encoder's error, against the decoder's (lambda)."""
+    """Weight of the encoder's error against the decoder's (lambda)."""
     rank: PositiveInt = 8
     """Singular values of W that the low-rank term leaves alone."""
     rounds: int = Field(default=2, ge=0)
-    """How often V is taken from W and W solved for again; the first W is solved for without the
-    low-rank term."""
+    """Rounds in which V is taken from W and W is solved for again; the first W is solved for
+    without the low-rank term."""
     solve_every: PositiveInt = 10
-    """Training steps between two solutions. One costs (number of attributes * dimension)^3."""
+    """Training steps between two solutions. One costs (number of attributes * dimension)^3
+    operations."""
     momentum: float = Field(default=0.02, gt=0.0, le=1.0)
     """Weight of the newest batch in the moving averages."""
 
 
-class LLAE(Filler):
-    """New rows get ``W^T`` of their attributes, shared out over as many behaviours as old rows have on average.
+class LLAE(BehaviourFiller):
+    """Predicts pooled behaviours ``W^T s`` of cold users from their attributes ``s``.
 
     The last solution is kept as one affine map, saved with the model: evaluation solves nothing.
 
@@ -65,8 +67,11 @@ class LLAE(Filler):
     """
 
     map_PQ: Tensor
+    """Decoder of the last solution, in the scale of the embeddings."""
     offset_Q: Tensor
+    """Offset of the last solution."""
     num_steps: Tensor
+    """Training steps so far, [] (int64)."""
 
     def __init__(
         self, settings: LLAESettings, sequences: dict[str, SequenceShape], num_attributes: int
@@ -79,33 +84,33 @@ class LLAE(Filler):
         self.register_buffer("offset_Q", torch.zeros(num_pooled))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
 
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
-        """Old rows into the moments; every ``solve_every`` steps the equation is solved again."""
-        self.moments.observe(torch.cat([attributes_NP, pooled_NQ], dim=1), weights_N)
+    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
+        """Updates the moments; solves the equation again every ``solve_every`` steps."""
+        self.moments.update(torch.cat([attributes_NP, pooled_NQ], dim=1), weights_N)
         if int(self.num_steps) % self.settings.solve_every == 0:
             self._solve()
         self.num_steps += 1
 
-    def make(self, attributes_NP: Tensor) -> Tensor:
-        """The decoded attributes [N, Q]."""
+    def predict_pooled(self, attributes_NP: Tensor) -> Tensor:
+        """Decodes the attributes to pooled behaviours [N, Q]."""
         return torch.addmm(self.offset_Q, attributes_NP, self.map_PQ)
 
     def _solve(self) -> None:
-        """The moments' solution, from standardised elements back to their own scale."""
-        P, covariance_DD, mean_D = (
-            self.num_attributes,
-            self.moments.covariance_DD,
-            self.moments.mean_D,
-        )
-        variance_D = covariance_DD.diagonal()
-        # An element that does not vary, as an attribute of one value, says nothing.
+        """Solves for standardised elements, and stores the map in their own scale."""
+        P, settings, covariance_DD = self.num_attributes, self.settings, self.moments.covariance_DD
+        variance_D, mean_D = covariance_DD.diagonal(), self.moments.mean_D
+        # An element without variance, as an attribute of one value, carries no information.
         scale_D = torch.where(variance_D > self.moments.tiny, variance_D.rsqrt(), 0.0)
         correlation_DD = scale_D[:, None] * covariance_DD * scale_D
-        weight = self.settings.weight / self.moments.num_rows.clamp(min=1)
         W_PQ = low_rank_autoencoder(
-            correlation_DD[:P, :P], correlation_DD[P:, P:], correlation_DD[:P, P:],
-            weight=weight, balance=self.settings.balance, rank=self.settings.rank, rounds=self.settings.rounds,
-        )  # fmt: skip
+            correlation_DD[:P, :P],
+            correlation_DD[P:, P:],
+            correlation_DD[:P, P:],
+            weight=settings.weight / self.moments.num_rows.clamp(min=1),
+            balance=settings.balance,
+            rank=settings.rank,
+            rounds=settings.rounds,
+        )
         map_PQ = scale_D[:P, None] * W_PQ * variance_D[P:].clamp(min=0).sqrt()
         self.map_PQ.copy_(map_PQ)
         self.offset_Q.copy_(mean_D[P:] - mean_D[:P] @ map_PQ)
@@ -121,33 +126,38 @@ def low_rank_autoencoder(
     rank: int,
     rounds: int,
 ) -> Tensor:
-    """The encoder W [P, Q] of the module's head.
+    """Computes the encoder W [P, Q] that the head of the module describes.
 
     Args:
-        SS_PP: S S^T.
-        XX_QQ: X X^T.
-        SX_PQ: S X^T.
-        weight: of the low-rank term, in the same units (sums or means over rows) as the products.
+        SS_PP: the product S S^T.
+        XX_QQ: the product X X^T.
+        SX_PQ: the product S X^T.
+        weight: of the low-rank term, [], in the same units (sums or means over rows) as the
+            products.
         balance: of the encoder's error.
         rank: singular values that the low-rank term leaves alone.
-        rounds: how often V follows W.
+        rounds: rounds of V from W and W from V.
     """
     B_QQ, C_PQ = balance * XX_QQ, (1 + balance) * SX_PQ
     W_PQ = solve_sylvester(SS_PP, B_QQ, C_PQ)
     for _ in range(rounds):
         kept_PR = torch.linalg.svd(W_PQ, full_matrices=False).U[:, :rank]
-        others_PP = (
-            torch.eye(len(SS_PP), dtype=SS_PP.dtype, device=SS_PP.device) - kept_PR @ kept_PR.T
-        )  # V V^T
+        identity_PP = torch.eye(len(SS_PP), dtype=SS_PP.dtype, device=SS_PP.device)
+        others_PP = identity_PP - kept_PR @ kept_PR.T  # V V^T
         W_PQ = solve_sylvester(SS_PP + weight * others_PP, B_QQ, C_PQ)
     return W_PQ
 
 
 def solve_sylvester(A_PP: Tensor, B_QQ: Tensor, C_PQ: Tensor) -> Tensor:
-    """W [P, Q] with ``A W + W B = C`` for symmetric positive semi-definite A and B, in float64.
+    """Solves ``A W + W B = C`` for W [P, Q] in float64 (a Sylvester equation).
 
-    In the eigenvectors of both, ``(a_p + b_q) w_pq = c_pq``. Where ``a_p + b_q`` is 0 no data says
-    what W is, and W is 0 there.
+    In the eigenvectors of both, ``(a_p + b_q) w_pq = c_pq``. Where ``a_p + b_q`` is 0 the data do
+    not determine W, and W is 0 there.
+
+    Args:
+        A_PP: symmetric positive semi-definite.
+        B_QQ: symmetric positive semi-definite.
+        C_PQ: the right side.
     """
     a_P, U_PP = torch.linalg.eigh(A_PP.double())
     b_Q, U_QQ = torch.linalg.eigh(B_QQ.double())

@@ -1,23 +1,27 @@
-"""Mean fill: a new row gets the mean old row's behaviours."""
+"""Mean fill: cold users get the mean behaviours of warm users.
+
+Shape letters as in ``baselines/filler.py``.
+"""
 
 from typing import Literal
 
 from torch import Tensor
 
-from mail_torchrec.baselines.filler import Filler
+from mail_torchrec.baselines.filler import BehaviourFiller
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.layers.standardise import RunningMoments
+from mail_torchrec.towers.layers.standardisation import RunningMoments
 
 
 class MeanFillSettings(Settings):
-    """Mean fill."""
+    """Cold users get the mean pooled behaviours of warm users; no options."""
 
     name: Literal["mean_fill"]
+    """Name of the baseline."""
 
 
-class MeanFill(Filler):
-    """The moving mean of old rows' pooled behaviours, the same for every row.
+class MeanFill(BehaviourFiller):
+    """Moving mean of the pooled behaviours of warm users, the same for every user.
 
     Args:
         settings: none.
@@ -28,10 +32,10 @@ class MeanFill(Filler):
         super().__init__(sequences)
         self.pooled = RunningMoments(sum(shape.dim for shape in sequences.values()))
 
-    def take(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
-        """Old rows into the mean."""
-        self.pooled.observe(pooled_NQ, weights_N)
+    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
+        """Updates the mean."""
+        self.pooled.update(pooled_NQ, weights_N)
 
-    def make(self, attributes_NP: Tensor) -> Tensor:
-        """The mean [N, Q]."""
+    def predict_pooled(self, attributes_NP: Tensor) -> Tensor:
+        """Returns the mean [N, Q]."""
         return self.pooled.mean_D.expand(attributes_NP.shape[0], -1)

@@ -1,10 +1,10 @@
-"""Baselines by name."""
+"""Registry of cold-start baselines by name."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from mail_torchrec.baselines.filler import Filler
+from mail_torchrec.baselines.filler import BehaviourFiller
 from mail_torchrec.baselines.llae import LLAE, LLAESettings
 from mail_torchrec.baselines.mean_fill import MeanFill, MeanFillSettings
 from mail_torchrec.baselines.meta_emb import MetaEmbSettings
@@ -13,12 +13,13 @@ from mail_torchrec.towers.inputs import InputShapes
 BaselineSettings = Annotated[
     MeanFillSettings | LLAESettings | MetaEmbSettings, Field(discriminator="name")
 ]
+"""Settings of one baseline, chosen by ``name``."""
 
 
 def build_filler(
     settings: BaselineSettings | None, shapes: InputShapes, num_numeric: int
-) -> Filler | None:
-    """The baseline that ``settings`` are for, where it is one that makes behaviours.
+) -> BehaviourFiller | None:
+    """Builds the baseline, if it is one that makes virtual behaviours.
 
     Args:
         settings: its name and options.

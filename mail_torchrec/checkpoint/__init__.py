@@ -1,1 +1,1 @@
-"""Checkpoints: staged, written in the background, published whole or not at all; read back under any plan."""
+"""Checkpoints: staged, written in the background, published atomically, read under any plan."""

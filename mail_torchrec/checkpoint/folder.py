@@ -1,8 +1,8 @@
-"""Checkpoints as folders: names, checksums, publishing, retention. Nothing here needs torch.
+"""Folders of checkpoints: names, checksums, publishing, retention. Needs no torch.
 
-``step-00000120`` is a published checkpoint. One that is being written, or was when its run was
-killed, is ``.step-00000120.partial``; renaming publishes it. ``step-00000120.damaged`` was found
-damaged on resuming and is kept to be looked at.
+``step-00000120`` is a published checkpoint. ``.step-00000120.partial`` is being written, or was
+when its run was killed; renaming publishes it. ``step-00000120.damaged`` was found damaged on
+resuming and is kept for inspection.
 """
 
 import hashlib
@@ -14,22 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PUBLISHED = re.compile(r"step-(\d{8,})")
-SUMS = "SHA256SUMS"
-"""The list of a checkpoint's files with their checksums, as ``sha256sum --check`` reads it."""
+CHECKSUMS = "SHA256SUMS"
+"""List of a checkpoint's files with their checksums, in the format of ``sha256sum --check``."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a run.
-
-    Args:
-        path: the folder that holds them.
-    """
+    """Manages the folder that holds the checkpoints of a run."""
 
     path: Path
+    """The folder; it need not exist yet."""
 
     def published(self) -> list[Path]:
-        """Whole checkpoints, the oldest first."""
+        """Lists the published checkpoints, the oldest first."""
         if not self.path.is_dir():
             return []
         found = [
@@ -40,22 +37,22 @@ class Checkpoints:
         return sorted(found, key=step_of)
 
     def target(self, step: int) -> Path:
-        """Where the checkpoint of a step is published."""
+        """Returns the folder of a published checkpoint."""
         return self.path / f"step-{step:08d}"
 
     def partial(self, step: int) -> Path:
-        """Where the checkpoint of a step is written."""
+        """Returns the folder of a checkpoint that is being written."""
         return self.path / f".step-{step:08d}.partial"
 
     def prepare(self, step: int) -> Path:
-        """Makes the empty folder to write into."""
+        """Creates the empty folder that a checkpoint is written into."""
         folder = self.partial(step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def publish(self, step: int) -> Path:
-        """Gives a written checkpoint its name, in one step that cannot be half done."""
+        """Publishes a written checkpoint by an atomic rename."""
         folder, target = self.partial(step), self.target(step)
         _sync_folder(folder)
         folder.rename(target)
@@ -63,73 +60,75 @@ class Checkpoints:
         return target
 
     def retain(self, keep: int) -> None:
-        """Deletes all but the newest ``keep``."""
+        """Deletes all published checkpoints but the newest ``keep``."""
         for path in self.published()[:-keep]:
             self._remove(path)
 
     def clean(self) -> None:
-        """Deletes what killed runs left half written or half deleted."""
+        """Deletes partially written and partially deleted checkpoints of killed runs."""
         if self.path.is_dir():
             for path in self.path.glob(".step-*"):
                 shutil.rmtree(path)
 
-    def set_aside(self, path: Path) -> Path:
-        """Renames a damaged checkpoint, so that it is not picked up again."""
-        aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        return path.rename(aside)
+    def quarantine(self, path: Path) -> Path:
+        """Renames a damaged checkpoint to ``*.damaged``, so that it is not used again."""
+        damaged = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
+        return path.rename(damaged)
 
     def _remove(self, path: Path) -> None:
-        """Deletes a checkpoint; a kill on the way leaves no published one that lacks files."""
+        """Deletes a checkpoint; a kill meanwhile leaves no published checkpoint without files."""
         hidden = path.rename(path.with_name(f".{path.name}.deleted"))
         shutil.rmtree(hidden)
 
 
 def step_of(path: Path) -> int:
-    """The step of a published checkpoint."""
+    """Returns the step of a published checkpoint."""
     found = _PUBLISHED.match(path.name)
     assert found is not None
     return int(found[1])
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+def sha256(path: Path) -> str:
+    """Computes the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """File name -> checksum."""
-    return {name: digest(folder / name) for name in names}
+def sha256_of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Computes the checksums of files, by name."""
+    return {name: sha256(folder / name) for name in names}
 
 
-def write_sums(folder: Path, sums: dict[str, str]) -> None:
-    """Writes the list of all files; after everything else."""
-    write_synced(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+def write_checksums(folder: Path, checksums: dict[str, str]) -> None:
+    """Writes the list of checksums; after all other files."""
+    lines = (f"{checksums[name]}  {name}\n" for name in sorted(checksums))
+    write_synced(folder / CHECKSUMS, "".join(lines))
 
 
-def read_sums(folder: Path) -> dict[str, str]:
-    """File name -> checksum.
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Reads the list of checksums, by file name.
 
     Raises:
-        ValueError: there is no such list, or it is damaged.
+        ValueError: the list is missing or damaged.
     """
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / SUMS} cannot be read: {error}") from error
+        raise ValueError(f"{folder / CHECKSUMS} cannot be read: {error}") from error
     found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line) for line in lines]
     if not lines or None in found:
         raise ValueError(
-            f"{folder / SUMS} should have a checksum and a file name in each line; it is damaged"
+            f"{folder / CHECKSUMS} should have a checksum and a file name in each line; it is "
+            "damaged"
         )
     return {match[2]: match[1] for match in found if match is not None}
 
 
-def fault(folder: Path, name: str, expected: str) -> str | None:
-    """What is wrong with a file of a checkpoint; None where it is whole."""
+def checksum_error(folder: Path, name: str, expected: str) -> str | None:
+    """Compares a file with its checksum; describes the fault, or returns None."""
     try:
-        received = digest(folder / name)
+        received = sha256(folder / name)
     except OSError as error:
         return f"{folder / name} cannot be read ({error.strerror})"
     return (
@@ -140,7 +139,7 @@ def fault(folder: Path, name: str, expected: str) -> str | None:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Writes a file and waits until the disk has it."""
+    """Writes a file and waits until it is on the disk."""
     with path.open("w") as file:
         file.write(text)
         file.flush()

@@ -1,4 +1,4 @@
-"""Checkpoints looked at from outside: what there is, whether it is whole, what is inside. Needs neither TorchRec nor a process group."""
+"""Lists, verifies and summarises checkpoints; needs neither TorchRec nor a process group."""
 
 import math
 import re
@@ -6,19 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from mail_torchrec.checkpoint.folder import SUMS, Checkpoints, fault, read_sums
-from mail_torchrec.checkpoint.manifest import Manifest, read_manifest
-from mail_torchrec.utils.logging import bar_interval
+from mail_torchrec.checkpoint.folder import CHECKSUMS, Checkpoints, checksum_error, read_checksums
+from mail_torchrec.checkpoint.formats import check_run_format
+from mail_torchrec.checkpoint.manifest import CheckpointManifest, check_format, read_manifest
+from mail_torchrec.utils.progress import progress_bar
 
 _TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>.+)\.weight")
 _TOWER = re.compile(r"model\.towers\.(?P<name>[^.]+)\.")
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    """One tensor of a checkpoint."""
+class _SavedTensor:
+    """Size and storage of one tensor of a checkpoint."""
 
     key: str
     size: tuple[int, ...]
@@ -26,26 +25,28 @@ class _Tensor:
     num_bytes: int
     num_shards: int
 
+    def is_optimizer_state(self) -> bool:
+        return self.key.startswith("optimizer.")
 
-def listed(folder: Path) -> str:
-    """The checkpoints of a run as a table, the oldest first.
+
+def checkpoint_list(folder: Path) -> str:
+    """Formats the checkpoints of a run as a table, the oldest first.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or the run has another format.
     """
     rows = []
-    for path in _found(folder, whole=False):
+    for path in _find_checkpoints(folder, published_only=False):
         try:
             manifest = read_manifest(path)
         except ValueError:
             rows.append([path.name, "", "", "", "", "", _state(path)])
             continue
-        where = _epoch(manifest)
         rows.append(
             [
                 path.name,
                 f"{manifest.step:,}",
-                where,
+                _epoch(manifest),
                 manifest.written,
                 _bytes(_size(path)),
                 str(len(manifest.ranks)),
@@ -55,159 +56,166 @@ def listed(folder: Path) -> str:
     return _table(["checkpoint", "step", "epoch", "written", "size", "ranks", "state"], rows)
 
 
-def verify(folder: Path) -> list[str]:
-    """Compares files with their checksums; what is wrong, a line a file.
+def verify_checkpoints(folder: Path) -> list[str]:
+    """Compares files with their checksums; describes the faults, one line a file.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or it has another format.
     """
     faults: list[str] = []
-    paths = _found(folder, whole=True)
-    with tqdm(
-        total=sum(map(_size, paths)),
-        desc="verify",
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        mininterval=bar_interval(),
-    ) as bar:
+    paths = _find_checkpoints(folder, published_only=True)
+    total = sum(map(_size, paths))
+    with progress_bar(desc="verify", total=total, unit="B", unit_scale=True) as bar:
         for path in paths:
             try:
-                sums = read_sums(path)
+                checksums = read_checksums(path)
             except ValueError as error:
                 faults.append(str(error))
                 continue
-            faults += [
-                f"{path / name} has no checksum" for name in sorted(_names(path) - sums.keys())
-            ]
-            for name, expected in sums.items():
-                if found := fault(path, name, expected):
-                    faults.append(found)
+            unlisted = sorted(_names(path) - checksums.keys())
+            faults += [f"{path / name} has no checksum" for name in unlisted]
+            for name, expected in checksums.items():
+                if fault := checksum_error(path, name, expected):
+                    faults.append(fault)
                 bar.update(_file_size(path / name))
     return faults
 
 
-def shown(folder: Path) -> str:
-    """What the newest checkpoint holds, or the one that ``folder`` is.
+def checkpoint_summary(folder: Path) -> str:
+    """Describes the content of the newest checkpoint of a run, or of one checkpoint.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, it is damaged, or it has another format.
     """
-    path = _found(folder, whole=True)[-1]
-    manifest, tensors = read_manifest(path), _tensors(path)
-    tables = {
-        match["name"]: tensor for tensor in tensors if (match := _TABLE.fullmatch(tensor.key))
-    }
+    path = _find_checkpoints(folder, published_only=True)[-1]
+    manifest, tensors = read_manifest(path), _saved_tensors(path)
+    versions = ", ".join(map(" ".join, manifest.versions.items()))
+    lines = [
+        f"{path}",
+        f"run '{manifest.config_name}': step {manifest.step:,}, {_epoch(manifest)}, "
+        f"{len(manifest.ranks)} ranks, {manifest.written}",
+        f"{_bytes(_size(path))} in {len(_names(path))} files; {versions}",
+        "",
+        _summary_of_tables(tensors),
+        "",
+        *_summary_of_towers(tensors),
+    ]
+    return "\n".join(lines)
+
+
+def _summary_of_tables(tensors: list[_SavedTensor]) -> str:
+    """Formats the embedding tables: sizes, shards, weights and optimizer state."""
     rows = [
         [
-            name,
+            match["name"],
             f"{table.size[0]:,}",
             str(table.size[1]),
             table.dtype,
             str(table.num_shards),
             _bytes(table.num_bytes),
-            _state_of(table, tensors),
+            _optimizer_state(table, tensors),
         ]
-        for name, table in tables.items()
+        for table in tensors
+        if (match := _TABLE.fullmatch(table.key))
     ]
-    towers: dict[str, list[_Tensor]] = {}
+    return _table(["table", "rows", "dim", "type", "shards", "weights", "optimizer state"], rows)
+
+
+def _summary_of_towers(tensors: list[_SavedTensor]) -> list[str]:
+    """Describes the towers and their optimizer state, a line each."""
+    towers: dict[str, list[_SavedTensor]] = {}
     for tensor in tensors:
         if match := _TOWER.match(tensor.key):
             towers.setdefault(match["name"], []).append(tensor)
-    files, versions = len(_names(path)), ", ".join(map(" ".join, manifest.versions.items()))
-    num_optimizer = sum(
+    lines = [
+        f"tower {name}: {sum(math.prod(part.size) for part in parts):,} numbers in "
+        f"{len(parts)} tensors"
+        for name, parts in towers.items()
+    ]
+    state = sum(
         tensor.num_bytes
         for tensor in tensors
-        if tensor.key.startswith("optimizer.") and ".towers." in tensor.key
+        if tensor.is_optimizer_state() and ".towers." in tensor.key
     )
-    lines = [
-        f"{path}",
-        f"run '{manifest.config_name}': step {manifest.step:,}, {_epoch(manifest)}, "
-        f"{len(manifest.ranks)} ranks, {manifest.written}",
-        f"{_bytes(_size(path))} in {files} files; {versions}",
-        "",
-        _table(["table", "rows", "dim", "type", "shards", "weights", "optimizer state"], rows),
-        "",
-        *(
-            f"tower {name}: {sum(math.prod(part.size) for part in parts):,} numbers in "
-            f"{len(parts)} tensors"
-            for name, parts in towers.items()
-        ),
-        f"optimizer state of the towers: {_bytes(num_optimizer)}",
-    ]
-    return "\n".join(lines)
+    return [*lines, f"optimizer state of the towers: {_bytes(state)}"]
 
 
-def _state_of(table: _Tensor, tensors: list[_Tensor]) -> str:
-    """The optimizer state of a table: name and size of each part."""
+def _optimizer_state(table: _SavedTensor, tensors: list[_SavedTensor]) -> str:
+    """Formats the optimizer state of a table: name and size of each part."""
     middle = f".{table.key.removeprefix('model.')}."
     parts = [
         (tensor.key.partition(middle)[2], tensor.num_bytes)
         for tensor in tensors
-        if tensor.key.startswith("optimizer.") and middle in tensor.key
+        if tensor.is_optimizer_state() and middle in tensor.key
     ]
     return ", ".join(f"{name} {_bytes(size)}" for name, size in parts) or "none"
 
 
-def _found(folder: Path, *, whole: bool) -> list[Path]:
-    """The checkpoints that a path means: itself, or those of a run; ``whole`` leaves out what was not published."""
-    if (folder / SUMS).exists():
+def _find_checkpoints(folder: Path, *, published_only: bool) -> list[Path]:
+    """Lists one checkpoint, or those of a run directory or of its folder of checkpoints.
+
+    Raises:
+        ValueError: there are none, or the run or the newest checkpoint has another format.
+    """
+    if (folder / CHECKSUMS).exists():
+        check_format(folder)
         return [folder]
-    checkpoints = Checkpoints(
-        folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    )
+    nested = folder / "checkpoints"
+    if nested.is_dir():
+        check_run_format(folder)
+    checkpoints = Checkpoints(nested if nested.is_dir() else folder)
     published = checkpoints.published()
-    others = (
-        []
-        if whole or not checkpoints.path.is_dir()
-        else sorted({*checkpoints.path.glob(".step-*"), *checkpoints.path.glob("step-*.damaged")})
-    )
+    others: set[Path] = set()
+    if not published_only and checkpoints.path.is_dir():
+        others = {*checkpoints.path.glob(".step-*"), *checkpoints.path.glob("step-*.damaged")}
     if not published and not others:
         raise ValueError(
             f"'{folder}' should be the directory of a run or a checkpoint (step-...), and there "
             "is no checkpoint"
         )
-    return [*published, *others]
+    for path in published:
+        check_format(path)
+    return [*published, *sorted(others)]
 
 
 def _state(path: Path) -> str:
+    """Describes whether a checkpoint is published, being written, or damaged."""
     if path.name.startswith("."):
         return "being written, or left by a killed run"
     if path.name.endswith(".damaged"):
         return "damaged, set aside"
     try:
-        missing = read_sums(path).keys() - _names(path)
+        missing = read_checksums(path).keys() - _names(path)
     except ValueError:
-        return f"damaged: no readable {SUMS}"
+        return f"damaged: no readable {CHECKSUMS}"
     return f"damaged: {', '.join(sorted(missing))} missing" if missing else "published"
 
 
-def _tensors(path: Path) -> list[_Tensor]:
-    from mail_torchrec.checkpoint.storage import saved_tensors
+def _saved_tensors(path: Path) -> list[_SavedTensor]:
+    from mail_torchrec.checkpoint.storage import read_tensor_metadata
 
     return [
-        _Tensor(
+        _SavedTensor(
             key,
             tuple(saved.size),
             str(saved.properties.dtype).removeprefix("torch."),
             math.prod(saved.size) * saved.properties.dtype.itemsize,
             len(saved.chunks),
         )
-        for key, saved in saved_tensors(path).items()
+        for key, saved in read_tensor_metadata(path).items()
     ]
 
 
-def _epoch(manifest: Manifest) -> str:
-    steps = sum(part.steps for part in manifest.position.taken)
-    return (
-        f"epoch {manifest.position.epoch + 1}, {steps:,} steps of it done"
-        if steps
-        else f"after epoch {manifest.position.epoch}"
-    )
+def _epoch(manifest: CheckpointManifest) -> str:
+    position = manifest.position
+    steps = sum(part.steps for part in position.consumed)
+    if not steps:
+        return f"after epoch {position.epoch}"
+    return f"epoch {position.epoch + 1}, {steps:,} steps of it done"
 
 
 def _names(path: Path) -> set[str]:
-    return {file.name for file in path.iterdir()} - {SUMS}
+    return {file.name for file in path.iterdir()} - {CHECKSUMS}
 
 
 def _size(path: Path) -> int:

@@ -1,75 +1,96 @@
-"""What a checkpoint says of itself, beside its tensors: ``manifest.json``."""
+"""Manifest of a checkpoint: ``manifest.json``, which describes the state beside its tensors."""
 
+import json
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from mail_torchrec.data.reading.partition import Position
+from mail_torchrec.checkpoint.formats import CHECKPOINT_FORMAT, check_checkpoint_format
+from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.settings import Settings
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 PLAN = "plan.json"
 
 
-class Rank(Settings):
-    """What one rank had counted."""
+class RankProgress(Settings):
+    """Sums and counts that one rank had collected."""
 
     losses: dict[str, float] = {}
-    """Sums of its shares since the last line of metrics.jsonl."""
+    """Sums of this rank's losses since the last report in metrics.jsonl, by name."""
     counts: list[int] = []
-    """What its reader met in the epoch so far."""
+    """Counts of this rank's reader in the epoch so far, in the order of ``Reader.count_names``."""
 
 
-class Progressed(Settings):
-    """How far the records of a run have come."""
+class LogPosition(Settings):
+    """Position in the log files of a run."""
 
     steps_since_report: int = Field(ge=0)
     log_bytes: int = Field(ge=0)
-    """Size of metrics.jsonl; what is behind it when the run resumes was written by steps that are
-    taken again."""
+    """Size of metrics.jsonl; lines behind it were written by steps that a resumed run repeats, and
+    are cut off."""
 
 
-class Manifest(Settings):
-    """What a checkpoint says of itself."""
+class CheckpointManifest(Settings):
+    """Description of a checkpoint."""
 
-    format: int = 1
+    format: int = CHECKPOINT_FORMAT
     step: int = Field(ge=0)
     """Steps trained, over all epochs."""
-    position: Position
-    progress: Progressed
-    ranks: list[Rank]
+    position: DataPosition
+    """Position in the training data."""
+    progress: LogPosition
+    ranks: list[RankProgress]
+    """Progress of each rank, in rank order."""
     written: str
-    """When: UTC, ISO 8601."""
+    """Time of writing: UTC, ISO 8601."""
     config_name: str
     versions: dict[str, str]
-    """Of this package, torch, torchrec."""
+    """Versions of this package, torch and torchrec."""
     num_rows: int
     """Rows of the training data."""
     data: str
-    """Checksum over the rows of each row group of the training data."""
+    """Checksum over the number of rows of each row group of the training data."""
     vocabularies: dict[str, str]
     """Files of the run's ``vocabularies/``, with their SHA-256."""
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes it into a checkpoint."""
-    (folder / NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+def manifest_text(manifest: CheckpointManifest) -> str:
+    """Formats a manifest as the text of its file."""
+    return manifest.model_dump_json(indent=1) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads what :func:`write_manifest` wrote.
+def check_format(folder: Path) -> None:
+    """Refuses a checkpoint of another format; a damaged or missing manifest passes.
 
     Raises:
-        ValueError: there is none, it is damaged, or of another version of this package.
+        ValueError: the checkpoint has another format.
     """
     try:
-        return Manifest.model_validate_json((folder / NAME).read_text())
+        tree = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return
+    check_checkpoint_format(folder, tree)
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """Reads the manifest of a checkpoint.
+
+    Raises:
+        ValueError: there is none, it is damaged, or the checkpoint has another format.
+    """
+    path = folder / MANIFEST
+    try:
+        tree = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(
-            f"'{folder}' should be a checkpoint: {folder / NAME} cannot be read ({error.strerror})"
+            f"'{folder}' should be a checkpoint: {path} cannot be read ({error.strerror})"
         ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / NAME} is damaged, or of another version of mail-torchrec: {error}"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    check_checkpoint_format(folder, tree)
+    try:
+        return CheckpointManifest.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""The state of a step, copied into buffers in host memory that are made once and used again."""
+"""Staging of a step's state in host-memory buffers that are allocated once and reused."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +15,24 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
-State = dict[str, Any]
-"""Key -> ``Tensor``, ``ShardedTensor``, or :class:`Copy` of one."""
+StateDict = dict[str, Any]
+"""Key -> ``Tensor``, ``ShardedTensor``, or :class:`StagedShards`."""
 # Elements that one thread copies at a time.
-_PART = 4_194_304
+_CHUNK_ELEMENTS = 4_194_304
 _THREADS = 8
 
 
-class Copy:
-    """A copy of this rank's shards of a table; DCP asks it what to write (``__create_write_items__``)."""
+class StagedShards:
+    """Buffers for this rank's shards of a table, in the form that DCP writes.
+
+    DCP calls ``__create_write_items__`` to learn what to write.
+
+    Args:
+        value: the sharded table ``[rows, columns]``.
+    """
 
     def __init__(self, value: ShardedTensor) -> None:
-        self.size = full_size(value)
+        self.size = global_size(value)
         self.shards = {
             tuple(shard.metadata.shard_offsets): _buffer(shard.tensor)
             for shard in value.local_shards()
@@ -48,21 +54,21 @@ class Copy:
 
 
 class Stager:
-    """Copies states of equal keys and shapes, always into the same buffers."""
+    """Copies states with equal keys and shapes into one set of buffers."""
 
     def __init__(self) -> None:
-        self._buffers: State = {}
+        self._buffers: StateDict = {}
         self._threads = ThreadPoolExecutor(min(_THREADS, torch.get_num_threads() * 2), "stage")
 
-    def prepare(self, state: State) -> None:
-        """Makes the buffers, so that the first copy does not wait for memory."""
+    def prepare(self, state: StateDict) -> None:
+        """Allocates the buffers, so that the first copy does not wait for memory."""
         self._buffers = {
-            key: Copy(value) if isinstance(value, ShardedTensor) else _buffer(value)
+            key: StagedShards(value) if isinstance(value, ShardedTensor) else _buffer(value)
             for key, value in state.items()
         }
 
-    def copy(self, state: State) -> State:
-        """The state as it is now; valid until the next call."""
+    def copy(self, state: StateDict) -> StateDict:
+        """Copies the state as it is now; the copy is valid until the next call."""
         if self._buffers.keys() != state.keys():
             self.prepare(state)
         pairs = [pair for key, value in state.items() for pair in _pairs(self._buffers[key], value)]
@@ -75,17 +81,17 @@ class Stager:
         return self._buffers
 
     def close(self) -> None:
-        """Ends its threads."""
+        """Ends the copying threads."""
         self._threads.shutdown()
 
 
-def full_size(value: Any) -> torch.Size:
-    """The size of a tensor, of all shards together."""
+def global_size(value: Any) -> torch.Size:
+    """Returns the size of a tensor, of a sharded one over all shards."""
     return torch.Size(value.metadata().size) if isinstance(value, ShardedTensor) else value.size()
 
 
 def local_tensors(value: Any) -> list[Tensor]:
-    """What this rank holds of a tensor."""
+    """Lists this rank's shards of a tensor, each of any shape ``[...]``."""
     assert not isinstance(value, DTensor), "tables are sharded as ShardedTensor"
     return (
         [shard.tensor for shard in value.local_shards()]
@@ -94,19 +100,21 @@ def local_tensors(value: Any) -> list[Tensor]:
     )
 
 
-def _pairs(buffer: Tensor | Copy, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """(target, source) of each part that one thread copies."""
-    targets = list(buffer.shards.values()) if isinstance(buffer, Copy) else [buffer]
+def _pairs(buffer: Tensor | StagedShards, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (target, source) of each part that one thread copies."""
+    targets = list(buffer.shards.values()) if isinstance(buffer, StagedShards) else [buffer]
     for target, source in zip(targets, local_tensors(value), strict=True):
         source = source.detach()
         if source.dim() and source.is_contiguous() and not source.is_cuda:
             yield from zip(
-                target.flatten().split(_PART), source.flatten().split(_PART), strict=True
+                target.flatten().split(_CHUNK_ELEMENTS),
+                source.flatten().split(_CHUNK_ELEMENTS),
+                strict=True,
             )
         else:
             yield target, source
 
 
 def _buffer(tensor: Tensor) -> Tensor:
-    """Host memory for a tensor; zeroed, so that its pages are there, and page-locked where the tensor is on a GPU."""
+    """Allocates host memory of a tensor's shape: zeroed now, and page-locked for a GPU tensor."""
     return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

@@ -1,4 +1,7 @@
-"""Tensors to and from a checkpoint's folder, by ``torch.distributed.checkpoint`` (DCP); nothing that is unpickled can run code."""
+"""Reads and writes the tensors of a checkpoint by ``torch.distributed.checkpoint`` (DCP).
+
+The unpickler of DCP's metadata admits a few harmless classes, so that no file can run code.
+"""
 
 import pickle
 from pathlib import Path
@@ -16,44 +19,57 @@ from torch.distributed.checkpoint import (
 )
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from mail_torchrec.checkpoint.staging import Copy, State
+from mail_torchrec.checkpoint.staging import StagedShards, StateDict
 
-# What the file with DCP's metadata is made of: sizes, places, names.
-_HARMLESS = {
-    "torch": {"Size", "device"} | {str(kind).removeprefix("torch.") for kind in vars(torch).values() if isinstance(kind, torch.dtype)},
+# Classes that DCP's metadata consists of: sizes, places, names.
+_ALLOWED_CLASSES = {
+    "torch": {"Size", "device"}
+    | {
+        str(value).removeprefix("torch.")
+        for value in vars(torch).values()
+        if isinstance(value, torch.dtype)
+    },
     "torch.distributed.checkpoint.metadata": {
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata",
-        "StorageMeta", "_MEM_FORMAT_ENCODING",
+        "Metadata",
+        "MetadataIndex",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "BytesStorageMetadata",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath", "PurePosixPath"},
     "builtins": {"set"},
-}  # fmt: skip
+}
 
 
-class _Unpickler(pickle.Unpickler):
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles the allowed classes alone."""
+
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _HARMLESS.get(module, ()):
+        if name not in _ALLOWED_CLASSES.get(module, ()):
             raise ValueError(
                 f"it names {module}.{name}, which the metadata of a checkpoint has no use for"
             )
         return super().find_class(module, name)
 
 
-class _Reader(FileSystemReader):
-    """DCP's reader; of the metadata it takes sizes and places, and refuses whatever else a pickle could bring."""
+class _SafeReader(FileSystemReader):
+    """Reads a checkpoint as DCP does, but unpickles its metadata with the allowed classes alone."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The metadata.
+        """Reads the metadata.
 
         Raises:
-            ValueError: it cannot be read, or is something else.
+            ValueError: the file cannot be read, or holds something else.
         """
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as file:
-                metadata = _Unpickler(file).load()
+                metadata = _MetadataUnpickler(file).load()
         except (
             OSError,
             ValueError,
@@ -74,60 +90,63 @@ class _Reader(FileSystemReader):
         return metadata
 
 
-class _Planner(DefaultSavePlanner):
-    """DCP's planner, which finds the shards of a :class:`Copy` too."""
+class _SavePlanner(DefaultSavePlanner):
+    """Plans a write as DCP does, and finds the buffers of :class:`StagedShards` too."""
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """What is written under an index."""
+        """Returns the tensor that is written under an index."""
         value = self.state_dict[index.fqn]
         return (
             value.shards[tuple(index.offset or ())]
-            if isinstance(value, Copy)
+            if isinstance(value, StagedShards)
             else super().lookup_object(index)
         )
 
 
-def write_tensors(state: State, folder: Path, group: dist.ProcessGroup) -> None:
-    """Every rank writes its shards, and its part of what all ranks have alike, and waits until the disk has them."""
+def write_tensors(state: StateDict, folder: Path, group: dist.ProcessGroup) -> None:
+    """Writes a state from all ranks, and waits until it is on the disk.
+
+    Every rank writes its shards, and a part of the tensors that are equal on all ranks.
+    """
     # One thread: DCP loses an error of any other.
     dcp.save(
         state,
         storage_writer=FileSystemWriter(folder, thread_count=1),
-        planner=_Planner(False, False),
+        planner=_SavePlanner(False, False),
         process_group=group,
     )
 
 
 def read_tensors(
-    state: State,
+    state: StateDict,
     folder: Path,
     group: dist.ProcessGroup | None = None,
     planner: LoadPlanner | None = None,
 ) -> None:
-    """Reads the keys of ``state`` into its tensors, whatever the shards were; their sizes must be the saved ones.
+    """Reads tensors from a checkpoint, whatever their shards were when they were written.
 
     Args:
-        state: the tensors to fill.
+        state: key -> tensor to fill, of the saved global size.
         folder: a checkpoint.
         group: the ranks that read together; None reads in this process alone.
-        planner: says where what was read goes to; by default into the tensors.
+        planner: decides where values are read to; by default into the tensors.
     """
     dcp.load(
         state,
-        storage_reader=_Reader(folder),
+        storage_reader=_SafeReader(folder),
         planner=planner or DefaultLoadPlanner(False, False),
         process_group=group,
         no_dist=group is None,
     )
 
 
-def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """Key -> size, type and shards of each tensor that a checkpoint holds.
+def read_tensor_metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """Reads key, size, type and shards of each tensor of a checkpoint.
 
     Raises:
-        ValueError: the checkpoint's metadata is damaged, or holds something else than tensors.
+        ValueError: the checkpoint's metadata is damaged, or holds other values than tensors.
     """
-    found = _Reader(folder).read_metadata().state_dict_metadata
+    found = _SafeReader(folder).read_metadata().state_dict_metadata
     if others := [
         key for key, value in found.items() if not isinstance(value, TensorStorageMetadata)
     ]:

@@ -1,13 +1,26 @@
-"""The command line: one sub-command, one call."""
+"""The command line ``mail-torchrec``, one function a command."""
 
 import sys
 
 import click
 from click.exceptions import Exit
 
-from mail_torchrec.cli import data, experiments, inference, online, runs
-from mail_torchrec.distributed.launcher import tell_launcher
-from mail_torchrec.utils.logging import quiet_third_parties
+from mail_torchrec.cli import (
+    configuration,
+    data,
+    experiments,
+    inference,
+    online,
+    retrieval,
+    runs,
+)
+from mail_torchrec.distributed.launcher import report_error_to_launcher
+from mail_torchrec.utils.logging import (
+    LEVEL_VARIABLE,
+    LEVELS,
+    set_log_level,
+    silence_third_parties,
+)
 
 
 class _Cli(click.Group):
@@ -17,7 +30,7 @@ class _Cli(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            tell_launcher(error)
+            report_error_to_launcher(error)
             if ctx.params["traceback"]:
                 raise
             # A reader process hands over its error with the traceback before the message.
@@ -25,7 +38,7 @@ class _Cli(click.Group):
         except (click.ClickException, click.Abort, Exit):
             raise
         except Exception as error:  # a fault of ours: with its traceback
-            tell_launcher(error)
+            report_error_to_launcher(error)
             raise
 
 
@@ -33,15 +46,26 @@ class _Cli(click.Group):
     cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
 @click.option("--traceback", is_flag=True, help="Show where an error was raised.")
-def main(traceback: bool) -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    envvar=LEVEL_VARIABLE,
+    show_default=True,
+    show_envvar=True,
+    help="Lowest level of messages on standard error.",
+)
+def main(traceback: bool, log_level: str) -> None:
     """Train click models with sharded tables and a zero-shot tower for new users (MAIL, CIKM 2021).
 
     \b
     mail-torchrec synthesize --out worlds/demo
-    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo
-    data.root=worlds/demo mail-torchrec compare runs/demo
+    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo \\
+      data.root=worlds/demo
+    mail-torchrec compare runs/demo
     """  # noqa: D301 -- Click's mark for lines to keep is a real \\b
-    quiet_third_parties()
+    set_log_level(log_level)
+    silence_third_parties()
 
 
 @main.command()
@@ -56,7 +80,7 @@ for command in (
     *(data.synthesize, data.prepare),
     *(runs.train, runs.evaluate, runs.compare, runs.checkpoint),
     *(experiments.plan, experiments.reproduce),
-    *(inference.export, inference.serve, inference.triton, inference.vectors),
-    *(online.abtest,),
+    *(inference.export, inference.serve, inference.triton, retrieval.vectors),
+    *(online.abtest, configuration.config),
 ):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands that make data."""
+"""Commands that make data: synthesize, prepare."""
 
 from pathlib import Path
 
@@ -16,7 +16,17 @@ from mail_torchrec.cli.options import OVERRIDES
 )
 @OVERRIDES
 def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
-    """Write a synthetic world whose truth is known: attributes decide interests through a non-linear map."""
+    """Write a synthetic click log whose ground truth is known.
+
+    Attributes decide interests through a non-linear map, histories reveal interests, clicks are few
+    and noisy. KEY=VALUE changes a setting of the world, such as seed=7 users=30000; the README of
+    mail_torchrec/synthetic lists them.
+
+    \b
+    mail-torchrec synthesize --out worlds/demo
+    mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo \\
+      data.root=worlds/demo
+    """  # noqa: D301
     from mail_torchrec.config import parse_settings
     from mail_torchrec.synthetic.writer import WorldSettings, write_world
 
@@ -42,24 +52,24 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
     type=click.Choice(["duckdb", "pyspark"]),
     default="duckdb",
     show_default=True,
-    help="What runs the queries.",
+    help="Engine that runs the queries.",
 )
 @click.option(
     "--history",
     default=100,
     show_default=True,
-    help="The newest so many events before an impression are its history.",
+    help="Maximum length of a history: the newest so many events before an impression.",
 )
 @click.option(
-    "--test-days", default=1, show_default=True, help="The last so many days are the test rows."
+    "--test-days", default=1, show_default=True, help="Days of test rows, the last ones of the log."
 )
 @click.option(
     "--memory-limit",
     default="8GB",
     show_default=True,
-    help="Of the whole process (of Spark's driver), in MB or GB.",
+    help="Memory of the whole process (of Spark's driver), in MB or GB.",
 )
-@click.option("--threads", type=int, help="By default one a CPU core.")
+@click.option("--threads", type=int, help="Threads of the engine. By default one a CPU core.")
 @click.option(
     "--buckets",
     type=int,
@@ -69,15 +79,16 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
     "--max-malformed",
     default=0.01,
     show_default=True,
-    help="The greatest share of malformed lines in a file.",
+    help="Maximum share of malformed lines in a file.",
 )
 def prepare(dataset: str, raw: Path, out: Path, **settings: object) -> None:
     """Make impression rows with histories, a schema and a configuration from raw logs.
 
     \b
-    alimama    raw_sample.csv ad_feature.csv user_profile.csv behavior_log.csv    tianchi.aliyun.com/dataset/56
-    kuairand   KuaiRand-Pure: its two log_standard_*.csv, user and video features   kuairand.com
-    movielens  MovieLens-1M: users.dat movies.dat ratings.dat                       grouplens.org
+    alimama    tianchi.aliyun.com/dataset/56: raw_sample.csv, ad_feature.csv, user_profile.csv,
+               behavior_log.csv
+    kuairand   kuairand.com, KuaiRand-Pure: two log_standard_*.csv, user and video features
+    movielens  grouplens.org, MovieLens-1M: users.dat, movies.dat, ratings.dat
 
     The last day is the test data. A history is the newest events strictly before its impression,
     oldest first: no row sees its own future. Malformed lines are left out, counted and reported.
@@ -90,7 +101,8 @@ def prepare(dataset: str, raw: Path, out: Path, **settings: object) -> None:
     from mail_torchrec.prepare.settings import prepare_settings
 
     checked = prepare_settings(settings)
-    from mail_torchrec.prepare.run import prepare as run
-    from mail_torchrec.prepare.run import summary
+    # Imported after the check: these modules import the engine's packages.
+    from mail_torchrec.prepare.pipeline import prepare as run
+    from mail_torchrec.prepare.publish import summary
 
     click.echo(summary(run(dataset, checked, raw, out), out))

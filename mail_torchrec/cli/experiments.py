@@ -1,13 +1,17 @@
-"""Commands that ask what if: other plans, other methods."""
+"""Commands of what-if questions: plan (other shardings), reproduce (other methods)."""
 
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mail_torchrec.cli.options import CONFIG, OVERRIDES
+
+if TYPE_CHECKING:
+    from mail_torchrec.reproduce.command import ReproduceOptions
 
 
 @click.command()
@@ -17,7 +21,7 @@ from mail_torchrec.cli.options import CONFIG, OVERRIDES
     type=click.Path(path_type=Path),
     help="YAML file; launch/configs/ holds examples.",
 )
-@click.option("--hardware", help="What a rank runs on: a100-40, a100-80, h100, h200, b200, cpu.")
+@click.option("--hardware", help="Hardware of a rank: a100-40, a100-80, h100, h200, b200, cpu.")
 @click.option("--ranks", help="Numbers of ranks, such as 8,16,64.")
 @click.option(
     "--batch-size", help="Rows a rank, such as 1024,4096; by default the configuration's."
@@ -36,19 +40,19 @@ from mail_torchrec.cli.options import CONFIG, OVERRIDES
 )
 @click.option(
     "--set",
-    "figures",
+    "hardware_overrides",
     multiple=True,
-    help="A figure of the hardware, such as hbm_gib=96. May be given several times.",
+    help="A number of the hardware, such as hbm_gib=96. May be given several times.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the report (HTML, Markdown, JSON), its pictures and plans.",
+    help="Folder for the report (HTML, Markdown, JSON), its plots and plan files.",
 )
 @click.option(
     "--compare",
     type=click.Path(path_type=Path),
-    help="A finished run: its estimate beside what it took.",
+    help="A finished run, to show its estimate beside its measured memory and speed.",
 )
 @OVERRIDES
 def plan(
@@ -58,42 +62,46 @@ def plan(
     batch_size: str | None,
     vary: tuple[str, ...],
     rows: tuple[str, ...],
-    figures: tuple[str, ...],
+    hardware_overrides: tuple[str, ...],
     out: Path | None,
     compare: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say whether tables fit, by which plan, how fast, and what would help: on any machine, without GPU or data.
+    """Estimate whether the tables fit, by which plan and how fast, and suggest changes.
+
+    It runs on any machine, without GPU or data.
 
     \b
-    mail-torchrec plan --config launch/configs/billions.yaml --hardware h100 --ranks 8,64 --out
-    runs/plan torchrun --nproc-per-node 8 -m mail_torchrec train --config FILE --run-dir DIR --plan
-    runs/plan/plan-8x4096.json mail-torchrec plan --compare DIR --hardware h100
+    mail-torchrec plan --config launch/configs/billions.yaml --hardware h100 --ranks 8,64 \\
+      --out runs/plan
+    torchrun --nproc-per-node 8 -m mail_torchrec train --config FILE --run-dir DIR \\
+      --plan runs/plan/plan-8x4096.json
+    mail-torchrec plan --compare DIR --hardware h100
     """  # noqa: D301
     if compare is not None:
-        from mail_torchrec.planning.compare import compare as side_by_side
+        from mail_torchrec.planning.compare import compare_run
         from mail_torchrec.train.run_dir import RunDir
 
-        click.echo(side_by_side(RunDir(compare), hardware, figures))
+        click.echo(compare_run(RunDir(compare), hardware, hardware_overrides))
         return
     if config_path is None or hardware is None or ranks is None:
         raise click.UsageError(
             "Missing option '--config', '--hardware' or '--ranks' (or '--compare')."
         )
-    from mail_torchrec.planning.command import plan as answer
-    from mail_torchrec.planning.scenarios import question
+    from mail_torchrec.planning.command import plan as plan_grid
+    from mail_torchrec.planning.scenarios import parse_grid
 
-    asked = question(
+    grid = parse_grid(
         config_path,
         overrides,
         hardware_name=hardware,
-        figures=figures,
+        hardware_overrides=hardware_overrides,
         ranks=ranks,
         batch_sizes=batch_size,
         vary=vary,
         rows=rows,
     )
-    click.echo(answer(asked, out, shlex.join(["mail-torchrec", *sys.argv[1:]])))
+    click.echo(plan_grid(grid, out, shlex.join(["mail-torchrec", *sys.argv[1:]])))
 
 
 @click.command()
@@ -103,14 +111,14 @@ def plan(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder of the runs and of what is made of them.",
+    help="Folder of the runs, tables, plots and the report.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Runs a method, train.seed = 1, 2, ...",
+    help="Seeds of each method: train.seed = 1, 2, ...",
 )
 @click.option(
     "--jobs",
@@ -120,23 +128,23 @@ def plan(
     help="Runs side by side.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads a run."
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each run."
 )
 @click.option(
     "--method",
     "chosen",
     multiple=True,
     help=(
-        "Only this method, such as MAIL-DMR; may be given several times. A name that is none is "
-        "answered with all."
+        "Only this method, such as MAIL-DMR; may be given several times. An unknown name lists "
+        "all methods."
     ),
 )
 @click.option(
     "--paper",
     type=click.Choice(["public", "industrial", "none"]),
     help=(
-        "Show the paper's figures on this dataset beside the tables; by default where `prepare "
-        "alimama` made the data."
+        "Show the paper's metrics on this dataset beside ours; by default where `prepare alimama` "
+        "made the data."
     ),
 )
 @OVERRIDES
@@ -154,44 +162,36 @@ def reproduce(
     """Train methods over several seeds, compare them as the paper does, and write one report.
 
     \b
-    table2   the paper's seven methods, newer ones and their oracles: AUC, GAUC, RI, headroom recovered
+    table2   the paper's seven methods, newer ones and their oracles: AUC, GAUC, RI,
+             headroom recovered
     table3   the ablation of the zero-shot losses, and whether the paper's order holds
-    figures  loss curves (Figure 4), real against virtual behaviours and new against old users
-    (Figures 5 and 6)
-    warmup   new users with their newest 0, 1, 2, 5, 10 and 20 behaviours: from where virtual ones stop paying
+    figures  loss curves (Figure 4), real against virtual behaviours (Figure 5), new against
+             old users (Figure 6)
+    warmup   new users with their newest 0, 1, 2, 5, 10 and 20 behaviours: how many of them
+             are worth more than virtual ones
     all      these four
 
-    A finished run is kept, also for another part with the same --out: an interrupted command goes
-    on where it stopped. OUT/report.html is one file with all parts that there are.
+    A finished run is kept, also for another section with the same --out: an interrupted command
+    goes on where it stopped. OUT/report.html is one file with all sections made so far.
 
     \b
     mail-torchrec reproduce all --config mine.yaml --out runs/mine --seeds 5
-    mail-torchrec reproduce warmup --config mine.yaml --out runs/mine --method BaseDNN --method
-    MAIL-BaseDNN
+    mail-torchrec reproduce warmup --config mine.yaml --out runs/mine \\
+      --method BaseDNN --method MAIL-BaseDNN
     """  # noqa: D301
-    from mail_torchrec.reproduce.command import Order
-    from mail_torchrec.reproduce.command import reproduce as carry_out
+    from mail_torchrec.reproduce.command import ReproduceOptions
+    from mail_torchrec.reproduce.command import reproduce as run
 
-    options = [
-        "--config",
-        str(config_path),
-        "--out",
-        str(out),
-        "--seeds",
-        str(seeds),
-        *(["--paper", paper] if paper else []),
-    ]
-    command = [
-        "mail-torchrec",
-        "reproduce",
-        what,
-        *options,
-        *(word for name in chosen for word in ("--method", name)),
-        *overrides,
-    ]
-    click.echo(
-        carry_out(
-            Order(what, config_path, out, seeds, jobs, threads, chosen, overrides, paper),
-            shlex.join(command),
-        )
+    options = ReproduceOptions(
+        what, config_path, out, seeds, jobs, threads, chosen, overrides, paper
     )
+    click.echo(run(options, _reproduce_command(options)))
+
+
+def _reproduce_command(options: "ReproduceOptions") -> str:
+    """Formats the command line that gives the same results, for the report."""
+    words = ["mail-torchrec", "reproduce", options.what, "--config", str(options.config)]
+    words += ["--out", str(options.out), "--seeds", str(options.num_seeds)]
+    words += ["--paper", options.paper] if options.paper else []
+    words += [word for name in options.chosen for word in ("--method", name)]
+    return shlex.join([*words, *options.overrides])

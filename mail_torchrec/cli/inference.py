@@ -1,4 +1,4 @@
-"""Commands that come after training."""
+"""Commands that export and serve a trained model."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,12 @@ import click
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="What table elements are stored as; int8 has a scale and an offset a row.",
+    help="Type of the tables' elements; int8 has a scale and an offset a row.",
 )
 @click.option(
     "--aoti",
     is_flag=True,
-    help="Also compile a package that needs torch alone (AOTInductor; takes g++).",
+    help="Also compile a package that needs torch alone (AOTInductor; needs g++).",
 )
 @click.option(
     "--data",
@@ -39,37 +39,39 @@ def export(
     aoti: bool,
     data: str | None,
 ) -> None:
-    """Turn a finished run into an ONNX model that needs no TorchRec, checked against the trainer's scores.
+    """Export a finished run as an ONNX model without TorchRec, checked against the trainer.
 
     It ranks one user's candidates: the user's attributes, histories and context are sent once and
-    worked on once, and the rule for new users is inside. What is written:
+    computed once, and the rule for new users is inside. What is written:
 
     \b
-    model.onnx, dense.bin, tables/   the graph, dense weights, each table as a raw file that is mapped, not read
-    vocabularies/                    raw values -> table rows
-    model.pt2, dense.pt              with --aoti: the graph compiled for this kind of CPU, dense weights
-    manifest.json                    inputs in order with types and limits, how raw values become inputs, metrics, checksums
-    golden.json                      requests of raw values, and the trainer's scores of them
+    model.onnx, dense.bin  the graph and its dense weights
+    tables/                each table as a raw file that is mapped, not read
+    vocabularies/          raw values to table rows
+    model.pt2, dense.pt    with --aoti: the graph compiled for this kind of CPU, dense weights
+    manifest.json          inputs and outputs in order with types and limits, encoding of raw
+                           values, metrics, checksums
+    golden.json            requests of raw values, and the trainer's scores of them
 
-    Tables are read one by one: the peak memory is the largest stored part of a table plus the
+    Tables are read one by one: the peak memory is the largest stored shard of a table plus the
     program itself. Nothing is written where a probability differs from the trainer's by more than
     1e-5 (float16 tables 1e-3, int8 2e-2).
 
     \b
     mail-torchrec export --run-dir runs/demo --out models/demo
     python -c "from pathlib import Path; from mail_torchrec.inference.scorer import Scorer;
-    print(Scorer(Path('models/demo')).difference())"
+    print(Scorer(Path('models/demo')).max_difference())"
     """  # noqa: D301
-    from mail_torchrec.export.command import Order
-    from mail_torchrec.export.command import export as carry_out
+    from mail_torchrec.export.command import ExportOptions
+    from mail_torchrec.export.command import export as run_export
     from mail_torchrec.train.run_dir import RunDir
 
-    manifest = carry_out(Order(RunDir(run_dir), out, tables, data, aoti))
-    for name, agreement in manifest.agreement.items():
+    manifest = run_export(ExportOptions(RunDir(run_dir), out, tables, data, aoti))
+    for name, parity in manifest.parity.items():
         click.echo(
             f"{out}: {manifest.name}, version {manifest.version}, {name}; largest difference from "
-            "the trainer's probabilities "
-            f"{agreement.largest_difference:.1g} (at most {agreement.bound:g})"
+            f"the trainer's probabilities {parity.max_difference:.1g} (at most "
+            f"{parity.tolerance:g})"
         )
 
 
@@ -94,40 +96,40 @@ def export(
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
-    help="0 takes a free one.",
+    help="Port of the REST server; 0 takes a free one.",
 )
 @click.option(
     "--grpc-port",
     type=click.IntRange(0, 65535),
     default=8081,
     show_default=True,
-    help="0 takes a free one.",
+    help="Port of the gRPC server; 0 takes a free one.",
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(1),
     default=4 * 2**20,
     show_default=True,
-    help="Of a request.",
+    help="Most bytes of a request.",
 )
 @click.option(
     "--max-candidates",
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="Of a request.",
+    help="Most candidates of a request.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Of ONNX Runtime; by default it uses the machine's cores.",
+    help="ONNX Runtime's threads for a request; by default it uses the machine's cores.",
 )
 @click.option(
     "--poll",
     type=click.FloatRange(0),
     default=5.0,
     show_default=True,
-    help="Seconds between looks for versions; 0: never.",
+    help="Seconds between scans of the folder for versions; 0: never.",
 )
 @click.option(
     "--split",
@@ -135,27 +137,29 @@ def export(
     help="Serve this share of users (0.1: a tenth) by VERSION (or its folder's name).",
 )
 @click.option(
-    "--split-salt", default="split", show_default=True, help="Another salt deals users anew."
+    "--split-salt",
+    default="split",
+    show_default=True,
+    help="Another salt gives another set of users to VERSION.",
 )
-def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> None:
+def serve(model: Path, split: str | None, split_salt: str, **options: Any) -> None:
     """Serve exported models by the Open Inference Protocol v2, REST and gRPC.
 
-    A request is one tensor `request` (BYTES, one element): JSON of one user and candidates, raw
-    values; or the tensors that the manifest lists. /metrics is for Prometheus, /openapi.json
-    describes the REST side. In a folder of versions the newest serves; one that is put there is
-    checked against its golden requests and taken in while the others go on.
+    A request is one tensor `request` (BYTES, one element): JSON of one user and its candidates,
+    raw values; or the tensors that the manifest lists. /metrics is for Prometheus, /openapi.json
+    describes the REST side. In a folder of versions the newest serves; a version that is added is
+    checked against its golden requests and loaded while the others go on serving.
 
     \b
     mail-torchrec serve --model models/demo
     mail-torchrec serve --model models --split candidate=0.1
     """  # noqa: D301
-    from mail_torchrec.inference.traffic_split import Split
-    from mail_torchrec.serve.command import Service
-    from mail_torchrec.serve.command import serve as carry_out
+    from mail_torchrec.inference.traffic_split import TrafficSplit
+    from mail_torchrec.serve.command import ServeOptions
+    from mail_torchrec.serve.command import serve as run_server
 
-    carry_out(
-        Service(model, split=None if split is None else Split.parse(split, split_salt), **settings)
-    )
+    traffic_split = None if split is None else TrafficSplit.parse(split, split_salt)
+    run_server(ServeOptions(model, split=traffic_split, **options))
 
 
 @click.command()
@@ -164,7 +168,7 @@ def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> N
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="The model repository; made where there is none.",
+    help="The model repository; created where there is none.",
 )
 @click.option(
     "--backend",
@@ -182,131 +186,40 @@ def serve(model: Path, split: str | None, split_salt: str, **settings: Any) -> N
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of the model; Triton serves the greatest.",
+    help="Version of the model; Triton serves the greatest.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Users that Triton may join in one call.",
+    help="Most users that Triton joins in one call.",
 )
 @click.option(
     "--max-candidates",
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="Of a request; of the Python backend.",
+    help="Most candidates of a request; of the Python backend.",
 )
-def triton(**order: Any) -> None:
-    """Lay out an exported model as a model repository of NVIDIA's Triton Inference Server.
+def triton(**options: Any) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server from an exported model.
 
     Checked against the golden requests as it is written. Files are hard links where they can be, so
     the exported folder must not change.
 
     \b
-    OUT/NAME/config.pbtxt            what Triton is told
-    OUT/NAME/VERSION/                onnxruntime: the graph with users first, its tables
-                                     python: model.py, the exported model, the code that it was
-                                         exported with
+    OUT/NAME/config.pbtxt  the model's description for Triton
+    OUT/NAME/VERSION/      onnxruntime: the graph with batch-first inputs, its tables
+                           python: model.py, the exported model, the modules that score it
 
     \b
     mail-torchrec triton --model models/demo --out repository --backend python
     """  # noqa: D301
-    from mail_torchrec.triton.repository import Order, lay_out
+    from mail_torchrec.triton.repository import RepositoryOptions, write_repository
 
+    folder = write_repository(RepositoryOptions(**options))
     click.echo(
-        f"{lay_out(Order(**order))}: golden scores as the trainer's; copy the folder above it to "
-        "the server's repository"
+        f"{folder}: golden scores as the trainer's; copy the folder above it to the server's "
+        "repository"
     )
-
-
-@click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="What `export` wrote, of a tower with vectors (dmr).",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist."
-)
-@click.option(
-    "--users",
-    help=(
-        "Parquet with a user a row: group key, attributes, histories, by their names in training. "
-        "Also measures recall."
-    ),
-)
-@click.option(
-    "--items",
-    help="Parquet with the item column: the items to take. By default all of the vocabulary.",
-)
-@click.option("--sequence", help="Whose vectors, where several sequences have some.")
-@click.option(
-    "--index",
-    "factory",
-    help='In FAISS\'s words, such as "IVF4096,SQ8" or HNSW32; none: no index. By default by the number of items.',
-)
-@click.option(
-    "--parameters",
-    default="",
-    help="Of that index, in FAISS's words as well, such as nprobe=64; they are kept in its file.",
-)
-@click.option(
-    "--recall-at",
-    default="10,100",
-    show_default=True,
-    help="How many items a user to measure the recall of.",
-)
-@click.option(
-    "--recall-users",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="At most so many, evenly chosen.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="Of ONNX Runtime and FAISS; by default they use the machine's cores.",
-)
-def vectors(
-    model: Path, out: Path, users: str | None, items: str | None, sequence: str | None, factory: str | None, parameters: str,
-    recall_at: str, recall_users: int, threads: int | None,
-) -> None:  # fmt: skip
-    """Write user and item vectors, for the retrieval before the ranking, and an index of the items.
-
-    The inner product of a user's and an item's vector is the tower's idea of the liking (DMR: its
-    user-to-item relevance). New users' vectors come by the zero-shot tower. What is written:
-
-    \b
-    items.parquet    id (raw, as in training), vector (fixed-size list of float32), version of the model
-    users.parquet    likewise, with --users, in the order of its rows
-    items.faiss      the index by inner product; its number i is row i of items.parquet
-    vectors.json     sizes, times, and with --users the recall: the share of the exact best k items that the index finds
-
-    Vectors are never in memory as a whole; an index is. Below 2,000 items it is Flat (exact), else
-    "IVF...,Flat" with 2 sqrt(items) cells: 4 bytes a dimension and 8 more an item; "IVF4096,SQ8"
-    takes 1 byte a dimension. While it is built it takes two to three times that.
-
-    \b
-    mail-torchrec vectors --model models/demo --users users.parquet --out vectors/demo
-    """  # noqa: D301
-    from mail_torchrec.vectors.command import Wanted, summary, write_vectors
-    from mail_torchrec.vectors.index import IndexSettings
-
-    try:
-        at = tuple(int(k) for k in recall_at.split(","))
-    except ValueError:
-        at = ()
-    if not at or min(at) < 1:
-        raise ValueError(
-            f"--recall-at should be numbers from 1 on, such as 10,100, received '{recall_at}'"
-        )
-    index = None if factory == "none" else IndexSettings(factory, parameters, threads)
-    told = write_vectors(
-        Wanted(model, out, users, items, sequence, index, at, recall_users, threads)
-    )
-    for line in summary(told, out):
-        click.echo(line)

@@ -1,4 +1,4 @@
-"""Commands for what a served model did."""
+"""Command that compares served versions by a log."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import click
 @click.option(
     "--split",
     metavar="VERSION=SHARE",
-    help="What `serve --split` was given: users are held against it, one by one and as a whole.",
+    help="What `serve --split` was given: users are checked against it, one by one and as a whole.",
 )
 @click.option(
     "--split-salt", default="split", show_default=True, help="What `serve --split-salt` was given."
@@ -28,7 +28,7 @@ import click
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of users given to the candidate by a splitter of your own.",
+    help="Share of users given to the candidate by a splitter of your own.",
 )
 @click.option("--user", default="user", show_default=True, help="Column of the user's id.")
 @click.option(
@@ -47,11 +47,11 @@ import click
 )
 @click.option(
     "--conversion",
-    help="Column that is 1 where a conversion followed the click; with it CVR and CTCVR are told.",
+    help="Column that is 1 where a conversion followed the click; adds CVR and CTCVR.",
 )
 @click.option(
     "--new-user",
-    help="Column that is 1 where the user was new; with it new and old users are told apart.",
+    help="Column that is 1 where the user was new; adds metrics of new and old users.",
 )
 @click.option(
     "--impressions",
@@ -72,28 +72,39 @@ import click
     help="Folder for report.html, report.md, report.json and lifts.png.",
 )
 def abtest(
-    log: tuple[str, ...], candidate: tuple[str, ...], base: tuple[str, ...], split: str | None, split_salt: str, share: float | None,
-    user: str, version_column: str, click_column: str, conversion: str | None, new_user: str | None, impressions: str | None,
-    bootstrap: int, out: Path | None,
-) -> None:  # fmt: skip
-    """Compare two served versions by a log of exposures and clicks: CTR, CVR, CTCVR and the candidate's lift, with 95 % intervals.
+    log: tuple[str, ...],
+    candidate: tuple[str, ...],
+    base: tuple[str, ...],
+    split: str | None,
+    split_salt: str,
+    share: float | None,
+    user: str,
+    version_column: str,
+    click_column: str,
+    conversion: str | None,
+    new_user: str | None,
+    impressions: str | None,
+    bootstrap: int,
+    out: Path | None,
+) -> None:
+    """Compare two served versions by a log of exposures and clicks.
 
-    LOG is Parquet (files, folders, URIs), a row an impression: who saw it, which version scored it
-    (`model_version` of the server's answer), whether it was clicked. Users who met both arms are
-    left out and counted. Warns where the arms' numbers of users cannot be an accident (sample ratio
-    mismatch).
+    Prints CTR, CVR, CTCVR and the candidate's lift, with 95 % intervals. LOG is Parquet (files,
+    folders, URIs), a row an impression: who saw it, which version scored it (`model_version` of
+    the server's response), whether it was clicked. Users who saw both arms are left out and
+    counted. Warns where the arms' numbers of users cannot be an accident (sample ratio mismatch).
 
     \b
-    mail-torchrec abtest log/ --split candidate=0.1 --candidate 3f2a81c09d4e --conversion bought
-    --new-user is_new --out runs/test mail-torchrec abtest log/ --candidate new --base old --share
-    0.5
+    mail-torchrec abtest log/ --split candidate=0.1 --candidate 3f2a81c09d4e \\
+      --conversion bought --new-user is_new --out runs/test
+    mail-torchrec abtest log/ --candidate new --base old --share 0.5
     """  # noqa: D301
-    from mail_torchrec.abtest.arms import Assignment
-    from mail_torchrec.abtest.command import abtest as carry_out
+    from mail_torchrec.abtest.arms import ArmAssignment
+    from mail_torchrec.abtest.command import abtest as run_abtest
     from mail_torchrec.abtest.exposures import LogColumns
-    from mail_torchrec.inference.traffic_split import Split
+    from mail_torchrec.inference.traffic_split import TrafficSplit
 
-    rule = None if split is None else Split.parse(split, split_salt)
+    rule = None if split is None else TrafficSplit.parse(split, split_salt)
     if rule is not None and share is not None:
         raise ValueError("--split says the share already; give --split or --share")
     candidate = candidate or ((rule.version,) if rule else ())
@@ -102,7 +113,7 @@ def abtest(
             "which version is on trial? name it by --candidate, or give --split as `serve` got it"
         )
     columns = LogColumns(user, version_column, click_column, conversion, new_user, impressions)
-    report = carry_out(log, columns, Assignment(candidate, base, share, rule), bootstrap)
+    report = run_abtest(log, columns, ArmAssignment(candidate, base, share, rule), bootstrap)
     click.echo(report.text())
     for path in report.write(out) if out else ():
         click.echo(path)

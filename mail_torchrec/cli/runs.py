@@ -1,4 +1,4 @@
-"""Commands that make runs, look at them and compare them."""
+"""Commands of runs: train, evaluate, checkpoint, compare."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from mail_torchrec.distributed.launcher import num_restarts
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
-    help="Where the run writes; must not hold a run yet, but with --resume.",
+    help="Run directory to write; must not hold a run yet, unless --resume is given.",
 )
 @click.option(
     "--resume",
@@ -29,14 +29,14 @@ from mail_torchrec.distributed.launcher import num_restarts
 @click.option(
     "--preset",
     help=(
-        "Settings that come with the package: 'tuned', for new users. Your overrides hold above "
-        "them."
+        "Settings that come with the package: 'tuned', for new users. Your overrides take "
+        "precedence."
     ),
 )
 @click.option(
     "--plan",
     type=click.Path(path_type=Path),
-    help="Shard by this plan.json, of `mail-torchrec plan` or of a run.",
+    help="Shard the tables by this plan.json, of `mail-torchrec plan` or of a run.",
 )
 @click.option(
     "--print-config",
@@ -72,9 +72,9 @@ def train(
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    figures = run(config, RunDir(run_dir), plan, resume=resume or num_restarts() > 0)
+    metrics = run(config, RunDir(run_dir), plan, resume=resume or num_restarts() > 0)
     if _is_first_rank():
-        click.echo(json.dumps({config.name: figures}))
+        click.echo(json.dumps({config.name: metrics}))
 
 
 @click.command()
@@ -86,7 +86,7 @@ def train(
 @click.option(
     "--predictions",
     type=click.Path(path_type=Path),
-    help="File (.npz) for score, label, user and part of every row.",
+    help="File (.npz) to write: score, label, user and cohort of every row.",
 )
 @OVERRIDES
 def evaluate(
@@ -95,22 +95,25 @@ def evaluate(
     """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
 
     Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0
-    scores every user with the history there is, data.cold_start.keep=5 gives each hidden one the
+    scores every user with the whole history, data.cold_start.keep=5 gives each hidden one the
     newest five behaviours back.
-    """
-    from mail_torchrec.train.run_dir import RunDir
-    from mail_torchrec.train.trainer import evaluate_run
 
-    figures = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
+    \b
+    mail-torchrec evaluate --run-dir runs/kr --data FOLDER/test --predictions scores.npz
+    """  # noqa: D301
+    from mail_torchrec.train.run_dir import RunDir
+    from mail_torchrec.train.evaluation import evaluate_run
+
+    metrics = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
     if _is_first_rank():
-        click.echo(json.dumps(figures, indent=2))
+        click.echo(json.dumps(metrics, indent=2))
 
 
 @click.command()
 @click.argument("what", type=click.Choice(["list", "verify", "show"]))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 def checkpoint(what: str, folder: Path) -> None:
-    """Look at the checkpoints of a run; DIR is the run's directory, or one checkpoint.
+    """Inspect the checkpoints of a run; DIR is the run's directory, or one checkpoint.
 
     \b
     list    step, epoch, time, size, ranks and state of each
@@ -120,16 +123,17 @@ def checkpoint(what: str, folder: Path) -> None:
     from mail_torchrec.checkpoint import inspection
 
     if what == "verify":
-        faults = inspection.verify(folder)
+        faults = inspection.verify_checkpoints(folder)
         click.echo("\n".join(faults) or "every file is as it was written")
         sys.exit(1 if faults else 0)
-    click.echo(inspection.listed(folder) if what == "list" else inspection.shown(folder))
+    show = inspection.checkpoint_list if what == "list" else inspection.checkpoint_summary
+    click.echo(show(folder))
 
 
 @click.command()
 @click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--base", help="A method; the others' differences from it are shown too, paired by seed."
+    "--base", help="A method, to show the others' differences from it too, paired by seed."
 )
 @click.option(
     "--out",
@@ -137,20 +141,24 @@ def checkpoint(what: str, folder: Path) -> None:
     help="Folder for the comparison as comparison.md, .json and .png.",
 )
 def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> None:
-    """Print finished runs as one table, method by new / old / all, and name their files.
+    """Print the metrics of finished runs as one table: methods by new, old and all users.
 
     Runs of one name (top of their configuration) are seeds of one method: their mean and 95 %
-    interval are shown.
-    """
+    interval are shown. The files of each run are listed below the table.
+
+    \b
+    mail-torchrec compare runs/kr runs/kr2
+    mail-torchrec compare runs/* --base DMR --out runs/comparison
+    """  # noqa: D301
     from mail_torchrec.reporting.comparison import as_markdown
-    from mail_torchrec.reporting.comparison import compare as rows_of
-    from mail_torchrec.reporting.plots import write_comparison
+    from mail_torchrec.reporting.comparison import compare as compare_runs
+    from mail_torchrec.reporting.comparison_plot import write_comparison
     from mail_torchrec.train.run_dir import RunDir
 
-    rows = rows_of(run_dirs, base)
-    click.echo(as_markdown(rows))
+    results = compare_runs(run_dirs, base)
+    click.echo(as_markdown(results))
     if out is not None:
-        click.echo("\n".join(map(str, write_comparison(rows, as_markdown(rows), out))))
+        click.echo("\n".join(map(str, write_comparison(results, as_markdown(results), out))))
     for path in run_dirs:
         run = RunDir(path)
         click.echo(f"{run.metrics}  {run.log}  {run.curves}  {run.tensorboard}/")

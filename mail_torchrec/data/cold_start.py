@@ -1,4 +1,7 @@
-"""The simulated cold start: which users' behaviours are hidden, in training and in test alike."""
+"""Simulated cold start: hides the behaviours of a share of the users, in training and in test.
+
+Shapes: ``R`` rows.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -8,54 +11,46 @@ from pydantic import Field
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.settings import Settings
 
-ALL = np.iinfo(np.int64).max
-"""As many behaviours as there are."""
-
 
 class ColdStartSettings(Settings):
-    """Who is made a new user."""
+    """Chooses the users whose behaviours are hidden, and how many of them."""
 
     hide_share: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The share of users whose behaviours are hidden. 0: nobody's, new users are those of the
-    data."""
+    """Share of users whose behaviours are hidden, in training and test alike. 0: none, so that new
+    users are those of the data."""
     salt: str = "mail"
-    """Another salt hides another set of users."""
+    """Salt of the hash that chooses the hidden users; another salt hides other users."""
     oracle: bool = False
-    """Give the hidden behaviours back, yet count these users as new in the metrics: the bound of
+    """Show the hidden behaviours to the model, yet report these users as new: the upper bound of
     every cold-start method."""
     keep: int = Field(default=0, ge=0)
-    """Leave these users the newest so many behaviours of each sequence: users who are warming up,
-    in the metrics still new."""
+    """Number of newest behaviours of each sequence that hidden users keep: users who warm up, still
+    reported as new."""
 
 
 def hidden_users(
     keys: pa.Array | pa.ChunkedArray, settings: ColdStartSettings
 ) -> NDArray[np.bool_]:
-    """Tell which rows belong to users whose behaviours are hidden.
+    """Selects the rows of users whose behaviours are hidden.
 
     A user is hidden where the salted 64-bit hash of the key is below ``hide_share * 2^64``. The
     answer depends on nothing else, so it is the same in every file, on every rank, in training and
-    in test, and whoever is hidden at a small share is hidden at every larger one. Rows without a
-    key (null) hash alike: they count as one user.
+    in test, and a user hidden at a small share is hidden at every larger one. Rows without a key
+    (null) have one hash: they count as one user.
 
     Args:
-        keys: the user of each row: integers, strings, ... (see
+        keys: group keys [R]: integers, strings, ... (see
             :func:`mail_torchrec.data.ids.hashing.hash64`).
         settings: the share and the salt; ``oracle`` and ``keep`` do not change who is hidden.
 
     Returns:
-        True where the user is hidden, ``[len(keys)]``.
+        True where the user is hidden, [R].
 
     Raises:
-        ValueError: the keys are of a type that cannot be hashed, as floats are.
+        ValueError: the keys are of a type that cannot be hashed, such as floats.
     """
     threshold = int(settings.hide_share * 2**64)
-    hashes = hash64(keys, settings.salt)
+    hashes_R = hash64(keys, settings.salt)
     if threshold >= 2**64:
-        return np.ones(len(hashes), np.bool_)
-    return hashes < np.uint64(threshold)
-
-
-def most_behaviours(hidden_R: NDArray[np.bool_], settings: ColdStartSettings) -> NDArray[np.int64]:
-    """The most behaviours of a sequence that each row shows, the newest ones: ``keep`` where they are hidden, else ``ALL``."""
-    return np.where(hidden_R & (not settings.oracle), settings.keep, ALL)
+        return np.ones(len(hashes_R), np.bool_)
+    return hashes_R < np.uint64(threshold)

@@ -1,16 +1,24 @@
-"""Sampled negatives for the match loss: which ids, and how often each was to be expected."""
+"""Sampled negatives of the match loss, with the log-q correction of sampled softmax.
+
+A softmax over sampled classes is corrected by subtracting the log of the expected number of times
+that each class is sampled from its logit (Bengio and Senecal 2008, "Adaptive importance sampling to
+accelerate training of a neural probabilistic language model"; Jean et al. 2015, arXiv:1412.2007;
+for retrieval Yi et al. 2019, "Sampling-bias-corrected neural modeling").
+
+Shapes: ``K`` negatives of a batch, ``V`` rows of the item table from ``FIRST_ROW`` on, ``N`` ids.
+"""
 
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from mail_torchrec.data.ids.vocabulary import FIRST_ROW, IdEncoder, Vocabulary
+from mail_torchrec.data.ids.policy import FIRST_ROW, IdEncoder
 from mail_torchrec.data.parquet.arrow import Floats, Ints
 
 
-class Negatives(StrEnum):
-    """How negatives are drawn: by frequency rank, by frequency, or all rows alike."""
+class NegativeDistribution(StrEnum):
+    """Distribution of the negatives: by frequency rank, by frequency, or uniform."""
 
     LOG_UNIFORM = "log_uniform"
     UNIGRAM = "unigram"
@@ -31,49 +39,62 @@ class NegativeSampler:
         table: its name, for messages.
 
     Raises:
-        ValueError: log_uniform or unigram for a hashed table, which has neither ranks nor counts;
-            an empty vocabulary.
+        ValueError: log_uniform or unigram for a table whose id policy counts no ids; an empty
+            vocabulary.
     """
 
     def __init__(
-        self, distribution: Negatives, num_samples: int, encoder: IdEncoder, table: str
+        self, distribution: NegativeDistribution, num_samples: int, encoder: IdEncoder, table: str
     ) -> None:
         self.num_samples = num_samples
-        num_values = encoder.num_rows - FIRST_ROW
-        if not num_values:
-            raise ValueError(
-                f"table '{table}' should hold values to draw negatives from, its vocabulary is "
-                "empty; lower its min_count"
-            )
-        if distribution is Negatives.UNIFORM:
-            probabilities = np.full(num_values, 1.0 / num_values)
-        elif not isinstance(encoder, Vocabulary):
-            raise ValueError(
-                f"negatives '{distribution}' need frequencies, which the hashed table '{table}' "
-                "lacks; use 'uniform' or a vocabulary"
-            )
-        elif distribution is Negatives.LOG_UNIFORM:
-            ranks = np.empty(num_values, dtype=np.int64)
-            ranks[np.argsort(-encoder.counts, kind="stable")] = np.arange(num_values)
-            probabilities = np.log((ranks + 2) / (ranks + 1)) / np.log(num_values + 1)
-        else:
-            probabilities = encoder.counts / encoder.counts.sum()
-        self._cumulative: npt.NDArray[np.float64] = np.cumsum(probabilities)
-        least = np.full(
-            FIRST_ROW, probabilities.min()
-        )  # unknown and missing ids are never drawn; their correction is the rarest id's
-        self._log_expected: Floats = np.log(
-            num_samples * np.concatenate([least, probabilities])
-        ).astype(np.float32)
+        probabilities_V = _probabilities(distribution, encoder, table)
+        self._cumulative_V: npt.NDArray[np.float64] = np.cumsum(probabilities_V)
+        # Unknown and missing ids are never drawn; their correction is that of the rarest id.
+        rarest = np.full(FIRST_ROW, probabilities_V.min())
+        expected = num_samples * np.concatenate([rarest, probabilities_V])
+        self._log_expected_counts: Floats = np.log(expected).astype(np.float32)
 
     def sample(self, random: np.random.Generator) -> Ints:
-        """K rows."""
-        found = np.searchsorted(
-            self._cumulative, random.random(self.num_samples) * self._cumulative[-1], side="right"
-        )
-        rows: Ints = np.minimum(found, len(self._cumulative) - 1) + FIRST_ROW
-        return rows
+        """Draws table rows [K]."""
+        points_K = random.random(self.num_samples) * self._cumulative_V[-1]
+        found_K = np.searchsorted(self._cumulative_V, points_K, side="right")
+        rows_K: Ints = np.minimum(found_K, len(self._cumulative_V) - 1) + FIRST_ROW
+        return rows_K
 
-    def log_expected(self, rows: Ints) -> Floats:
-        """Log of the expected number of times that each row is among the K samples."""
-        return self._log_expected[rows]
+    def log_expected_counts(self, rows_N: Ints) -> Floats:
+        """Returns the log of how often each table row is expected among K samples, [N]."""
+        return self._log_expected_counts[rows_N]
+
+
+def _probabilities(
+    distribution: NegativeDistribution, encoder: IdEncoder, table: str
+) -> npt.NDArray[np.float64]:
+    """Returns the probability of each row of the table from ``FIRST_ROW`` on, [V]."""
+    num_values = encoder.num_rows - FIRST_ROW
+    if not num_values:
+        raise ValueError(
+            f"table '{table}' should hold values to draw negatives from, its vocabulary is "
+            "empty; lower its min_count"
+        )
+    if distribution is NegativeDistribution.UNIFORM:
+        return np.full(num_values, 1.0 / num_values)
+    counts_V = encoder.counts_V
+    if counts_V is None:
+        raise ValueError(
+            f"negatives '{distribution}' need frequencies, which the ids of table '{table}' lack; "
+            "use 'uniform' or a vocabulary"
+        )
+    if distribution is NegativeDistribution.UNIGRAM:
+        unigram_V: npt.NDArray[np.float64] = counts_V / counts_V.sum()
+        return unigram_V
+    return _log_uniform(counts_V)
+
+
+def _log_uniform(counts_V: Ints) -> npt.NDArray[np.float64]:
+    """Returns the log-uniform probabilities of values by their frequency ranks, [V]."""
+    ranks_V = np.empty(len(counts_V), dtype=np.int64)
+    ranks_V[np.argsort(-counts_V, kind="stable")] = np.arange(len(counts_V))
+    probabilities_V: npt.NDArray[np.float64] = np.log((ranks_V + 2) / (ranks_V + 1)) / np.log(
+        len(counts_V) + 1
+    )
+    return probabilities_V

@@ -1,1 +1,1 @@
-"""What ranks need of each other: process group, collectives, watchdog, preemption."""
+"""Process group, collectives, rendezvous, watchdog and preemption."""

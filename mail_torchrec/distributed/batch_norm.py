@@ -1,7 +1,7 @@
-"""Batch normalisation over the rows of all ranks, on CPU and CUDA alike.
+"""Batch normalisation over the rows of all ranks, on CPU and CUDA.
 
 ``torch.nn.SyncBatchNorm`` runs on GPUs only; this one makes a job on N ranks equal to one rank with
-an N times larger batch on any device.
+an N times larger batch on any device. Shape letters: ``B`` rows of this rank, ``C`` columns.
 """
 
 import torch
@@ -11,10 +11,10 @@ from mail_torchrec.distributed.collectives import sum_over_ranks
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` whose training statistics are those of all ranks' rows, [B, C] -> [B, C]."""
+    """Normalises columns by the training statistics of all ranks' rows, [B, C] -> [B, C]."""
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Normalises; in evaluation it is the ordinary layer."""
+        """Normalises the columns; in evaluation as ``nn.BatchNorm1d`` does."""
         if not self.training:
             return super().forward(x_BC)
         if x_BC.dim() != 2:
@@ -51,8 +51,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.running_var.lerp_(unbiased_C, momentum)
 
 
-def synchronise_batch_norms(module: nn.Module) -> None:
-    """Turns every ``nn.BatchNorm1d`` below ``module`` into a :class:`GlobalBatchNorm1d`, weights and all."""
+def convert_batch_norms(module: nn.Module) -> None:
+    """Converts every ``nn.BatchNorm1d`` of a module into a :class:`GlobalBatchNorm1d`, in place."""
     for child in module.modules():
         if type(child) is nn.BatchNorm1d:
             child.__class__ = GlobalBatchNorm1d

@@ -1,4 +1,4 @@
-"""Sums, gathers and answers over ranks; the identity in one process."""
+"""Collectives over ranks; every function is the identity in a job of one process."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -15,81 +15,107 @@ from mail_torchrec.utils.spans import span
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=24)
-_alone: ContextVar[bool] = ContextVar("alone", default=False)
+# Rank 0 may read all of the training data while the others wait for its result.
+_RANK_0_TIMEOUT = timedelta(hours=24)
+_single_rank: ContextVar[bool] = ContextVar("single_rank", default=False)
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within it this process is its own world: for what one rank does by itself while a process group stands."""
-    token = _alone.set(True)
+def single_rank() -> Iterator[None]:
+    """Makes the block run as if this process were the only rank, whatever the process group is."""
+    token = _single_rank.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _single_rank.reset(token)
 
 
 def world_size() -> int:
-    """Ranks of the process group, 1 where there is none."""
-    if _alone.get():
+    """Returns the number of ranks, 1 without a process group."""
+    if _single_rank.get():
         return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank, 0 where there is no process group."""
-    if _alone.get():
+    """Returns this process's rank, 0 without a process group."""
+    if _single_rank.get():
         return 0
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+    """Sums a tensor over ranks; the gradient is the sum of the ranks' gradients.
+
+    Args:
+        value: any shape ``[...]``, the same on every rank.
+    """
     return value if world_size() == 1 else cast(Tensor, _SumOverRanks.apply(value))
 
 
 class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        summed = value.clone()
-        dist.all_reduce(summed)
-        return summed
+    """All-reduce in both directions: every rank's loss depends on every rank's value."""
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: Tensor
-    ) -> Tensor:  # every rank's loss depends on every rank's value
-        summed = gradient.clone()
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _all_reduced(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(value: Tensor) -> Tensor:
+    summed = value.clone()
+    if torch.compiler.is_compiling():  # a span would break the graph
         dist.all_reduce(summed)
-        return summed
+    else:
+        with span("communication"):
+            dist.all_reduce(summed)
+    return summed
 
 
 @torch.no_grad()
 def gather_rows(rows: Tensor) -> Tensor:
-    """All ranks' rows on every rank, in rank order and without gradient.
+    """Concatenates all ranks' rows on every rank, in rank order and without gradient.
 
-    Every rank must call it, with tensors of one type and trailing shape on the backend's device;
-    the number of rows may differ and be zero.
+    Every rank must call it, with tensors of one type and trailing shape on the backend's device.
+
+    Args:
+        rows: ``[rows, ...]``; the number of rows may differ between ranks and be zero.
+
+    Returns:
+        ``[rows of all ranks, ...]``.
     """
     if world_size() == 1:
         return rows
     if rows.dtype is torch.bool:  # not every backend moves booleans
         return gather_rows(rows.to(torch.uint8)).bool()
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
-    counts[rank()] = rows.shape[0]
-    dist.all_reduce(counts)
-    padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])  # all_gather wants equal shapes
-    padded[: rows.shape[0]] = rows
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
+    with span("communication"):
+        counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+        counts[rank()] = rows.shape[0]
+        dist.all_reduce(counts)
+        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])  # all_gather: equal shapes
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in range(world_size())]
+        dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
-def from_rank_0(make: Callable[[], T]) -> T:
-    """What ``make()`` returns on rank 0, on every rank; an error there is raised on every rank.
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Collects a picklable object of every rank on every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    with span("communication"):
+        dist.all_gather_object(gathered, value, group=group)
+    return gathered
 
-    The others wait as long as it takes: rank 0 may be reading all of the training data. Should it
-    die, their connection to it breaks.
+
+def broadcast_from_rank_0(make: Callable[[], T]) -> T:
+    """Calls a function on rank 0 and returns its result on every rank.
+
+    The other ranks wait as long as it takes. Should rank 0 die, their connection to it breaks.
 
     Raises:
         Exception: ``make`` raised it; on the other ranks a copy, or a RuntimeError with its text
@@ -97,8 +123,8 @@ def from_rank_0(make: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return make()
-    # Before rank 0 begins, so that all are connected when it does.
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # Made before rank 0 begins its work, so that all ranks are connected when it does.
+    group = dist.new_group(backend="gloo", timeout=_RANK_0_TIMEOUT)
     error: Exception | None = None
     result: list[Any] = [None, None]
     if rank() == 0:
@@ -106,10 +132,10 @@ def from_rank_0(make: Callable[[], T]) -> T:
             with span("as rank 0", patient=True):
                 result[0] = make()
         except Exception as raised:
-            error, result[1] = raised, _copyable(raised)
+            error, result[1] = raised, _picklable(raised)
     with span("waiting for rank 0", patient=True):
-        dist.broadcast_object_list(result, src=0, group=patient)
-    dist.destroy_process_group(patient)
+        dist.broadcast_object_list(result, src=0, group=group)
+    dist.destroy_process_group(group)
     if error is not None:
         raise error
     if result[1] is not None:
@@ -117,9 +143,10 @@ def from_rank_0(make: Callable[[], T]) -> T:
     return cast(T, result[0])
 
 
-def _copyable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
+    """Returns the error, or a RuntimeError with its text where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # its class may have any constructor
+    except Exception:  # the constructor of its class may take anything, and fail on it
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -1,8 +1,8 @@
-"""SIGTERM: all ranks agree on a step, save there, and exit with 143."""
+"""Preemption by SIGTERM: all ranks agree on a step, save a checkpoint there, and exit with 143."""
 
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from multiprocessing import forkserver
 from threading import Timer
@@ -13,16 +13,17 @@ import torch
 import torch.distributed as dist
 
 from mail_torchrec.distributed.collectives import world_size
+from mail_torchrec.utils.logging import write_unlocked
 
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-class StopSignal:
-    """Whether the run is to stop, asked after every step. A context manager; outside it SIGTERM ends the process as usual.
+class PreemptionHandler:
+    """Handles SIGTERM: tells the training loop, after every step, whether to stop.
 
-    A rank that is told to stop lets the others know by a sum over ranks that is begun after one
-    step and looked at after the next, when it has long arrived: so no step waits, and all ranks
-    stop behind the same one.
+    A context manager; outside of it SIGTERM ends the process as usual. A rank that received the
+    signal tells the others by a sum over ranks which is started after one step and read after the
+    next one, when it has long arrived: no step waits for it, and all ranks stop after the same one.
 
     Args:
         grace: seconds from SIGTERM to the end of the process at the latest.
@@ -31,18 +32,18 @@ class StopSignal:
 
     def __init__(self, grace: float, timeout: float) -> None:
         self._grace = grace
-        self._told = False
+        self._signalled = False
         self._timer: Timer | None = None
-        self._before: Any = None
+        self._previous_handler: Any = None
         self._group = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             if world_size() > 1
             else None
         )
-        self._sum, self._work = torch.zeros(1, dtype=torch.int64), None
+        self._num_signalled, self._work = torch.zeros(1, dtype=torch.int64), None
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._take)
+        self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(
@@ -51,64 +52,65 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._previous_handler)
         if self._timer is not None:
             self._timer.cancel()
 
-    def is_due(self) -> bool:
-        """Whether to stop behind this step; the same on every rank."""
+    def should_stop(self) -> bool:
+        """Returns whether to stop after this step; the same on every rank."""
         if self._group is None:
-            return self._told
-        due = self._arrived()
-        self._sum = torch.tensor([int(self._told)])
-        self._work = dist.all_reduce(self._sum, group=self._group, async_op=True)
-        return due
+            return self._signalled
+        stop = self._any_rank_signalled()
+        self._num_signalled = torch.tensor([int(self._signalled)])
+        self._work = dist.all_reduce(self._num_signalled, group=self._group, async_op=True)
+        return stop
 
-    def is_due_now(self) -> bool:
-        """Behind the last step: whether any rank was told until now."""
-        return self.is_due() or (self._group is not None and self._arrived())
+    def should_stop_after_last_step(self) -> bool:
+        """Returns whether any rank has received the signal so far; called after the last step."""
+        return self.should_stop() or (self._group is not None and self._any_rank_signalled())
 
-    def _arrived(self) -> bool:
+    def _any_rank_signalled(self) -> bool:
+        """Waits for the sum that was started last."""
         if self._work is None:
             return False
         self._work.wait()
-        return bool(self._sum.item())
+        return bool(self._num_signalled.item())
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        if not self._told:
-            self._told = True
-            self._timer = Timer(self._grace, self._give_up)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._signalled:
+            self._signalled = True
+            self._timer = Timer(self._grace, self._exit_unsaved)
             self._timer.daemon = True
             self._timer.start()
 
-    def _give_up(self) -> None:
-        print(
+    def _exit_unsaved(self) -> None:
+        write_unlocked(
             f"told to stop, and not done within checkpoint.grace={self._grace:g} seconds; "
-            "exiting all the same",
-            file=sys.stderr,
-            flush=True,
+            "exiting all the same"
         )
         os._exit(EXIT_CODE)
 
 
-def start_fork_server() -> None:
+def start_fork_server(preload: Sequence[str]) -> None:
     """Starts the process that reader processes are forked from, with SIGTERM ignored.
 
     A launcher signals the whole process group of a rank, and the training needs its readers until
     it has stopped. They take the fork server's end for that of the training, so it has to outlive
     the signal; it ends with the training.
+
+    Args:
+        preload: modules to import once, in the fork server, instead of in each reader process at
+            each epoch.
     """
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
     try:
-        forkserver.set_forkserver_preload(
-            ["mail_torchrec.train.trainer"]
-        )  # else each of them imports PyTorch, at each epoch
+        forkserver.set_forkserver_preload(list(preload))
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
-def leave_process_group(worker: int) -> None:
-    """For reader processes: out of the launcher's reach, but not of the training's, which may have to terminate them."""
+def isolate_worker_signals(worker: int) -> None:
+    """Moves a reader process out of the launcher's reach, but not out of the training's."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,6 @@
-"""The process group and the device of this process."""
+"""Set-up and tear-down of the process group, and the choice of this process's device."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,32 +11,33 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from mail_torchrec.distributed.rendezvous import meet
-from mail_torchrec.distributed.watchdog import LostRankError, Watch
+from mail_torchrec.distributed.rendezvous import attempt_store
+from mail_torchrec.distributed.watchdog import LostRankError, Watchdog
+from mail_torchrec.utils.logging import write_unlocked
 from mail_torchrec.utils.spans import reset_spans
 
 _TIMEOUT = 600.0
-# Seconds for an error of joining to be raised before the process is ended.
+# Seconds for the error of a failed rendezvous to be raised before the process is ended.
 _GRACE = 30.0
 
 
 @contextmanager
 def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch.device]:
-    """Joins the process group that torchrun's environment describes, or makes one of this process alone.
+    """Joins the process group of torchrun's environment, or makes one of this process only.
 
     Args:
-        device_name: auto, cpu or cuda.
+        device_name: ``auto``, ``cpu`` or ``cuda``.
         timeout: seconds that a collective waits for the other ranks.
 
     Yields:
         This process's device.
 
     Raises:
-        ValueError: CUDA was asked for and is not there.
-        LostRankError: within seconds of another rank's end, or after the timeout; it names rank and
-            phase.
+        ValueError: CUDA was requested and is not available.
+        LostRankError: within seconds of another rank's end, or after the timeout; it names the rank
+            and its span.
     """
-    device = _device(device_name)
+    device = _select_device(device_name)
     reset_spans()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
@@ -46,46 +46,49 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         finally:
             dist.destroy_process_group()
         return
-    _join(device, timeout)
-    watch = Watch(
+    _join_process_group(device, timeout)
+    watchdog = Watchdog(
         _get_default_store(),
         dist.get_rank(),
         dist.get_world_size(),
         timeout,
-        judges=device.type == "cuda",
+        enforce_timeout=device.type == "cuda",
     )
-    watch.start()
+    watchdog.start()
     try:
         yield device
     except Exception as error:
-        explained = watch.explain(error)
+        explained = watchdog.explain(error)
         if explained is error:
             raise
         raise explained from None  # the transport's own error names a port at best
     finally:
         dist.destroy_process_group()
-        watch.stop()
+        watchdog.stop()
 
 
-def _join(device: torch.device, timeout: float) -> None:
-    # NCCL's own watchdog, which aborts without a word on the phase, comes after ours.
-    waits = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
-    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    waited = f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {where} for {os.environ['WORLD_SIZE']} ranks to join"
-    # A store that dies meanwhile, with its launcher, is waited for without end, whatever the
-    # timeout says (torch 2.13).
+def _join_process_group(device: torch.device, timeout: float) -> None:
+    # NCCL's own watchdog aborts without telling the span, so it gets a longer timeout than ours.
+    store_timeout = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
+    address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    waited = (
+        f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {address} for "
+        f"{os.environ['WORLD_SIZE']} ranks to join"
+    )
+    # Should the store die meanwhile, with its launcher, torch waits for it without end, whatever
+    # the timeout (torch 2.13).
     guard = Timer(
-        waits.total_seconds() + _GRACE,
-        _end,
+        store_timeout.total_seconds() + _GRACE,
+        _end_process,
         [f"{waited}: it has lost the store, with its launcher perhaps"],
     )
     guard.daemon = True
     guard.start()
     try:
-        store, rank, world_size = next(rendezvous("env://", timeout=waits))
-        store = meet(store, rank, world_size, waits)
+        store, rank, world_size = next(rendezvous("env://", timeout=store_timeout))
+        store = attempt_store(store, rank, world_size, store_timeout)
         dist.init_process_group(
-            _backend(device), store=store, rank=rank, world_size=world_size, timeout=waits
+            _backend(device), store=store, rank=rank, world_size=world_size, timeout=store_timeout
         )
     except RuntimeError as error:
         raise LostRankError(f"{waited}: {error}") from error
@@ -93,9 +96,9 @@ def _join(device: torch.device, timeout: float) -> None:
         guard.cancel()
 
 
-def _end(message: str) -> None:
-    """Ends a process whose main thread does not come back."""
-    print(f"Error: {message}", file=sys.stderr, flush=True)
+def _end_process(message: str) -> None:
+    """Ends a process whose main thread is blocked for ever."""
+    write_unlocked(f"Error: {message}")
     os._exit(1)
 
 
@@ -104,11 +107,11 @@ def _backend(device: torch.device) -> str:
 
 
 def local_world_size() -> int:
-    """Ranks on this host."""
+    """Returns the number of ranks on this host."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _device(name: str) -> torch.device:
+def _select_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

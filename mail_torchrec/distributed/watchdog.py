@@ -1,12 +1,12 @@
-"""No rank waits for ever, and every rank can say why it ended.
+"""Watchdog over the ranks of a job: no rank waits for ever, and every error names its cause.
 
 Collectives say little when a rank is missing: gloo names a port, NCCL aborts the process. So each
-rank has a thread that looks, twice a second, whether some rank has announced trouble in the process
-group's store. The rank that meets the trouble first announces it: its own error, or that a
-collective broke or timed out. Then the roll is called: each thread answers with its rank's phase
-and place in the code, and who does not answer is gone. Errors of the transport become one
-:class:`LostRankError` that tells all this; a rank that no error reaches, because it waits inside a
-kernel or is stuck elsewhere, is ended by its thread.
+rank runs a thread that checks twice a second whether some rank has reported a failure in the
+process group's store. The rank that fails first reports it: its own error, or that a collective
+broke or timed out. Then every rank's thread stores its status: its open span and its place in the
+code. A rank without a status is gone. Errors of the transport become one :class:`LostRankError`
+with all of this; a rank that no error reaches, because it waits inside a kernel or is stuck
+elsewhere, is ended by its thread.
 """
 
 import json
@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from datetime import timedelta
 from threading import Event, Thread, main_thread
 from traceback import StackSummary, extract_stack, extract_tb
@@ -22,16 +23,17 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mail_torchrec.distributed.launcher import launcher_keeps_store, tell_launcher
+from mail_torchrec.distributed.launcher import launcher_hosts_store, report_error_to_launcher
+from mail_torchrec.utils.logging import write_unlocked
 from mail_torchrec.utils.spans import current_span
 
-_LOOK_EVERY = 0.5
-# How long the roll is waited for, and how long a rank has to end by itself: seconds.
-_ROLL, _GRACE = 3.0, 15.0
-# Who merely waited for a failed rank ends after it, so that the launcher's report begins with that
-# one.
-_AFTER_YOU = 1.5
-_TROUBLE, _SUMMARY = "mail_torchrec/trouble", "mail_torchrec/summary"
+_POLL_SECONDS = 0.5
+# Seconds to wait for the status of all ranks, and for a rank to end by itself.
+_STATUS_TIMEOUT, _GRACE = 3.0, 15.0
+# Ranks that merely waited for a failed rank end this many seconds after it, so that the launcher's
+# report begins with the failed one.
+_EXIT_DELAY = 1.5
+_FAILURE, _SUMMARY = "mail_torchrec/failure", "mail_torchrec/summary"
 _TRANSPORT = re.compile(r"gloo|nccl|c10d|tcpstore|processgroup|pair closure", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 
@@ -41,7 +43,7 @@ class LostRankError(ConnectionError):
 
 
 def is_transport_error(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, comes from the connections between ranks."""
+    """Returns whether an error or its cause comes from the connections between ranks."""
     while error is not None:
         if isinstance(error, dist.DistError) or (
             isinstance(error, RuntimeError) and _TRANSPORT.search(str(error))
@@ -51,169 +53,173 @@ def is_transport_error(error: BaseException | None) -> bool:
     return False
 
 
-class Watch:
-    """Watches over one process group from this rank.
+class Watchdog:
+    """Watches the ranks of one process group from a thread of this rank.
 
     Args:
         store: of the process group.
-        rank: this one.
-        world_size: ranks.
+        rank: this process's rank.
+        world_size: number of ranks.
         timeout: seconds that a collective may wait.
-        judges: whether a phase that lasts longer than the timeout is trouble by itself: where the
-            transport raises no error.
+        enforce_timeout: whether a span that lasts longer than the timeout is a failure by itself,
+            for transports that raise no error.
     """
 
     def __init__(
-        self, store: Any, rank: int, world_size: int, timeout: float, *, judges: bool
+        self, store: Any, rank: int, world_size: int, timeout: float, *, enforce_timeout: bool
     ) -> None:
-        self._store, self._rank, self._world_size, self._timeout, self._judges = (
-            store,
-            rank,
-            world_size,
-            timeout,
-            judges,
-        )
-        self._done = Event()
-        self._raised_at, self._told = "", ""
-        # A connection of its own: the main thread may sit in a call to the store.
-        self._thread = Thread(target=self._look, args=(store.clone(),), name="watch", daemon=True)
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._timeout, self._enforce_timeout = timeout, enforce_timeout
+        self._stopped = Event()
+        self._raised_at, self._explanation = "", ""
+        # A connection of its own: the main thread may be blocked in a call to the store.
+        self._thread = Thread(target=self._watch, args=(store.clone(),), name="watch", daemon=True)
 
     def start(self) -> None:
-        """Begins to look."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it."""
-        self._done.set()
+        """Ends the thread."""
+        self._stopped.set()
         self._thread.join()
 
     def explain(self, error: Exception) -> Exception:
-        """Announces an error that is about to end this rank, and returns what to raise: itself, or what the transport's error means."""
+        """Reports an error that is about to end this rank, and returns the error to raise.
+
+        That is the error itself, or for an error of the transport a :class:`LostRankError` which
+        says what happened to the other ranks.
+        """
         from_transport = is_transport_error(error)
         self._raised_at = _place(extract_tb(error.__traceback__))
         try:
-            if not (from_transport and self._told):  # what happened is not known yet
+            if not (from_transport and self._explanation):  # the cause is not known yet
+                message = None if from_transport else f"{type(error).__name__}: {error}"
                 timed_out = bool(_TIMED_OUT.search(str(error)))
-                self._tell(
-                    self._store,
-                    self._announce(
-                        self._store, None if from_transport else _in_words(error), timed_out
-                    ),
-                )
-        except dist.DistError:  # the store went with the process that kept it
-            self._told = self._told or (
-                f"rank {self._rank} lost another rank in '{_phase()}', and with it the store that "
-                "would tell more: rank 0 or its launcher "
+                self._explain(self._store, self._report(self._store, message, timed_out))
+        except dist.DistError:  # the store went with the process that hosted it
+            self._explanation = self._explanation or (
+                f"rank {self._rank} lost another rank in '{_span_name()}', and with it the store "
+                "that would tell more: rank 0 or its launcher "
                 "is gone (killed, out of memory, or its host)"
             )
         if not from_transport:
             return error
-        time.sleep(_AFTER_YOU)
-        return LostRankError(self._told)
+        time.sleep(_EXIT_DELAY)
+        return LostRankError(self._explanation)
 
-    def _announce(self, store: Any, error: str | None, timed_out: bool) -> dict[str, Any]:
-        """This rank's trouble, or that of the rank that was first."""
-        mine = json.dumps(
-            {
-                "rank": self._rank,
-                "phase": _phase(),
-                "error": error,
-                "timed_out": timed_out,
-                "timeout": self._timeout,
-            }
-        )
-        first: dict[str, Any] = json.loads(store.compare_set(_TROUBLE, "", mine))
-        if first["rank"] == self._rank:  # so all know before this rank ends, with the store perhaps
-            store.set(_SUMMARY, self._call_roll(store))
+    def _report(self, store: Any, message: str | None, timed_out: bool) -> dict[str, Any]:
+        """Stores this rank's failure, unless another rank was first; returns the first failure."""
+        failure = {
+            "rank": self._rank,
+            "span": _span_name(),
+            "error": message,
+            "timed_out": timed_out,
+            "timeout": self._timeout,
+        }
+        first: dict[str, Any] = json.loads(store.compare_set(_FAILURE, "", json.dumps(failure)))
+        if first["rank"] == self._rank:
+            # Before this rank ends, with the store perhaps.
+            store.set(_SUMMARY, self._collect_status(store))
         return first
 
-    def _tell(self, store: Any, trouble: dict[str, Any]) -> None:
-        """Puts what happened into ``_told``."""
-        told = f"rank {trouble['rank']} failed in '{trouble['phase']}': {trouble['error']}"
-        if trouble["error"] is None:
-            waited = (
-                f"waited {trouble['timeout']:g} s (train.timeout) for other ranks"
-                if trouble["timed_out"]
-                else "lost another rank"
-            )
-            told = f"rank {trouble['rank']} {waited} in '{trouble['phase']}'"
-            try:
-                store.wait([_SUMMARY], timedelta(seconds=_ROLL + 1))
-                told += f": {store.get(_SUMMARY).decode()}"
-            except dist.DistError:
-                told += ", and has ended since without telling more"
-        self._told = told
-
-    def _call_roll(self, store: Any) -> str:
-        """What each rank is busy with, and which do not answer."""
-        until = time.monotonic() + _ROLL
-        missing, busy = set(range(self._world_size)), defaultdict[tuple[str, str], list[int]](list)
-        while missing and time.monotonic() < until:
-            for rank in [rank for rank in missing if store.check([_answer(rank)])]:
-                missing.remove(rank)
-                answer = json.loads(store.get(_answer(rank)))
-                busy[answer["phase"], answer["place"]].append(rank)
-            time.sleep(_LOOK_EVERY / 5)
-        told = (
-            [f"no answer from {_ranks(missing)}: killed, out of memory, or the host is gone"]
-            if missing
-            else []
+    def _explain(self, store: Any, failure: dict[str, Any]) -> None:
+        """Describes the first failure in ``_explanation``."""
+        where = f"in '{failure['span']}'"
+        if failure["error"] is not None:
+            self._explanation = f"rank {failure['rank']} failed {where}: {failure['error']}"
+            return
+        happened = (
+            f"waited {failure['timeout']:g} s (train.timeout) for other ranks"
+            if failure["timed_out"]
+            else "lost another rank"
         )
-        alone_first = sorted(busy.items(), key=lambda item: len(item[1]))
-        told += [f"{_ranks(ranks)} in '{name}' at {place}" for (name, place), ranks in alone_first]
-        return "; ".join(told)
+        explanation = f"rank {failure['rank']} {happened} {where}"
+        try:
+            store.wait([_SUMMARY], timedelta(seconds=_STATUS_TIMEOUT + 1))
+            explanation += f": {store.get(_SUMMARY).decode()}"
+        except dist.DistError:
+            explanation += ", and has ended since without telling more"
+        self._explanation = explanation
 
-    def _look(self, store: Any) -> None:
-        while not self._done.wait(_LOOK_EVERY):
-            phase = current_span()
-            overdue = self._judges and not phase.patient and phase.seconds > self._timeout
+    def _collect_status(self, store: Any) -> str:
+        """Waits for the status of all ranks; describes who does what, and who is missing."""
+        deadline = time.monotonic() + _STATUS_TIMEOUT
+        missing = set(range(self._world_size))
+        ranks_at: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        while missing and time.monotonic() < deadline:
+            for rank in [rank for rank in missing if store.check([_status_key(rank)])]:
+                missing.remove(rank)
+                status = json.loads(store.get(_status_key(rank)))
+                ranks_at[status["span"], status["place"]].append(rank)
+            time.sleep(_POLL_SECONDS / 5)
+        lines = []
+        if missing:
+            gone = "killed, out of memory, or the host is gone"
+            lines.append(f"no answer from {_format_ranks(missing)}: {gone}")
+        smallest_first = sorted(ranks_at.items(), key=lambda item: len(item[1]))
+        return "; ".join(
+            [
+                *lines,
+                *(
+                    f"{_format_ranks(ranks)} in '{name}' at {place}"
+                    for (name, place), ranks in smallest_first
+                ),
+            ]
+        )
+
+    def _watch(self, store: Any) -> None:
+        """Checks for failures until the watchdog is stopped or ends the process."""
+        while not self._stopped.wait(_POLL_SECONDS):
+            overdue = self._is_overdue()
             try:
-                if overdue or store.check([_TROUBLE]):
-                    self._answer(store)
-                    self._tell(
-                        store,
-                        self._announce(store, None, timed_out=True)
+                if overdue or store.check([_FAILURE]):
+                    self._store_status(store)
+                    failure = (
+                        self._report(store, None, timed_out=True)
                         if overdue
-                        else json.loads(store.get(_TROUBLE)),
+                        else json.loads(store.get(_FAILURE))
                     )
+                    self._explain(store, failure)
             except dist.DistError:  # the store is gone
-                if not self._told and not launcher_keeps_store():
+                if not self._explanation and not launcher_hosts_store():
                     return  # with rank 0: this rank's next collective fails and says so
-                if not self._told and not self._done.is_set():
-                    self._end(
-                        "the launcher is gone (killed, or its host)"
-                    )  # else it would train on, and hold the run directory
-            if self._told and not self._done.wait(0 if overdue else _GRACE):
-                self._end(self._told)
+                if not self._explanation and not self._stopped.is_set():
+                    # Else it would train on without a launcher, and hold the run directory.
+                    self._end_process("the launcher is gone (killed, or its host)")
+            if self._explanation and not self._stopped.wait(0 if overdue else _GRACE):
+                self._end_process(self._explanation)
 
-    def _answer(self, store: Any) -> None:
+    def _is_overdue(self) -> bool:
+        """Returns whether the open span has lasted longer than a collective may wait."""
+        span = current_span()
+        return self._enforce_timeout and not span.patient and span.seconds > self._timeout
+
+    def _store_status(self, store: Any) -> None:
+        """Stores this rank's open span and its place in the code."""
         place = self._raised_at or _place(
             extract_stack(sys._current_frames()[main_thread().ident or 0])
         )
-        store.set(_answer(self._rank), json.dumps({"phase": _phase(), "place": place}))
+        store.set(_status_key(self._rank), json.dumps({"span": _span_name(), "place": place}))
 
-    def _end(self, message: str) -> None:
-        """Ends a process whose main thread does not come back."""
-        sys.stderr.write(f"Error: {message}; rank {self._rank}, in '{_phase()}', is ended\n")
-        tell_launcher(LostRankError(message))
+    def _end_process(self, message: str) -> None:
+        """Ends a process whose main thread is blocked for ever."""
+        write_unlocked(f"Error: {message}; rank {self._rank}, in '{_span_name()}', is ended")
+        report_error_to_launcher(LostRankError(message))
         sys.stderr.flush()
         os._exit(1)
 
 
-def _answer(rank: int) -> str:
-    return f"mail_torchrec/answer/{rank}"
+def _status_key(rank: int) -> str:
+    return f"mail_torchrec/status/{rank}"
 
 
-def _phase() -> str:
-    return current_span().name or "between phases"
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _span_name() -> str:
+    return current_span().name or "between spans"
 
 
 def _place(stack: StackSummary) -> str:
-    """The innermost line of this package's, and the innermost of all."""
+    """Formats the innermost line of this package's code, and the innermost line of all."""
     ours = [frame for frame in stack if f"{os.sep}mail_torchrec{os.sep}" in frame.filename]
     lines = dict.fromkeys(
         f"{'/'.join(frame.filename.split(os.sep)[-2:])}:{frame.lineno}"
@@ -222,14 +228,14 @@ def _place(stack: StackSummary) -> str:
     return " > ".join(lines)
 
 
-def _ranks(ranks: "set[int] | list[int]") -> str:
-    """``rank 3``, ``ranks 0-2, 5``."""
-    runs: list[list[int]] = []
+def _format_ranks(ranks: Collection[int]) -> str:
+    """Formats ranks as ``rank 3`` or ``ranks 0-2, 5``."""
+    intervals: list[list[int]] = []
     for rank in sorted(ranks):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
+        if intervals and rank == intervals[-1][1] + 1:
+            intervals[-1][1] = rank
         else:
-            runs.append([rank, rank])
+            intervals.append([rank, rank])
     return ("ranks " if len(ranks) > 1 else "rank ") + ", ".join(
-        f"{a}" if a == b else f"{a}-{b}" for a, b in runs
+        f"{first}" if first == last else f"{first}-{last}" for first, last in intervals
     )

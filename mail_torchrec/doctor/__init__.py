@@ -1,1 +1,1 @@
-"""Checks of an installation."""
+"""Checks of an installation: versions, devices, and for a mismatch the cause and the fix."""

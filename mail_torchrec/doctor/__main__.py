@@ -1,4 +1,4 @@
-"""``python -m mail_torchrec.doctor``, for an installation in which the command itself cannot start."""
+"""Runs the checks as ``python -m mail_torchrec.doctor``, where the command cannot start."""
 
 import sys
 

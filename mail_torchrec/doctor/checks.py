@@ -1,31 +1,31 @@
-"""Whether what is installed fits together and fits the machine: `mail-torchrec doctor`.
+"""Diagnoses an installation, as ``mail-torchrec doctor`` reports it.
 
-:func:`diagnose` is a pure function over an
-:class:`~mail_torchrec.doctor.installation.Installation`. `python -m mail_torchrec.doctor.checks`
+It checks that the versions fit together and fit the machine. :func:`diagnose` is a pure function
+over an :class:`~mail_torchrec.doctor.installation.Installation`. ``python -m mail_torchrec.doctor``
 gives the same report where the command itself cannot start.
 """
 
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mail_torchrec.doctor.installation import Installation, gather
+from mail_torchrec.doctor.installation import Installation, inspect_installation
 
-_CUDA_FBGEMM, _CPU_FBGEMM = "fbgemm-gpu", "fbgemm-gpu-cpu"
-_AFRESH = "rm -r .venv && ./launch/install.sh"
+_CUDA_FBGEMM, _CPU_FBGEMM = _FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
+_REINSTALL_ALL = "rm -r .venv && ./launch/install.sh"
 # The oldest compute capability that FBGEMM's CUDA wheel is built for.
 _OLDEST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that does not fit.
+    """A mismatch of an installation.
 
     Attributes:
-        finding: what was found.
-        cause: why that does not work.
-        fix: the command, or the step, that mends it.
+        finding: the mismatch.
+        cause: the reason that it does not work.
+        fix: the command, or the step, that repairs it.
     """
 
     finding: str
@@ -34,12 +34,12 @@ class Problem:
 
 
 def diagnose(installation: Installation) -> list[Problem]:
-    """All problems of an installation, causes before what follows from them."""
+    """Finds all problems of an installation, causes before their consequences."""
     return [problem for check in _CHECKS for problem in check(installation)]
 
 
 def report(installation: Installation, problems: list[Problem]) -> str:
-    """The facts as a table, then each problem with its cause and its fix."""
+    """Formats the facts as a table, then each problem with its cause and its fix."""
     facts = _facts(installation)
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
@@ -61,48 +61,57 @@ def main() -> int:
     """Prints the report.
 
     Returns:
-        0 where everything fits, else 1.
+        The exit code: 0 without problems, else 1.
     """
-    installation = gather()
+    installation = inspect_installation()
     problems = diagnose(installation)
     print(report(installation, problems))
     return 1 if problems else 0
 
 
 def _facts(installation: Installation) -> list[tuple[str, str]]:
-    versions = installation.distributions
-    build = f"CUDA {installation.cuda_build} build" if installation.cuda_build else "CPU build"
-    fbgemm = [
-        f"{name} {versions[name]}" for name in (_CUDA_FBGEMM, _CPU_FBGEMM) if name in versions
-    ]
-    gpus = [
-        f"{g.name}, {g.memory_bytes / 2**30:.0f} GiB, sm_{g.capability[0]}{g.capability[1]}"
-        for g in installation.gpus
-    ]
-    others = [
-        f"{name} {versions[name]}"
-        for name in ("numpy", "pyarrow", "scikit-learn", "torchx", "duckdb", "ibis-framework")
-        if name in versions
-    ]
+    """Lists names and values of the report's table."""
+    python = ".".join(map(str, installation.python))
     return [
-        (
-            "Python",
-            ".".join(map(str, installation.python))
-            + f" on {platform.system()} {platform.machine()}",
-        ),
-        ("torch", f"{versions['torch']} ({build})" if "torch" in versions else "not installed"),
-        ("FBGEMM", " and ".join(fbgemm) or "not installed"),
-        ("TorchRec", versions.get("torchrec", "not installed")),
-        ("others", ", ".join(others) or "not installed"),
+        ("Python", f"{python} on {platform.system()} {platform.machine()}"),
+        *_package_facts(installation),
         ("CPUs", str(installation.num_cpus)),
         ("NVIDIA driver", installation.driver or "none"),
-        ("GPUs", "; ".join(f"{index}: {text}" for index, text in enumerate(gpus)) or "none"),
+        ("GPUs", _describe_gpus(installation)),
         ("collectives", ", ".join(installation.backends) or "none"),
     ]
 
 
-def _triple(installation: Installation) -> tuple[str, str] | None:
-    """FBGEMM's package for this machine and the 1.X of FBGEMM and TorchRec that torch 2.(X+5) needs; None without a known torch."""
+def _package_facts(installation: Installation) -> list[tuple[str, str]]:
+    versions = installation.distributions
+    build = f"CUDA {installation.cuda_build} build" if installation.cuda_build else "CPU build"
+    others = ("numpy", "pyarrow", "scikit-learn", "torchx", "duckdb", "ibis-framework")
+    return [
+        ("torch", f"{versions['torch']} ({build})" if "torch" in versions else "not installed"),
+        ("FBGEMM", " and ".join(_installed(versions, _FBGEMM)) or "not installed"),
+        ("TorchRec", versions.get("torchrec", "not installed")),
+        ("others", ", ".join(_installed(versions, others)) or "not installed"),
+    ]
+
+
+def _installed(versions: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    return [f"{name} {versions[name]}" for name in names if name in versions]
+
+
+def _describe_gpus(installation: Installation) -> str:
+    gpus = []
+    for index, gpu in enumerate(installation.gpus):
+        capability = "".join(map(str, gpu.capability))
+        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB"
+        gpus.append(f"{index}: {gpu.name}, {memory}, sm_{capability}")
+    return "; ".join(gpus) or "none"
+
+
+def _required_fbgemm(installation: Installation) -> tuple[str, str] | None:
+    """Returns FBGEMM's package for this machine, and its version and TorchRec's for this torch.
+
+    Torch 2.(X+5) needs 1.X of both; None without a known torch.
+    """
     torch = re.match(r"2\.(\d+)\.", installation.distributions.get("torch", ""))
     if torch is None:
         return None
@@ -111,15 +120,15 @@ def _triple(installation: Installation) -> tuple[str, str] | None:
 
 
 def _reinstall(installation: Installation) -> str:
-    """The commands that put the FBGEMM and the TorchRec of this torch in place."""
-    triple = _triple(installation)
+    """Returns the commands that install the FBGEMM and the TorchRec of this torch."""
+    triple = _required_fbgemm(installation)
     if triple is None:
-        return _AFRESH
+        return _REINSTALL_ALL
     package, version = triple
     return (
         f"python -m pip uninstall -y {_CUDA_FBGEMM} {_CPU_FBGEMM} && "
         f"python -m pip install --no-deps '{package}=={version}.*' 'torchrec=={version}.*'   (in "
-        f"a clone: {_AFRESH})"
+        f"a clone: {_REINSTALL_ALL})"
     )
 
 
@@ -136,9 +145,9 @@ def _check_python(installation: Installation) -> Iterator[Problem]:
 def _check_present(installation: Installation) -> Iterator[Problem]:
     missing = [name for name in ("torch", "torchrec") if name not in installation.distributions]
     if not {_CUDA_FBGEMM, _CPU_FBGEMM} & installation.distributions.keys():
-        missing.append((_triple(installation) or (_CPU_FBGEMM,))[0])
+        missing.append((_required_fbgemm(installation) or (_CPU_FBGEMM,))[0])
     if missing:
-        fix = _AFRESH if "torch" in missing else _reinstall(installation)
+        fix = _REINSTALL_ALL if "torch" in missing else _reinstall(installation)
         yield Problem(
             f"Not installed: {', '.join(missing)}.",
             "Nothing trains without torch, FBGEMM and TorchRec.",
@@ -157,7 +166,7 @@ def _check_one_fbgemm(installation: Installation) -> Iterator[Problem]:
 
 
 def _check_triple(installation: Installation) -> Iterator[Problem]:
-    triple = _triple(installation)
+    triple = _required_fbgemm(installation)
     if triple is None:
         return
     versions = installation.distributions
@@ -226,7 +235,8 @@ def _check_gpus(installation: Installation) -> Iterator[Problem]:
             f"The driver is older than CUDA {installation.cuda_build} needs, or the GPUs are "
             "hidden from this process "
             f"(CUDA_VISIBLE_DEVICES={installation.visible_devices!r}).",
-            'update the driver, or unset CUDA_VISIBLE_DEVICES; `python -c "import torch; torch.cuda.init()"` gives CUDA\'s own reason',
+            "update the driver, or unset CUDA_VISIBLE_DEVICES; "
+            '`python -c "import torch; torch.cuda.init()"` gives CUDA\'s own reason',
         )
     for gpu in installation.gpus:
         if gpu.capability < _OLDEST_CAPABILITY:
@@ -246,7 +256,7 @@ def _check_backends(installation: Installation) -> Iterator[Problem]:
         yield Problem(
             f"torch was built without {' and '.join(missing)}.",
             "Ranks exchange embeddings and gradients through gloo on CPUs and nccl on GPUs.",
-            _AFRESH,
+            _REINSTALL_ALL,
         )
 
 
@@ -258,7 +268,7 @@ def _check_imports(installation: Installation) -> Iterator[Problem]:
     }
     for module, error in installation.import_errors.items():
         if packages[module] & installation.distributions.keys():
-            fix = _AFRESH if module == "torch" else _reinstall(installation)
+            fix = _REINSTALL_ALL if module == "torch" else _reinstall(installation)
             yield Problem(f"`import {module}` fails.", error, fix)
 
 

@@ -1,7 +1,7 @@
-"""The facts of an installation: what is installed, what imports, which devices there are.
+"""Inspects an installation: installed versions, imports, devices.
 
 torch, FBGEMM and TorchRec are imported in a process of their own, so that a crash while importing
-is a finding and no end of the report.
+is a finding and does not end the report.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# The modules that must import, in this order; and how a line of facts from the other process
-# begins.
+# The modules that must import, in this order; and the beginning of a line of facts from the other
+# process.
 _MODULES = ("torch", "fbgemm_gpu", "torchrec")
 _MARK = "mail-torchrec facts: "
 _PROBE_SECONDS = 300
@@ -35,13 +35,13 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
-    """The facts that a diagnosis rests on."""
+    """The facts of an installation that a diagnosis needs."""
 
     python: tuple[int, int, int]
     num_cpus: int
     """CPUs that this process may use."""
     distributions: Mapping[str, str]
-    """Installed distribution, its name in lower case with hyphens -> version."""
+    """Version of each installed distribution, by its name in lower case with hyphens."""
     driver: str | None = None
     """The NVIDIA driver's version; None without a driver."""
     visible_devices: str | None = None
@@ -52,29 +52,27 @@ class Installation:
     backends: tuple[str, ...] = ()
     """The collective backends that torch was built with, of gloo and nccl."""
     import_errors: Mapping[str, str] = field(default_factory=dict)
-    """Module that does not import -> why."""
+    """Error of each module that does not import."""
 
 
-def gather() -> Installation:
-    """The facts of this machine and of the Python that runs this."""
+def inspect_installation() -> Installation:
+    """Collects the facts of this machine and of the running Python."""
     distributions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         distributions.setdefault(name, distribution.version)
     return Installation(
         python=sys.version_info[:3],
-        num_cpus=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        num_cpus=_num_cpus(),
         distributions=distributions,
         driver=_driver(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        **_probe_apart(),
+        **_probe_in_subprocess(),
     )
 
 
 def probe() -> None:
-    """Imports what has to import and prints a marked line of facts a module. Runs in a process of its own."""
+    """Imports the modules and prints a marked line of facts for each; runs in its own process."""
     for module in _MODULES:
         facts: dict[str, Any] = {"module": module}
         try:
@@ -87,7 +85,7 @@ def probe() -> None:
 
 
 def _torch_facts(torch: Any) -> dict[str, Any]:
-    """The fields of an Installation that torch knows, as JSON can carry them."""
+    """Collects the fields of an Installation that torch knows, as JSON values."""
     available = torch.distributed.is_available()
     backends = {
         "gloo": available and torch.distributed.is_gloo_available(),
@@ -108,8 +106,8 @@ def _torch_facts(torch: Any) -> dict[str, Any]:
     }
 
 
-def _probe_apart() -> dict[str, Any]:
-    """Runs :func:`probe` in another process; the fields of an Installation that it found."""
+def _probe_in_subprocess() -> dict[str, Any]:
+    """Runs :func:`probe` in another process, and returns the fields of an Installation."""
     path = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     )
@@ -129,10 +127,10 @@ def _probe_apart() -> dict[str, Any]:
 
 
 def parse_probe(stdout: str, stderr: str, exit_code: int) -> dict[str, Any]:
-    """Reads what :func:`probe` printed.
+    """Parses the output of :func:`probe`.
 
     Args:
-        stdout: its output, with whatever the libraries printed in between.
+        stdout: its output, with the libraries' own lines in between.
         stderr: its errors; the last line explains an early end.
         exit_code: as subprocess gives it, negative for a signal.
 
@@ -146,20 +144,32 @@ def parse_probe(stdout: str, stderr: str, exit_code: int) -> dict[str, Any]:
         last = (stderr.strip().splitlines() or ["no message"])[-1]
         errors[unseen[0]] = f"the process ended while importing it, exit code {exit_code}: {last}"
     facts = seen.get("torch", {})
-    gpus = tuple(
-        Gpu(name=g["name"], memory_bytes=g["memory_bytes"], capability=tuple(g["capability"]))
-        for g in facts.get("gpus", [])
-    )
     return {
         "cuda_build": facts.get("cuda_build"),
-        "gpus": gpus,
+        "gpus": _parse_gpus(facts),
         "backends": tuple(facts.get("backends", [])),
         "import_errors": errors,
     }
 
 
+def _parse_gpus(facts: Mapping[str, Any]) -> tuple[Gpu, ...]:
+    return tuple(
+        Gpu(name=gpu["name"], memory_bytes=gpu["memory_bytes"], capability=tuple(gpu["capability"]))
+        for gpu in facts.get("gpus", [])
+    )
+
+
+def _num_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _driver() -> str | None:
-    """The NVIDIA driver's version, by the rule of launch/install.sh: nvidia-smi answers, or the kernel module and its device are there."""
+    """Finds the NVIDIA driver's version, by the rule of launch/install.sh.
+
+    Either nvidia-smi answers, or the kernel module and its device exist.
+    """
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,1 +1,1 @@
-"""Schema -> embedding tables, planned and sharded over ranks."""
+"""Embedding tables of a schema, planned and sharded over ranks."""

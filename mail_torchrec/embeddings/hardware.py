@@ -1,4 +1,4 @@
-"""What a rank runs on: memories and bandwidths, as published; every figure can be overridden."""
+"""Hardware of a rank: memory sizes and bandwidths as published, each of which can be overridden."""
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
@@ -7,42 +7,53 @@ from typing import Literal
 import torch
 from torchrec.distributed.planner import Topology
 
+from mail_torchrec.embeddings.storage import MemoryKind
+
 GIB = 1024**3
-_PER_MS = 1e9 / 1000  # GB/s -> bytes a millisecond, the planner's unit
+_GB_S_TO_BYTES_MS = 1e9 / 1000  # TorchRec's planner counts bytes a millisecond
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One rank's share of a host. Bandwidths are one direction's peak, decimal GB/s; memories are GiB."""
+    """One rank's share of a host.
+
+    Bandwidths are the peak in one direction, in decimal GB/s; memories are in GiB.
+    """
 
     device: Literal["cuda", "cpu"]
-    ranks_a_host: int
+    """Device that holds the tables and the towers."""
+    local_world_size: int
+    """Ranks of one host."""
     hbm_gib: float
-    """The GPU's memory, as CUDA reports it; 0 on CPU."""
+    """Memory of the GPU as CUDA reports it; 0 on CPU."""
     host_gib: float
-    """The host's memory over its ranks."""
+    """Memory of the host, divided by its ranks."""
     ssd_gib: float
-    """Local SSDs over the host's ranks, for key-value tables."""
+    """Local SSDs of the host for key-value tables, divided by its ranks."""
     hbm_gb_s: float
+    """Bandwidth of the GPU's memory."""
     host_gb_s: float
+    """Bandwidth of the host's memory, divided by its ranks."""
     pcie_gb_s: float
-    """Between the GPU and the host's memory."""
+    """Bandwidth between the GPU and the host's memory."""
     intra_gb_s: float
-    """Between the ranks of one host (NVLink)."""
+    """Bandwidth between the ranks of one host (NVLink)."""
     inter_gb_s: float
-    """From a rank to other hosts."""
+    """Bandwidth from a rank to other hosts."""
     tflops: float
-    """Float32, as the towers run."""
+    """Peak float32 TFLOP/s, in which the towers compute."""
     reserved_share: float = 0.1
-    """Of the memory: CUDA's context, NCCL's buffers, fragments of the allocator; on CPU the rest of
-    the process and of the host."""
+    """Share of the memory that is kept free: for CUDA's context, NCCL's buffers and the allocator's
+    fragments; on CPU for the rest of the process and of the host."""
     efficiency: float = 0.6
-    """Of every peak that work like this reaches; an assumption, to be replaced by a measurement."""
+    """Share of every peak bandwidth and of the peak TFLOP/s that is reached; an assumption, to be
+    replaced by a measurement."""
     source: str = ""
+    """Where the numbers come from."""
 
     @property
-    def capacity(self) -> dict[str, int]:
-        """Bytes a rank may fill, by kind of memory; nothing is kept back of an SSD."""
+    def capacity(self) -> dict[MemoryKind, int]:
+        """Bytes of each memory that a rank may fill; no share of an SSD is reserved."""
         usable = 1 - self.reserved_share
         return {
             "hbm": int(self.hbm_gib * GIB * usable),
@@ -51,59 +62,79 @@ class Hardware:
         }
 
     def topology(self, world_size: int) -> Topology:
-        """The ranks as TorchRec's estimators see them."""
-        speed = _PER_MS * self.efficiency
+        """Converts to the topology that TorchRec's estimators take."""
+        reached = _GB_S_TO_BYTES_MS * self.efficiency
         return Topology(
             world_size=world_size,
             compute_device=self.device,
-            local_world_size=min(self.ranks_a_host, world_size),
+            local_world_size=min(self.local_world_size, world_size),
             hbm_cap=int(self.hbm_gib * GIB) if self.device == "cuda" else None,
             ddr_cap=int(self.host_gib * GIB),
-            hbm_mem_bw=self.hbm_gb_s * speed,
-            ddr_mem_bw=self.host_gb_s * speed,
-            hbm_to_ddr_mem_bw=self.pcie_gb_s * speed,
-            intra_host_bw=self.intra_gb_s * speed,
-            inter_host_bw=self.inter_gb_s * speed,
+            hbm_mem_bw=self.hbm_gb_s * reached,
+            ddr_mem_bw=self.host_gb_s * reached,
+            hbm_to_ddr_mem_bw=self.pcie_gb_s * reached,
+            intra_host_bw=self.intra_gb_s * reached,
+            inter_host_bw=self.inter_gb_s * reached,
         )
 
+    def specs(self) -> dict[str, object]:
+        """Returns every number by its name, for reports."""
+        return asdict(self)
 
-_DGX_A100 = "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet: 8 GPUs, ConnectX-6 of 200 Gb/s a GPU, 2 x 8 channels of DDR4-3200"
-_DGX_H100 = "DGX datasheet: 8 GPUs, ConnectX-7 of 400 Gb/s a GPU, 2 TB of host memory, 2 x 8 channels of DDR5-4800, 8 x 3.84 TB NVMe"
+
+_DGX_A100 = (
+    "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet: 8 GPUs, ConnectX-6 of 200 Gb/s a GPU, "
+    "2 x 8 channels of DDR4-3200"
+)
+_DGX_H100 = (
+    "DGX datasheet: 8 GPUs, ConnectX-7 of 400 Gb/s a GPU, 2 TB of host memory, "
+    "2 x 8 channels of DDR5-4800, 8 x 3.84 TB NVMe"
+)
 _A100_80 = Hardware(
-    "cuda",
-    8,
-    79.1,
-    256,
-    3500,
-    2039,
-    51,
-    32,
-    300,
-    25,
-    19.5,
+    device="cuda",
+    local_world_size=8,
+    hbm_gib=79.1,
+    host_gib=256,
+    ssd_gib=3500,
+    hbm_gb_s=2039,
+    host_gb_s=51,
+    pcie_gb_s=32,
+    intra_gb_s=300,
+    inter_gb_s=25,
+    tflops=19.5,
     source=f"{_DGX_A100}; 2 TB of host memory, 8 x 3.84 TB NVMe",
 )
 _H100 = Hardware(
-    "cuda",
-    8,
-    79.1,
-    256,
-    3500,
-    3350,
-    77,
-    64,
-    450,
-    50,
-    67,
+    device="cuda",
+    local_world_size=8,
+    hbm_gib=79.1,
+    host_gib=256,
+    ssd_gib=3500,
+    hbm_gb_s=3350,
+    host_gb_s=77,
+    pcie_gb_s=64,
+    intra_gb_s=450,
+    inter_gb_s=50,
+    tflops=67,
     source=f"NVIDIA H100 datasheet (SXM5); {_DGX_H100}",
 )
 PRESETS: dict[str, Hardware] = {
     "a100-40": replace(
-        _A100_80, hbm_gib=39.4, host_gib=128, ssd_gib=1750, hbm_gb_s=1555, source=f"{_DGX_A100}; 1 TB of host memory, 4 x 3.84 TB NVMe"
+        _A100_80,
+        hbm_gib=39.4,
+        host_gib=128,
+        ssd_gib=1750,
+        hbm_gb_s=1555,
+        source=f"{_DGX_A100}; 1 TB of host memory, 4 x 3.84 TB NVMe",
     ),
     "a100-80": _A100_80,
     "h100": _H100,
-    "h200": replace(_H100, hbm_gib=139.7, hbm_gb_s=4800, source=f"NVIDIA H200 datasheet (SXM5); {_DGX_H100}"),
+    "h200": replace(
+        _H100,
+        hbm_gib=139.7,
+        hbm_gb_s=4800,
+        source=f"NVIDIA H200 datasheet (SXM5); {_DGX_H100}",
+    ),
     "b200": replace(
         _H100,
         hbm_gib=178.3,
@@ -117,73 +148,81 @@ PRESETS: dict[str, Hardware] = {
         ),
     ),
     "cpu": Hardware(
-        "cpu", 2, 0, 512, 3500, 0, 307, 0, 48, 12.5, 7.2,
+        device="cpu",
+        local_world_size=2,
+        hbm_gib=0,
+        host_gib=512,
+        ssd_gib=3500,
+        hbm_gb_s=0,
+        host_gb_s=307,
+        pcie_gb_s=0,
+        intra_gb_s=48,
+        inter_gb_s=12.5,
+        tflops=7.2,
         source=(
             "Xeon Platinum 8480+: a rank a socket of 56 cores (AVX-512), 8 channels of DDR5-4800, "
             "UPI 2.0; 200 Gb/s Ethernet a host"
         ),
     ),
-}  # fmt: skip
-"""By the name that ``--hardware`` takes."""
+}
+"""Hardware by the name that ``--hardware`` takes."""
 
 
-def hardware(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Hardware:
-    """A preset, with ``key=value`` overrides.
+def hardware_preset(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Hardware:
+    """Looks up a preset and applies ``key=value`` overrides.
 
     Raises:
-        ValueError: no such preset or figure, or a value that is no positive number.
+        ValueError: no such preset or key, or a value that is no positive number.
     """
     if name not in PRESETS:
         raise ValueError(
-            f"unknown hardware '{name}'; known are {', '.join(PRESETS)}, and every figure can be "
+            f"unknown hardware '{name}'; known are {', '.join(PRESETS)}, and every number can be "
             "set: --set hbm_gib=96"
         )
     preset = PRESETS[name]
-    known = [field.name for field in fields(Hardware) if field.name not in ("device", "source")]
-    changes: dict[str, float] = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key not in known:
-            raise ValueError(
-                f"--set {override}: hardware has no figure '{key}'; it has {', '.join(known)}"
-            )
-        try:
-            changes[key] = int(value) if key == "ranks_a_host" else float(value)
-        except ValueError:
-            raise ValueError(f"--set {key} should be a number, received '{value}'") from None
-        least = 0 if key.endswith("_gib") or key == "reserved_share" else 1e-9
-        if not least <= changes[key] < float("inf") or (
-            key in ("reserved_share", "efficiency") and changes[key] > 1
-        ):
-            raise ValueError(
-                f"--set {key}: should be a positive number (shares at most 1), received {value}"
-            )
+    changes = dict(_parse_override(override) for override in overrides)
     source = preset.source + "".join(f"; set by hand: {text}" for text in overrides)
     return replace(preset, **changes, source=source)  # type: ignore[arg-type]
 
 
-def this_hardware(device: torch.device, local_world_size: int) -> Hardware:
-    """What this process runs on: its device's real memory, bandwidths of the preset that its name speaks of (else an A100's)."""
+def _parse_override(override: str) -> tuple[str, float]:
+    key, _, text = override.partition("=")
+    known = [field.name for field in fields(Hardware) if field.name not in ("device", "source")]
+    if key not in known:
+        raise ValueError(
+            f"--set {override}: hardware has no key '{key}'; it has {', '.join(known)}"
+        )
+    try:
+        value = int(text) if key == "local_world_size" else float(text)
+    except ValueError:
+        raise ValueError(f"--set {key} should be a number, received '{text}'") from None
+    least = 0 if key.endswith("_gib") or key == "reserved_share" else 1e-9
+    is_share = key in ("reserved_share", "efficiency")
+    if not least <= value < float("inf") or (is_share and value > 1):
+        raise ValueError(
+            f"--set {key}: should be a positive number (shares at most 1), received {text}"
+        )
+    return key, value
+
+
+def detect_hardware(device: torch.device, local_world_size: int) -> Hardware:
+    """Describes the hardware of this process.
+
+    Memory sizes are those of the device and the host. Bandwidths are those of the preset that the
+    GPU's name contains, and of an A100 if no preset matches.
+    """
     host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / local_world_size
     if device.type == "cpu":
-        return replace(PRESETS["cpu"], ranks_a_host=local_world_size, host_gib=host_gib)
+        return replace(PRESETS["cpu"], local_world_size=local_world_size, host_gib=host_gib)
     properties = torch.cuda.get_device_properties(device)
-    preset = next(
-        (
-            preset
-            for name, preset in PRESETS.items()
-            if name.partition("-")[0] in properties.name.lower()
-        ),
-        _A100_80,
-    )
+    matching = [
+        preset
+        for name, preset in PRESETS.items()
+        if name.partition("-")[0] in properties.name.lower()
+    ]
     return replace(
-        preset,
-        ranks_a_host=local_world_size,
+        (matching or [_A100_80])[0],
+        local_world_size=local_world_size,
         hbm_gib=properties.total_memory / GIB,
         host_gib=host_gib,
     )
-
-
-def figures(machine: Hardware) -> dict[str, object]:
-    """Its figures by name, for a report."""
-    return asdict(machine)

@@ -1,172 +1,209 @@
-"""Which choice for which table, on which ranks.
+"""Candidate plans: a sharding option and ranks for every table.
 
-The search never looks at capacities. It makes a family of layouts, from the fastest to the leanest,
-and whoever asks takes the fastest that fits: so a rank with more memory can never be told that less
-would have done. Each layout is made greedily, heaviest table first; a table takes the choice and
-the ranks that raise ``slowest rank / average + leanness * fullest rank / average`` least.
+The search never looks at capacities. It proposes a list of candidate plans, from the fastest to the
+one that needs least memory, and the caller takes the fastest that fits: so more memory can never
+turn a plan that fits into one that does not. Every candidate is made greedily, heaviest table
+first. A table takes the option and the ranks that increase
+``slowest rank / average + memory_weight * fullest rank / average`` least.
 
-Shape letters: ``R`` ranks, ``H`` hosts, ``L`` ranks a host, ``S`` shards of one choice.
+Shape letters: ``R`` ranks, ``H`` hosts, ``L`` ranks a host, ``S`` shards of one option.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mail_torchrec.embeddings.sharding_options import MEMORIES, Choice, Floats, Memory
+from mail_torchrec.embeddings.sharding_options import FloatArray, ShardingOption
+from mail_torchrec.embeddings.storage import MEMORY_KINDS, MemoryKind
 
-Ranks = NDArray[np.int64]
+RankArray = NDArray[np.int64]
 
-_LEANNESS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6)
-_PRICE: dict[Memory, float] = {"hbm": 1.0, "host": 0.05, "ssd": 0.01}
-"""What a byte of each memory counts beside one of the GPU's: those that there is more of are to be
-filled evenly too."""
-# Total work and total memory count a little too, or a table below the peak would not care what it
-# costs.
-_TOTAL = 0.1
+_MEMORY_WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6)
+_BYTE_COSTS: dict[MemoryKind, float] = {"hbm": 1.0, "host": 0.05, "ssd": 0.01}
+"""Cost of a byte of each memory relative to the GPU's. The larger memories should be filled evenly
+too, so that their bytes are not free."""
+# The totals count a little beside the maxima; otherwise the cost of a table that stays below the
+# maximum would not matter.
+_TOTAL_WEIGHT = 0.1
+
+
+class Placement(NamedTuple):
+    """The sharding option of one table and the rank of each of its shards."""
+
+    option: ShardingOption
+    ranks_S: RankArray
 
 
 @dataclass(eq=False)
-class Layout:
-    """A choice and ranks for every table, and what each rank then carries."""
+class CandidatePlan:
+    """A placement of every table, with the memory and time of every rank."""
 
-    chosen: dict[str, tuple[Choice, Ranks]]
-    memory_R: dict[Memory, Floats]
-    lookup_R: Floats
-    comms_R: Floats
+    placements: dict[str, Placement]
+    """By table name."""
+    memory_R: dict[MemoryKind, FloatArray]
+    """Bytes of the tables on each rank, by kind of memory."""
+    lookup_R: FloatArray
+    """Milliseconds a step in the tables' kernels."""
+    comms_R: FloatArray
+    """Milliseconds a step in the tables' collectives."""
+
+    @classmethod
+    def from_placements(cls, placements: dict[str, Placement], world_size: int) -> "CandidatePlan":
+        """Adds up what each rank carries under the placements."""
+        memory_R: dict[MemoryKind, FloatArray] = {
+            kind: np.zeros(world_size) for kind in MEMORY_KINDS
+        }
+        lookup_R, comms_R = np.zeros(world_size), np.zeros(world_size)
+        for option, ranks_S in placements.values():
+            np.add.at(lookup_R, ranks_S, option.lookup_S)
+            np.add.at(comms_R, ranks_S, option.comms_S)
+            for kind in MEMORY_KINDS:
+                np.add.at(memory_R[kind], ranks_S, option.memory_S[kind])
+        return cls(placements, memory_R, lookup_R, comms_R)
 
     @property
     def step_ms(self) -> float:
-        """Milliseconds of the tables' part of a step: collectives end with the slowest rank, so the slowest of each counts."""
+        """Milliseconds a step spends on the tables: the slowest lookup and the slowest collective.
+
+        Collectives end with the slowest rank, so that each part counts with its maximum.
+        """
         return float(self.lookup_R.max() + self.comms_R.max())
 
-    def excess(self, capacity: dict[Memory, float]) -> dict[Memory, float]:
-        """Bytes that the fullest rank lacks, of each memory that is too small."""
-        over = {kind: float(self.memory_R[kind].max()) - capacity[kind] for kind in MEMORIES}
+    def excess(self, capacity: dict[MemoryKind, float]) -> dict[MemoryKind, float]:
+        """Returns the bytes by which the fullest rank exceeds each memory that is too small."""
+        over = {kind: float(self.memory_R[kind].max()) - capacity[kind] for kind in MEMORY_KINDS}
         return {kind: lacking for kind, lacking in over.items() if lacking > 0}
 
 
-def family(choices: dict[str, list[Choice]], world_size: int, ranks_a_host: int) -> list[Layout]:
-    """Layouts from the fastest to the leanest.
+def propose_plans(
+    options: dict[str, list[ShardingOption]], world_size: int, local_world_size: int
+) -> list[CandidatePlan]:
+    """Proposes candidate plans, from the fastest to the slowest.
 
     Args:
-        choices: of every table.
+        options: sharding options by table name.
         world_size: R.
-        ranks_a_host: L; it divides R.
+        local_world_size: L; it divides R.
     """
-    layouts = []
-    for by_time, leanness in product((True, False), _LEANNESS):
-        greedy = _Greedy(choices, world_size, ranks_a_host, leanness)
-        for table in greedy.heaviest_first(by_time):
-            greedy.add(table)
-        layouts.append(layout_of(greedy.chosen, world_size))
-    return sorted(layouts, key=lambda layout: layout.step_ms)
+    plans = []
+    for by_time, memory_weight in product((True, False), _MEMORY_WEIGHTS):
+        partitioner = _GreedyPartitioner(options, world_size, local_world_size, memory_weight)
+        for table in partitioner.heaviest_first(by_time):
+            partitioner.place(table)
+        plans.append(CandidatePlan.from_placements(partitioner.placements, world_size))
+    return sorted(plans, key=lambda plan: plan.step_ms)
 
 
-def fastest_that_fits(layouts: Sequence[Layout], capacity: dict[Memory, float]) -> Layout | None:
-    """The first of the layouts, fastest first, that no rank is too small for."""
-    return next((layout for layout in layouts if not layout.excess(capacity)), None)
+def fastest_fitting_plan(
+    plans: Sequence[CandidatePlan], capacity: dict[MemoryKind, float]
+) -> CandidatePlan | None:
+    """Returns the first plan that fits every rank; None if there is none.
+
+    Args:
+        plans: fastest first.
+        capacity: bytes that tables may fill on a rank.
+    """
+    return next((plan for plan in plans if not plan.excess(capacity)), None)
 
 
-def nearest_miss(layouts: Sequence[Layout], capacity: dict[Memory, float]) -> Layout:
-    """The layout that lacks least."""
-    return min(layouts, key=lambda layout: sum(layout.excess(capacity).values()))
+def least_excess_plan(
+    plans: Sequence[CandidatePlan], capacity: dict[MemoryKind, float]
+) -> CandidatePlan:
+    """Returns the plan that exceeds the capacity by the fewest bytes."""
+    return min(plans, key=lambda plan: sum(plan.excess(capacity).values()))
 
 
 @dataclass
-class _Greedy:
-    choices: dict[str, list[Choice]]
+class _GreedyPartitioner:
+    """Places tables one after another, each where it increases the objective least."""
+
+    options: dict[str, list[ShardingOption]]
     world_size: int
-    ranks_a_host: int
-    leanness: float
-    chosen: dict[str, tuple[Choice, Ranks]] = field(default_factory=dict)
+    local_world_size: int
+    memory_weight: float
+    placements: dict[str, Placement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.time_R, self.full_R = np.zeros(self.world_size), np.zeros(self.world_size)
-        self.mean_time = (
-            sum(self._least_time(table) for table in self.choices) / self.world_size + 1e-12
-        )
-        self.mean_full = (
-            sum(self._least_memory(table) for table in self.choices) / self.world_size + 1e-12
-        )
+        self.time_R, self.cost_R = np.zeros(self.world_size), np.zeros(self.world_size)
+        least_time = sum(self._least_time(table) for table in self.options)
+        least_cost = sum(self._least_memory_cost(table) for table in self.options)
+        self.mean_time = least_time / self.world_size + 1e-12
+        self.mean_cost = least_cost / self.world_size + 1e-12
 
     def _least_time(self, table: str) -> float:
-        return min(float(choice.time_S.sum()) for choice in self.choices[table])
+        return min(float(option.time_S.sum()) for option in self.options[table])
 
-    def _least_memory(self, table: str) -> float:
-        return min(float(_priced(choice).sum()) for choice in self.choices[table])
+    def _least_memory_cost(self, table: str) -> float:
+        return min(float(_memory_cost_S(option).sum()) for option in self.options[table])
 
     def heaviest_first(self, by_time: bool) -> list[str]:
-        """The order in which tables are placed: large parts first pack best."""
-        return sorted(
-            self.choices, key=self._least_time if by_time else self._least_memory, reverse=True
-        )
+        """Orders the tables for placement: packing the largest first packs best."""
+        weight = self._least_time if by_time else self._least_memory_cost
+        return sorted(self.options, key=weight, reverse=True)
 
-    def add(self, table: str) -> None:
-        """Places a table by the choice that raises the objective least."""
-        best: tuple[float, Choice, Ranks] | None = None
-        for choice in self.choices[table]:
-            ranks = self._ranks(choice)
-            objective = self._objective(choice, ranks)
+    def place(self, table: str) -> None:
+        """Places a table by the option that increases the objective least."""
+        best: tuple[float, Placement] | None = None
+        for option in self.options[table]:
+            placement = Placement(option, self._least_loaded_ranks_S(option))
+            objective = self._objective(placement)
             if best is None or objective < best[0]:
-                best = objective, choice, ranks
+                best = objective, placement
         assert best is not None
-        _, choice, ranks = best
-        self.chosen[table] = choice, ranks
-        np.add.at(self.time_R, ranks, choice.time_S)
-        np.add.at(self.full_R, ranks, _priced(choice))
+        option, ranks_S = self.placements[table] = best[1]
+        np.add.at(self.time_R, ranks_S, option.time_S)
+        np.add.at(self.cost_R, ranks_S, _memory_cost_S(option))
 
-    def _objective(self, choice: Choice, ranks: Ranks) -> float:
-        """Of the layout with this table; where there are more shards than ranks, the peak sees one of each rank's."""
-        time_S, full_S = choice.time_S, _priced(choice)
-        slowest = max(self.time_R.max(), (self.time_R[ranks] + time_S).max())
-        fullest = max(self.full_R.max(), (self.full_R[ranks] + full_S).max())
-        time = (slowest + _TOTAL * time_S.sum()) / self.mean_time
-        return float(time + self.leanness * (fullest + _TOTAL * full_S.sum()) / self.mean_full)
+    def _objective(self, placement: Placement) -> float:
+        """Computes the objective after a placement.
 
-    def _load_R(self) -> Floats:
-        load_R: Floats = self.time_R / self.mean_time + self.leanness * self.full_R / self.mean_full
+        If there are more shards than ranks, the maximum sees one shard of each rank at a time.
+        """
+        option, ranks_S = placement
+        time_S, cost_S = option.time_S, _memory_cost_S(option)
+        slowest = max(self.time_R.max(), (self.time_R[ranks_S] + time_S).max())
+        fullest = max(self.cost_R.max(), (self.cost_R[ranks_S] + cost_S).max())
+        time = (slowest + _TOTAL_WEIGHT * time_S.sum()) / self.mean_time
+        memory = self.memory_weight * (fullest + _TOTAL_WEIGHT * cost_S.sum()) / self.mean_cost
+        return float(time + memory)
+
+    def _load_R(self) -> FloatArray:
+        memory_R = self.memory_weight * self.cost_R / self.mean_cost
+        load_R: FloatArray = self.time_R / self.mean_time + memory_R
         return load_R
 
-    def _ranks(self, choice: Choice) -> Ranks:
-        """The least loaded ranks for a choice's shards."""
-        num_shards, load_R = len(choice.sizes_S2), self._load_R()
-        if choice.placed == "uniform":
+    def _least_loaded_ranks_S(self, option: ShardingOption) -> RankArray:
+        """Returns the least loaded ranks that an option's shards may lie on."""
+        num_shards, load_R = len(option.sizes_S2), self._load_R()
+        if option.partition_by == "uniform":
             return np.arange(self.world_size)
-        if choice.placed == "device":
-            order = np.argsort(load_R, kind="stable")
-            return np.resize(order, num_shards)
-        load_HL = load_R.reshape(-1, self.ranks_a_host)
-        hosts = np.argsort(load_HL.max(axis=1), kind="stable")
-        if choice.placed == "multi_host":  # one group of L row shards for each group of columns
-            groups = np.resize(hosts, num_shards // self.ranks_a_host)
-            together: Ranks = (
-                groups[:, None] * self.ranks_a_host + np.arange(self.ranks_a_host)
-            ).ravel()
-            return together
-        if num_shards == self.ranks_a_host:  # rows over the ranks of a host, in their order
-            local = np.arange(self.ranks_a_host)
+        if option.partition_by == "device":
+            return np.resize(np.argsort(load_R, kind="stable"), num_shards)
+        return self._ranks_of_hosts_S(option, load_R)
+
+    def _ranks_of_hosts_S(self, option: ShardingOption, load_R: FloatArray) -> RankArray:
+        """Returns ranks so that each group of row shards lies on the ranks of one host."""
+        num_shards, load_HL = len(option.sizes_S2), load_R.reshape(-1, self.local_world_size)
+        hosts_H = np.argsort(load_HL.max(axis=1), kind="stable")
+        every_local_rank = np.arange(self.local_world_size)
+        if option.partition_by == "multi_host":  # L row shards for each group of columns
+            groups = np.resize(hosts_H, num_shards // self.local_world_size)
+            ranks_S: RankArray = groups[:, None] * self.local_world_size + every_local_rank
+            return ranks_S.ravel()
+        if num_shards == self.local_world_size:  # rows over the ranks of a host, in their order
+            local_ranks_S = every_local_rank
         else:
-            local = np.resize(np.argsort(load_HL[hosts[0]], kind="stable"), num_shards)
-        on_host: Ranks = hosts[0] * self.ranks_a_host + local
-        return on_host
+            local_ranks_S = np.resize(np.argsort(load_HL[hosts_H[0]], kind="stable"), num_shards)
+        on_host_S: RankArray = hosts_H[0] * self.local_world_size + local_ranks_S
+        return on_host_S
 
 
-def layout_of(chosen: dict[str, tuple[Choice, Ranks]], world_size: int) -> Layout:
-    """Choices and ranks, with what each rank then carries."""
-    memory_R: dict[Memory, Floats] = {kind: np.zeros(world_size) for kind in MEMORIES}
-    lookup_R, comms_R = np.zeros(world_size), np.zeros(world_size)
-    for choice, ranks in chosen.values():
-        np.add.at(lookup_R, ranks, choice.lookup_S)
-        np.add.at(comms_R, ranks, choice.comms_S)
-        for kind in MEMORIES:
-            np.add.at(memory_R[kind], ranks, choice.memory_S[kind])
-    return Layout(chosen, memory_R, lookup_R, comms_R)
-
-
-def _priced(choice: Choice) -> Floats:
-    """Each shard's memory as one figure."""
-    priced_S: Floats = np.sum([_PRICE[kind] * choice.memory_S[kind] for kind in MEMORIES], axis=0)
-    return priced_S
+def _memory_cost_S(option: ShardingOption) -> FloatArray:
+    """Computes the cost of each shard's memory over all kinds of memory."""
+    costs = [_BYTE_COSTS[kind] * option.memory_S[kind] for kind in MEMORY_KINDS]
+    cost_S: FloatArray = np.sum(costs, axis=0)
+    return cost_S

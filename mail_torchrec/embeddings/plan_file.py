@@ -1,6 +1,6 @@
-"""``plan.json``: where each part of each table lies, and what the plan was made for.
+"""Sharding plan files (``plan.json``): the placement of every shard and the job it was made for.
 
-A run leaves one, ``mail-torchrec plan`` writes one, ``mail-torchrec train --plan`` takes one.
+A run leaves one, ``mail-torchrec plan`` writes one, ``mail-torchrec train --plan`` reads one.
 """
 
 import json
@@ -8,81 +8,96 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingPlan,
+)
 
-from mail_torchrec.embeddings.planner import parameter_sharding
+from mail_torchrec.embeddings.sharding_plan import PlacedShard, build_parameter_sharding
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class MadeFor:
-    """What a plan depends on; it fits a job that has the same."""
+class PlanContext:
+    """Properties of a job that a plan depends on; a plan fits every job with the same ones."""
 
     world_size: int
-    ranks_a_host: int
+    """Ranks of the job."""
+    local_world_size: int
+    """Ranks of one host."""
     device: str
-    """cuda or cpu."""
+    """``cuda`` or ``cpu``."""
     optimizer: str
-    """Of the tables: its state takes memory too."""
+    """Fused optimizer of the tables, whose state takes memory too."""
     tables: dict[str, tuple[int, int]]
-    """Table -> stored rows and columns."""
+    """Stored rows and columns by table name."""
 
-    def differences(self, job: "MadeFor") -> list[str]:
-        """What another job has different, in words."""
-        found = []
-        for what, mine, its in (
+    def differences(self, job: "PlanContext") -> list[str]:
+        """Describes everything in which a job differs from the one the plan was made for."""
+        pairs = (
             ("world size {0}, this job has {1} ranks", self.world_size, job.world_size),
-            ("{0} ranks a host, this job has {1}", self.ranks_a_host, job.ranks_a_host),
+            ("{0} ranks a host, this job has {1}", self.local_world_size, job.local_world_size),
             ("{0}, this job runs on {1}", self.device, job.device),
             ("train.tables.name={0}, this job has {1}", self.optimizer, job.optimizer),
-        ):
-            if mine != its:
-                found.append(what.format(mine, its))
+        )
+        found = [text.format(mine, theirs) for text, mine, theirs in pairs if mine != theirs]
+        return found + self._table_differences(job)
+
+    def _table_differences(self, job: "PlanContext") -> list[str]:
+        found = []
         for name in sorted({*self.tables, *job.tables}):
-            mine_size, its_size = self.tables.get(name), job.tables.get(name)
-            if its_size is None:
+            mine, theirs = self.tables.get(name), job.tables.get(name)
+            if theirs is None:
                 found.append(f"a table '{name}', which this job has not")
-            elif mine_size is None:
+            elif mine is None:
                 found.append(f"no table '{name}', which this job has")
-            elif mine_size != its_size:
+            elif mine != theirs:
                 found.append(
-                    f"'{name}' of {mine_size[0]:,} x {mine_size[1]}, here it has {its_size[0]:,} "
-                    f"x {its_size[1]}"
+                    f"'{name}' of {mine[0]:,} x {mine[1]}, here it has {theirs[0]:,} x {theirs[1]}"
                 )
         return found
 
 
-def plan_text(plan: ShardingPlan, made_for: MadeFor) -> str:
-    """The file's text, one line a table; a shard is ``[rank, first row, first column, rows, columns]``."""
-    lines = []
-    for module, parameters in plan.plan.items():
-        for name, parameter in parameters.items():
-            shards = [
-                [rank, *shard.shard_offsets, *shard.shard_sizes]
-                for rank, shard in zip(parameter.ranks, parameter.sharding_spec.shards, strict=True)
-            ]
-            table = {
-                "module": module,
-                "sharding_type": parameter.sharding_type,
-                "compute_kernel": parameter.compute_kernel,
-            }
-            if parameter.cache_params is not None:
-                table["cache_load_factor"] = parameter.cache_params.load_factor
-            lines.append(f"{json.dumps(name)}: {json.dumps(table | {'shards': shards})}")
-    made = json.dumps({**vars(made_for), "tables": made_for.tables})
+def plan_text(plan: ShardingPlan, context: PlanContext) -> str:
+    """Returns the text of a plan file, one line a table.
+
+    A shard is written as ``[rank, first row, first column, rows, columns]``.
+    """
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(_table_entry(module, parameter))}"
+        for module, parameters in plan.plan.items()
+        for name, parameter in parameters.items()
+    ]
+    made_for = json.dumps({**vars(context), "tables": context.tables})
     return (
-        f'{{"version": {VERSION},\n"made_for": {made},\n"tables": {{\n'
+        f'{{"version": {VERSION},\n"made_for": {made_for},\n"tables": {{\n'
         + ",\n".join(lines)
         + "\n}}\n"
     )
 
 
+def _table_entry(module: str, parameter: ParameterSharding) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "module": module,
+        "sharding_type": parameter.sharding_type,
+        "compute_kernel": parameter.compute_kernel,
+    }
+    if parameter.cache_params is not None:
+        entry["cache_load_factor"] = parameter.cache_params.load_factor
+    entry["shards"] = [
+        [rank, *shard.shard_offsets, *shard.shard_sizes]
+        for rank, shard in zip(parameter.ranks, parameter.sharding_spec.shards, strict=True)
+    ]
+    return entry
+
+
 def read_plan(path: Path) -> dict[str, Any]:
-    """A plan file as it stands.
+    """Reads a plan file without interpreting it.
 
     Raises:
-        ValueError: there is none, or it is no plan of this version.
+        ValueError: there is no such file, or it is no plan of this version.
     """
     try:
         tree = json.loads(path.read_text())
@@ -93,59 +108,45 @@ def read_plan(path: Path) -> dict[str, Any]:
         ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no plan: {error}") from error
-    if (
-        not isinstance(tree, dict)
-        or tree.get("version") != VERSION
-        or not {"made_for", "tables"} <= tree.keys()
-    ):
-        version = tree.get("version") if isinstance(tree, dict) else None
+    version = tree.get("version") if isinstance(tree, dict) else None
+    if version != VERSION or not {"made_for", "tables"} <= tree.keys():
         raise ValueError(
             f"{path} should be a plan of version {VERSION}, received version {version}; make it "
             "anew: mail-torchrec plan"
         )
-    return tree
+    return dict(tree)
 
 
-def made_for(tree: dict[str, Any]) -> MadeFor:
-    """What a plan that was read was made for."""
+def plan_context(tree: dict[str, Any]) -> PlanContext:
+    """Returns the context that a plan was made for, from the content of its file."""
     given = tree["made_for"]
-    return MadeFor(
-        **given
-        | {"tables": {name: (rows, columns) for name, (rows, columns) in given["tables"].items()}}
-    )
+    sizes = {name: (rows, columns) for name, (rows, columns) in given["tables"].items()}
+    return PlanContext(**given | {"tables": sizes})
 
 
-def load_plan(path: Path, job: MadeFor, ssd_directory: str | None) -> ShardingPlan:
-    """The plan of a file, for a job that is what it was made for.
+def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> ShardingPlan:
+    """Loads the plan of a file for a job with the same context.
+
+    Args:
+        path: the plan file.
+        job: context of the job that will use the plan.
+        ssd_directory: folder of key-value tables.
 
     Raises:
-        ValueError: it was made for another, or is damaged; every difference is named.
+        ValueError: the plan was made for another job (every difference is named), or the file is
+            damaged.
     """
     tree = read_plan(path)
     try:
-        differences = made_for(tree).differences(job)
-        if differences:
+        if differences := plan_context(tree).differences(job):
             raise ValueError(
                 f"{path} was made for {'; '.join(differences)}; make it anew with mail-torchrec "
                 "plan, or train without --plan"
             )
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
-        for name, table in tree["tables"].items():
-            shards = [
-                (rank, [row, column], [rows, columns])
-                for rank, row, column, rows, columns in table["shards"]
-            ]
-            _check_cover(path, name, shards, job)
-            module = modules.setdefault(table["module"], EmbeddingModuleShardingPlan())
-            module[name] = parameter_sharding(
-                table["sharding_type"],
-                table["compute_kernel"],
-                shards,
-                job.device,
-                job.ranks_a_host,
-                table.get("cache_load_factor"),
-                ssd_directory,
-            )
+        for name, entry in tree["tables"].items():
+            module = modules.setdefault(entry["module"], EmbeddingModuleShardingPlan())
+            module[name] = _parameter_sharding(path, name, entry, job, ssd_directory)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it anew with "
@@ -158,13 +159,30 @@ def load_plan(path: Path, job: MadeFor, ssd_directory: str | None) -> ShardingPl
     return ShardingPlan(dict(modules))
 
 
-def _check_cover(
-    path: Path, name: str, shards: list[tuple[int, list[int], list[int]]], job: MadeFor
-) -> None:
-    """Raises ValueError where the shards' ranks do not exist, or their areas do not add up to the table's."""
+def _parameter_sharding(
+    path: Path, name: str, entry: dict[str, Any], job: PlanContext, ssd_directory: str | None
+) -> ParameterSharding:
+    shards = [
+        PlacedShard(rank, [row, column], [rows, columns])
+        for rank, row, column, rows, columns in entry["shards"]
+    ]
+    _check_cover(path, name, shards, job)
+    return build_parameter_sharding(
+        entry["sharding_type"],
+        entry["compute_kernel"],
+        shards,
+        device=job.device,
+        local_world_size=job.local_world_size,
+        cache_load_factor=entry.get("cache_load_factor"),
+        ssd_directory=ssd_directory,
+    )
+
+
+def _check_cover(path: Path, name: str, shards: list[PlacedShard], job: PlanContext) -> None:
+    """Raises ValueError if a shard's rank does not exist or the areas do not add up."""
     rows, columns = job.tables[name]
-    area = sum(sizes[0] * sizes[1] for _, _, sizes in shards)
-    if area != rows * columns or any(not 0 <= rank < job.world_size for rank, _, _ in shards):
+    area = sum(shard.sizes[0] * shard.sizes[1] for shard in shards)
+    if area != rows * columns or any(not 0 <= shard.rank < job.world_size for shard in shards):
         raise ValueError(
             f"{path} is damaged: its shards of '{name}' do not cover {rows:,} x {columns} on "
             f"{job.world_size} ranks"

@@ -1,187 +1,200 @@
-"""Planning and sharding: the same plan, or the same error, on every rank."""
+"""Sharding of the tables by one plan, which every rank shares.
 
-import sys
+Rank 0 plans or reads a plan file; the plan, or the error, is broadcast to all ranks.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from pydantic import Field
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
-from tqdm import tqdm
 
-from mail_torchrec.distributed.collectives import from_rank_0, world_size
-from mail_torchrec.embeddings.hardware import Hardware, this_hardware
-from mail_torchrec.embeddings.partitioner import Layout, fastest_that_fits, nearest_miss
-from mail_torchrec.embeddings.plan_file import MadeFor, load_plan
-from mail_torchrec.embeddings.planner import (
-    ShardingSettings,
-    Workload,
-    allowed_types,
-    capacity_for_tables,
-    check_constraints,
-    check_no_empty_shard,
-    choices_of,
-    cuda_or_cpu,
-    layouts_of,
-    sharding_plan,
-    shortage,
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
+from mail_torchrec.embeddings.constraints import check_constraints, feasible_sharding_types
+from mail_torchrec.embeddings.empty_shards import check_no_empty_shard
+from mail_torchrec.embeddings.hardware import Hardware, detect_hardware
+from mail_torchrec.embeddings.partitioner import (
+    CandidatePlan,
+    fastest_fitting_plan,
+    least_excess_plan,
 )
-from mail_torchrec.embeddings.sharding_options import OptimizerName
-from mail_torchrec.settings import Settings
+from mail_torchrec.embeddings.plan_file import PlanContext, load_plan
+from mail_torchrec.embeddings.planner import (
+    candidate_plans,
+    describe_shortage,
+    feasible_options,
+    table_capacity,
+)
+from mail_torchrec.embeddings.settings import ShardingSettings, TableOptimizerSettings
+from mail_torchrec.embeddings.sharding_plan import build_sharding_plan
+from mail_torchrec.embeddings.workload import Workload
+from mail_torchrec.utils.logging import get_logger
 
-_FUSED: dict[str, EmbOptimType] = {
+_LOGGER = get_logger(__name__)
+_FUSED_OPTIMIZERS: dict[str, EmbOptimType] = {
     "sgd": EmbOptimType.EXACT_SGD,
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     "adam": EmbOptimType.ADAM,
     "partial_rowwise_adam": EmbOptimType.PARTIAL_ROWWISE_ADAM,
 }
-# FBGEMM's CPU kernels update with these only.
+# FBGEMM's CPU kernels have these optimizers only.
 _FUSED_ON_CPU = ("sgd", "adagrad", "rowwise_adagrad")
 
 
-class TableOptimizerSettings(Settings):
-    """The optimizer of every table, fused into FBGEMM's backward."""
+class _RowWiseOnCpuSharder(EmbeddingBagCollectionSharder):
+    """Pooled sharder that offers row-wise sharding on CPU too.
 
-    name: OptimizerName = "adagrad"
-    """sgd, adagrad, rowwise_adagrad; on CUDA also adam and partial_rowwise_adam (unsharded on CPU:
-    sgd, adagrad, adam)."""
-    learning_rate: float = Field(default=0.02, gt=0)
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator of the adaptive ones."""
-
-
-class _RowWiseOnCpu(EmbeddingBagCollectionSharder):
-    """The pooled sharder with row-wise sharding on CPU too: it works there, the stock sharder only does not offer it."""
+    Row-wise sharding works on CPU; TorchRec's own sharder does not offer it there.
+    """
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(
-            dict.fromkeys(
-                [*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value]
-            )
-        )
+        stock = super().sharding_types(compute_device_type)
+        return list(dict.fromkeys([*stock, ShardingType.ROW_WISE.value]))
 
 
-def sharders(
+def build_sharders(
     optimizer: TableOptimizerSettings, betas: tuple[float, float], device: torch.device
 ) -> list[ModuleSharder[nn.Module]]:
-    """Sharders of both collections, the fused optimizer applied; ``betas`` are those of the Adams.
+    """Builds the sharders of both collections, with the fused optimizer.
+
+    Args:
+        optimizer: of the tables.
+        betas: decay rates of the two Adam optimizers' moments.
+        device: of the tables.
 
     Raises:
-        ValueError: FBGEMM has no such optimizer on this device.
+        ValueError: FBGEMM does not have this optimizer on this device.
     """
     if device.type == "cpu" and optimizer.name not in _FUSED_ON_CPU:
         raise ValueError(
             f"train.tables.name: FBGEMM has no fused '{optimizer.name}' on CPU; choose one of "
-            f"{', '.join(_FUSED_ON_CPU)}, train on CUDA, "
-            "or keep the tables unsharded in one process (sharding.enabled=false), where adam is "
-            "available"
+            f"{', '.join(_FUSED_ON_CPU)}, train on CUDA, or keep the tables unsharded in one "
+            "process (sharding.enabled=false), where adam is available"
         )
     fused: dict[str, Any] = {
-        "optimizer": _FUSED[optimizer.name],
+        "optimizer": _FUSED_OPTIMIZERS[optimizer.name],
         "learning_rate": optimizer.learning_rate,
         "eps": optimizer.eps,
     }
     if "adam" in optimizer.name:
         fused |= {"beta1": betas[0], "beta2": betas[1]}
-    return [_RowWiseOnCpu(fused_params=fused), EmbeddingCollectionSharder(fused_params=fused)]
+    return [
+        _RowWiseOnCpuSharder(fused_params=fused),
+        EmbeddingCollectionSharder(fused_params=fused),
+    ]
 
 
 def plan_sharding(
     tables: nn.Module,
     settings: ShardingSettings,
-    all_sharders: list[ModuleSharder[nn.Module]],
+    sharders: list[ModuleSharder[nn.Module]],
     *,
     workload: Workload,
     device: torch.device,
     local_world_size: int,
     dense_bytes: int,
     saved: Path | None = None,
-) -> tuple[ShardingPlan, MadeFor]:
+) -> tuple[ShardingPlan, PlanContext]:
     """Plans on rank 0, or reads a saved plan there, and gives every rank the plan or the error.
 
-    A table with fewer rows than a wanted way of cutting needs is not cut that way, and this is
-    said.
+    A table with too few rows for its allowed row-wise sharding types is placed table-wise, which is
+    logged.
 
     Args:
-        tables: the model, or whatever holds its collections under the same names.
+        tables: the model, or any module that holds its collections under the same names.
         settings: the constraints.
-        all_sharders: of both collections.
-        workload: the tables and what a step asks of them.
-        device: this rank's.
-        local_world_size: ranks a host.
-        dense_bytes: what the towers and their optimizers take of a rank's memory.
-        saved: a plan file to be used instead of planning.
+        sharders: of both collections.
+        workload: tables and batches.
+        device: of this rank.
+        local_world_size: ranks of one host.
+        dense_bytes: memory of a rank that the towers and their optimizers take.
+        saved: a plan file to use instead of planning.
+
+    Returns:
+        The plan, and the context that it was made for.
 
     Raises:
-        ValueError: on every rank, where a constraint names an unknown table or cannot be met, the
+        ValueError: on every rank, if a constraint names an unknown table or cannot be met, the
             tables do not fit, or the saved plan was made for another job.
     """
-    kind = cuda_or_cpu(device)
-    job = MadeFor(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
+    kind = device_kind(device)
+    context = PlanContext(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
 
     def plan() -> ShardingPlan:
-        machine = this_hardware(device, local_world_size)
-        check_constraints(settings, workload, machine, world_size())
+        hardware = detect_hardware(device, local_world_size)
+        check_constraints(settings, workload, hardware, world_size())
         if saved is not None:
-            made = load_plan(saved, job, settings.ssd_directory)
+            found = load_plan(saved, context, settings.ssd_directory)
         else:
-            _say_too_small(settings, workload, local_world_size)
-            choices = choices_of(tables, all_sharders, settings, workload, machine, world_size())
-            layouts = layouts_of(choices, machine, world_size())
-            made = sharding_plan(
-                _fitting(layouts, settings, machine, dense_bytes), settings, kind, local_world_size
-            )
+            _log_small_tables(settings, workload, local_world_size)
+            options = feasible_options(tables, sharders, settings, workload, hardware, world_size())
+            plans = candidate_plans(options, hardware, world_size())
+            fitting = _fitting_plan(plans, settings, hardware, dense_bytes)
+            found = build_sharding_plan(fitting, settings, kind, local_world_size)
         if kind == "cpu":
-            check_no_empty_shard(made)
-        return made
+            check_no_empty_shard(found)
+        return found
 
-    return from_rank_0(plan), job
+    return broadcast_from_rank_0(plan), context
 
 
-def _say_too_small(settings: ShardingSettings, workload: Workload, local_world_size: int) -> None:
-    allowed = allowed_types(settings, workload, world_size(), local_world_size)
-    if small := [
-        name
-        for name, types in allowed.items()
-        if not set(types) & set(settings.tables.get(name, settings.types))
-    ]:
-        tqdm.write(
-            f"sharding: {', '.join(small)} too small for {world_size()} ranks to have a row "
-            "each: table_wise",
-            file=sys.stderr,
+def device_kind(device: torch.device) -> str:
+    """Returns the kind of device that plans distinguish: ``cuda`` or ``cpu``."""
+    return "cuda" if device.type == "cuda" else "cpu"
+
+
+def _log_small_tables(
+    settings: ShardingSettings, workload: Workload, local_world_size: int
+) -> None:
+    feasible = feasible_sharding_types(settings, workload, world_size(), local_world_size)
+    small = [
+        table
+        for table, sharding_types in feasible.items()
+        if not set(sharding_types) & set(settings.sharding_types_of(table))
+    ]
+    if small:
+        _LOGGER.info(
+            "sharding: %s too small for %d ranks to have a row each: table_wise",
+            ", ".join(small),
+            world_size(),
         )
 
 
-def _fitting(
-    layouts: list[Layout], settings: ShardingSettings, machine: Hardware, dense_bytes: int
-) -> Layout:
-    """The fastest layout that fits beside the towers; raises ValueError where none does."""
-    capacity = capacity_for_tables(machine, dense_bytes)
-    layout = fastest_that_fits(layouts, capacity)
-    if layout is None:
-        lacking = shortage(nearest_miss(layouts, capacity), capacity)
+def _fitting_plan(
+    plans: list[CandidatePlan], settings: ShardingSettings, hardware: Hardware, dense_bytes: int
+) -> CandidatePlan:
+    """Returns the fastest plan that fits beside the towers; raises ValueError if none does."""
+    capacity = table_capacity(hardware, dense_bytes)
+    fitting = fastest_fitting_plan(plans, capacity)
+    if fitting is None:
+        shortage = describe_shortage(least_excess_plan(plans, capacity), capacity)
+        constraints = {
+            table: constraint.model_dump(exclude_none=True)
+            for table, constraint in settings.constraints.items()
+        }
         raise ValueError(
-            f"no sharding plan meets sharding.types={settings.types}, "
-            f"sharding.tables={settings.tables}, sharding.kernels="
-            f"{settings.kernels}: the best lacks {lacking}; `mail-torchrec plan` says what helps"
+            f"no sharding plan meets sharding.sharding_types={settings.sharding_types}, "
+            f"sharding.compute_kernels={settings.compute_kernels}, "
+            f"sharding.constraints={constraints}: the best lacks {shortage}; "
+            "`mail-torchrec plan` suggests changes that help"
         )
-    return layout
+    return fitting
 
 
 def shard(
     model: nn.Module,
     plan: ShardingPlan,
-    all_sharders: list[ModuleSharder[nn.Module]],
+    sharders: list[ModuleSharder[nn.Module]],
     device: torch.device,
 ) -> DistributedModelParallel:
-    """Puts the tables where the plan says, and wraps the dense rest in DistributedDataParallel."""
+    """Shards the tables by a plan and wraps the dense rest in DistributedDataParallel."""
     group = dist.group.WORLD
     assert group is not None
     return DistributedModelParallel(
@@ -189,5 +202,5 @@ def shard(
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan,
-        sharders=all_sharders,
+        sharders=sharders,
     )

@@ -1,1 +1,1 @@
-"""A finished run -> an inference artefact that needs no TorchRec; and what reads one needs no torch either."""
+"""Export of a finished run as a model for servers without TorchRec."""

@@ -1,4 +1,7 @@
-"""A batch beside tables that hold its rows alone: the trainer's model where whole tables would not fit into memory."""
+"""Embedding tables cut to the rows that one batch looks up.
+
+The trainer's model runs over them where whole tables would not fit into memory.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +21,13 @@ from mail_torchrec.model.mail import Mail, Towers
 
 @dataclass
 class CompactTables:
-    """The rows of each table that a batch looks up, in the order of their numbers.
+    """Rows of each table that a batch looks up, in ascending order.
 
     Args:
         schema: columns and tables.
-        feature_tables: which keys look up which tables.
-        num_rows: table -> rows.
-        batch: whose rows are meant.
+        feature_tables: feature keys of a batch and their tables.
+        num_rows: number of rows of each table.
+        batch: batch whose rows are kept.
     """
 
     schema: Schema
@@ -32,57 +35,61 @@ class CompactTables:
     num_rows: dict[str, int]
     batch: Batch
     rows: dict[str, Ints] = field(init=False)
-    """Table -> the rows that are kept. Action tables keep all: a tower has embeddings of its own by
-    the action's row."""
+    """Kept rows [kept] of each table. Action tables keep all: a tower has embeddings of its own,
+    looked up by the action's row."""
     weights: dict[str, Tensor] = field(init=False)
-    """Table, output-side twins included -> the rows' weights as they are stored."""
+    """Stored weights [kept, columns] of each table, output-side tables included."""
 
     def __post_init__(self) -> None:
-        actions = {
-            self.schema.table_of(action)
-            for name in self.schema.sequences
-            if (action := self.schema.action_of(name))
-        }
-        self.rows = {}
-        for name, num_rows in self.num_rows.items():
-            same = {name, output_table(name)}
-            found = [
-                _ids(jagged, key)
-                for jagged, tables in self._jagged()
-                for key, table in tables.items()
-                if table in same
-            ]
-            self.rows[name] = (
-                np.arange(num_rows) if name in actions else np.unique(np.concatenate(found))
-            )
-        self.weights = {
-            name: torch.zeros(size)
-            for name, size in table_sizes(self.schema, self.feature_tables, self._counts()).items()
-        }
+        self.rows = {name: self._kept_rows(name) for name in self.num_rows}
+        sizes = table_sizes(self.schema, self.feature_tables, self._counts())
+        self.weights = {name: torch.zeros(size) for name, size in sizes.items()}
 
-    def take(self, table: str, part: Tensor, first_row: int, first_column: int) -> None:
-        """Keeps what is wanted of a part of a table, which begins at that row and column."""
+    def copy_shard(self, table: str, shard: Tensor, first_row: int, first_column: int) -> None:
+        """Copies the kept rows of a shard of a table.
+
+        Args:
+            table: name of the table.
+            shard: [rows, columns] of the whole table.
+            first_row: row of the table at which the shard begins.
+            first_column: column of the table at which it begins.
+        """
         rows = self.rows[self._schema_table(table)]
-        wanted = np.flatnonzero((rows >= first_row) & (rows < first_row + len(part)))
-        columns = slice(first_column, first_column + part.shape[1])
-        self.weights[table][torch.from_numpy(wanted), columns] = part[
-            torch.from_numpy(rows[wanted] - first_row)
-        ].float()
+        kept = np.flatnonzero((rows >= first_row) & (rows < first_row + len(shard)))
+        columns = slice(first_column, first_column + shard.shape[1])
+        source_rows = torch.from_numpy(rows[kept] - first_row)
+        self.weights[table][torch.from_numpy(kept), columns] = shard[source_rows].float()
 
     @torch.no_grad()
     def model(self, towers: Towers) -> tuple[Mail, Batch]:
-        """The trainer's model over these rows, whole tables in this process, and the batch with their new numbers."""
-        model = Mail(
-            *build_tables(self.schema, self.feature_tables, self._counts(), torch.device("cpu")),
-            towers,
-        )
+        """Builds the trainer's model over the kept rows, unsharded.
+
+        Returns:
+            The model in evaluation mode, and the batch with its ids remapped to the kept rows.
+        """
+        tables = build_tables(self.schema, self.feature_tables, self._counts(), torch.device("cpu"))
+        model = Mail(*tables, towers)
         for collection in (model.pooled_tables, model.unpooled_tables):
             for key, parameter in collection.named_parameters():
                 parameter.copy_(self.weights[key.split(".")[1]])
-        pooled, unpooled = (self._renumbered(jagged, tables) for jagged, tables in self._jagged())
+        pooled, unpooled = (self._remapped(jagged, tables) for jagged, tables in self._jagged())
         return model.eval(), replace(self.batch, pooled=pooled, unpooled=unpooled)
 
+    def _kept_rows(self, table: str) -> Ints:
+        schema = self.schema
+        actions = [action for name in schema.sequences if (action := schema.action_of(name))]
+        if table in map(schema.table_of, actions):
+            return np.arange(self.num_rows[table])
+        ids = [
+            _ids(jagged, key)
+            for jagged, tables in self._jagged()
+            for key, looked_up in tables.items()
+            if looked_up in (table, output_table(table))
+        ]
+        return np.unique(np.concatenate(ids))
+
     def _jagged(self) -> list[tuple[KeyedJaggedTensor, dict[str, str]]]:
+        """Pairs the ids of the batch with the table of each key."""
         return [
             (self.batch.pooled, self.feature_tables.pooled),
             (self.batch.unpooled, self.feature_tables.unpooled),
@@ -92,22 +99,17 @@ class CompactTables:
         return {name: len(rows) for name, rows in self.rows.items()}
 
     def _schema_table(self, table: str) -> str:
-        return (
-            table
-            if table in self.rows
-            else next(name for name in self.rows if output_table(name) == table)
-        )
+        """Finds the schema's table of a table that may be an output-side one."""
+        if table in self.rows:
+            return table
+        return next(name for name in self.rows if output_table(name) == table)
 
-    def _renumbered(
-        self, jagged: KeyedJaggedTensor, tables: Mapping[str, str]
-    ) -> KeyedJaggedTensor:
+    def _remapped(self, jagged: KeyedJaggedTensor, tables: Mapping[str, str]) -> KeyedJaggedTensor:
         keys = list(jagged.keys())
-        values = [
-            torch.from_numpy(
-                np.searchsorted(self.rows[self._schema_table(tables[key])], _ids(jagged, key))
-            )
-            for key in keys
-        ]
+        values = []
+        for key in keys:
+            rows = self.rows[self._schema_table(tables[key])]
+            values.append(torch.from_numpy(np.searchsorted(rows, _ids(jagged, key))))
         return KeyedJaggedTensor(keys, torch.cat(values), lengths=jagged.lengths())
 
 

@@ -1,4 +1,4 @@
-"""A finished run, opened for reading: configuration, encoders, dense part, tables."""
+"""Finished run, opened for reading: configuration, encoders, towers, tables."""
 
 import json
 from collections.abc import Callable
@@ -7,24 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
-from mail_torchrec.export.stored_weights import StoredWeights, weights_folder
-from mail_torchrec.export.table_files import RawFile, TableFiles, TableType, converted
+from mail_torchrec.export.stored_weights import ShardConsumer, StoredWeights, weights_folder
+from mail_torchrec.export.table_files import TableFile, TableFiles, TableType, convert_table
 from mail_torchrec.model.mail import Towers
-from mail_torchrec.train.assembly import feature_tables_of, table_keys
+from mail_torchrec.train.assembly import config_feature_tables, table_keys
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.utils.logging import bar_interval
+from mail_torchrec.utils.progress import progress_bar
 
 _MODEL, _TOWERS = "model.", "model.towers."
 
+TableShardConsumer = Callable[[str, Tensor, int, int], None]
+"""Takes a table's name, a shard [rows, columns] of it, and the row and column of the table at
+which the shard begins."""
+
 
 @dataclass(frozen=True)
-class Run:
-    """What an export takes from a run directory."""
+class FinishedRun:
+    """Parts of a run directory that an export needs."""
 
     config: Config
     encoders: Encoders
@@ -32,10 +35,12 @@ class Run:
     towers: Towers
     """Trained, in evaluation mode."""
     stored: StoredWeights
+    """Weights of the run's last checkpoint."""
     metrics: dict[str, Any]
+    """Content of the run's ``metrics.json``."""
 
     @staticmethod
-    def open(run_dir: RunDir) -> "Run":
+    def open(run_dir: RunDir) -> "FinishedRun":
         """Reads everything but the tables.
 
         Raises:
@@ -49,86 +54,91 @@ class Run:
                 "missing; let the training end first"
             )
         config = load_config(run_dir.config, [])
-        _check_rule(config)
-        encoders, feature_tables, stored = (
-            Encoders.load(run_dir.vocabularies, config.schema_),
-            feature_tables_of(config),
-            StoredWeights(folder),
-        )
+        _check_new_user_rule(config)
+        encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+        feature_tables, stored = config_feature_tables(config), StoredWeights(folder)
         towers = Towers(config.model, config.schema_, feature_tables, encoders.num_rows)
-        dense = stored.load({_TOWERS + name: value for name, value in towers.state_dict().items()})
-        towers.load_state_dict({name.removeprefix(_TOWERS): value for name, value in dense.items()})
+        _load_towers(towers, stored)
         metrics = json.loads(run_dir.metrics.read_text())
-        return Run(
-            config, encoders, feature_tables, towers.eval().requires_grad_(False), stored, metrics
-        )
+        return FinishedRun(config, encoders, feature_tables, towers, stored, metrics)
 
     def schema_table(self, table: str) -> str:
-        """The schema's table whose ids a table is looked up by: its own, or that of which it is the output-side twin."""
+        """Finds the schema's table of a table that may be an output-side one."""
         names = self.config.schema_.table_names
-        return (
-            table if table in names else next(name for name in names if output_table(name) == table)
-        )
+        if table in names:
+            return table
+        return next(name for name in names if output_table(name) == table)
 
     def write_tables(
-        self, folder: Path, table_type: TableType, also: Callable[[str, Tensor, int, int], None]
+        self, folder: Path, table_type: TableType, on_shard: TableShardConsumer
     ) -> dict[str, TableFiles]:
-        """Writes every table, without the rows and columns that are stored and never read.
+        """Writes every table, without the rows and columns that are stored but never used.
 
         Args:
-            folder: of the files.
-            table_type: what to make of float32.
-            also: is shown each part of each table as it is stored: table, part, first row, first
-                column.
+            folder: folder of the files.
+            table_type: type of the elements.
+            on_shard: called with each shard of each table as it is stored.
 
         Raises:
             ValueError: a table is missing or unreadable.
         """
-        files = {}
         keys = table_keys(self.config, self.feature_tables, self.encoders)
-        for bare, table in tqdm(
-            keys.items(), desc="tables", unit="table", leave=False, mininterval=bar_interval()
-        ):
-            key, name = _MODEL + bare, self.schema_table(table)
-            dim = self.config.schema_.table(name).dim or self.config.schema_.dim
-            columns = dim + (table in self.feature_tables.first_order)
-            stored = RawFile(
-                folder / f"{table}.float32", "float32", (self.encoders.num_rows[name], columns)
-            )
-            self._check_size(key, stored)
-            stored.create()
-            self.stored.stream(key, _both(stored, table, also))
-            files[table] = converted(stored, dim, table_type)
-        return files
+        bar = progress_bar(keys.items(), desc="tables", unit="table")
+        return {
+            table: self._write_table(_MODEL + key, table, folder, table_type, on_shard)
+            for key, table in bar
+        }
 
-    def _check_size(self, key: str, wanted: RawFile) -> None:
+    def _write_table(
+        self,
+        key: str,
+        table: str,
+        folder: Path,
+        table_type: TableType,
+        on_shard: TableShardConsumer,
+    ) -> TableFiles:
+        name = self.schema_table(table)
+        dim = self.config.schema_.table(name).dim or self.config.schema_.dim
+        columns = dim + (table in self.feature_tables.first_order)
+        shape = (self.encoders.num_rows[name], columns)
+        stored = TableFile(folder / f"{table}.float32", "float32", shape)
+        self._check_size(key, stored)
+        stored.create()
+        self.stored.stream(key, _writer(stored, table, on_shard))
+        return convert_table(stored, dim, table_type)
+
+    def _check_size(self, key: str, file: TableFile) -> None:
         found = self.stored.size(key)
-        if len(found) != 2 or any(
-            size < least for size, least in zip(found, wanted.shape, strict=True)
-        ):
+        is_too_small = any(size < least for size, least in zip(found, file.shape, strict=False))
+        if len(found) != 2 or is_too_small:
             raise ValueError(
-                f"table '{key}' should have at least {wanted.shape} rows and columns, found "
+                f"table '{key}' should have at least {file.shape} rows and columns, found "
                 f"{found}; whose weights are these?"
             )
 
 
-def _both(
-    stored: RawFile, table: str, also: Callable[[str, Tensor, int, int], None]
-) -> Callable[[Tensor, int, int], None]:
-    def take(part: Tensor, first_row: int, first_column: int) -> None:
-        stored.write(part, first_row, first_column)
-        also(table, part, first_row, first_column)
-
-    return take
+def _load_towers(towers: Towers, stored: StoredWeights) -> None:
+    """Loads the towers' weights, for evaluation."""
+    dense = stored.load({_TOWERS + name: value for name, value in towers.state_dict().items()})
+    towers.load_state_dict({name.removeprefix(_TOWERS): value for name, value in dense.items()})
+    towers.eval().requires_grad_(False)
 
 
-def _check_rule(config: Config) -> None:
-    """Whether the rule for new users can be told from cut lists, which is what a model is sent."""
-    schema, most = config.schema_, config.data.new_user_max_behaviours
+def _writer(file: TableFile, table: str, on_shard: TableShardConsumer) -> ShardConsumer:
+    def consume(shard: Tensor, first_row: int, first_column: int) -> None:
+        file.write_shard(shard, first_row, first_column)
+        on_shard(table, shard, first_row, first_column)
+
+    return consume
+
+
+def _check_new_user_rule(config: Config) -> None:
+    """Refuses a rule for new users that cannot be applied to cut lists, which servers receive."""
+    schema, max_behaviours = config.schema_, config.data.new_user_max_behaviours
     shortest = min(schema.columns[name].max_length for name in schema.sequences)
-    if schema.new_user is None and most >= shortest:
+    if schema.new_user is None and max_behaviours >= shortest:
         raise ValueError(
-            f"data.new_user_max_behaviours is {most}, and a sequence is cut to {shortest}: a "
-            "model that is sent cut lists cannot tell new "
-            "users from old ones; train with a smaller number, or with a column of group new_user"
+            f"data.new_user_max_behaviours is {max_behaviours}, and a sequence is cut to "
+            f"{shortest}: a model that is sent cut lists cannot tell new users from old ones; "
+            "train with a smaller number, or with a column of group new_user"
         )

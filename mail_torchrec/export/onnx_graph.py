@@ -1,17 +1,18 @@
-"""The graph as ONNX, its tables left where they lie: each initialiser of a table names a raw file."""
+"""ONNX form of the exported program; the initialisers of tables name their raw files."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir
 import torch
 from torch.export import ExportedProgram
 
-from mail_torchrec.export.quiet_exporter import quiet_exporter
-from mail_torchrec.export.table_files import RawFile
+from mail_torchrec.export.exporter_logging import suppress_exporter_logs
+from mail_torchrec.export.table_files import TableFile
+from mail_torchrec.inference.artifact_files import DENSE_WEIGHTS
 
 OPSET = 20
-DENSE = "dense.bin"
 _DTYPES = {
     "float32": onnx_ir.DataType.FLOAT,
     "float16": onnx_ir.DataType.FLOAT16,
@@ -25,19 +26,37 @@ def write_onnx(
     program: ExportedProgram,
     inputs: list[str],
     outputs: list[str],
-    tables: Mapping[str, RawFile],
+    tables: Mapping[str, TableFile],
     path: Path,
 ) -> None:
-    """Writes ``path`` and, beside it, the dense weights.
+    """Writes the model, and the dense weights beside it.
 
     Args:
-        program: the captured graph.
-        inputs: names, in order.
-        outputs: names, in order.
-        tables: the graph's name of a buffer -> its file, below the folder of ``path``.
-        path: of the model.
+        program: the traced inference model.
+        inputs: names of its inputs, in order.
+        outputs: names of its outputs, in order.
+        tables: by the graph's name of a buffer, its file below the folder of ``path``.
+        path: file of the model.
     """
-    with quiet_exporter():
+    model = _convert(program, inputs, outputs)
+    initializers = model.graph.initializers
+    unused = sorted(tables.keys() - initializers.keys())
+    assert not unused, f"tables that the graph does not look up: {unused}"
+    with (path.parent / DENSE_WEIGHTS).open("wb") as dense:
+        for name, value in initializers.items():
+            assert value.const_value is not None
+            if name in tables:
+                value.const_value = _table_tensor(name, tables[name], path.parent)
+            elif value.const_value.nbytes > _SMALL:
+                value.const_value = _dense_tensor(name, value.const_value, dense, path.parent)
+    for node in model.graph.all_nodes():  # drops the source lines and paths of this machine
+        node.metadata_props.clear()
+        node.doc_string = None
+    onnx_ir.save(model, path)
+
+
+def _convert(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx_ir.Model:
+    with suppress_exporter_logs():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -48,43 +67,34 @@ def write_onnx(
             verbose=False,
         )
     assert exported is not None
-    model = exported.model
-    initializers = model.graph.initializers
-    assert tables.keys() <= initializers.keys(), (
-        f"tables that the graph does not look up: {sorted(tables.keys() - initializers.keys())}"
-    )
-    with (path.parent / DENSE).open("wb") as dense:
-        for name, value in initializers.items():
-            assert value.const_value is not None
-            if name in tables:
-                value.const_value = _external(name, tables[name], path.parent)
-            elif value.const_value.nbytes > _SMALL:
-                dense.write(bytes(-dense.tell() % _ALIGNMENT))
-                start, data, tensor = dense.tell(), value.const_value.tobytes(), value.const_value
-                dense.write(data)
-                value.const_value = onnx_ir.ExternalTensor(
-                    DENSE,
-                    start,
-                    len(data),
-                    tensor.dtype,
-                    shape=tensor.shape,
-                    name=name,
-                    base_dir=path.parent,
-                )
-    for node in model.graph.all_nodes():  # which line of which file on this machine it came from
-        node.metadata_props.clear()
-        node.doc_string = None
-    onnx_ir.save(model, path)
+    return exported.model
 
 
-def _external(name: str, file: RawFile, folder: Path) -> onnx_ir.ExternalTensor:
-    location = file.path.relative_to(folder)
+def _table_tensor(name: str, file: TableFile, folder: Path) -> onnx_ir.ExternalTensor:
     return onnx_ir.ExternalTensor(
-        str(location),
+        str(file.path.relative_to(folder)),
         0,
         file.num_bytes,
         _DTYPES[file.dtype],
         shape=onnx_ir.Shape(file.shape),
+        name=name,
+        base_dir=folder,
+    )
+
+
+def _dense_tensor(
+    name: str, tensor: onnx_ir.TensorProtocol, dense: BinaryIO, folder: Path
+) -> onnx_ir.ExternalTensor:
+    """Appends a constant to the dense weights, aligned."""
+    dense.write(bytes(-dense.tell() % _ALIGNMENT))
+    start, data = dense.tell(), tensor.tobytes()
+    dense.write(data)
+    return onnx_ir.ExternalTensor(
+        DENSE_WEIGHTS,
+        start,
+        len(data),
+        tensor.dtype,
+        shape=tensor.shape,
         name=name,
         base_dir=folder,
     )

@@ -1,6 +1,9 @@
-"""Whether an artefact scores as the trainer does."""
+"""Parity between an exported model's scores and the trainer's.
 
-from collections.abc import Sequence
+``B`` candidates of the golden requests.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +13,26 @@ import torch
 from mail_torchrec.config import Config
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.source import Source
 from mail_torchrec.export.compact_tables import CompactTables
-from mail_torchrec.export.inference_model import PROBABILITIES
 from mail_torchrec.export.table_files import TableType
 from mail_torchrec.inference.golden import write_rows
-from mail_torchrec.inference.requests import Request, ValueType
+from mail_torchrec.inference.manifest import ParityInfo
+from mail_torchrec.inference.requests import Request
+from mail_torchrec.inference.scorer import Arrays, Scorer, max_difference
+from mail_torchrec.inference.values import ValueType
 from mail_torchrec.model.mail import Towers
+from mail_torchrec.towers.outputs import CLICK_TASK, probability_name
 
-BOUNDS: dict[TableType, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
-"""The most that a probability may differ from the trainer's."""
+TOLERANCES: dict[TableType, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
+"""Largest difference of a probability from the trainer's, by the type of the tables."""
 
 Scores = dict[str, npt.NDArray[np.float32]]
+"""Probabilities [B] by output name."""
 
 
 def golden_batch(
@@ -35,26 +43,82 @@ def golden_batch(
     feature_tables: FeatureTables,
     folder: Path,
 ) -> Batch:
-    """The requests' candidates, one a row, as the trainer reads them from a file."""
+    """Reads the requests' candidates, one a row, as the trainer reads rows of a file.
+
+    Args:
+        requests: golden requests.
+        types: value type of each raw column.
+        config: configuration of the run.
+        encoders: fitted encoders of the run.
+        feature_tables: feature keys of a batch and their tables.
+        folder: place for the file.
+    """
     path = folder / "golden.parquet"
     write_rows(requests, config.schema_, types, path)
     source = Source(str(path), config.schema_)
-    data = config.data.model_copy(
-        update={"cold_start": ColdStartSettings()}
-    )  # hidden behaviours are not in the requests
+    # The requests come without hidden behaviours, so none are to be hidden again.
+    data = config.data.model_copy(update={"cold_start": ColdStartSettings()})
     reader = Reader(
-        source, config.schema_, encoders, feature_tables, data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=0
-    )  # fmt: skip
+        source,
+        config.schema_,
+        encoders,
+        feature_tables,
+        data,
+        rank_info=RankInfo(),
+        batch_size=source.num_rows,
+        shuffle=False,
+        seed=0,
+    )
     [batch] = list(reader)
     return batch
 
 
 @torch.no_grad()
 def trainer_scores(compact: CompactTables, towers: Towers) -> Scores:
-    """The probabilities that the trainer's model gives the rows of a batch, by output name."""
+    """Computes the probabilities that the trainer's model gives the rows of a batch."""
     model, batch = compact.model(towers)
     outputs = model(batch)[1]
-    logits = {"click": outputs.logits_B} | outputs.tasks
+    logits = {CLICK_TASK: outputs.logits_B} | outputs.tasks
     return {
-        PROBABILITIES[task]: torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()
+        probability_name(task): torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()
+    }
+
+
+def check_parity(
+    folder: Path,
+    table_type: TableType,
+    compiled: Callable[[Arrays], Arrays] | None = None,
+) -> dict[str, ParityInfo]:
+    """Compares every format's scores of the golden requests with the trainer's.
+
+    Args:
+        folder: folder of the exported model.
+        table_type: type of its tables.
+        compiled: the compiled model, from inputs to outputs by name; None where there is none.
+
+    Returns:
+        The differences by format, ``onnx`` and ``aoti``.
+
+    Raises:
+        ValueError: scores differ by more than the tolerance.
+    """
+    scorer, tolerance = Scorer(folder, verify=False), TOLERANCES[table_type]
+    differences = {"onnx": scorer.max_difference()}
+    if compiled is not None:
+        differences["aoti"] = max_difference(folder, scorer.encode, compiled)
+    for name, difference in differences.items():
+        if difference > tolerance:
+            remedy = (
+                "does its tower score a row otherwise in another batch?"
+                if table_type == "float32"
+                else "export wider tables"
+            )
+            raise ValueError(
+                f"the probabilities of the {name} model differ by {difference:.2g} from the "
+                f"trainer's, and with {table_type} tables by at most {tolerance:g}; nothing was "
+                f"written: {remedy}"
+            )
+    return {
+        name: ParityInfo(tolerance=tolerance, max_difference=difference)
+        for name, difference in differences.items()
     }

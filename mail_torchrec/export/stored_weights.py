@@ -1,7 +1,7 @@
-"""A sharded checkpoint, read in one process without a process group, table by table.
+"""Weights of a sharded checkpoint, read in one process without a process group.
 
-A stored part (a shard as its rank wrote it) is handed on as soon as it is read, so that a table is
-never in memory twice: the peak is the largest part, whatever plan and number of ranks wrote it.
+A stored shard (as its rank wrote it) is passed on as soon as it is read, so that no table is in
+memory twice: the peak is the largest shard, whatever plan and number of ranks wrote it.
 """
 
 from collections.abc import Callable
@@ -14,56 +14,52 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mail_torchrec.checkpoint.folder import fault, read_sums
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
+from mail_torchrec.checkpoint.folder import checksum_error, read_checksums
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.train.run_dir import RunDir
 
-Take = Callable[[Tensor, int, int], None]
-"""Is given a part of a table, [rows, columns], and the row and column of the table at which it
+ShardConsumer = Callable[[Tensor, int, int], None]
+"""Takes a shard [rows, columns] of a table, and the row and column of the table at which it
 begins."""
 
 
 def weights_folder(run_dir: RunDir) -> Path:
-    """The checkpoint of the end of a run, every file compared with its checksum.
+    """Finds a run's last checkpoint, and compares every file with its checksum.
 
     Raises:
         ValueError: no trained run, or a damaged checkpoint.
     """
-    run_dir.check()
+    run_dir.check_trained()
     newest = run_dir.checkpoints.published()[-1]
-    if faults := [
-        found
-        for name, expected in read_sums(newest).items()
-        if (found := fault(newest, name, expected))
-    ]:
+    checks = (checksum_error(newest, name, sha) for name, sha in read_checksums(newest).items())
+    if errors := [error for error in checks if error]:
         raise ValueError(
             f"'{newest}' is damaged, copy it anew or train --resume from the one before:\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(errors)
         )
     return newest
 
 
 class StoredWeights:
-    """The tensors of a checkpoint.
+    """Tensors of a checkpoint.
 
     Args:
-        folder: the checkpoint.
+        folder: folder of the checkpoint.
 
     Raises:
-        ValueError: it holds no readable metadata.
+        ValueError: no readable metadata.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._sizes = (
-            folder,
-            {key: tuple(item.size) for key, item in saved_tensors(folder).items()},
-        )
+        self._folder = folder
+        metadata = read_tensor_metadata(folder)
+        self._sizes = {key: tuple(item.size) for key, item in metadata.items()}
 
     def size(self, key: str) -> tuple[int, ...]:
-        """The size of a tensor.
+        """Returns the size of a tensor.
 
         Raises:
-            ValueError: there is no such tensor.
+            ValueError: unknown key.
         """
         if key not in self._sizes:
             raise ValueError(
@@ -73,10 +69,13 @@ class StoredWeights:
         return self._sizes[key]
 
     def load(self, like: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors by key.
+        """Loads whole tensors.
+
+        Args:
+            like: by key, tensors of the expected sizes and types.
 
         Raises:
-            ValueError: one is missing, of another size, or unreadable.
+            ValueError: a tensor is missing, of another size, or unreadable.
         """
         for key, value in like.items():
             if self.size(key) != tuple(value.shape):
@@ -88,15 +87,14 @@ class StoredWeights:
         self._read(state, None)
         return state
 
-    def stream(self, key: str, take: Take) -> None:
-        """Hands every stored part of a table to ``take``.
+    def stream(self, key: str, consume: ShardConsumer) -> None:
+        """Passes every stored shard of a table to ``consume``.
 
         Raises:
-            ValueError: as :meth:`load`.
+            ValueError: the table is missing or unreadable.
         """
-        self._read(
-            {key: torch.empty(1).expand(self.size(key))}, _PartsPlanner(take)
-        )  # only its size is looked at
+        size_only = torch.empty(1).expand(self.size(key))  # the planner reads nothing but its size
+        self._read({key: size_only}, _StreamingPlanner(consume))
 
     def _read(self, state: dict[str, Tensor], planner: DefaultLoadPlanner | None) -> None:
         try:
@@ -107,32 +105,35 @@ class StoredWeights:
             ) from error
 
 
-class _PartsPlanner(DefaultLoadPlanner):
-    """Loads one tensor by handing on its parts instead of copying them together."""
+class _StreamingPlanner(DefaultLoadPlanner):
+    """Loads one tensor by passing its shards on instead of copying them together."""
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, consume: ShardConsumer) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._take = take
+        self._consume = consume
 
     def resolve_tensor(self, read_item: Any) -> Any:
-        """Where the reader copies a part to."""
-        return _Destination(read_item.dest_offsets, read_item.lengths, self._take)
+        """Returns the target that the reader copies a shard to."""
+        return _StreamTarget(read_item.dest_offsets, read_item.lengths, self._consume)
 
     def commit_tensor(self, read_item: Any, tensor: Any) -> None:
-        """Nothing is left to do."""
+        """Does nothing: the shard was consumed by the copy."""
 
 
-class _Destination:
-    """What the reader asks of the tensor that it copies a part to."""
+class _StreamTarget:
+    """Target of the reader's copy that passes the shard on; has the methods that it calls."""
 
-    def __init__(self, offsets: tuple[int, int], lengths: tuple[int, ...], take: Take) -> None:
-        self._offsets, self._lengths, self._take = offsets, torch.Size(lengths), take
+    def __init__(
+        self, offsets: tuple[int, int], lengths: tuple[int, ...], consume: ShardConsumer
+    ) -> None:
+        self._offsets, self._lengths = offsets, torch.Size(lengths)
+        self._consume = consume
 
-    def detach(self) -> "_Destination":
+    def detach(self) -> "_StreamTarget":
         return self
 
     def size(self) -> torch.Size:
         return self._lengths
 
-    def copy_(self, part: Tensor) -> None:
-        self._take(part, *self._offsets)
+    def copy_(self, shard: Tensor) -> None:
+        self._consume(shard, *self._offsets)

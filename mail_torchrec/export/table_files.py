@@ -1,4 +1,7 @@
-"""Embedding tables as raw files, row by row: float32 as trained, float16, or int8 with a scale and an offset a row."""
+"""Embedding tables as raw files, row by row.
+
+Elements are float32 as trained, float16, or int8 with a scale and an offset a row.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,77 +14,93 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TableType = Literal["float32", "float16", "int8"]
+FileDtype = Literal["float32", "float16", "uint8"]
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 _CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class RawFile:
+class TableFile:
     """One array in a file of its own, row-major, little-endian."""
 
     path: Path
-    dtype: Literal["float32", "float16", "uint8"]
+    dtype: FileDtype
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Its size."""
+        """Size of the file."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def create(self) -> None:
-        """Makes the file, as zeros that take no space yet."""
+        """Creates the file, filled with zeros that take no disk space yet."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("wb") as file:
             file.truncate(self.num_bytes)
 
     def rows(self, start: int, stop: int, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
-        """Some rows, mapped: what was touched of them counts as this process's memory until they are dropped."""
-        row = self.num_bytes // max(self.shape[0], 1)
+        """Maps some rows, [stop - start, ...].
+
+        Touched pages count as this process's memory until the array is dropped.
+        """
+        row_bytes = self.num_bytes // max(self.shape[0], 1)
         return np.memmap(
             self.path,
             dtype=self.dtype,
             mode=mode,
-            offset=start * row,
+            offset=start * row_bytes,
             shape=(stop - start, *self.shape[1:]),
         )
 
     def tensor(self) -> Tensor:
-        """The whole array, mapped."""
-        flat = torch.from_file(
-            str(self.path), shared=False, size=int(np.prod(self.shape)), dtype=_TORCH[self.dtype]
-        )
+        """Maps the whole array, of :attr:`shape`."""
+        size, dtype = int(np.prod(self.shape)), _TORCH[self.dtype]
+        flat = torch.from_file(str(self.path), shared=False, size=size, dtype=dtype)
         return flat.view(self.shape)
 
     def chunks(self) -> list[tuple[int, int]]:
-        """Runs of rows that are small enough to be in memory."""
-        row = max(self.num_bytes // max(self.shape[0], 1), 1)
-        step = max(_CHUNK_BYTES // row, 1)
-        return [
-            (start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step)
-        ]
+        """Lists ranges of rows that are small enough to be in memory."""
+        num_rows = self.shape[0]
+        row_bytes = max(self.num_bytes // max(num_rows, 1), 1)
+        step = max(_CHUNK_BYTES // row_bytes, 1)
+        return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
-    def write(self, part: Tensor, first_row: int, first_column: int) -> None:
-        """Writes a part of the array; what lies outside it is left out (a table may be stored with more rows and columns than it uses)."""
-        part = part[: max(self.shape[0] - first_row, 0), : max(self.shape[1] - first_column, 0)]
-        if not part.numel():
+    def write_shard(self, shard: Tensor, first_row: int, first_column: int) -> None:
+        """Writes a shard of the array.
+
+        What lies outside the array is dropped: a table may be stored with more rows and columns
+        than it uses.
+
+        Args:
+            shard: [rows, columns] of the stored table.
+            first_row: row of the array at which the shard begins.
+            first_column: column of the array at which it begins.
+        """
+        num_rows, num_columns = self.shape
+        shard = shard[: max(num_rows - first_row, 0), : max(num_columns - first_column, 0)]
+        if not shard.numel():
             return
-        for start, stop in RawFile(self.path, self.dtype, (len(part), self.shape[1])).chunks():
+        columns = slice(first_column, first_column + shard.shape[1])
+        for start, stop in TableFile(self.path, self.dtype, (len(shard), num_columns)).chunks():
             rows = self.rows(first_row + start, first_row + stop, "r+")
-            rows[:, first_column : first_column + part.shape[1]] = part[start:stop].numpy()
+            rows[:, columns] = shard[start:stop].numpy()
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """The files of one table. ``weight`` [rows, columns]; for int8 also ``scale`` and ``offset`` [rows, 1] and what is not quantised."""
+    """Files of one table: ``weight`` [rows, columns], and in int8 what it is decoded with."""
 
-    weight: RawFile
-    scale: RawFile | None = None
-    offset: RawFile | None = None
-    first_order: RawFile | None = None
+    weight: TableFile
+    scale: TableFile | None = None
+    """[rows, 1]."""
+    offset: TableFile | None = None
+    """[rows, 1]."""
+    first_order: TableFile | None = None
+    """First-order weights [rows, 1], which are not quantised."""
 
     @property
-    def by_name(self) -> dict[str, RawFile]:
-        """The files that there are."""
+    def by_name(self) -> dict[str, TableFile]:
+        """Files that the table has, by field."""
         parts = {
             "weight": self.weight,
             "scale": self.scale,
@@ -91,58 +110,67 @@ class TableFiles:
         return {name: file for name, file in parts.items() if file is not None}
 
 
-def converted(stored: RawFile, dim: int, table_type: TableType) -> TableFiles:
-    """A float32 table in another type, its float32 file removed; a first-order weight behind the ``dim`` columns stays as it is in int8.
+def convert_table(stored: TableFile, dim: int, table_type: TableType) -> TableFiles:
+    """Converts a float32 table to another type, and deletes its float32 file.
 
-    int8: ``value = scale * q + offset`` with q from 0 to 255 between the least and the greatest
-        element of the row.
+    In int8 an element is ``scale * q + offset``, with q from 0 to 255 between the least and the
+    greatest element of the row. A first-order weight, behind the ``dim`` columns, stays float32
+    there.
+
+    Args:
+        stored: float32 table.
+        dim: number of columns of the embedding.
+        table_type: type to convert to.
     """
     if table_type == "float32":
         return TableFiles(stored)
-    base = stored.path.with_suffix("")
-    if table_type == "float16":
-        files = TableFiles(RawFile(base.with_suffix(".float16"), "float16", stored.shape))
-    else:
-        rows, width = stored.shape
-        files = TableFiles(
-            RawFile(base.with_suffix(".uint8"), "uint8", (rows, dim)),
-            RawFile(base.with_suffix(".scale"), "float32", (rows, 1)),
-            RawFile(base.with_suffix(".offset"), "float32", (rows, 1)),
-            RawFile(base.with_suffix(".first_order"), "float32", (rows, 1))
-            if width > dim
-            else None,
-        )
+    files = _converted_files(stored, dim, table_type)
     for file in files.by_name.values():
         file.create()
     for start, stop in stored.chunks():
         values = stored.rows(start, stop)
-        for name, part in (
-            _quantised(values, dim) if table_type == "int8" else {"weight": _half(values)}
-        ).items():
+        parts = _quantised(values, dim) if table_type == "int8" else {"weight": _half(values)}
+        for name, part in parts.items():
             files.by_name[name].rows(start, stop, "r+")[:] = part
     stored.path.unlink()
     return files
 
 
-def _half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+def _converted_files(stored: TableFile, dim: int, table_type: TableType) -> TableFiles:
+    rows, width = stored.shape
+
+    def file(suffix: str, dtype: FileDtype, columns: int) -> TableFile:
+        return TableFile(stored.path.with_suffix(f".{suffix}"), dtype, (rows, columns))
+
+    if table_type == "float16":
+        return TableFiles(file("float16", "float16", width))
+    return TableFiles(
+        file("uint8", "uint8", dim),
+        file("scale", "float32", 1),
+        file("offset", "float32", 1),
+        file("first_order", "float32", 1) if width > dim else None,
+    )
+
+
+def _half(values_RS: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     largest = float(np.finfo(np.float16).max)
-    return values.clip(-largest, largest).astype(np.float16)
+    return values_RS.clip(-largest, largest).astype(np.float16)
 
 
-def _quantised(values: npt.NDArray[np.float32], dim: int) -> dict[str, npt.NDArray[Any]]:
-    vectors = values[:, :dim]
-    low, high = vectors.min(axis=1, keepdims=True), vectors.max(axis=1, keepdims=True)
-    scale = np.where(high > low, (high - low) / 255, 1.0).astype(np.float32)
-    steps = np.rint((vectors - low) / scale).clip(0, 255).astype(np.uint8)
-    parts: dict[str, npt.NDArray[Any]] = {"weight": steps, "scale": scale, "offset": low}
-    return parts | ({"first_order": values[:, dim:]} if values.shape[1] > dim else {})
+def _quantised(values_RS: npt.NDArray[np.float32], dim: int) -> dict[str, npt.NDArray[Any]]:
+    vectors_RD = values_RS[:, :dim]
+    low_R1, high_R1 = vectors_RD.min(axis=1, keepdims=True), vectors_RD.max(axis=1, keepdims=True)
+    scale_R1 = np.where(high_R1 > low_R1, (high_R1 - low_R1) / 255, 1.0).astype(np.float32)
+    steps_RD = np.rint((vectors_RD - low_R1) / scale_R1).clip(0, 255).astype(np.uint8)
+    parts: dict[str, npt.NDArray[Any]] = {"weight": steps_RD, "scale": scale_R1, "offset": low_R1}
+    return parts | ({"first_order": values_RS[:, dim:]} if values_RS.shape[1] > dim else {})
 
 
-class Table(nn.Module):
-    """Looks rows up, [...] -> float32 [..., columns], first-order weight last where there is one.
+class GatherTable(nn.Module):
+    """Embedding table of the inference model, mapped from its files; dequantises int8.
 
     Args:
-        files: of the table; they are mapped, not read.
+        files: files of the table; they are mapped, not read.
     """
 
     weight: Tensor
@@ -157,12 +185,18 @@ class Table(nn.Module):
             self.register_buffer(name, file.tensor())
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Gathers, then converts what was gathered."""
+        """Gathers rows and converts them, with the first-order weight last where there is one.
+
+        Args:
+            ids: rows of the table, [...].
+
+        Returns:
+            float32 [..., columns].
+        """
         vectors = functional.embedding(ids, self.weight).float()
         if "scale" in self._parts:
-            vectors = vectors * functional.embedding(ids, self.scale) + functional.embedding(
-                ids, self.offset
-            )
+            scale, offset = (functional.embedding(ids, x) for x in (self.scale, self.offset))
+            vectors = vectors * scale + offset
         if "first_order" in self._parts:
             vectors = torch.cat([vectors, functional.embedding(ids, self.first_order)], dim=-1)
         return vectors

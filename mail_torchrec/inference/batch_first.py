@@ -1,20 +1,24 @@
-"""Inputs for servers that join requests along the first axis: every tensor starts with users, candidates stand in a rectangle behind them.
+"""Batch-first inputs for servers that concatenate requests along the first axis.
 
-Such a server (Triton) knows rows and nothing else, so no input may name another's row: who a
-candidate belongs to is its place.
+Every input is ``[users, ...]``; candidates stand in a rectangle behind their user, ``[users,
+candidates, ...]``. Such a server (Triton) knows batch rows and nothing else, so no input may hold
+another row's index: a candidate belongs to a user by its position.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Input
+from mail_torchrec.inference.datatypes import Array
+from mail_torchrec.inference.requests import USER_OF_CANDIDATE, InputSpec
 
 
-def users_first_inputs(inputs: Sequence[Input]) -> list[Input]:
-    """An exported model's inputs, ``[users, ...]``, ``[users, 1]`` for one value a user, ``[users, candidates, ...]``."""
+def batch_first_inputs(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """Describes an exported model's inputs in batch-first form.
+
+    Inputs of users are ``[users, ...]``, or ``[users, 1]`` for one value a user; inputs of
+    candidates are ``[users, candidates, ...]``.
+    """
     return [
         spec.model_copy(update={"shape": _shape(spec)})
         for spec in inputs
@@ -22,18 +26,16 @@ def users_first_inputs(inputs: Sequence[Input]) -> list[Input]:
     ]
 
 
-def users_first(
-    encoded: Mapping[str, npt.NDArray[Any]], inputs: Sequence[Input]
-) -> dict[str, npt.NDArray[Any]]:
-    """Encoded inputs in these shapes.
+def batch_first(encoded: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Reshapes encoded inputs to batch-first form.
 
     Args:
-        encoded: what :class:`~mail_torchrec.inference.requests.RequestEncoder` makes of one
-            request, or of several with as many candidates each.
-        inputs: the manifest's.
+        encoded: encoding of one request, or of several with as many candidates each; arrays are
+            shaped as ``inputs`` says.
+        inputs: input descriptions of the manifest.
 
     Raises:
-        ValueError: users with different numbers of candidates.
+        ValueError: users have different numbers of candidates.
     """
     counts_U = np.bincount(encoded[USER_OF_CANDIDATE])
     users, candidates = len(counts_U), int(counts_U[0])
@@ -42,18 +44,17 @@ def users_first(
             f"users should have as many candidates each, received {counts_U}: encode requests one "
             "by one, or fill them up"
         )
-    found = {}
-    for spec in users_first_inputs(inputs):
+    reshaped = {}
+    for spec in batch_first_inputs(inputs):
         array = encoded[spec.name]
-        behind = array.shape[1:]
-        found[spec.name] = (
-            array.reshape(users, candidates, *behind)
-            if "candidates" in spec.shape
-            else array.reshape(users, *(behind or [1]))
-        )
-    return found
+        rest = array.shape[1:]
+        if "candidates" in spec.shape:
+            reshaped[spec.name] = array.reshape(users, candidates, *rest)
+        else:
+            reshaped[spec.name] = array.reshape(users, *(rest or [1]))
+    return reshaped
 
 
-def _shape(spec: Input) -> tuple[int | str, ...]:
-    rows, *rest = spec.shape
-    return ("users", rows, *rest) if rows == "candidates" else (rows, *(rest or [1]))
+def _shape(spec: InputSpec) -> tuple[int | str, ...]:
+    axis, *rest = spec.shape
+    return ("users", axis, *rest) if axis == "candidates" else (axis, *(rest or [1]))

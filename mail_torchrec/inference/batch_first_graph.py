@@ -1,112 +1,102 @@
-"""An exported graph that takes :mod:`users_first <mail_torchrec.inference.batch_first>` inputs, its tables left where they lie.
+"""Exported graph with batch-first inputs; its tables stay in their files.
 
-``U`` users, ``N`` candidates of each. A server that joins requests must not let one harm another,
-and ONNX Runtime ends the whole call where an id is too large: so values are brought into their
-range, and a user with any that was not has NaN for scores.
+``U`` users, ``N`` candidates of each. A server that concatenates requests must not let one request
+break another, and ONNX Runtime ends the whole call at an id above its table. So the graph clips
+values to their range, and gives NaN scores to a user who had a value outside of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from mail_torchrec.inference.batch_first import users_first_inputs
-from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Input
+from mail_torchrec.inference.batch_first import batch_first_inputs
+from mail_torchrec.inference.requests import USER_OF_CANDIDATE, InputSpec
+from mail_torchrec.utils.output_spec import OutputSpec
 
 _DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "bool": ir.DataType.BOOL}
-_LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def write_users_first(
-    source: Path, inputs: Sequence[Input], outputs: Sequence[str], path: Path
+def write_batch_first_graph(
+    source: Path, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec], path: Path
 ) -> None:
-    """Writes the graph. The files that it names are to lie beside it as they lie beside the source.
+    """Writes the graph; its external files must lie beside it as they lie beside the source.
 
     Args:
-        source: the exported graph.
-        inputs: the exported model's.
-        outputs: to keep, all ``[candidates]`` there; here ``[users, candidates]``.
-        path: to write.
+        source: exported graph.
+        inputs: inputs of the exported model.
+        outputs: outputs to keep, ``[candidates]`` in the source and ``[users, candidates]`` here.
+        path: file to write.
     """
     model = ir.load(source)
     graph = model.graph
-    flat = {value.name: value for value in graph.inputs}
-    specs = users_first_inputs(inputs)
-    given = {spec.name: _value(spec.name, spec.shape, _DTYPES[spec.dtype]) for spec in specs}
-    before = _Nodes()
+    specs = batch_first_inputs(inputs)
+    given = {spec.name: _value(spec.name, spec.shape, spec.dtype) for spec in specs}
+    head = _GraphTape()
+    is_valid_U1, sizes = _connect_inputs(
+        head, specs, given, {value.name: value for value in graph.inputs}
+    )
     graph.inputs.clear()
     graph.inputs.extend(given.values())
-    valid = []
-    for spec in specs:
-        value = given[spec.name]
-        if spec.dtype != "bool":
-            value, is_valid_U = before.in_range(spec, given)
-            valid.append(is_valid_U)
-        before.flatten(value, _renamed(flat[spec.name]))
-    sizes = before.op(
-        "Shape",
-        next(given[spec.name] for spec in specs if "candidates" in spec.shape),
-        start=0,
-        end=2,
-    )  # U, N
-    before.number_users(sizes, _renamed(flat[USER_OF_CANDIDATE]))
-    graph.insert_before(graph[0], before.nodes)
+    graph.insert_before(graph[0], head.nodes)
 
-    after = _Nodes()
-    is_valid_U1 = after.op(
-        "Unsqueeze",
-        after.op("Cast", after.op("Min", *valid), to=ir.DataType.BOOL),
-        after.constant([1]),
-    )
-    scores = {value.name: value for value in graph.outputs}
+    tail = _GraphTape()
+    flat = {value.name: value for value in graph.outputs}
+    results = [_connect_output(tail, spec, flat[spec.name], is_valid_U1, sizes) for spec in outputs]
     graph.outputs.clear()
-    for name in outputs:
-        target = _value(name, ("users", "candidates"), ir.DataType.FLOAT)
-        scores_UN = after.op("Reshape", _renamed(scores[name]), sizes)
-        graph.outputs.append(
-            after.op(
-                "Where", is_valid_U1, scores_UN, after.constant(np.float32(np.nan)), output=target
-            )
-        )
-    graph.extend(after.nodes)
+    graph.outputs.extend(results)
+    graph.extend(tail.nodes)
     ir.save(model, path)
 
 
-class _Nodes(ir.tape.Tape):
-    """Nodes in the order in which they run."""
+class _GraphTape(ir.tape.Tape):
+    """Recorder of graph nodes in the order in which they run."""
 
     def op(
         self, kind: str, *inputs: ir.Value, output: ir.Value | None = None, **attributes: int
     ) -> ir.Value:
-        """A node's only output."""
+        """Adds a node and returns its only output."""
         return super().op(kind, inputs, attributes, output=output)
 
     def constant(self, value: object) -> ir.Value:
-        """A constant; integers are int64."""
+        """Adds a constant; integers are int64."""
         return super().op("Constant", [], {"value": ir.tensor(np.asarray(value))})
 
-    def in_range(self, spec: Input, given: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """An input's values brought into their range; and 1 for each user [U] who had no other, else 0. NaN is in no range."""
+    def clip(self, spec: InputSpec, given: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """Clips an input to its range.
+
+        Returns:
+            The clipped values, shaped as the input; and [U] 1 for a user whose values were all in
+            range, else 0. NaN is outside every range.
+        """
         value = given[spec.name]
-        low, high = (
-            (np.float32(-_LARGEST), np.float32(_LARGEST))
-            if spec.dtype == "float32"
-            else (spec.low, spec.high)
-        )
-        most = self.constant(high)
-        if spec.name.endswith(".length"):  # nor longer than the list that was sent
-            ids = given[spec.name.removesuffix(".length")]
-            width = self.op("Shape", ids, start=len(ids.shape) - 1)
-            most = self.op("Min", most, self.op("Squeeze", width))
-        inside = self.op("Clip", value, self.constant(low), most)
-        inside.shape, inside.type = value.shape, value.type
-        same = self.op("Cast", self.op("Equal", value, inside), to=ir.DataType.INT64)
+        low, high = self._range(spec, given)
+        clipped = self.op("Clip", value, low, high)
+        clipped.shape, clipped.type = value.shape, value.type
+        same = self.op("Cast", self.op("Equal", value, clipped), to=ir.DataType.INT64)
         axes = self.constant(np.arange(1, len(spec.shape)))
-        return inside, self.op("ReduceMin", same, axes, keepdims=0)
+        return clipped, self.op("ReduceMin", same, axes, keepdims=0)
+
+    def _range(self, spec: InputSpec, given: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+        if spec.dtype == "float32":
+            return (
+                self.constant(np.float32(-_FLOAT32_MAX)),
+                self.constant(np.float32(_FLOAT32_MAX)),
+            )
+        low, high = self.constant(spec.low), self.constant(spec.high)
+        if spec.length_of is None:
+            return low, high
+        ids = given[spec.length_of]  # a length is at most the width of the list that was sent
+        width = self.op("Shape", ids, start=len(ids.shape) - 1)
+        return low, self.op("Min", high, self.op("Squeeze", width))
 
     def flatten(self, value: ir.Value, target: ir.Value) -> None:
-        """As the exported graph wants it: users and candidates in one axis, none for a user's one value."""
+        """Reshapes an input for the exported graph.
+
+        Users and candidates share one axis there, and one value a user has no second axis.
+        """
         if len(value.shape) == len(target.shape):
             self.op("Identity", value, output=target)
         else:
@@ -114,7 +104,12 @@ class _Nodes(ir.tape.Tape):
             self.op("Reshape", value, shape, output=target)
 
     def number_users(self, sizes: ir.Value, target: ir.Value) -> None:
-        """The user of each candidate [U * N], by its place."""
+        """Computes the user index of each candidate [U * N] from its position.
+
+        Args:
+            sizes: U and N, [2].
+            target: value of the exported graph's input.
+        """
         users, axis = self.op("Gather", sizes, self.constant(0)), self.constant([1])
         numbers_U1 = self.op(
             "Unsqueeze", self.op("Range", self.constant(0), users, self.constant(1)), axis
@@ -122,8 +117,43 @@ class _Nodes(ir.tape.Tape):
         self.op("Reshape", self.op("Expand", numbers_U1, sizes), self.constant([-1]), output=target)
 
 
-def _value(name: str, shape: Sequence[int | str], dtype: ir.DataType) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+def _connect_inputs(
+    tape: _GraphTape,
+    specs: Sequence[InputSpec],
+    given: Mapping[str, ir.Value],
+    flat: Mapping[str, ir.Value],
+) -> tuple[ir.Value, ir.Value]:
+    """Connects batch-first inputs to those of the exported graph.
+
+    Returns:
+        [U, 1], true for users whose values were all in range; and U and N, [2].
+    """
+    flags = []
+    for spec in specs:
+        value = given[spec.name]
+        if spec.dtype != "bool":
+            value, is_valid_U = tape.clip(spec, given)
+            flags.append(is_valid_U)
+        tape.flatten(value, _renamed(flat[spec.name]))
+    rectangle = next(given[spec.name] for spec in specs if "candidates" in spec.shape)
+    sizes = tape.op("Shape", rectangle, start=0, end=2)
+    tape.number_users(sizes, _renamed(flat[USER_OF_CANDIDATE]))
+    is_valid_U = tape.op("Cast", tape.op("Min", *flags), to=ir.DataType.BOOL)
+    return tape.op("Unsqueeze", is_valid_U, tape.constant([1])), sizes
+
+
+def _connect_output(
+    tape: _GraphTape, spec: OutputSpec, flat: ir.Value, is_valid_U1: ir.Value, sizes: ir.Value
+) -> ir.Value:
+    """Reshapes an output to [U, N], NaN for users with a value out of range."""
+    target = _value(spec.name, ("users", "candidates"), spec.dtype)
+    scores_UN = tape.op("Reshape", _renamed(flat), sizes)
+    invalid = tape.constant(np.dtype(spec.dtype).type(np.nan))
+    return tape.op("Where", is_valid_U1, scores_UN, invalid, output=target)
+
+
+def _value(name: str, shape: Sequence[int | str], dtype: str) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(_DTYPES[dtype]))
 
 
 def _renamed(value: ir.Value) -> ir.Value:

@@ -1,18 +1,19 @@
-"""What a client did wrong, with the HTTP status that says so."""
+"""Errors of clients, with the HTTP status that a server answers."""
 
 from typing import Literal
 
-Status = Literal[400, 404, 413]
+HttpStatus = Literal[400, 404, 413]
 
 
-class RefusedError(ValueError):
-    """A request that is not answered.
+class InvalidRequestError(ValueError):
+    """A request that the client has to change.
 
     Args:
-        message: what was expected, what was received.
-        status: 400 for a bad value, 404 for a model or version that is not there, 413 for too much.
+        message: the expected and the received value.
+        status: 400 for an invalid value, 404 for an unknown model or version, 413 for a request
+            above a limit.
     """
 
-    def __init__(self, message: str, status: Status = 400) -> None:
+    def __init__(self, message: str, status: HttpStatus = 400) -> None:
         super().__init__(message)
         self.status = status

@@ -1,4 +1,8 @@
-"""Golden requests: of real rows, new and old users, nulls, unknown ids; and the same as rows of a file, for the trainer to score."""
+"""Sampling of golden requests from real rows, and their form as rows of a file.
+
+The requests cover new and old users, missing values and unknown ids; as rows of a file, the
+trainer scores them.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,23 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users, most_behaviours
+from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.history import HistoryLimits
 from mail_torchrec.data.parquet.arrow import Ints, plain_ids
-from mail_torchrec.data.parquet.source import Source
 from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
-from mail_torchrec.inference.requests import (
-    Request,
-    ValueType,
-    candidate_columns,
-    to_table,
-    user_columns,
-    value_types,
-)
+from mail_torchrec.data.source import Source
+from mail_torchrec.inference.requests import Request, candidate_columns, user_columns
+from mail_torchrec.inference.values import ValueType, to_table, value_types
 
-_POOL = 4096  # rows to choose from
-_OF_A_KIND = 3  # users of each kind
+_POOL_ROWS = 4096  # rows of the file to choose from
+_USERS_OF_KIND = 3
 _NUM_CANDIDATES = (1, 2, 17, 5, 9)
 _UNSEEN: dict[str, Any] = {"integer": -(2**62), "string": "\u2205 never seen in training"}
 
@@ -36,95 +35,110 @@ def sample_requests(
     cold_start: ColdStartSettings,
     new_user_max_behaviours: int,
 ) -> tuple[list[Request], dict[str, ValueType]]:
-    """Requests from a file's first rows, the same ones each time, and the types of their values.
+    """Samples requests from a file's first rows; equal files give equal requests.
 
-    Users that the simulated cold start hides come without their behaviours. After new users, old
-    ones and the one with the longest history come one of whom nothing is known and one whose every
-    id is unseen.
+    Users that the simulated cold start hides come without their behaviours. The last requests are
+    those of the user with the longest history, of a user without any value, and of a user whose
+    every id is unseen.
+
+    Args:
+        source: Parquet file or folder.
+        schema: columns and tables.
+        encoders: fitted id encoders and scales.
+        cold_start: simulated cold start of the run.
+        new_user_max_behaviours: users with at most so many behaviours are new.
+
+    Returns:
+        The requests, and the value type of each raw column.
     """
     table, file = _pool(source)
     types = value_types(table, schema)
-    window = ChunkEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
+    chunk = ChunkEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
     key = schema.file_column(schema.group_key)
-    most_R = most_behaviours(
-        hidden_users(plain_ids(table[key], file=file, name=key), cold_start), cold_start
-    )
-    num_behaviours_R = np.sum([window.lists[name].lengths for name in schema.sequences], axis=0)
-    chosen = [
-        *_evenly(np.flatnonzero(window.is_cold_R)),
-        *_evenly(np.flatnonzero(~window.is_cold_R)),
+    keys = plain_ids(table[key], file=file, name=key)
+    limits = HistoryLimits.simulated(schema, keys, cold_start)
+    num_behaviours_R = np.sum([chunk.lists[name].lengths for name in schema.sequences], axis=0)
+    rows = [
+        *_evenly(np.flatnonzero(chunk.is_cold_R)),
+        *_evenly(np.flatnonzero(~chunk.is_cold_R)),
         int(np.argmax(num_behaviours_R)),
     ]
-    users = [
-        _user(table, row, int(most_R[row]), bool(window.is_cold_R[row]), schema) for row in chosen
-    ]
-    requests = []
-    for i, user in enumerate(
-        [*users, _without_values(users[-1], schema), _unseen(users[-1], schema, types)]
-    ):
-        rows = [
-            (7 * i + 31 * j) % len(table) for j in range(_NUM_CANDIDATES[i % len(_NUM_CANDIDATES)])
-        ]
-        requests.append(Request(user, [_candidate(table, row, user, schema) for row in rows]))
-    nothing, unseen = requests[-2:]
-    requests[-2] = Request(
-        nothing.user, [*nothing.candidates, _without_values(nothing.candidates[0], schema)]
-    )
-    requests[-1] = Request(
-        unseen.user, [*unseen.candidates, _unseen(unseen.candidates[0], schema, types)]
-    )
-    return requests, types
+    users = [_user(table, row, limits, bool(chunk.is_cold_R[row])) for row in rows]
+    return _requests(table, users, schema, types), types
 
 
 def write_rows(
     requests: Sequence[Request], schema: Schema, types: Mapping[str, ValueType], path: Path
 ) -> None:
-    """The requests' candidates as impression rows of a Parquet file, labels 0."""
+    """Writes the requests' candidates as impression rows of a Parquet file, with labels 0."""
     rows = [
         {**request.user, **candidate} for request in requests for candidate in request.candidates
     ]
-    table = to_table(
-        rows,
-        [*user_columns(schema), *candidate_columns(schema), schema.group_key],
-        schema,
-        types,
-        "row",
-    )
+    columns = [*user_columns(schema), *candidate_columns(schema), schema.group_key]
+    table = to_table(rows, columns, schema, types, "row")
+    zeros = pa.array(np.zeros(len(rows), np.int64))
     for name in schema.names(Group.LABEL, Group.CONVERSION):
         if schema.file_column(name) not in table.column_names:
-            table = table.append_column(
-                schema.file_column(name), pa.array(np.zeros(len(rows), np.int64))
-            )
+            table = table.append_column(schema.file_column(name), zeros)
     pq.write_table(table, path)
 
 
 def _pool(source: Source) -> tuple[pa.Table, str]:
+    """Reads the rows to choose from, and the name of their first file."""
     parts: list[pa.Table] = []
     for group in source.row_groups:
         parts.append(source.read(group))
-        if sum(map(len, parts)) >= _POOL:
+        if sum(map(len, parts)) >= _POOL_ROWS:
             break
-    return pa.concat_tables(parts).slice(0, _POOL), source.file(source.row_groups[0])
+    return pa.concat_tables(parts).slice(0, _POOL_ROWS), source.file(source.row_groups[0])
 
 
 def _evenly(rows: Ints) -> list[int]:
-    """Some of the rows; none where there are none."""
+    """Takes some rows at even distances; none of none."""
     if not len(rows):
         return []
-    places = np.linspace(0, len(rows) - 1, _OF_A_KIND).astype(np.int64)
+    places = np.linspace(0, len(rows) - 1, _USERS_OF_KIND).astype(np.int64)
     return list(dict.fromkeys(int(rows[place]) for place in places))
 
 
-def _user(table: pa.Table, row: int, most: int, is_new: bool, schema: Schema) -> dict[str, Any]:
+def _requests(
+    table: pa.Table,
+    users: list[dict[str, Any]],
+    schema: Schema,
+    types: Mapping[str, ValueType],
+) -> list[Request]:
+    """Gives each user candidates; adds a user without values and one of unseen ids."""
+    users = [*users, _without_values(users[-1], schema), _unseen(users[-1], schema, types)]
+    requests = [
+        Request(user, [_candidate(table, row, user, schema) for row in _candidate_rows(i, table)])
+        for i, user in enumerate(users)
+    ]
+    missing, unseen = requests[-2:]
+    missing_candidate = _without_values(missing.candidates[0], schema)
+    unseen_candidate = _unseen(unseen.candidates[0], schema, types)
+    return [
+        *requests[:-2],
+        Request(missing.user, [*missing.candidates, missing_candidate]),
+        Request(unseen.user, [*unseen.candidates, unseen_candidate]),
+    ]
+
+
+def _candidate_rows(request: int, table: pa.Table) -> list[int]:
+    """Chooses the rows whose items are a request's candidates."""
+    num_candidates = _NUM_CANDIDATES[request % len(_NUM_CANDIDATES)]
+    return [(7 * request + 31 * candidate) % len(table) for candidate in range(num_candidates)]
+
+
+def _user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dict[str, Any]:
+    """Takes a row's user, with the behaviours that the simulated cold start shows."""
+    schema = limits.schema
     [values] = table.slice(row, 1).to_pylist()
     user = {}
     for name in (*user_columns(schema), schema.group_key):
         column, source = schema.columns[name], schema.file_column(name)
         user[source] = values[source]
         if column.group is Group.BEHAVIOUR:
-            user[source] = (
-                values[source][max(len(values[source]) - most, 0) :] if values[source] else []
-            )
+            user[source] = limits.shown_behaviours(values[source] or [], row)
         if column.group is Group.NEW_USER:
             user[source] = int(is_new)
     return user
@@ -133,13 +147,14 @@ def _user(table: pa.Table, row: int, most: int, is_new: bool, schema: Schema) ->
 def _candidate(
     table: pa.Table, row: int, user: Mapping[str, Any], schema: Schema
 ) -> dict[str, Any]:
-    """A row's item; what a column that is the user's as well says is the user's."""
+    """Takes a row's item; a column that the user has as well keeps the user's value."""
     [values] = table.slice(row, 1).to_pylist()
     columns = [schema.file_column(name) for name in candidate_columns(schema)]
     return {column: user.get(column, values[column]) for column in columns}
 
 
 def _without_values(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """Replaces all values but the group key and the new-user flag by null or an empty list."""
     kept = {schema.file_column(name) for name in schema.names(Group.GROUP_KEY, Group.NEW_USER)}
     empty: dict[str, list[Any]] = {schema.file_column(name): [] for name in schema.lists}
     return {column: value if column in kept else empty.get(column) for column, value in row.items()}
@@ -148,18 +163,13 @@ def _without_values(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 def _unseen(
     row: Mapping[str, Any], schema: Schema, types: Mapping[str, ValueType]
 ) -> dict[str, Any]:
-    changed = dict(row)
+    """Replaces every id but the group key by one that training never saw."""
+    changed, key = dict(row), schema.file_column(schema.group_key)
     for name in schema.id_columns:
         column = schema.file_column(name)
-        if (
-            column in row
-            and types[column] in _UNSEEN
-            and column != schema.file_column(schema.group_key)
-        ):
-            value = _UNSEEN[types[column]]
-            changed[column] = (
-                [value] * len(row[column] or [])
-                if schema.columns[name].kind is Kind.LIST
-                else value
-            )
+        if column == key or column not in row or types[column] not in _UNSEEN:
+            continue
+        value = _UNSEEN[types[column]]
+        is_list = schema.columns[name].kind is Kind.LIST
+        changed[column] = [value] * len(row[column] or []) if is_list else value
     return changed

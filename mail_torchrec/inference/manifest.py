@@ -1,72 +1,55 @@
-"""What stands beside an exported model: enough to send it raw values and to trust its files. Needs no torch."""
+"""Manifest of an exported model: all that a client or server needs to feed and check it."""
 
-import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from mail_torchrec.data.schema.columns import IdPolicyName
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.inference.requests import Input, Request, ValueType
+from mail_torchrec.inference.artifact_files import MANIFEST, FileInfo, checksum
+from mail_torchrec.inference.requests import InputSpec
+from mail_torchrec.inference.values import ValueType
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.output_spec import OutputSpec, Role
 
-MANIFEST, GOLDEN, VOCABULARIES, ONNX_MODEL = (
-    "manifest.json",
-    "golden.json",
-    "vocabularies",
-    "model.onnx",
-)
-
-
-class Output(Settings):
-    """One output; all are float32."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    meaning: str
+FORMAT = 2
+"""Format version of the manifest that this code writes and reads."""
 
 
 class TableInfo(Settings):
-    """How the ids of one table become its rows, and where these lie."""
+    """Id policy, size and files of one embedding table."""
 
-    ids: Literal["vocabulary", "hash"]
+    ids: IdPolicyName
     rows: int
     dim: int
     vocabulary: str | None = None
-    """File of the values in the order of their rows."""
+    """File of the values in the order of their rows; None for hashed ids."""
     salt: str | None = None
-    """Of the hash."""
+    """Salt of the hash; None for a vocabulary."""
     files: dict[str, str]
-    """What an element is made of -> raw file: ``weight``, in int8 ``scale * weight + offset``;
-    ``first_order`` where it stands apart."""
+    """File of each part of an element: ``weight`` (in int8 the element is ``scale * weight +
+    offset``), and ``first_order`` where it is stored apart."""
 
 
-class Number(Settings):
-    """How a numeric column becomes an input: ``(transform(value) - mean) / deviation``; null becomes 0."""
+class NumericInfo(Settings):
+    """Encoding of a numeric column: ``(transform(value) - mean) / deviation``, 0 for a null."""
 
     transform: Literal["none", "log"]
     mean: float
     deviation: float
 
 
-class FileInfo(Settings):
-    """One file of the artefact."""
+class ParityInfo(Settings):
+    """Difference between an artefact's golden scores and the trainer's when it was written."""
 
-    bytes: int
-    sha256: str
-
-
-class Agreement(Settings):
-    """How near the golden scores the artefact came when it was written."""
-
-    bound: float
-    largest_difference: float
+    tolerance: float
+    max_difference: float
 
 
-class Manifest(Settings):
-    """The whole description of an exported model."""
+class ArtifactManifest(Settings):
+    """Description of an exported model."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -76,40 +59,52 @@ class Manifest(Settings):
         protected_namespaces=(),
     )
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
-    """The run's."""
+    """Name of the run."""
     version: str
-    """Made of the files' checksums: equal files have equal versions."""
+    """Derived from the files' checksums: equal files have equal versions."""
     created: str
-    """ISO 8601, UTC."""
-    made_with: dict[str, str]
-    """Library -> version."""
+    """Time of the export, ISO 8601 in UTC."""
+    library_versions: dict[str, str]
+    """Versions of the libraries that made the artefact."""
     tower: str
+    """Ranking tower, as in ``model.tower``."""
     table_type: Literal["float32", "float16", "int8"]
     metrics: dict[str, Any]
-    """Of the training run, on its test data."""
-    inputs: list[Input]
-    """In the graph's order."""
-    outputs: list[Output]
-    new_users: dict[str, int | str]
-    """``at_most_behaviours``, counted over all sequences; or ``input``, the one that says it."""
+    """Metrics of the training run on its test data."""
+    inputs: list[InputSpec]
+    """Inputs in the graph's order."""
+    outputs: list[OutputSpec]
+    """Outputs in the graph's order, as the towers declare them."""
+    new_user_input: str | None = None
+    """Input that says which users are new; None where their number of behaviours decides."""
+    new_user_max_behaviours: int | None = None
+    """Most behaviours, over all sequences, of a new user; None with :attr:`new_user_input`."""
     unknown_row: int = 0
-    """The table row of a value outside the vocabulary."""
+    """Table row of a value outside the vocabulary."""
     missing_row: int = 1
-    """The table row of a null."""
+    """Table row of a null."""
     first_row: int = 2
-    """Of a vocabulary's first value; a hashed one has ``first_row + hash64(value, salt) mod (rows -
-    first_row)``."""
-    lists: str = "the newest max_length entries are kept (they end with the newest), then padded behind with 0"
-    hash: str = "hash64 of mail_torchrec/data/ids/hashing.py: splitmix64's finaliser of (value xor FNV-1a of the salt), strings as their FNV-1a"
+    """Table row of a vocabulary's first value. A hashed value has row ``first_row + hash64(value,
+    salt) mod (rows - first_row)``."""
+    lists: str = (
+        "the newest max_length entries are kept (they end with the newest), then padded behind "
+        "with 0"
+    )
+    hash: str = (
+        "hash64 of mail_torchrec/data/ids/hashing.py: splitmix64's finaliser of (value xor FNV-1a "
+        "of the salt), strings as their FNV-1a"
+    )
     tables: dict[str, TableInfo]
-    numbers: dict[str, Number]
-    types: dict[str, ValueType]
-    """Raw column -> what its values (a list's elements) are; they hash by it."""
+    numeric: dict[str, NumericInfo]
+    """Encoding of each numeric column."""
+    value_types: dict[str, ValueType]
+    """Value type of each raw column (of a list's elements); ids are hashed by it."""
     schema_: Schema = Field(alias="schema")
-    agreement: dict[str, Agreement]
-    """Format -> how it agreed with the trainer on the golden requests."""
+    """Columns and tables of the training run."""
+    parity: dict[str, ParityInfo]
+    """Difference from the trainer's golden scores of each model format."""
     files: dict[str, FileInfo]
     """Every other file, by its path in the folder."""
 
@@ -118,29 +113,39 @@ class Manifest(Settings):
         """Reads the manifest of an artefact's folder.
 
         Raises:
-            ValueError: there is none, or it is none of this format.
+            ValueError: no manifest, or one of another format; the message is one line.
         """
+        path = folder / MANIFEST
         try:
-            return cls.model_validate_json((folder / MANIFEST).read_text())
+            text = path.read_text()
         except OSError as error:
             raise ValueError(
                 f"'{folder}' should be what `mail-torchrec export` wrote: no {MANIFEST} there "
                 f"({error.strerror})"
             ) from error
+        _check_format(path, text)
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
+            first = error.errors(include_url=False)[0]
             raise ValueError(
-                f"'{folder / MANIFEST}' is no manifest of format 1: {error}"
+                f"'{path}' is no manifest of format {FORMAT}: "
+                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; export the run anew"
             ) from error
 
+    def outputs_of(self, *roles: Role) -> list[OutputSpec]:
+        """Selects the outputs of some roles, in the graph's order."""
+        return [spec for spec in self.outputs if spec.role in roles]
+
     def write(self, folder: Path) -> None:
-        """Writes it into the artefact's folder."""
+        """Writes the manifest into the artefact's folder."""
         (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n")
 
     def check_files(self, folder: Path) -> None:
         """Compares every file with its checksum.
 
         Raises:
-            ValueError: a file is missing or is another one.
+            ValueError: a file is missing or differs.
         """
         for name, expected in self.files.items():
             if not (folder / name).is_file():
@@ -154,45 +159,15 @@ class Manifest(Settings):
                 )
 
 
-def checksum(path: Path) -> FileInfo:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return FileInfo(
-            bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+def _check_format(path: Path, text: str) -> None:
+    """Refuses a manifest of another format before its fields are validated."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"'{path}' should be JSON: {error}; copy or export it anew") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"'{path}' should be of format {FORMAT}, received format {found}: another version of "
+            "mail-torchrec wrote it; export the run anew with this one"
         )
-
-
-def checksums(folder: Path) -> dict[str, FileInfo]:
-    """Of every file below a folder."""
-    return {
-        str(path.relative_to(folder)): checksum(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def version_of(files: dict[str, FileInfo]) -> str:
-    """A short name that equal files have in common."""
-    text = "".join(f"{name} {info.sha256}\n" for name, info in sorted(files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def write_golden(folder: Path, requests: Iterable[Request], scores: dict[str, list[float]]) -> None:
-    """Writes golden requests, each with its part of the scores, which are those of all candidates end to end."""
-    golden, start = [], 0
-    for request in requests:
-        stop = start + len(request.candidates)
-        of_request = {name: values[start:stop] for name, values in scores.items()}
-        golden.append(
-            {"user": request.user, "candidates": list(request.candidates), "scores": of_request}
-        )
-        start = stop
-    (folder / GOLDEN).write_text(json.dumps(golden, indent=1, allow_nan=False) + "\n")
-
-
-def read_golden(folder: Path) -> list[tuple[Request, dict[str, list[float]]]]:
-    """The golden requests and their scores."""
-    return [
-        (Request(entry["user"], entry["candidates"]), entry["scores"])
-        for entry in json.loads((folder / GOLDEN).read_text())
-    ]

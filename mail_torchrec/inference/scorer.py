@@ -1,4 +1,4 @@
-"""Raw requests -> scores by ONNX Runtime. Needs no torch: this is what a server or a client imports."""
+"""Scoring of raw requests by ONNX Runtime; servers and clients without torch import it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,40 +9,41 @@ import numpy.typing as npt
 import onnxruntime
 
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.inference.manifest import ONNX_MODEL, VOCABULARIES, Manifest, read_golden
-from mail_torchrec.inference.requests import Request, RequestEncoder
+from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
+from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.request_encoder import RequestEncoder
+from mail_torchrec.inference.requests import Request
 
-PROBABILITIES = ("pctr", "pcvr", "pctcvr")
 Arrays = dict[str, npt.NDArray[Any]]
+"""Arrays by input or output name, shaped as the manifest says."""
 
 
 class Scorer:
-    """An exported model, loaded.
+    """A loaded exported model.
 
     Args:
-        folder: what ``mail-torchrec export`` wrote.
-        threads: of ONNX Runtime; None leaves it to the runtime.
+        folder: folder that ``mail-torchrec export`` wrote.
+        threads: number of ONNX Runtime's threads; None leaves it to the runtime.
         verify: compare every file with its checksum first.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing or damaged, or the manifest is of another format.
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None, verify: bool = True) -> None:
-        self.folder, self.manifest = folder, Manifest.read(folder)
+        self.folder, self.manifest = folder, ArtifactManifest.read(folder)
         if verify:
             self.manifest.check_files(folder)
         schema = self.manifest.schema_
         self.encode = RequestEncoder(
-            schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.types
+            schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.value_types
         )
         self._session = open_session(folder / ONNX_MODEL, threads)
-        self.probabilities = [
-            output.name for output in self.manifest.outputs if output.name in PROBABILITIES
-        ]
+        self.probabilities = [spec.name for spec in self.manifest.outputs_of("probability")]
 
     def score(self, request: Request) -> Arrays:
-        """The probabilities of a request's candidates by name, each [candidates].
+        """Computes the probabilities of a request's candidates by name, each [candidates].
 
         Raises:
             ValueError: a value that cannot be scored; the message names it.
@@ -50,42 +51,44 @@ class Scorer:
         return self.run(self.encode([request]))
 
     def run(self, inputs: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
-        """Outputs by name; by default the probabilities. The others cost next to nothing: the scores are computed from them.
+        """Computes outputs by name, by default the probabilities.
+
+        Other outputs cost next to nothing: the probabilities are computed from them.
 
         Args:
-            inputs: as the manifest describes them, of any number of users and candidates.
+            inputs: arrays as the manifest describes them, for any number of users and candidates.
             outputs: names of the manifest's outputs.
         """
         names = list(self.probabilities if outputs is None else outputs)
         return dict(zip(names, self._session.run(names, inputs), strict=True))
 
-    def difference(self) -> float:
-        """The largest difference of any probability from the golden scores."""
-        return largest_difference(self.folder, self.encode, self.run)
+    def max_difference(self) -> float:
+        """Computes the largest difference of any probability from the golden scores."""
+        return max_difference(self.folder, self.encode, self.run)
 
     def check_golden(self) -> None:
         """Scores the golden requests.
 
         Raises:
-            ValueError: otherwise than the trainer did.
+            ValueError: the scores differ from the trainer's by more than the tolerance.
         """
-        difference, bound = self.difference(), self.manifest.agreement["onnx"].bound
-        if not difference <= bound:
+        difference, tolerance = self.max_difference(), self.manifest.parity["onnx"].tolerance
+        if not difference <= tolerance:
             raise ValueError(
                 f"its scores of the golden requests differ by {difference:.2g} from the "
-                f"trainer's, at most {bound:g} are allowed"
+                f"trainer's, at most {tolerance:g} are allowed"
             )
 
 
-def largest_difference(
-    folder: Path, encode: RequestEncoder, run: Callable[[Arrays], Arrays]
-) -> float:
-    """From the golden scores of a folder, of any probability: request by request, and all requests together.
+def max_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arrays], Arrays]) -> float:
+    """Computes the largest difference of any probability from a folder's golden scores.
+
+    The requests are scored one by one, and all of them together.
 
     Args:
-        folder: what ``mail-torchrec export`` wrote.
-        encode: its requests to inputs.
-        run: inputs to outputs by name.
+        folder: folder that ``mail-torchrec export`` wrote.
+        encode: encoder of its requests.
+        run: function from inputs to outputs by name.
     """
     golden = read_golden(folder)
     one_by_one = [run(encode([request])) for request, _ in golden]
@@ -99,15 +102,14 @@ def largest_difference(
 
 
 def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """A graph, loaded.
+    """Loads a graph into ONNX Runtime.
 
     Raises:
-        ValueError: it cannot be.
+        ValueError: it cannot be loaded.
     """
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle threads would take the cores from other requests
+    # Spinning idle threads would take the cores from other requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -1,6 +1,7 @@
-"""The part of an exported graph that one output is made of, as a session of its own: nothing else is computed, nothing else asked for.
+"""Session of the subgraph that computes one output of an exported model.
 
-ONNX Runtime computes all of a session's graph, whatever outputs it is asked for.
+ONNX Runtime computes the whole graph of a session whatever outputs are asked for; the subgraph
+computes nothing but what its output needs, and needs no other inputs.
 """
 
 from pathlib import Path
@@ -11,19 +12,19 @@ import onnx_ir
 import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mail_torchrec.inference.manifest import ONNX_MODEL
+from mail_torchrec.inference.artifact_files import ONNX_MODEL
 from mail_torchrec.inference.scorer import Arrays
 
-_FOLDER = "session.model_external_initializers_file_folder_path"
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class PartOfGraph:
-    """Computes one output.
+class Subgraph:
+    """Computes one output of an exported model.
 
     Args:
-        folder: what ``mail-torchrec export`` wrote.
-        output: of its manifest.
-        threads: of ONNX Runtime; None leaves it to the runtime.
+        folder: folder that ``mail-torchrec export`` wrote.
+        output: name of an output in its manifest.
+        threads: number of ONNX Runtime's threads; None leaves it to the runtime.
     """
 
     def __init__(self, folder: Path, output: str, threads: int | None) -> None:
@@ -32,7 +33,7 @@ class PartOfGraph:
         RemoveUnusedNodesPass()(model)
         model.graph.inputs[:] = [value for value in model.graph.inputs if value.uses()]
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(_FOLDER, str(folder.absolute()))
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder.absolute()))
         if threads is not None:
             options.intra_op_num_threads = threads
         text = onnx_ir.to_proto(model).SerializeToString()
@@ -42,8 +43,8 @@ class PartOfGraph:
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def __call__(self, inputs: Arrays) -> npt.NDArray[np.float32]:
-        """The output; inputs that have no part in it are left aside."""
-        found: npt.NDArray[np.float32] = self._session.run(
-            None, {name: inputs[name] for name in self._inputs}
-        )[0]
-        return found
+        """Computes the output; inputs that it does not depend on are ignored."""
+        used = {name: inputs[name] for name in self._inputs}
+        [found] = self._session.run(None, used)
+        output: npt.NDArray[np.float32] = found
+        return output

@@ -1,1 +1,1 @@
-"""Losses as pure functions of plain tensors, one value a row where a row has one."""
+"""Losses as pure functions of plain tensors, most of them one value a row."""

@@ -1,4 +1,7 @@
-"""Sampled softmax, DMR's auxiliary match loss (Lyu et al. 2020, Section "User-to-Item Network")."""
+"""Sampled softmax, the auxiliary match loss of DMR (Lyu et al., AAAI 2020).
+
+Shape letters: ``B`` users, ``K`` negatives, ``D`` elements of a vector.
+"""
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ def sampled_softmax(
     last_log_q_B: Tensor,
     negative_log_q_K: Tensor,
 ) -> Tensor:
-    """Cross-entropy of each row's newest behaviour [B] against negatives shared by the batch.
+    """Computes the cross-entropy of each newest behaviour against shared negatives, [B].
 
     Logits are ``u . v' - log q`` with ``q`` the expected count of the id in the sample (Jean et
     al., ACL 2015), which makes the sampled softmax an estimate of the full one. A negative that is

@@ -1,11 +1,14 @@
-"""Squared error of reconstructed vectors (Feng et al. 2021, Eqs. 3 and 4)."""
+"""Reconstruction loss of decoded vectors (Feng et al. 2021, Eqs. 3 and 4).
+
+Shape letters: ``N`` rows, ``F`` vectors of a row, ``D`` elements of a vector.
+"""
 
 from typing import Literal
 
 from torch import Tensor
 
 Reduction = Literal["mean", "sum"]
-"""Over the elements of a row: their mean, or the paper's raw sum."""
+"""Reduction over the elements of a row: their mean, or the paper's raw sum."""
 
 
 def reconstruction_loss(
@@ -14,12 +17,12 @@ def reconstruction_loss(
     mask_NF: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error of each row [N] over its ``F`` vectors of dimension ``D``.
+    """Computes the squared error of each row [N] over its ``F`` vectors.
 
     Args:
-        predicted_NFD: what a decoder made; ``N`` may be 0, and several predictions may lie on axes
-            in front, [..., N, F, D].
-        target_NFD: what it should have made.
+        predicted_NFD: decoded vectors; ``N`` may be 0, and several predictions may lie on axes in
+            front, [..., N, F, D].
+        target_NFD: the vectors to reconstruct.
         mask_NF: vectors that count (bool). The mean is over those alone; a row without any has loss
             0.
         reduction: over the elements of a row.

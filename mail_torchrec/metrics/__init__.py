@@ -1,1 +1,1 @@
-"""AUC, GAUC and the scores they are computed from."""
+"""AUC and GAUC, and the predictions that they are computed from."""

@@ -1,4 +1,7 @@
-"""Exact AUC, over all rows and within users, in integer arithmetic: no order of the rows changes a bit of the result."""
+"""Exact AUC over all rows and within users.
+
+Pairs are counted in integer arithmetic, so that no order of the rows changes a bit of the result.
+"""
 
 from typing import Any
 
@@ -7,7 +10,9 @@ from numpy.typing import NDArray
 
 
 def auc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties counted one half.
+    """Computes the area under the ROC curve.
+
+    That is the share of (positive, negative) pairs in the right order, ties counted one half.
 
     Args:
         scores: any monotone function of the predicted probability, ``[rows]``.
@@ -19,18 +24,22 @@ def auc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     Raises:
         ValueError: the shapes differ, a score is nan, or a label is neither 0 nor 1.
     """
-    twice_wins, positives, negatives = wins_by_user(scores, labels, np.zeros(len(scores), np.int64))
+    twice_concordant, positives, negatives = concordance_by_user(
+        scores, labels, np.zeros(len(scores), np.int64)
+    )
     pairs = int(positives.sum()) * int(negatives.sum())
-    return int(twice_wins.sum()) / (2 * pairs) if pairs else float("nan")
+    return int(twice_concordant.sum()) / (2 * pairs) if pairs else float("nan")
 
 
 def gauc(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) -> float:
-    """The mean of the users' own AUCs, weighted by their rows; users with one class are left out (Zhou et al., KDD 2018).
+    """Computes the mean of the users' own AUCs, weighted by their rows (Zhou et al., KDD 2018).
+
+    Users with one class are left out.
 
     Args:
         scores: any monotone function of the predicted probability, ``[rows]``.
         labels: 0 or 1, ``[rows]``.
-        users: whose row it is: integers or strings, ``[rows]``.
+        users: the row's user as an integer or a string, ``[rows]``.
 
     Returns:
         A value in 0..1; nan where no user has both classes.
@@ -38,19 +47,27 @@ def gauc(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) -> flo
     Raises:
         ValueError: the shapes differ, a score is nan, or a label is neither 0 nor 1.
     """
-    twice_wins, positives, negatives = wins_by_user(scores, labels, users)
+    twice_concordant, positives, negatives = concordance_by_user(scores, labels, users)
     pairs = positives * negatives
     both = pairs > 0
     if not both.any():
         return float("nan")
     rows = (positives + negatives)[both]
-    return float(np.sum(rows * (twice_wins[both] / (2 * pairs[both]))) / rows.sum())
+    return float(np.sum(rows * (twice_concordant[both] / (2 * pairs[both]))) / rows.sum())
 
 
-def wins_by_user(
+def concordance_by_user(
     scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each user, in sorted order: twice the pairs won (a tie is half a win), the positives, the negatives.
+    """Counts concordant pairs, positives and negatives of each user, in sorted order of users.
+
+    Args:
+        scores: any monotone function of the predicted probability, ``[rows]``.
+        labels: 0 or 1, ``[rows]``.
+        users: the row's user as an integer or a string, ``[rows]``.
+
+    Returns:
+        Twice the concordant pairs (a tie counts half), positives and negatives; ``[users]`` each.
 
     Raises:
         ValueError: as :func:`gauc`.
@@ -71,9 +88,9 @@ def wins_by_user(
     below = (
         np.cumsum(negatives) - negatives - (np.cumsum(user_negatives) - user_negatives)[user_of_tie]
     )
-    twice_wins = np.zeros(len(user_starts), np.int64)
-    np.add.at(twice_wins, user_of_tie, positives * (2 * below + negatives))
-    return twice_wins, np.add.reduceat(labels, user_starts), user_negatives
+    twice_concordant = np.zeros(len(user_starts), np.int64)
+    np.add.at(twice_concordant, user_of_tie, positives * (2 * below + negatives))
+    return twice_concordant, np.add.reduceat(labels, user_starts), user_negatives
 
 
 def _check(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) -> None:

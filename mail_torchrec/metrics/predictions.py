@@ -1,4 +1,4 @@
-"""The scores of an evaluation, row by row, as a file: what statistics over users need, and a mean cannot give."""
+"""Scores of an evaluation, row by row, in a file: the input of statistics over users."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,28 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Predictions:
-    """``R`` evaluated rows, in the order in which they were read (the files' order with one rank and at most one reader process)."""
+    """Columns of ``R`` evaluated rows, in the order in which they were read.
+
+    That is the order of the files with one rank and at most one reader process.
+    """
 
     scores_R: NDArray[np.float32]
-    """Logits."""
+    """Logits of a click."""
     labels_R: NDArray[np.uint8]
+    """1 where the row was clicked, else 0."""
     users_R: NDArray[np.int64]
-    """Whose row it is: a hash of the group key."""
+    """Hash of the group key: rows of one user have one value."""
     is_new_R: NDArray[np.bool_]
     """Rows reported as new users'."""
 
     @staticmethod
-    def of(
+    def from_columns(
         scores_R: NDArray[Any],
         labels_R: NDArray[Any],
         users_R: NDArray[Any],
         is_new_R: NDArray[Any],
     ) -> "Predictions":
-        """The columns of an evaluation, in the types that the file has."""
+        """Casts the columns of an evaluation to the types of the file."""
         return Predictions(
             scores_R.astype(np.float32),
             labels_R.astype(np.uint8),
@@ -37,7 +41,7 @@ class Predictions:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the columns as one compressed ``.npz``; the file is there whole or not at all."""
+        """Writes the columns as one compressed ``.npz``, atomically."""
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez_compressed(
@@ -54,7 +58,7 @@ class Predictions:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            ValueError: no such file, or not one of these.
+            ValueError: there is no such file, or it holds something else.
         """
         try:
             with np.load(path, allow_pickle=False) as columns:
@@ -68,8 +72,8 @@ class Predictions:
                 "the file with mail-torchrec evaluate --predictions"
             ) from error
 
-    def part(self, *, is_new: bool) -> Self:
-        """The rows of new users, or those of old ones."""
+    def cohort(self, *, is_new: bool) -> Self:
+        """Selects the rows of new users, or those of old users."""
         rows = self.is_new_R == is_new
         return type(self)(
             self.scores_R[rows], self.labels_R[rows], self.users_R[rows], self.is_new_R[rows]

@@ -1,1 +1,1 @@
-"""MAIL: the dense parts put together above the tables."""
+"""MAIL model: tables below, dense towers above, and the wall between the two optimizers."""

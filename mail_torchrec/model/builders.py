@@ -1,6 +1,6 @@
-"""Which dense parts a model has, and the parts from their settings: what the schema has to say about each.
+"""Settings of the model's dense part, and builders of its optional modules.
 
-Errors are ``ValueError``: a part that the schema, or another part, leaves no room for.
+Builders raise ``ValueError`` where the schema, or another module, leaves no room for a module.
 """
 
 from typing import Any, Literal, Self
@@ -11,39 +11,40 @@ from torch import nn
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
 from mail_torchrec.baselines.registry import BaselineSettings
 from mail_torchrec.data.schema.schema import Group, Schema
-from mail_torchrec.model.features import user_id_field
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes
 from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
-from mail_torchrec.towers.zero_shot import ZeroShotSettings, ZeroShotTower
+from mail_torchrec.towers.zero_shot import ZeroShotTower
+from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
 
 
 class ModelSettings(Settings):
-    """Which towers."""
+    """Towers of the model and their training on cold rows."""
 
     tower: str = "dmr"
     """The ranking tower: emblr, base_dnn, wide_deep, deepfm, din, dmr, or the import path
     ``package.module:Class`` of your own."""
     tower_options: dict[str, Any] = {}
-    """Options of that tower (its ``Settings``)."""
+    """Options of the ranking tower, the fields of its ``Settings`` class."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
     multi_task: MultiTaskSettings | None = None
     """The head for conversions on the ranking tower; null predicts clicks alone."""
     baseline: BaselineSettings | None = None
-    """Another remedy in the zero-shot tower's place, see ``baselines/``."""
+    """A published cold-start baseline in the zero-shot tower's place: mean_fill, llae or meta_emb;
+    null without one."""
     behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of old rows that the ranking tower meets as new ones in training: without behaviours,
-    as DropoutNet, or with virtual ones."""
+    """Share of warm users (with behaviours) that each training step treats as cold ones, without
+    their real behaviours (DropoutNet, Volkovs et al., NIPS 2017) or with virtual ones."""
     cold_loss_weight: float = Field(default=0.0, ge=0.0)
-    """In training rows are ranked a second time, as new ones, and that loss counts so much; 0 does
-    without. It is of the old rows, and of all where new ones have a tower of their own."""
+    """Weight of a second ranking loss in training, of rows scored as if their users were cold; 0
+    leaves the second pass out. It counts warm rows, with new_user_tower own all rows."""
     new_user_tower: Literal["shared", "own"] = "shared"
-    """New rows are scored by the ranking tower, or by one of their own, trained on every row as a
-    new one; the tables are shared."""
+    """Tower that scores cold users: shared (the ranking tower) or own (a second one, trained by the
+    second ranking loss on all rows); the tables are shared either way."""
     mmd_over_all_ranks: bool = True
-    """L_d over the old rows of all ranks, as one process would have it; false: each rank its own,
-    for very many ranks."""
+    """Compute the MMD of L_d over the warm users of all ranks, as one process would; false compares
+    each rank's own users alone, for very many ranks."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,8 +55,8 @@ class ModelSettings(Settings):
             )
         if self.new_user_tower == "own" and not self.cold_loss_weight:
             raise ValueError(
-                "new_user_tower 'own' is trained by rows as new ones alone; set cold_loss_weight "
-                "above 0, to 1 for example"
+                "new_user_tower 'own' is trained by rows ranked as cold alone; set "
+                "cold_loss_weight above 0, to 1 for example"
             )
         return self
 
@@ -63,7 +64,7 @@ class ModelSettings(Settings):
 def build_multi_task(
     settings: MultiTaskSettings | None, schema: Schema, tower: nn.Module | None, tower_name: str
 ) -> MultiTaskHead | None:
-    """The head on a ranking tower; None without settings, or without a tower."""
+    """Builds the multi-task head of a ranking tower; None without settings or without a tower."""
     if settings is None or tower is None:
         return None
     if schema.conversion is None:
@@ -78,7 +79,7 @@ def build_multi_task(
 def build_meta_emb(
     settings: BaselineSettings | None, schema: Schema, shapes: InputShapes, *, has_first_order: bool
 ) -> MetaEmb | None:
-    """The generator of new users' id vectors; None where the baseline is another one."""
+    """Builds MetaEmb's generator of id vectors; None where the baseline is another one."""
     if not isinstance(settings, MetaEmbSettings):
         return None
     if has_first_order:
@@ -100,9 +101,21 @@ def build_meta_emb(
 def build_zero_shot(
     settings: ZeroShotSettings | None, schema: Schema, shapes: InputShapes
 ) -> ZeroShotTower | None:
-    """The zero-shot tower for a schema's fields and sequences; None without settings."""
+    """Builds the zero-shot tower for a schema's fields and sequences; None without settings."""
     if settings is None:
         return None
+    groups = _field_groups(settings, shapes)
+    return ZeroShotTower(
+        settings,
+        group_fields={name: num for name, (num, _) in groups.items()},
+        field_dim=next(iter(groups.values()))[1] if groups else 0,
+        num_numeric=len(schema.numeric(Group.ATTRIBUTE)),
+        sequences=shapes.sequences,
+    )
+
+
+def _field_groups(settings: ZeroShotSettings, shapes: InputShapes) -> dict[str, tuple[int, int]]:
+    """Group -> fields and their dimension, of the groups that the zero-shot tower reads."""
     groups = {"attributes": (shapes.num_attributes, shapes.attribute_dim)}
     if settings.input_fields == "all_fields":
         groups |= {
@@ -110,15 +123,50 @@ def build_zero_shot(
             "items": (shapes.num_items, shapes.item_dim),
         }
     groups = {name: group for name, group in groups.items() if group[0]}
-    if len(dims := {dim for _, dim in groups.values()}) != 1:
+    if len({dim for _, dim in groups.values()}) != 1:
         raise ValueError(
             "model.zero_shot.input_fields=all_fields needs one dimension in all groups, received "
             f"{groups} (fields, dimension); set schema.dim"
         )
-    return ZeroShotTower(
-        settings,
-        group_fields={name: num for name, (num, _) in groups.items()},
-        field_dim=dims.pop(),
-        num_numeric=len(schema.numeric(Group.ATTRIBUTE)),
-        sequences=shapes.sequences,
-    )
+    return groups
+
+
+def user_id_field(schema: Schema, name: str | None) -> int:
+    """Returns the index of the user's id among the attributes.
+
+    Args:
+        schema: columns and tables.
+        name: its column; None finds the one that reads the group key's column of the files.
+
+    Raises:
+        ValueError: the name is no attribute of one id; there is no id, or more than one; or there
+            is no other attribute.
+    """
+    attributes = schema.fields(Group.ATTRIBUTE)
+    ids = [field for field in attributes if field in schema.scalars]
+    if name is not None and name not in ids:
+        raise ValueError(
+            f"model.baseline.field should name an attribute column of one id ({', '.join(ids)}), "
+            f"received '{name}'"
+        )
+    found = _only_id(schema, ids) if name is None else name
+    if len(attributes) + len(schema.numeric(Group.ATTRIBUTE)) < 2:
+        raise ValueError(
+            f"model.baseline: meta_emb makes the id of the other attributes, and '{found}' is "
+            "the only one; add others"
+        )
+    return attributes.index(found)
+
+
+def _only_id(schema: Schema, ids: list[str]) -> str:
+    """The one attribute that reads the group key's column of the files."""
+    key = schema.file_column(schema.group_key)
+    found = [field for field in ids if schema.file_column(field) == key]
+    if len(found) != 1:
+        raise ValueError(
+            "model.baseline: meta_emb needs the user's id as an attribute, and "
+            f"{found or 'no column'} of that group reads '{key}' as the "
+            f"group key does; add schema.columns.{key}={{group: attribute}} ('column: {key}' "
+            "under another name), or name it by 'field'"
+        )
+    return found[0]

@@ -1,6 +1,10 @@
-"""Looked-up vectors -> the towers' inputs: fields stacked by name, sequences padded, actions joined to items."""
+"""Assembly of tower inputs: fields stacked, sequences padded, action embeddings joined to items.
 
-from dataclasses import dataclass, replace
+Shape letters as in ``towers/inputs.py``; ``S`` stored columns of a table, its dimension and
+possibly a first-order weight behind it; ``M`` numeric user attributes.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,125 +12,182 @@ from torch import Tensor, nn
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Actions, Group, Schema
 from mail_torchrec.towers.inputs import (
-    BehaviourSequence,
+    CandidateInputs,
     InputShapes,
-    Match,
     RankingInputs,
-    Rows,
     SequenceShape,
 )
+from mail_torchrec.towers.layers.sequences import BehaviourSequence, MatchInputs
 
 
 def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -> InputShapes:
-    """The static shapes of the towers' inputs."""
-    fields = {group: schema.fields(group) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)}
-    dims = {group: schema.table_dim(names[0]) if names else 0 for group, names in fields.items()}
-    sequences = {}
-    for name in schema.sequences:
-        action = schema.action_of(name)
-        num_actions = num_rows[schema.table_of(action)] if action else 0
-        sequences[name] = SequenceShape(
-            schema.columns[name].max_length,
-            schema.behaviour_dim(name),
-            num_actions,
-            schema.table_dim(name),
-        )
+    """Derives the static sizes of the tower inputs.
+
+    Args:
+        schema: columns and tables.
+        num_rows: table -> rows.
+        has_match: whether batches hold inputs of a match loss.
+    """
+
+    def size(group: Group) -> tuple[int, int]:
+        names = schema.fields(group)
+        return len(names), schema.table_dim(names[0]) if names else 0
+
+    num_attributes, attribute_dim = size(Group.ATTRIBUTE)
+    num_context, context_dim = size(Group.CONTEXT)
+    num_items, item_dim = size(Group.ITEM)
     return InputShapes(
-        num_attributes=len(fields[Group.ATTRIBUTE]),
-        attribute_dim=dims[Group.ATTRIBUTE],
-        num_context=len(fields[Group.CONTEXT]),
-        context_dim=dims[Group.CONTEXT],
-        num_items=len(fields[Group.ITEM]),
-        item_dim=dims[Group.ITEM],
+        num_attributes=num_attributes,
+        attribute_dim=attribute_dim,
+        num_context=num_context,
+        context_dim=context_dim,
+        num_items=num_items,
+        item_dim=item_dim,
         num_numeric=len(schema.numeric()),
-        sequences=sequences,
+        sequences={name: _sequence_shape(schema, name, num_rows) for name in schema.sequences},
         has_match=has_match,
     )
 
 
+def _sequence_shape(schema: Schema, name: str, num_rows: dict[str, int]) -> SequenceShape:
+    action = schema.action_of(name)
+    return SequenceShape(
+        max_length=schema.columns[name].max_length,
+        dim=schema.behaviour_dim(name),
+        num_actions=num_rows[schema.table_of(action)] if action else 0,
+        match_dim=schema.table_dim(name),
+    )
+
+
 @dataclass
-class StoredSequence:
-    """One sequence of each user as the tables store it, zeros behind its length; a table's dimension counts of the ``S`` stored columns."""
+class SequenceEmbeddings:
+    """Looked-up vectors of one behaviour sequence, once a user, zeros behind its length."""
 
     values_UTS: Tensor
+    """Stored vectors of the items."""
     lengths_U: Tensor
+    """Number of behaviours (int64)."""
     actions_UT: Tensor | None = None
     """Rows of the action table, 0 behind a user's length; None where there are no actions."""
     actions_UTS: Tensor | None = None
-    """Their vectors."""
+    """Stored vectors of the actions."""
 
 
 @dataclass
-class LookedUp:
-    """Stored vectors of a batch, by column; those of the user's side once a user, which is a row where rows share none."""
+class FeatureEmbeddings:
+    """Looked-up vectors of a batch by column, those of user-side columns once a user."""
 
     fields: dict[str, Tensor]
-    """One vector a row or user, [B, S] or [U, S]."""
-    sequences: dict[str, StoredSequence]
-    match: dict[str, Match]
+    """Column -> one stored vector a row or user, [B, S] or [U, S]."""
+    sequences: dict[str, SequenceEmbeddings]
+    """Column of the behaviour sequence -> its vectors."""
+    match: dict[str, MatchInputs]
+    """Column of the behaviour sequence -> inputs of its match loss."""
 
 
 @dataclass(frozen=True)
 class InputAssembler:
-    """Makes :class:`RankingInputs` of looked-up vectors."""
+    """Assembles :class:`RankingInputs` from looked-up vectors."""
 
     schema: Schema
     feature_tables: FeatureTables
 
-    def users(self, found: LookedUp, numeric_UM: Tensor) -> RankingInputs:
-        """The users' side, with the real behaviours: attributes, their numeric ones and sequences, no context and no items."""
+    def user_inputs(self, embeddings: FeatureEmbeddings, numeric_UM: Tensor) -> RankingInputs:
+        """Assembles the user side: attributes and real behaviours, no context and no items.
+
+        Args:
+            embeddings: looked-up vectors.
+            numeric_UM: numeric attributes.
+        """
         none_U = numeric_UM[:, :0]
         return RankingInputs(
-            self.group(Group.ATTRIBUTE, found.fields, len(numeric_UM)),
+            self.stack_fields(Group.ATTRIBUTE, embeddings.fields, len(numeric_UM)),
             none_U.unsqueeze(2),
             none_U.unsqueeze(2),
             numeric_UM,
-            {name: self.sequence(name, stored, none_U) for name, stored in found.sequences.items()},
-            self.first_order(found.fields, Group.ATTRIBUTE),
+            {
+                name: self.behaviour_sequence(name, stored, none_U)
+                for name, stored in embeddings.sequences.items()
+            },
+            self.first_order_sum(embeddings.fields, Group.ATTRIBUTE),
         )
 
-    def rows(self, found: LookedUp, numeric_BN: Tensor, inverse_indices_B: Tensor | None) -> Rows:
-        """What rows have beside their users."""
-        return Rows(
-            self.group(Group.CONTEXT, found.fields, len(numeric_BN)),
-            self.group(Group.ITEM, found.fields, len(numeric_BN)),
+    def candidate_inputs(
+        self, embeddings: FeatureEmbeddings, numeric_BN: Tensor, inverse_indices_B: Tensor | None
+    ) -> CandidateInputs:
+        """Assembles the candidate side: context, items and targets of each row.
+
+        Args:
+            embeddings: looked-up vectors.
+            numeric_BN: all numeric features.
+            inverse_indices_B: the place of each row's user; None where rows share none.
+        """
+        fields = embeddings.fields
+        return CandidateInputs(
+            self.stack_fields(Group.CONTEXT, fields, len(numeric_BN)),
+            self.stack_fields(Group.ITEM, fields, len(numeric_BN)),
             numeric_BN,
-            {name: self.target(name, found.fields) for name in found.sequences},
-            found.match,
-            self.first_order(found.fields, Group.CONTEXT, Group.ITEM),
+            {name: self.target_embedding(name, fields) for name in embeddings.sequences},
+            embeddings.match,
+            self.first_order_sum(fields, Group.CONTEXT, Group.ITEM),
             inverse_indices_B,
         )
 
-    def group(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
-        """The fields of a group side by side, [B, F, d], or [B, 0, 0] where it has none."""
+    def stack_fields(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
+        """Stacks the fields of a group, [num_rows, fields, D], or [num_rows, 0, 0] without any.
+
+        Args:
+            group: attributes, context or items.
+            fields: column -> stored vectors [num_rows, S].
+            num_rows: rows or users.
+        """
         if not (names := self.schema.fields(group)):
             return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
-        return torch.stack([self._narrow(name, fields[name]) for name in names], dim=1)
+        return torch.stack([self._embedding(name, fields[name]) for name in names], dim=1)
 
-    def sequence(self, name: str, stored: StoredSequence, target_BD: Tensor) -> BehaviourSequence:
-        """Behaviours, item and action joined."""
-        values_UTD, actions_UT = self._narrow(name, stored.values_UTS), stored.actions_UT
+    def behaviour_sequence(
+        self, name: str, stored: SequenceEmbeddings, target_BD: Tensor
+    ) -> BehaviourSequence:
+        """Joins the items and actions of a sequence to behaviour vectors.
+
+        Args:
+            name: column of the sequence.
+            stored: its looked-up vectors.
+            target_BD: vectors of the target items.
+        """
+        values_UTD, actions_UT = self._embedding(name, stored.values_UTS), stored.actions_UT
         if actions_UT is None:
-            actions_UT = torch.zeros(
-                values_UTD.shape[:2], dtype=torch.int64, device=values_UTD.device
-            )
+            shape, device = values_UTD.shape[:2], values_UTD.device
+            actions_UT = torch.zeros(shape, dtype=torch.int64, device=device)
         elif stored.actions_UTS is not None and (action := self.schema.action_of(name)) is not None:
-            values_UTD = _with_actions(
-                values_UTD, self._narrow(action, stored.actions_UTS), self.schema.actions
-            )
+            actions_UTD = self._embedding(action, stored.actions_UTS)
+            values_UTD = _with_actions(values_UTD, actions_UTD, self.schema.actions)
         is_virtual_U = torch.zeros_like(stored.lengths_U, dtype=torch.bool)
         return BehaviourSequence(values_UTD, stored.lengths_U, actions_UT, target_BD, is_virtual_U)
 
-    def target(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
-        """The target item's vector [B, d], as wide as the behaviours: it has no action, which is zeros where actions stand behind items."""
-        target = self.schema.target_of(sequence)
-        target_BD = self._narrow(target, fields[target])
-        return nn.functional.pad(
-            target_BD, (0, self.schema.behaviour_dim(sequence) - target_BD.shape[1])
-        )
+    def target_embedding(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
+        """Returns the target items' vectors [B, D], as wide as the behaviours.
 
-    def first_order(self, fields: dict[str, Tensor], *groups: Group) -> Tensor | None:
-        """The sum [B] of the first-order weights of these groups' fields: the column behind each vector, where the tables hold it."""
+        A target has no action: where action embeddings are concatenated, zeros stand for it.
+
+        Args:
+            sequence: column of the sequence.
+            fields: column -> stored vectors [B, S].
+        """
+        target = self.schema.target_of(sequence)
+        target_BD = self._embedding(target, fields[target])
+        num_zeros = self.schema.behaviour_dim(sequence) - target_BD.shape[1]
+        return nn.functional.pad(target_BD, (0, num_zeros))
+
+    def first_order_sum(self, fields: dict[str, Tensor], *groups: Group) -> Tensor | None:
+        """Sums the first-order weights [B] of the fields of some groups.
+
+        They stand in the column behind each vector; None where the tables do not store them.
+
+        Args:
+            fields: column -> stored vectors [B, S].
+            groups: whose fields count.
+        """
         names = [
             name
             for name in (*self.schema.pooled, *self.schema.unpooled_scalars)
@@ -137,92 +198,13 @@ class InputAssembler:
         return torch.stack([fields[name][:, self.schema.table_dim(name)] for name in names]).sum(0)
 
     def numeric_attributes(self, numeric_BN: Tensor) -> Tensor:
-        """The numeric features that are user attributes: the first ones."""
+        """Returns the numeric features that are user attributes [B, M], which stand first."""
         return numeric_BN[:, : len(self.schema.numeric(Group.ATTRIBUTE))]
 
-    def _narrow(self, name: str, values: Tensor) -> Tensor:
-        """The columns of a looked-up vector that its table's dimension counts (a table may store a few more)."""
+    def _embedding(self, name: str, stored: Tensor) -> Tensor:
+        """Cuts stored vectors [..., S] to the dimension of their table."""
         dim = self.schema.table_dim(name)
-        return values if values.shape[-1] == dim else values[..., :dim]
-
-
-def filled(
-    sequence: BehaviourSequence, new_W: Tensor, values_WTD: Tensor, lengths_W: Tensor
-) -> BehaviourSequence:
-    """A sequence with virtual behaviours in the rows ``new_W``."""
-    return replace(
-        sequence,
-        values_BTD=sequence.values_BTD.index_copy(
-            0, new_W, values_WTD.to(sequence.values_BTD.dtype)
-        ),
-        lengths_B=sequence.lengths_B.index_copy(0, new_W, lengths_W.to(sequence.lengths_B.dtype)),
-        actions_BT=sequence.actions_BT.index_fill(0, new_W, 0),
-        is_virtual_B=sequence.is_virtual_B.index_fill(0, new_W, True),
-    )
-
-
-def emptied(inputs: RankingInputs, rows_B: Tensor) -> RankingInputs:
-    """The inputs without the behaviours of the rows ``rows_B`` (bool)."""
-    sequences = {
-        name: replace(
-            sequence,
-            values_BTD=sequence.values_BTD.masked_fill(rows_B[:, None, None], 0.0),
-            lengths_B=sequence.lengths_B.masked_fill(rows_B, 0),
-            actions_BT=sequence.actions_BT.masked_fill(rows_B[:, None], 0),
-        )
-        for name, sequence in inputs.sequences.items()
-    }
-    return replace(inputs, sequences=sequences)
-
-
-def user_id_field(schema: Schema, name: str | None) -> int:
-    """The place of the user's id among the attributes.
-
-    Args:
-        schema: columns and tables.
-        name: its column; None finds the one that reads the group key's column of the files.
-
-    Raises:
-        ValueError: it is no attribute of one id, there is none or more than one, or no other
-            attribute.
-    """
-    key, attributes = schema.file_column(schema.group_key), schema.fields(Group.ATTRIBUTE)
-    ids = [field for field in attributes if field in schema.scalars]
-    if name is not None and name not in ids:
-        raise ValueError(
-            f"model.baseline.field should name an attribute column of one id ({', '.join(ids)}), "
-            f"received '{name}'"
-        )
-    found = (
-        [name] if name is not None else [field for field in ids if schema.file_column(field) == key]
-    )
-    if len(found) != 1:
-        raise ValueError(
-            "model.baseline: meta_emb needs the user's id as an attribute, and "
-            f"{found or 'no column'} of that group reads '{key}' as the "
-            f"group key does; add schema.columns.{key}={{group: attribute}} ('column: {key}' "
-            "under another name), or name it by 'field'"
-        )
-    if len(attributes) + len(schema.numeric(Group.ATTRIBUTE)) < 2:
-        raise ValueError(
-            f"model.baseline: meta_emb makes the id of the other attributes, and '{found[0]}' is "
-            "the only one; add others"
-        )
-    return attributes.index(found[0])
-
-
-def without_negatives(rows: Rows) -> Rows:
-    """The rows as outside training: a tower that has a match loss computes none."""
-    matches = {
-        name: replace(
-            match,
-            negatives_KD=match.negatives_KD[:0],
-            negative_ids_K=match.negative_ids_K[:0],
-            negative_log_q_K=match.negative_log_q_K[:0],
-        )
-        for name, match in rows.matches.items()
-    }
-    return replace(rows, matches=matches)
+        return stored if stored.shape[-1] == dim else stored[..., :dim]
 
 
 def _with_actions(values_BTD: Tensor, actions_BTD: Tensor, how: Actions) -> Tensor:

@@ -1,101 +1,169 @@
-"""Row losses -> the loss of the global batch, as this rank's share of it."""
+"""Loss terms of the model, reduced to this rank's share of the loss of the global batch.
 
-from dataclasses import dataclass
+Shape letters: ``B`` rows, ``W`` warm users, ``N`` rows of a term, ``H`` elements of a code.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.distributed.collectives import gather_rows, world_size
+from mail_torchrec.distributed.collectives import gather_rows, sum_over_ranks, world_size
 from mail_torchrec.losses.mmd import mmd
+from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.losses.reduction import weighted_mean
-from mail_torchrec.towers.inputs import RankingOutput
+from mail_torchrec.model.step import RankingResult
 from mail_torchrec.towers.multi_task import MultiTaskSettings
+from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
+from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
+from mail_torchrec.utils.spans import span
+
+RESERVED_LOSSES = ("rt", "ctcvr", "a", "v", "d", "meta", "new_rt", "new_ctcvr")
+"""Names of the model's own losses, which an auxiliary loss of a tower may not have."""
 
 
 @dataclass(frozen=True)
-class Term:
-    """One loss: ``weight * mean over rows``, the mean weighted by row, or the raw sum over rows."""
+class LossTerm:
+    """One loss: ``scale`` times a weighted mean over rows, or times the raw sum over rows."""
 
-    rows: Tensor
-    """Loss of each row, [n]."""
-    row_weights: Tensor
-    """Weight of each row in the mean, [n]."""
-    weight: float = 1.0
+    losses_N: Tensor
+    """Loss of each row."""
+    weights_N: Tensor
+    """Weight of each row in the mean."""
+    scale: float = 1.0
+    """Weight of the term in the sum that is minimised."""
     raw_sum: bool = False
+    """Sum over the rows instead of their mean."""
 
 
 def ranking_terms(
-    ranked: RankingOutput,
-    tasks: dict[str, Tensor],
-    batch: Batch,
-    multi_task: MultiTaskSettings | None,
-) -> dict[str, Term]:
-    """The ranking loss, that of conversions where they are predicted, and the tower's auxiliary ones.
+    result: RankingResult, batch: Batch, multi_task: MultiTaskSettings | None
+) -> dict[str, LossTerm]:
+    """Builds the terms of clicks, of conversions and of the tower's auxiliary losses.
+
+    Args:
+        result: output of the ranking tower and its head.
+        batch: labels and weights.
+        multi_task: settings of the head; None without one.
 
     Raises:
-        ValueError: the tower gave a loss a name that MAIL has itself.
+        ValueError: an auxiliary loss has the name of one of the model's own losses.
     """
-    if clash := ranked.auxiliary.keys() & {
-        "rt",
-        "ctcvr",
-        "a",
-        "v",
-        "d",
-        "meta",
-        "new_rt",
-        "new_ctcvr",
-    }:
+    if clash := result.output.auxiliary.keys() & set(RESERVED_LOSSES):
         raise ValueError(
             f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of "
             "MAIL's own losses; rename it"
         )
     click_weight = multi_task.click_weight if multi_task else 1.0
-    terms = {
-        "L_rt": Term(ranking_loss(ranked.logits_B, batch.labels_B), batch.weights_B, click_weight)
-    }
+    click_losses_B = ranking_loss(result.output.logits_B, batch.labels_B)
+    terms = {"L_rt": LossTerm(click_losses_B, batch.weights_B, click_weight)}
     if multi_task:
-        terms["L_ctcvr"] = Term(
-            ranking_loss(tasks["ctcvr"], batch.conversions_B), batch.weights_B, 1 - click_weight
-        )
+        ctcvr_losses_B = ranking_loss(result.tasks["ctcvr"], batch.conversions_B)
+        terms["L_ctcvr"] = LossTerm(ctcvr_losses_B, batch.weights_B, 1 - click_weight)
     return terms | {
-        f"L_{name}": Term(rows_B, weights_B * batch.weights_B, weight)
-        for name, (rows_B, weights_B, weight) in ranked.auxiliary.items()
+        f"L_{name}": LossTerm(losses_B, weights_B * batch.weights_B, scale)
+        for name, (losses_B, weights_B, scale) in result.output.auxiliary.items()
     }
 
 
-def shares(terms: dict[str, Term]) -> dict[str, Tensor]:
-    """Each term's share on this rank.
+def cold_pass_terms(
+    terms: dict[str, LossTerm], weights_B: Tensor, scale: float
+) -> dict[str, LossTerm]:
+    """Renames and scales ranking terms of rows that were ranked as cold ones.
+
+    Args:
+        terms: of :func:`ranking_terms`.
+        weights_B: weight of each row.
+        scale: weight of these terms, ``model.cold_loss_weight``.
+    """
+    return {
+        name.replace("L_", "L_new_"): replace(term, weights_N=weights_B, scale=term.scale * scale)
+        for name, term in terms.items()
+    }
+
+
+def zero_shot_terms(losses: ZeroShotLosses, settings: ZeroShotSettings) -> dict[str, LossTerm]:
+    """Builds the terms L_a, L_v and, where it is a mean over rows, L_d of the zero-shot tower.
+
+    Args:
+        losses: of the warm users.
+        settings: of the tower.
+    """
+    assert losses.weights_N is not None
+    row_losses = dict(losses.row_losses)
+    if settings.aligns_by("paired_mse"):
+        assert losses.P_NH is not None and losses.Q_NH is not None
+        row_losses["d"] = paired_mse(losses.P_NH, losses.Q_NH, settings.reduction)
+    return {
+        f"L_{name}": LossTerm(losses_N, losses.weights_N, raw_sum=settings.reduction == "sum")
+        for name, losses_N in row_losses.items()
+    }
+
+
+def reduce_terms(
+    terms: dict[str, LossTerm],
+    zero_shot: ZeroShotLosses | None,
+    settings: ZeroShotSettings | None,
+    *,
+    mmd_over_all_ranks: bool,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Reduces all losses to this rank's shares; a collective call of all ranks.
+
+    Args:
+        terms: the terms of ranking.
+        zero_shot: row losses and codes of the zero-shot tower; None without any.
+        settings: of the zero-shot tower; None without one.
+        mmd_over_all_ranks: compares the codes of all ranks, see :func:`mmd_share`.
+
+    Returns:
+        The shares by name, and the sum to minimise, all scalars.
+    """
+    if zero_shot is not None and settings is not None:
+        terms = terms | zero_shot_terms(zero_shot, settings)
+    with span("ranking"):
+        losses = loss_shares(terms)
+        loss = torch.stack([term.scale * losses[name] for name, term in terms.items()]).sum()
+    if zero_shot is not None and settings is not None and settings.aligns_by("mmd"):
+        with span("zero_shot"):
+            losses["L_d"] = mmd_share(zero_shot, settings.sigma, all_ranks=mmd_over_all_ranks)
+        loss = loss + losses["L_d"]
+    return losses, loss
+
+
+def loss_shares(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
+    """Reduces each term to this rank's share; a collective call of all ranks.
 
     DistributedDataParallel and the sharded tables average gradients over ranks. So that the average
     is the gradient of the loss over all ranks' rows, however unevenly they lie, a share is ``ranks
     * own sum / weight of all rows``. A term without any row anywhere is 0.
     """
-    own = torch.stack([term.row_weights.sum() for term in terms.values()])
-    totals = own.clone()
-    if world_size() > 1:
-        dist.all_reduce(totals)
+    totals = sum_over_ranks(torch.stack([term.weights_N.sum() for term in terms.values()]))
     return {name: _share(term, totals[i]) for i, (name, term) in enumerate(terms.items())}
 
 
-def _share(term: Term, total: Tensor) -> Tensor:
+def _share(term: LossTerm, total: Tensor) -> Tensor:
     return world_size() * weighted_mean(
-        term.rows, term.row_weights, torch.ones_like(total) if term.raw_sum else total
+        term.losses_N, term.weights_N, torch.ones_like(total) if term.raw_sum else total
     )
 
 
-def mmd_share(
-    P_OH: Tensor, Q_OH: Tensor, weights_O: Tensor, sigma: float, *, all_ranks: bool
-) -> Tensor:
-    """This rank's share of the MMD between the codes of all ranks' old users, or of its own alone, each counted by its rows.
+def mmd_share(losses: ZeroShotLosses, sigma: float, *, all_ranks: bool) -> Tensor:
+    """Reduces the MMD between the codes of warm users to this rank's share, a scalar.
 
     Over all ranks each rank needs every code: ``O(rank rows * all rows)`` time and ``O(all rows)``
     memory.
+
+    Args:
+        losses: codes and weights of this rank's warm users.
+        sigma: bandwidth of the kernel.
+        all_ranks: compares the codes of all ranks; else each rank its own alone.
     """
+    P_WH, Q_WH, weights_W = losses.P_NH, losses.Q_NH, losses.weights_N
+    assert P_WH is not None and Q_WH is not None and weights_W is not None
     if world_size() == 1 or not all_ranks:
-        return mmd(P_OH, Q_OH, sigma, weights_N=weights_O)
-    gathered = gather_rows(torch.cat([P_OH, Q_OH, weights_O.to(P_OH.dtype).unsqueeze(1)], dim=1))
+        return mmd(P_WH, Q_WH, sigma, weights_N=weights_W)
+    gathered = gather_rows(torch.cat([P_WH, Q_WH, weights_W.to(P_WH.dtype).unsqueeze(1)], dim=1))
     all_P, all_Q = gathered[:, :-1].chunk(2, dim=1)
-    return world_size() * mmd(P_OH, Q_OH, sigma, all_P, all_Q, weights_O, gathered[:, -1])
+    return world_size() * mmd(P_WH, Q_WH, sigma, all_P, all_Q, weights_W, gathered[:, -1])

@@ -1,1 +1,1 @@
-"""What-if sharding: will the tables fit, how fast would it be, what would help."""
+"""Estimates of sharding plans on any hardware, and suggestions for tables that do not fit."""

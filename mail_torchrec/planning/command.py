@@ -1,38 +1,49 @@
-"""``mail-torchrec plan``: every point of the grid, what helps those that do not fit, and the report."""
+"""``mail-torchrec plan``: estimates every scenario of a grid and writes the report."""
 
 from pathlib import Path
 
-from mail_torchrec.planning.estimate import Answer, answer
-from mail_torchrec.planning.report import table, verdicts, write_report
-from mail_torchrec.planning.scenarios import Question
-from mail_torchrec.planning.suggestions import remedies
-from mail_torchrec.train.assembly import feature_tables_of
+from mail_torchrec.planning.estimate import PlanEstimate
+from mail_torchrec.planning.estimator import estimate_scenario
+from mail_torchrec.planning.report import findings, summary_table, write_report
+from mail_torchrec.planning.scenarios import ScenarioGrid
+from mail_torchrec.planning.suggestions import suggest
+from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.dense_cost import DenseCost, dense_cost
 
 
-def ask(question: Question) -> list[Answer]:
-    """Answers every point.
+def estimate_grid(grid: ScenarioGrid) -> list[PlanEstimate]:
+    """Estimates every scenario, with suggestions for those that do not fit.
 
     Raises:
-        ValueError: a configuration or constraint that cannot be met, whatever the memory.
+        ValueError: a configuration or constraint that cannot be met with any amount of memory.
     """
-    answers: list[Answer] = []
+    estimates: list[PlanEstimate] = []
     costs: dict[str, DenseCost] = {}
-    for case in question.cases():
-        model = case.config.model.model_dump_json()
+    for scenario in grid.scenarios():
+        config = scenario.config
+        model = config.model.model_dump_json()
         if model not in costs:
-            costs[model] = dense_cost(case.config, feature_tables_of(case.config), case.num_rows)
-        found = answer(case, costs[model])
-        if not found.fits:
-            found.remedies = list(remedies(found))
-        answers.append(found)
-    return answers
+            costs[model] = dense_cost(config, config_feature_tables(config), scenario.num_rows)
+        estimate = estimate_scenario(scenario, costs[model])
+        if not estimate.fits:
+            estimate.suggestions = suggest(estimate)
+        estimates.append(estimate)
+    return estimates
 
 
-def plan(question: Question, out: Path | None, command: str) -> str:
-    """Answers, writes the report where there is a folder for it, and returns what the terminal shows."""
-    answers = ask(question)
-    lines = [*table(answers), "", *verdicts(answers)]
+def plan(grid: ScenarioGrid, out: Path | None, command: str) -> str:
+    """Estimates a grid and writes the report.
+
+    Args:
+        grid: the scenarios.
+        out: folder of the report; None writes none.
+        command: command line, for the report.
+
+    Returns:
+        The text for the terminal.
+    """
+    estimates = estimate_grid(grid)
+    lines = [*summary_table(estimates), "", *findings(estimates)]
     if out is not None:
-        lines.append("  ".join(map(str, write_report(question, answers, command, out))))
+        lines.append("  ".join(map(str, write_report(grid, estimates, command, out))))
     return "\n".join(lines).rstrip()

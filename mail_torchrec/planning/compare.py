@@ -1,4 +1,4 @@
-"""``mail-torchrec plan --compare``: what a finished run took, beside what its plan would have been estimated to take."""
+"""``mail-torchrec plan --compare``: memory and speed of a finished run beside their estimate."""
 
 import json
 from statistics import median
@@ -6,45 +6,60 @@ from typing import Any
 
 from mail_torchrec.config import load_config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.embeddings.hardware import hardware
-from mail_torchrec.embeddings.plan_file import made_for, read_plan
-from mail_torchrec.embeddings.sharding_options import num_bytes
-from mail_torchrec.planning.estimate import TABLE_PARTS, Answer, answer_of_plan
-from mail_torchrec.planning.scenarios import Case
+from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
+from mail_torchrec.embeddings.plan_file import PlanContext, plan_context, read_plan
+from mail_torchrec.embeddings.storage import format_bytes
+from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
+from mail_torchrec.planning.estimator import estimate_saved_plan
+from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.train.run_dir import RunDir
 
 
-def compare(run_dir: RunDir, hardware_name: str | None, figures: tuple[str, ...]) -> str:
-    """Estimate and measurement side by side, as a Markdown table.
+def compare_run(
+    run_dir: RunDir, hardware_name: str | None, hardware_overrides: tuple[str, ...]
+) -> str:
+    """Compares estimate and measurement of a run, as a Markdown table.
 
     Args:
-        run_dir: a finished run over sharded tables.
-        hardware_name: the preset it ran on; None stands for ``cpu`` where it ran there.
-        figures: overrides of the hardware's.
+        run_dir: a finished run with sharded tables.
+        hardware_name: the preset it ran on; None stands for ``cpu`` if it ran there.
+        hardware_overrides: ``key=value`` of the hardware.
 
     Raises:
-        ValueError: no such run, one without a plan or without measurements, or hardware of another
-            kind.
+        ValueError: no such run, a run without a plan or without measurements, or hardware of
+            another kind.
     """
-    run_dir.check()
+    run_dir.check_trained()
     tree = read_plan(run_dir.plan)
-    job = made_for(tree)
-    if hardware_name is None and job.device == "cuda":
-        raise ValueError(f"{run_dir.path} ran on CUDA: say on which, --hardware h100 for example")
-    machine = hardware(hardware_name or "cpu", (f"ranks_a_host={job.ranks_a_host}", *figures))
-    if machine.device != job.device:
-        raise ValueError(
-            f"{run_dir.path} ran on {job.device}, and --hardware {hardware_name} is "
-            f"{machine.device}"
-        )
+    context = plan_context(tree)
+    hardware = _hardware_of(run_dir, context, hardware_name, hardware_overrides)
     config = load_config(run_dir.config, [])
     num_rows = Encoders.load(run_dir.vocabularies, config.schema_).num_rows
-    estimate = answer_of_plan(Case(config, num_rows, machine, job.world_size, ()), tree)
-    return "\n".join(_table(estimate, *_measured(run_dir)))
+    scenario = Scenario(config, num_rows, hardware, context.world_size, ())
+    return "\n".join(_table(estimate_saved_plan(scenario, tree), *_measured(run_dir)))
+
+
+def _hardware_of(
+    run_dir: RunDir, context: PlanContext, name: str | None, overrides: tuple[str, ...]
+) -> Hardware:
+    if name is None and context.device == "cuda":
+        raise ValueError(
+            f"{run_dir.path} ran on CUDA: give its hardware, --hardware h100 for example"
+        )
+    of_run = f"local_world_size={context.local_world_size}"
+    hardware = hardware_preset(name or "cpu", (of_run, *overrides))
+    if hardware.device != context.device:
+        raise ValueError(
+            f"{run_dir.path} ran on {context.device}, and --hardware {name} is {hardware.device}"
+        )
+    return hardware
 
 
 def _measured(run_dir: RunDir) -> tuple[dict[str, Any], float]:
-    """The run's usage, and its median of rows a second; its first report is left out where there are more, for it has the warm-up."""
+    """Reads the memory usage of a run and its median of rows a second.
+
+    The first speed includes the warm-up and is left out if there are more.
+    """
     records = [json.loads(line) for line in run_dir.log.read_text().splitlines()]
     usages = [record["usage"] for record in records if "usage" in record]
     speeds = [record["rows_per_second"] for record in records if "rows_per_second" in record]
@@ -56,29 +71,34 @@ def _measured(run_dir: RunDir) -> tuple[dict[str, Any], float]:
     return usages[-1], median(speeds[1:] or speeds)
 
 
-def _table(estimate: Answer, usage: dict[str, Any], rows_per_second: float) -> list[str]:
-    step_ms = 1000 * estimate.case.ranks * estimate.case.config.train.batch_size / rows_per_second
-    peak_of = "CUDA's allocator" if usage["device"] == "cuda" else "the whole process"
-    rows: list[tuple[str, str, str]] = []
-    for part, key in zip(TABLE_PARTS, ("table_weights", "optimizer_state"), strict=False):
-        rows.append(
-            (
-                f"{part}, fullest rank",
-                num_bytes(float(estimate.table_memory_R[part].max())),
-                num_bytes(max(usage[key])),
-            )
-        )
-    rows += [
-        (
-            f"peak memory, fullest rank ({peak_of})",
-            num_bytes(estimate.peak_memory),
-            num_bytes(max(usage["peak"])),
-        ),
-        ("ms a step", f"{estimate.step.total:.2f}", f"{step_ms:.2f}"),
-        ("rows/s", f"{estimate.rows_per_second:,.0f}", f"{rows_per_second:,.0f}"),
-    ]
+def _table(estimate: PlanEstimate, usage: dict[str, Any], rows_per_second: float) -> list[str]:
+    rows = _memory_rows(estimate, usage) + _speed_rows(estimate, rows_per_second)
     return [
         "| | estimate | measured |",
         "| --- | ---: | ---: |",
-        *(f"| {what} | {mine} | {its} |" for what, mine, its in rows),
+        *(f"| {quantity} | {estimated} | {found} |" for quantity, estimated, found in rows),
     ]
+
+
+def _speed_rows(estimate: PlanEstimate, rows_per_second: float) -> list[tuple[str, str, str]]:
+    scenario = estimate.scenario
+    rows_a_step = scenario.world_size * scenario.config.train.batch_size
+    step_ms = 1000 * rows_a_step / rows_per_second
+    return [
+        ("ms a step", f"{estimate.step_time.total:.2f}", f"{step_ms:.2f}"),
+        ("rows/s", f"{estimate.rows_per_second:,.0f}", f"{rows_per_second:,.0f}"),
+    ]
+
+
+def _memory_rows(estimate: PlanEstimate, usage: dict[str, Any]) -> list[tuple[str, str, str]]:
+    measured_by = "CUDA's allocator" if usage["device"] == "cuda" else "the whole process"
+    rows = [
+        (
+            f"{part}, fullest rank",
+            format_bytes(float(estimate.table_memory_R[part].max())),
+            format_bytes(max(usage[key])),
+        )
+        for part, key in zip(TABLE_PARTS, ("table_weights", "optimizer_state"), strict=False)
+    ]
+    peak = format_bytes(estimate.peak_memory), format_bytes(max(usage["peak"]))
+    return [*rows, (f"peak memory, fullest rank ({measured_by})", *peak)]

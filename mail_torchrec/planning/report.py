@@ -1,19 +1,18 @@
-"""The answers as a terminal table, Markdown, JSON and one HTML page."""
+"""Report of the estimates: a table for the terminal, Markdown, JSON, HTML and plan files."""
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mail_torchrec.embeddings.hardware import figures
-from mail_torchrec.embeddings.sharding_options import describe, num_bytes
-from mail_torchrec.planning.estimate import Answer
+from mail_torchrec.embeddings.storage import format_bytes
+from mail_torchrec.planning.estimate import PlanEstimate
 from mail_torchrec.planning.plots import draw_memory, draw_placement, draw_steps
-from mail_torchrec.planning.scenarios import Question
-from mail_torchrec.reporting.html import as_html
+from mail_torchrec.planning.scenarios import ScenarioGrid
+from mail_torchrec.reporting.html import markdown_to_html
 
 _GIB = 2**30
-_HEADS = (
+_HEADER = (
     "ranks x rows",
     "fits",
     "GiB a rank",
@@ -26,160 +25,201 @@ _HEADS = (
     "imbalance",
     "plan",
 )
+_IS_TEXT = tuple(title in ("ranks x rows", "plan") for title in _HEADER)
 
 
-def table(answers: Sequence[Answer]) -> list[str]:
-    """The points as a Markdown table whose columns are aligned for a terminal too."""
-    rows = [_HEADS, *(_row(found) for found in answers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
-    texts = (0, len(_HEADS) - 1)  # the columns that are not numbers
+def summary_table(estimates: Sequence[PlanEstimate]) -> list[str]:
+    """Returns the lines of a Markdown table, aligned for a terminal too, one scenario a line."""
+    rows = [_HEADER, *(_summary_row(estimate) for estimate in estimates)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    rule = [
+        "-" * (width - 1) + ("-" if is_text else ":")
+        for width, is_text in zip(widths, _IS_TEXT, strict=True)
+    ]
+    return [_summary_line(row, widths) for row in (rows[0], rule, *rows[1:])]
 
-    def line(row: Sequence[str]) -> str:
-        cells = (
-            cell.ljust(width) if i in texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "| " + " | ".join(cells) + " |"
 
-    rule = line(
-        ["-" * width if i in texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+def _summary_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (
+        cell.ljust(width) if is_text else cell.rjust(width)
+        for cell, width, is_text in zip(cells, widths, _IS_TEXT, strict=True)
     )
-    return [line(rows[0]), rule, *map(line, rows[1:])]
+    return "| " + " | ".join(padded) + " |"
 
 
-def _row(found: Answer) -> tuple[str, ...]:
-    step = found.step
-    times = (f"{value:.1f}" for value in (step.lookup, step.communication, step.dense, step.total))
-    memory = f"{found.peak_memory / _GIB:.1f}", f"{found.capacity / _GIB:.1f}"
-    shape = Counter(describe(choice) for choice, _ in found.layout.chosen.values())
+def _summary_row(estimate: PlanEstimate) -> tuple[str, ...]:
+    step = estimate.step_time
+    times = (f"{ms:.1f}" for ms in (step.lookup, step.communication, step.dense, step.total))
+    options = Counter(
+        placement.option.describe() for placement in estimate.plan.placements.values()
+    )
     return (
-        found.case.name, "yes" if found.fits else "NO", *memory, *times, f"{found.rows_per_second:,.0f}",
-        f"{found.imbalance['memory']:.2f}", " + ".join(f"{number} {kind}" for kind, number in shape.most_common()),
-    )  # fmt: skip
+        estimate.scenario.name,
+        "yes" if estimate.fits else "NO",
+        f"{estimate.peak_memory / _GIB:.1f}",
+        f"{estimate.capacity / _GIB:.1f}",
+        *times,
+        f"{estimate.rows_per_second:,.0f}",
+        f"{estimate.imbalance['memory']:.2f}",
+        " + ".join(f"{number} {option}" for option, number in options.most_common()),
+    )
 
 
-def verdicts(answers: Sequence[Answer]) -> list[str]:
-    """What the answers say, point by point where there is something to say, as Markdown."""
+def findings(estimates: Sequence[PlanEstimate]) -> list[str]:
+    """Returns shortages with their suggestions, and notes, as lines of Markdown."""
     lines: list[str] = []
-    for found in answers:
-        if not found.fits:
-            lines += [f"**{found.case.name}** does not fit: it lacks {found.lacks}.", ""]
-            lines += [f"- {remedy.sentence()}" for remedy in found.remedies] + [""]
-        lines += [part for note in found.notes for part in (f"{found.case.name}: {note}.", "")]
+    for estimate in estimates:
+        name = estimate.scenario.name
+        if not estimate.fits:
+            lines += [f"**{name}** does not fit: it lacks {estimate.shortage}.", ""]
+            lines += [f"- {suggestion.sentence()}" for suggestion in estimate.suggestions]
+            lines.append("")
+        for note in estimate.notes:
+            lines += [f"{name}: {note}.", ""]
     return lines
 
 
 def markdown(
-    question: Question, answers: Sequence[Answer], command: str, pictures: dict[str, str]
+    grid: ScenarioGrid, estimates: Sequence[PlanEstimate], command: str, plots: dict[str, str]
 ) -> str:
-    """The whole report."""
-    fitting = sum(found.fits for found in answers)
-    lines = [f"# Sharding plan: {answers[0].case.config.name} on {question.hardware_name}", ""]
-    lines += [
-        f"{fitting} of {len(answers)} points fit. Memory is that of the fullest rank; a step's "
-        "parts do not overlap in this estimate.",
+    """Composes the whole report.
+
+    Args:
+        grid: the scenarios.
+        estimates: of every scenario.
+        command: command line that made them.
+        plots: captions by file name.
+    """
+    fitting = sum(estimate.fits for estimate in estimates)
+    name = estimates[0].scenario.config.name
+    lines = [
+        f"# Sharding plan: {name} on {grid.hardware_name}",
         "",
+        f"{fitting} of {len(estimates)} scenarios fit. Memory is that of the fullest rank; a "
+        "step's parts do not overlap in this estimate.",
+        "",
+        *summary_table(estimates),
+        "",
+        *findings(estimates),
     ]
-    lines += [*table(answers), "", *verdicts(answers)]
-    for file, caption in pictures.items():
+    for file, caption in plots.items():
         lines += [f"![{caption}]({file})", ""]
-    lines += [
-        "## Memory of the fullest rank",
-        "",
-        *_memory_table(answers),
-        "",
-        "## Tables",
-        "",
-        *_tables(answers),
-        "",
-        "## Hardware",
-        "",
-    ]
-    lines += ["| figure | value |", "| --- | ---: |"]
-    lines += [f"| {name} | {value} |" for name, value in figures(question.machine).items()]
-    return "\n".join([*lines, "", "## Command", "", "```", command, "```", ""])
+    sections = {
+        "Memory of the fullest rank": _memory_table(estimates),
+        "Tables": _placement_table(estimates),
+        "Hardware": _hardware_table(grid),
+        "Command": ["```", command, "```"],
+    }
+    for title, content in sections.items():
+        lines += [f"## {title}", "", *content, ""]
+    return "\n".join(lines)
 
 
-def _memory_table(answers: Sequence[Answer]) -> list[str]:
-    heads = list(
+def _hardware_table(grid: ScenarioGrid) -> list[str]:
+    specs = grid.hardware.specs()
+    rows = [f"| {name} | {value} |" for name, value in specs.items()]
+    return ["| specification | value |", "| --- | ---: |", *rows]
+
+
+def _memory_table(estimates: Sequence[PlanEstimate]) -> list[str]:
+    """Returns the fullest rank's bytes by purpose, one scenario a line."""
+    purposes = list(
         dict.fromkeys(
-            part for found in answers for part in (*found.table_memory_R, *found.dense_memory)
+            purpose
+            for estimate in estimates
+            for purpose in (*estimate.table_memory_R, *estimate.dense_memory)
         )
     )
     lines = [
-        f"| ranks x rows | {' | '.join(heads)} | host |",
-        "| --- |" + " ---: |" * (len(heads) + 1),
+        f"| ranks x rows | {' | '.join(purposes)} | host |",
+        "| --- |" + " ---: |" * (len(purposes) + 1),
     ]
-    for found in answers:
-        fullest = int(found.layout.memory_R[found.main_memory].argmax())
-        parts = {
-            part: float(bytes_R[fullest]) for part, bytes_R in found.table_memory_R.items()
-        } | found.dense_memory
-        cells = [num_bytes(parts[part]) if part in parts else "" for part in heads]
-        lines.append(
-            f"| {found.case.name} | {' | '.join(cells)} | "
-            f"{num_bytes(float(found.layout.memory_R['host'].max()))} |"
-        )
+    for estimate in estimates:
+        fullest = int(estimate.plan.memory_R[estimate.main_memory].argmax())
+        memory = {
+            part: float(bytes_R[fullest]) for part, bytes_R in estimate.table_memory_R.items()
+        }
+        memory |= estimate.dense_memory
+        cells = [format_bytes(memory[purpose]) if purpose in memory else "" for purpose in purposes]
+        host = format_bytes(float(estimate.plan.memory_R["host"].max()))
+        lines.append(f"| {estimate.scenario.name} | {' | '.join(cells)} | {host} |")
     return lines
 
 
-def _tables(answers: Sequence[Answer]) -> list[str]:
-    """Every table of every plan; shards of one size are counted."""
+def _placement_table(estimates: Sequence[PlanEstimate]) -> list[str]:
+    """Returns every table of every plan with its sharding option and its largest shard."""
     lines = [
-        "| point | table | rows | columns | sharding | shards | largest shard |",
+        "| scenario | table | rows | columns | sharding | shards | largest shard |",
         "| --- | --- | ---: | ---: | --- | ---: | ---: |",
     ]
-    for found in answers:
-        for name, (choice, ranks) in found.layout.chosen.items():
-            rows, columns = found.workload.sizes[name]
-            largest = num_bytes(4.0 * float(choice.sizes_S2.prod(axis=1).max()))
+    for estimate in estimates:
+        for table, (option, ranks_S) in estimate.plan.placements.items():
+            rows, columns = estimate.workload.sizes[table]
+            largest = format_bytes(4.0 * float(option.sizes_S2.prod(axis=1).max()))
             lines.append(
-                f"| {found.case.name} | {name} | {rows:,} | {columns} | {describe(choice)} | "
-                f"{len(ranks)} | {largest} |"
+                f"| {estimate.scenario.name} | {table} | {rows:,} | {columns} | "
+                f"{option.describe()} | {len(ranks_S)} | {largest} |"
             )
     return lines
 
 
 def write_report(
-    question: Question, answers: Sequence[Answer], command: str, out: Path
+    grid: ScenarioGrid, estimates: Sequence[PlanEstimate], command: str, out: Path
 ) -> list[Path]:
-    """Writes ``report.html``, ``report.md``, ``report.json``, pictures, and a plan file for each point that fits.
+    """Writes the report as HTML, Markdown and JSON, its plots, and a plan file for each fit.
 
-    Pictures of memory and placement are of the first and the last point that fit (of the first
-    point where none does).
+    Args:
+        grid: the scenarios.
+        estimates: of every scenario.
+        command: command line that made them.
+        out: folder to write into.
+
+    Returns:
+        The written files except the plots.
     """
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    shown = [found for found in answers if found.fits] or list(answers[:1])
-    pictures = {"steps.png": "What a step is made of, for every point."}
-    draw_steps(answers, out / "steps.png")
-    for found in dict.fromkeys((shown[0], shown[-1])):
-        name = file_name(found)
-        draw_memory(found, out / f"memory-{name}.png")
-        draw_placement(found, out / f"tables-{name}.png")
-        pictures[f"memory-{name}.png"] = f"Memory of every rank, {found.case.name}."
-        pictures[f"tables-{name}.png"] = f"Where tables lie, {found.case.name}."
-    text = markdown(question, answers, command, pictures)
+    text = markdown(grid, estimates, command, _draw_plots(estimates, out))
     content = {
-        "command": command, "hardware": question.hardware_name, "figures": figures(question.machine),
-        "points": [found.content() for found in answers],
-    }  # fmt: skip
-    for file, body in (
-        ("report.html", as_html(text, out)), ("report.md", text), ("report.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    ):  # fmt: skip
-        (out / file).write_text(body, encoding="utf-8")
-        written.append(out / file)
-    for found in answers:
-        if found.fits:
-            path = out / ("plan.json" if len(answers) == 1 else f"plan-{file_name(found)}.json")
-            path.write_text(found.plan_text())
-            written.append(path)
-    return written
+        "command": command,
+        "hardware": grid.hardware_name,
+        "hardware_specs": grid.hardware.specs(),
+        "scenarios": [estimate.as_json() for estimate in estimates],
+    }
+    files = {
+        "report.html": markdown_to_html(text, out),
+        "report.md": text,
+        "report.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
+    }
+    for estimate in estimates:
+        if estimate.fits:
+            name = "plan.json" if len(estimates) == 1 else f"plan-{file_name(estimate)}.json"
+            files[name] = estimate.plan_text()
+    for name, body in files.items():
+        (out / name).write_text(body, encoding="utf-8")
+    return [out / name for name in files]
 
 
-def file_name(found: Answer) -> str:
-    """A point's name as a part of file names."""
-    text = found.case.name.replace(" x ", "x")
-    return "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in text).strip(
-        "-"
-    )
+def _draw_plots(estimates: Sequence[PlanEstimate], out: Path) -> dict[str, str]:
+    """Draws the plots and returns their captions by file name.
+
+    Memory and placement are drawn for the first and the last scenario that fit, or for the first
+    scenario if none fits.
+    """
+    plots = {"steps.png": "Parts of a step of every scenario."}
+    draw_steps(estimates, out / "steps.png")
+    shown = [estimate for estimate in estimates if estimate.fits] or list(estimates[:1])
+    for estimate in dict.fromkeys((shown[0], shown[-1])):
+        memory_png = f"memory-{file_name(estimate)}.png"
+        placement_png = f"tables-{file_name(estimate)}.png"
+        draw_memory(estimate, out / memory_png)
+        draw_placement(estimate, out / placement_png)
+        plots[memory_png] = f"Memory of every rank, {estimate.scenario.name}."
+        plots[placement_png] = f"Placement of the tables, {estimate.scenario.name}."
+    return plots
+
+
+def file_name(estimate: PlanEstimate) -> str:
+    """Returns a scenario's name as a part of file names."""
+    text = estimate.scenario.name.replace(" x ", "x")
+    letters = (letter if letter.isalnum() or letter in ".-_" else "-" for letter in text)
+    return "".join(letters).strip("-")

@@ -1,4 +1,4 @@
-"""What is asked: a configuration, hardware, and a grid of ranks, batch sizes and settings."""
+"""Scenarios to plan for: a grid of ranks, batch sizes and settings on one kind of hardware."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,121 +6,136 @@ from itertools import product
 from pathlib import Path
 
 from mail_torchrec.config import Config, load_config
-from mail_torchrec.data.schema.schema import Ids, Schema
-from mail_torchrec.embeddings.hardware import Hardware, hardware
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
 
 
 @dataclass(frozen=True)
-class Case:
-    """One point of the grid."""
+class Scenario:
+    """One job to plan for."""
 
     config: Config
-    """With this point's batch size and settings."""
+    """Configuration with this scenario's batch size and settings."""
     num_rows: dict[str, int]
-    """Table -> rows."""
-    machine: Hardware
-    ranks: int
+    """Rows by table name."""
+    hardware: Hardware
+    """Hardware of every rank."""
+    world_size: int
+    """Ranks."""
     varied: tuple[str, ...]
-    """The settings that this point has and others have not."""
+    """Overrides in which the scenarios of a grid differ."""
 
     @property
     def name(self) -> str:
-        """Short, for tables and file names."""
-        return f"{self.ranks} x {self.config.train.batch_size}" + "".join(
-            f", {text}" for text in self.varied
-        )
+        """Short name for reports and file names, such as ``8 x 4096``."""
+        size = f"{self.world_size} x {self.config.train.batch_size}"
+        return size + "".join(f", {override}" for override in self.varied)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the command line asked."""
+class ScenarioGrid:
+    """The scenarios that one command plans for."""
 
     config: Path
+    """Configuration file."""
     overrides: tuple[str, ...]
+    """Overrides of the configuration in every scenario."""
     hardware_name: str
-    machine: Hardware
-    ranks: tuple[int, ...]
+    """Name of the preset."""
+    hardware: Hardware
+    """Hardware of every rank, with its overrides."""
+    world_sizes: tuple[int, ...]
+    """Numbers of ranks."""
     batch_sizes: tuple[int, ...]
-    """Rows a rank; empty: the configuration's."""
+    """Rows a rank; if empty, the configuration's."""
     vary: tuple[tuple[str, ...], ...]
-    """Lists of alternative overrides, one of each list a point."""
+    """Lists of alternative overrides; every scenario has one of each list."""
     rows: dict[str, int]
+    """Rows of tables that the schema does not give, by table name."""
 
-    def cases(self) -> Iterator[Case]:
-        """Every point of the grid.
+    def scenarios(self) -> Iterator[Scenario]:
+        """Yields every scenario of the grid.
 
         Raises:
-            ValueError: the configuration does not fit, or the size of a table is not known.
+            ValueError: the configuration is not valid, or the size of a table is not known.
         """
         for varied in product(*self.vary):
             config = load_config(self.config, [*self.overrides, *varied])
             num_rows = table_rows(config.schema_, self.rows)
-            for ranks, batch_size in product(
-                self.ranks, self.batch_sizes or (config.train.batch_size,)
-            ):
+            batch_sizes = self.batch_sizes or (config.train.batch_size,)
+            for world_size, batch_size in product(self.world_sizes, batch_sizes):
                 train = config.train.model_copy(update={"batch_size": batch_size})
-                yield Case(
-                    config.model_copy(update={"train": train}),
-                    num_rows,
-                    self.machine,
-                    ranks,
-                    varied,
-                )
+                resized = config.model_copy(update={"train": train})
+                yield Scenario(resized, num_rows, self.hardware, world_size, varied)
 
 
-def question(
+def parse_grid(
     config: Path,
     overrides: tuple[str, ...],
     *,
     hardware_name: str,
-    figures: tuple[str, ...],
+    hardware_overrides: tuple[str, ...],
     ranks: str,
     batch_sizes: str | None,
     vary: tuple[str, ...],
     rows: tuple[str, ...],
-) -> Question:
-    """Reads the command line's words.
+) -> ScenarioGrid:
+    """Parses the options of the command line.
+
+    Args:
+        config: configuration file.
+        overrides: ``section.key=value`` of every scenario.
+        hardware_name: name of a preset.
+        hardware_overrides: ``key=value`` of the hardware.
+        ranks: numbers with commas between them.
+        batch_sizes: likewise; None takes the configuration's.
+        vary: ``section.key=value;value``, alternatives to try.
+        rows: ``table=number``.
 
     Raises:
         ValueError: unknown hardware, no positive number of ranks or rows, a ``--vary`` without
             alternatives.
     """
-    return Question(
+    return ScenarioGrid(
         config,
         overrides,
         hardware_name,
-        hardware(hardware_name, figures),
-        _numbers("--ranks", ranks, 1),
-        _numbers("--batch-size", batch_sizes, 2) if batch_sizes else (),
-        tuple(_alternatives(text) for text in vary),
-        dict(_table_and_rows(text) for text in rows),
+        hardware_preset(hardware_name, hardware_overrides),
+        _parse_numbers("--ranks", ranks, 1),
+        _parse_numbers("--batch-size", batch_sizes, 2) if batch_sizes else (),
+        tuple(_parse_alternatives(text) for text in vary),
+        dict(_parse_table_rows(text) for text in rows),
     )
 
 
 def table_rows(schema: Schema, given: dict[str, int]) -> dict[str, int]:
-    """Rows of every table, without any data: as given, else what the schema says (a vocabulary's cap included).
+    """Returns the rows of every table as far as they are known without data.
+
+    Args:
+        schema: gives the rows of hashed tables and the most rows of capped vocabularies.
+        given: rows by table name, which take precedence.
 
     Raises:
-        ValueError: a name that is no table's, or a vocabulary of unknown size.
+        ValueError: a name is no table's, or the size of a vocabulary is not known.
     """
     if unknown := sorted(set(given) - set(schema.table_names)):
         raise ValueError(
             f"--rows: no table is called {unknown}; the tables are {', '.join(schema.table_names)}"
         )
-    rows = {name: given.get(name) or schema.table(name).rows for name in schema.table_names}
+    rows = {
+        name: given.get(name) or schema.id_policy(name).rows_without_data
+        for name in schema.table_names
+    }
     if missing := [name for name in schema.table_names if rows[name] is None]:
-        hashed = [name for name in missing if schema.table(name).ids is Ids.HASH]
-        assert not hashed, "the schema asks hash tables for their rows"
         raise ValueError(
-            f"how many rows have the vocabularies of {', '.join(missing)}? They are built from "
-            "data, which planning does not read: give "
-            f"--rows {missing[0]}=N for each, or schema.tables.{missing[0]}.rows, the most they "
-            "may have"
+            f"the vocabularies of {', '.join(missing)} should have a known number of rows; they "
+            f"are built from data, which planning does not read: give --rows {missing[0]}=N for "
+            f"each, or schema.tables.{missing[0]}.rows, the most rows they may have"
         )
     return {name: number for name, number in rows.items() if number is not None}
 
 
-def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
+def _parse_numbers(option: str, text: str, least: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -132,7 +147,7 @@ def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _alternatives(text: str) -> tuple[str, ...]:
+def _parse_alternatives(text: str) -> tuple[str, ...]:
     key, equals, values = text.partition("=")
     if not equals or not values:
         raise ValueError(
@@ -142,7 +157,7 @@ def _alternatives(text: str) -> tuple[str, ...]:
     return tuple(f"{key}={value.strip()}" for value in values.split(";"))
 
 
-def _table_and_rows(text: str) -> tuple[str, int]:
+def _parse_table_rows(text: str) -> tuple[str, int]:
     table, _, number = text.partition("=")
     if not number.replace("_", "").isdigit() or int(number) < 1:
         raise ValueError(f"--rows should be TABLE=N with a positive number, received '{text}'")

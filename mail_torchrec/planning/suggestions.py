@@ -1,135 +1,165 @@
-"""What would make a point fit: each remedy is planned anew, none is a guess."""
+"""Suggestions for a scenario that does not fit; every suggested change is planned anew."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mail_torchrec.config import Config
-from mail_torchrec.embeddings.planner import KernelName
-from mail_torchrec.planning.estimate import Answer, answer
-from mail_torchrec.planning.scenarios import Case
+from mail_torchrec.embeddings.settings import (
+    ComputeKernelName,
+    ShardingSettings,
+    TableConstraints,
+)
+from mail_torchrec.planning.estimate import PlanEstimate, Suggestion
+from mail_torchrec.planning.estimator import estimate_scenario
+from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.train.dense_cost import DenseCost
 
 _MOST_RANKS = 4096
+_MOST_TIMES_RANKS = 16
 
 
-@dataclass(frozen=True)
-class Remedy:
-    """A change, and what planning with it said."""
+def suggest(estimate: PlanEstimate) -> list[Suggestion]:
+    """Plans every change that could make a scenario fit.
 
-    change: str
-    """As the command line takes it."""
-    answer: Answer
+    Args:
+        estimate: of a scenario that does not fit.
 
-    def content(self) -> dict[str, Any]:
-        """For JSON."""
-        found = self.answer
-        return {
-            "change": self.change,
-            "fits": found.fits,
-            "lacks": found.lacks,
-            "step_ms": found.step.total,
-            "peak": found.peak_memory,
-        }
-
-    def sentence(self) -> str:
-        """For people."""
-        if not self.answer.fits:
-            return f"{self.change}: does not help, it still lacks {self.answer.lacks}"
-        return (
-            f"{self.change}: fits, {self.answer.peak_memory / 2**30:.1f} GiB a rank, "
-            f"{self.answer.step.total:.1f} ms a step"
-        )
+    Returns:
+        The changes that help, fastest first, then those that do not.
+    """
+    suggestions = []
+    for change, scenario in _changed_scenarios(estimate.scenario):
+        found = estimate_scenario(scenario, _changed_cost(estimate.dense_cost, scenario.config))
+        # If no table uses the new kernel, the change is the same as the one without the kernel.
+        if "compute_kernels" in change and found.fits and not _leaves_main_memory(found):
+            continue
+        suggestions.append(Suggestion(change, found))
+    suggestions += _more_ranks(estimate)
+    return sorted(
+        suggestions,
+        key=lambda suggestion: (
+            not suggestion.estimate.fits,
+            suggestion.estimate.step_time.total,
+        ),
+    )
 
 
-def remedies(missed: Answer) -> list[Remedy]:
-    """Everything that could help a point that does not fit, what helps first, fastest first."""
-    tried = []
-    for change, case in _changed(missed.case):
-        found = answer(case, _dense(missed.dense, case.config))
-        if (
-            "sharding.kernels" not in change or not found.fits or _off_gpu(found)
-        ):  # else it is the same change without the kernel
-            tried.append(Remedy(change, found))
-    tried += _more_ranks(missed)
-    return sorted(tried, key=lambda remedy: (not remedy.answer.fits, remedy.answer.step.total))
+def _leaves_main_memory(estimate: PlanEstimate) -> bool:
+    placements = estimate.plan.placements.values()
+    return any(placement.option.compute_kernel != "fused" for placement in placements)
 
 
-def _off_gpu(found: Answer) -> bool:
-    return any(choice.kernel != "fused" for choice, _ in found.layout.chosen.values())
-
-
-def _dense(cost: DenseCost, config: Config) -> DenseCost:
-    """The towers' cost, their settings changed at most in whether the MMD is over all ranks."""
+def _changed_cost(cost: DenseCost, config: Config) -> DenseCost:
+    """Adapts the towers' cost to a change of ``model.mmd_over_all_ranks``, the only one tried."""
     return cost if config.model.mmd_over_all_ranks else replace(cost, code_dim=0)
 
 
-def _changed(case: Case) -> Iterator[tuple[str, Case]]:
-    """The changes that mean something here, one at a time, then the two strongest together."""
-    config = case.config
-    for change, other in _settings(case):
-        yield change, replace(case, config=other)
+def _changed_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """Yields the changes that can help, one at a time, and the two strongest together."""
+    config = scenario.config
+    for change, changed in _changed_tables(scenario):
+        yield change, replace(scenario, config=changed)
     if config.train.batch_size >= 4:
         half = config.train.batch_size // 2
-        yield (
-            f"train.batch_size={half}",
-            replace(case, config=_with(config, "train", batch_size=half)),
-        )
-    if config.model.mmd_over_all_ranks and config.model.zero_shot is not None and case.ranks > 1:
-        yield (
-            "model.mmd_over_all_ranks=false",
-            replace(case, config=_with(config, "model", mmd_over_all_ranks=False)),
-        )
+        changed = _with(config, "train", batch_size=half)
+        yield f"train.batch_size={half}", replace(scenario, config=changed)
+    has_mmd = config.model.mmd_over_all_ranks and config.model.zero_shot is not None
+    if has_mmd and scenario.world_size > 1:
+        changed = _with(config, "model", mmd_over_all_ranks=False)
+        yield "model.mmd_over_all_ranks=false", replace(scenario, config=changed)
 
 
-def _settings(case: Case) -> Iterator[tuple[str, Config]]:
-    config = case.config
-    sharding, tables = config.sharding, config.train.tables
-    if "row_wise" not in sharding.types or sharding.tables:
-        types = list(dict.fromkeys([*sharding.types, "row_wise"]))
-        yield (
-            f"sharding.types=[{', '.join(types)}] sharding.tables={{}}",
-            _with(config, "sharding", types=types, tables={}),
-        )
+def _changed_tables(scenario: Scenario) -> Iterator[tuple[str, Config]]:
+    """Yields changes of the sharding types, the table optimizer and the compute kernels."""
+    config = scenario.config
+    sharding, optimizer = config.sharding, config.train.tables
+    lifted, overrides = _lift(sharding, "sharding_types")
+    if "row_wise" not in sharding.sharding_types or overrides:
+        types = list(dict.fromkeys([*sharding.sharding_types, "row_wise"]))
+        changed = _with(config, "sharding", sharding_types=types, constraints=lifted)
+        yield f"sharding.sharding_types=[{', '.join(types)}]{overrides}", changed
     lean = config
-    if tables.name not in ("sgd", "rowwise_adagrad"):
-        lean = _with(config, "train", tables=tables.model_copy(update={"name": "rowwise_adagrad"}))
+    if optimizer.name not in ("sgd", "rowwise_adagrad"):
+        rowwise = optimizer.model_copy(update={"name": "rowwise_adagrad"})
+        lean = _with(config, "train", tables=rowwise)
         yield "train.tables.name=rowwise_adagrad", lean
-    if case.machine.device == "cuda":
-        kernels: tuple[KernelName, ...] = ("fused_uvm_caching", "fused_uvm", "key_value")
-        for kernel in kernels:
-            if kernel in sharding.kernels:
-                continue
-            allowed = list(dict.fromkeys([*sharding.kernels, kernel]))
-            text = f"sharding.kernels=[{', '.join(allowed)}]"
-            if kernel != "key_value":
-                yield text, _with(config, "sharding", kernels=allowed, table_kernels={})
-            if kernel != "fused_uvm" and lean is not config:
-                yield (
-                    f"train.tables.name=rowwise_adagrad {text}",
-                    _with(lean, "sharding", kernels=allowed, table_kernels={}),
-                )
-            elif kernel == "key_value" and tables.name == "rowwise_adagrad":
-                yield text, _with(config, "sharding", kernels=allowed, table_kernels={})
+    if scenario.hardware.device == "cuda":
+        yield from _changed_kernels(config, lean)
+
+
+def _changed_kernels(config: Config, lean: Config) -> Iterator[tuple[str, Config]]:
+    """Yields changes that allow one more compute kernel.
+
+    Args:
+        config: of the scenario.
+        lean: the same with row-wise Adagrad; ``config`` itself if its optimizer is as lean.
+    """
+    sharding = config.sharding
+    lifted, overrides = _lift(sharding, "compute_kernels")
+    kernels: tuple[ComputeKernelName, ...] = ("fused_uvm_caching", "fused_uvm", "key_value")
+    for kernel in kernels:
+        if kernel in sharding.compute_kernels:
+            continue
+        allowed = list(dict.fromkeys([*sharding.compute_kernels, kernel]))
+        change = f"sharding.compute_kernels=[{', '.join(allowed)}]{overrides}"
+        update = {"compute_kernels": allowed, "constraints": lifted}
+        # Key-value tables train with row-wise Adagrad only.
+        if kernel != "key_value" or config.train.tables.name == "rowwise_adagrad":
+            yield change, _with(config, "sharding", **update)
+        if kernel != "fused_uvm" and lean is not config:
+            both = f"train.tables.name=rowwise_adagrad {change}"
+            yield both, _with(lean, "sharding", **update)
+
+
+def _lift(sharding: ShardingSettings, key: str) -> tuple[dict[str, TableConstraints], str]:
+    """Removes one key from the constraints of every table.
+
+    Returns:
+        The constraints without the key, and the overrides that remove it, each after a space.
+    """
+    lifted = {
+        table: constraint.model_copy(update={key: None})
+        for table, constraint in sharding.constraints.items()
+    }
+    overrides = "".join(
+        f" sharding.constraints.{table}.{key}=null"
+        for table, constraint in sharding.constraints.items()
+        if getattr(constraint, key) is not None
+    )
+    return lifted, overrides
 
 
 def _with(config: Config, section: str, **changes: Any) -> Config:
-    """The configuration with some values of a section changed."""
+    """Returns the configuration with some values of a section changed."""
     return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
 
 
-def _more_ranks(missed: Answer) -> list[Remedy]:
-    """The fewest doublings of the ranks that fit; where the MMD over all of them is in the way, without it."""
-    own = _with(missed.case.config, "model", mmd_over_all_ranks=False)
-    for config, text in ((missed.case.config, ""), (own, " model.mmd_over_all_ranks=false")):
-        dense, ranks = _dense(missed.dense, config), missed.case.ranks * 2
-        while ranks <= min(16 * missed.case.ranks, _MOST_RANKS):
-            if sum(dense.memory(config.train.batch_size, ranks).values()) > missed.capacity:
-                break
-            found = answer(replace(missed.case, config=config, ranks=ranks), dense)
-            if found.fits:
-                return [Remedy(f"--ranks {ranks}{text}", found)]
-            ranks *= 2
-        if not missed.dense.code_dim:
+def _more_ranks(estimate: PlanEstimate) -> list[Suggestion]:
+    """Doubles the ranks until the tables fit.
+
+    If the MMD over all ranks leaves no room for more ranks, they are tried without it.
+    """
+    config = estimate.scenario.config
+    own_rows = _with(config, "model", mmd_over_all_ranks=False)
+    for changed, text in ((config, ""), (own_rows, " model.mmd_over_all_ranks=false")):
+        found = _fewest_ranks(estimate, changed)
+        if found is not None:
+            return [Suggestion(f"--ranks {found.scenario.world_size}{text}", found)]
+        if not estimate.dense_cost.code_dim:
             break
     return []
+
+
+def _fewest_ranks(estimate: PlanEstimate, config: Config) -> PlanEstimate | None:
+    cost, world_size = _changed_cost(estimate.dense_cost, config), estimate.scenario.world_size
+    most = min(_MOST_TIMES_RANKS * world_size, _MOST_RANKS)
+    while (world_size := 2 * world_size) <= most:
+        dense_memory = cost.memory(config.train.batch_size, world_size)
+        if sum(dense_memory.values()) > estimate.capacity:
+            return None
+        scenario = replace(estimate.scenario, config=config, world_size=world_size)
+        found = estimate_scenario(scenario, cost)
+        if found.fits:
+            return found
+    return None

@@ -1,4 +1,4 @@
-"""Taobao display ads (Alimama, tianchi.aliyun.com/dataset/56): the paper's public data set.
+"""Describes Taobao display ads (Alimama, tianchi.aliyun.com/dataset/56), the paper's data set.
 
 Behaviours name no ad, only a category and a brand, so a history is a sequence over categories and
 one over brands; each shares its table with the target ad's own category or brand.
@@ -9,9 +9,17 @@ from typing import Any
 import ibis
 from ibis.expr.types import Table
 
-from mail_torchrec.prepare.dataset import Dataset, Tables, hour, look_up
-from mail_torchrec.prepare.files import RawFile, flag, one_of, real, small, text, whole
-from mail_torchrec.prepare.histories import with_histories
+from mail_torchrec.prepare.dataset import DatasetSpec, Tables, hour_of_day, join_features
+from mail_torchrec.prepare.histories import add_histories
+from mail_torchrec.prepare.log_files import (
+    LogFile,
+    binary_field,
+    enum_field,
+    float_field,
+    int32_field,
+    int64_field,
+    text_field,
+)
 
 SAMPLE, ADS, PROFILES, LOG = (
     "raw_sample.csv",
@@ -36,23 +44,23 @@ _ITEM = ["adgroup_id", "cate_id", "campaign_id", "customer", "brand"]
 
 def _impressions(tables: Tables) -> Table:
     rows = tables[SAMPLE].rename(time="time_stamp", user_id="user").mutate(user=ibis._.user_id)
-    return rows.mutate(hour=hour(rows.time, 1, BEIJING)).drop("nonclk")
+    return rows.mutate(hour=hour_of_day(rows.time, 1, BEIJING)).drop("nonclk")
 
 
-def _rows(impressions: Table, tables: Tables, length: int) -> Table:
-    rows = look_up(
-        look_up(impressions, tables[ADS], "adgroup_id"),
+def _features(impressions: Table, tables: Tables, length: int) -> Table:
+    rows = join_features(
+        join_features(impressions, tables[ADS], "adgroup_id"),
         tables[PROFILES].rename(user="userid"),
         "user",
     )
     log = tables[LOG]
     action = log.btag.cases(*ACTIONS.items()).cast("int32")
     events = log.select("user", "cate", "brand", time="time_stamp", action=action)
-    rows = with_histories(
+    rows = add_histories(
         rows, events, {"cates": "cate", "brands": "brand", "actions": "action"}, length
     )
     bought = events.filter(events.action == ACTIONS["buy"])
-    return with_histories(rows, bought, {"bought_cates": "cate", "bought_brands": "brand"}, length)
+    return add_histories(rows, bought, {"bought_cates": "cate", "bought_brands": "brand"}, length)
 
 
 def _config(length: int) -> dict[str, Any]:
@@ -84,54 +92,56 @@ def _config(length: int) -> dict[str, Any]:
     }
 
 
-ALIMAMA = Dataset(
-    about="Taobao display ads (Alimama). Actions: 1 page view, 2 favourite, 3 cart, 4 purchase. The files also hold the sequences\n"
-    "bought_cates (table cate_id) and bought_brands (table brand): add them as behaviour columns where you want them.",
+ALIMAMA = DatasetSpec(
+    about="Taobao display ads (Alimama). Actions: 1 page view, 2 favourite, 3 cart, 4 purchase. "
+    "The files also hold the sequences\n"
+    "bought_cates (table cate_id) and bought_brands (table brand): add them as behaviour columns "
+    "where you want them.",
     files=(
-        RawFile(
+        LogFile(
             SAMPLE,
             (
-                whole("user"),
-                whole("time_stamp"),
-                whole("adgroup_id"),
-                text("pid", "[^,]+"),
-                flag("nonclk"),
-                flag("clk"),
+                int64_field("user"),
+                int64_field("time_stamp"),
+                int64_field("adgroup_id"),
+                text_field("pid", "[^,]+"),
+                binary_field("nonclk"),
+                binary_field("clk"),
             ),
-            key="user",
+            user_field="user",
         ),
-        RawFile(
+        LogFile(
             ADS,
             (
-                whole("adgroup_id"),
-                small("cate_id"),
-                whole("campaign_id"),
-                whole("customer"),
-                small("brand", optional=True),
-                real("price"),
+                int64_field("adgroup_id"),
+                int32_field("cate_id"),
+                int64_field("campaign_id"),
+                int64_field("customer"),
+                int32_field("brand", optional=True),
+                float_field("price"),
             ),
         ),
-        RawFile(
+        LogFile(
             PROFILES,
-            (whole("userid"), *(small(name, optional=True) for name in _ATTRIBUTES)),
-            key="userid",
+            (int64_field("userid"), *(int32_field(name, optional=True) for name in _ATTRIBUTES)),
+            user_field="userid",
         ),
-        RawFile(
+        LogFile(
             LOG,
             (
-                whole("user"),
-                whole("time_stamp"),
-                one_of("btag", *ACTIONS),
-                small("cate"),
-                small("brand"),
+                int64_field("user"),
+                int64_field("time_stamp"),
+                enum_field("btag", *ACTIONS),
+                int32_field("cate"),
+                int32_field("brand"),
             ),
-            key="user",
+            user_field="user",
         ),
     ),
     folders=(),
-    second=1,
+    ticks_per_second=1,
     utc_offset=BEIJING,
-    impressions=_impressions,
-    rows=_rows,
-    config=_config,
+    select_impressions=_impressions,
+    add_features=_features,
+    build_config=_config,
 )

@@ -1,4 +1,4 @@
-"""What a published data set is to the steps: files, impressions, rows with histories, a configuration."""
+"""Describes a published data set: its files, impressions, rows with histories and configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,49 +6,53 @@ from typing import Any
 
 from ibis.expr.types import IntegerValue, Table
 
-from mail_torchrec.prepare.files import RawFile
+from mail_torchrec.prepare.log_files import LogFile
 
 Tables = Mapping[str, Table]
-"""File name -> its good lines."""
+"""The well-formed lines of each file, by the file's name."""
+_HOUR_SECONDS, _DAY_SECONDS = 3_600, 86_400
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetSpec:
     """One published data set.
 
     Args:
-        about: a line or two for the top of the configuration, the codes of actions among them.
-        files: as published.
-        folders: where an unpacked archive may have them.
-        second: ticks of the log's clock a second.
-        utc_offset: seconds that the log's midnight is before that of UTC.
-        impressions: what the log says of each, columns ``user`` and ``time`` (ticks) among it.
-        rows: impressions of some users, these users' files, T -> the same rows with features and
-            histories of at most T events.
-        config: the sections ``schema`` and ``train`` for histories of so many events.
+        about: a line or two for the head of the configuration, the codes of actions among them.
+        files: the files as published.
+        folders: folders in which an unpacked archive may have them.
+        ticks_per_second: ticks of the log's clock in a second.
+        utc_offset: seconds by which the log's midnight precedes that of UTC.
+        select_impressions: makes one row an impression of the files' tables, with columns ``user``
+            and ``time`` (ticks) among others.
+        add_features: adds features and histories to impressions; takes the impressions of some
+            users, the tables of these users, and T, the maximum length of a history.
+        build_config: makes the sections ``schema`` and ``train`` for histories of at most T events.
     """
 
     about: str
-    files: tuple[RawFile, ...]
+    files: tuple[LogFile, ...]
     folders: tuple[str, ...]
-    second: int
+    ticks_per_second: int
     utc_offset: int
-    impressions: Callable[[Tables], Table]
-    rows: Callable[[Table, Tables, int], Table]
-    config: Callable[[int], dict[str, Any]]
+    select_impressions: Callable[[Tables], Table]
+    add_features: Callable[[Table, Tables, int], Table]
+    build_config: Callable[[int], dict[str, Any]]
 
-    def day(self, time: IntegerValue) -> IntegerValue:
-        """The number of the day, by the log's own midnight."""
-        local = time + self.utc_offset * self.second
-        return ((local - local % (86_400 * self.second)) / (86_400 * self.second)).cast("int64")
-
-
-def hour(time: IntegerValue, second: int, utc_offset: int) -> IntegerValue:
-    """The hour of the day, 0 to 23."""
-    of_day = (time + utc_offset * second) % (86_400 * second)
-    return ((of_day - of_day % (3_600 * second)) / (3_600 * second)).cast("int32")
+    def day_number(self, time: IntegerValue) -> IntegerValue:
+        """Computes the number of the day, which begins at the log's own midnight."""
+        day = _DAY_SECONDS * self.ticks_per_second
+        local = time + self.utc_offset * self.ticks_per_second
+        return ((local - local % day) / day).cast("int64")
 
 
-def look_up(rows: Table, table: Table, key: str) -> Table:
-    """``rows`` with the columns of ``table`` beside them, null where it has no such key."""
+def hour_of_day(time: IntegerValue, ticks_per_second: int, utc_offset: int) -> IntegerValue:
+    """Computes the hour of the day, 0 to 23; arguments as in :class:`DatasetSpec`."""
+    hour = _HOUR_SECONDS * ticks_per_second
+    of_day = (time + utc_offset * ticks_per_second) % (_DAY_SECONDS * ticks_per_second)
+    return ((of_day - of_day % hour) / hour).cast("int32")
+
+
+def join_features(rows: Table, table: Table, key: str) -> Table:
+    """Adds the columns of ``table`` to ``rows`` by ``key``, null where ``table`` lacks the key."""
     return rows.left_join(table, key).drop(f"{key}_right")

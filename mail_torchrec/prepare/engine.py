@@ -1,4 +1,7 @@
-"""What runs the queries: DuckDB in this process, or Spark. Both read lines, keep Parquet, and run the SQL that Ibis compiles."""
+"""Engines that run the queries: DuckDB in this process, or Spark.
+
+Both read lines of text, write Parquet, and run the SQL that Ibis compiles.
+"""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,55 +13,66 @@ from ibis.expr.types import Table
 from mail_torchrec.prepare.settings import EngineName, PrepareSettings
 
 ROW_GROUP_ROWS = 65_536
-_NO_SEPARATOR = "\x01\x02\x03"  # a line is one field: this is in no log
+# No log holds this separator, so that each line is one field.
+_NO_SEPARATOR = "\x01\x02\x03"
 
 
-class Engine(Protocol):
-    """What the steps need of an engine."""
+class QueryEngine(Protocol):
+    """Runs the SQL of Ibis expressions."""
 
     version: str
 
     def lines(self, path: Path, *, header: bool) -> Table:
-        """The lines of a text file as column ``line``; blank ones may be null or missing."""
+        """Opens a text file as a column ``line``; blank lines may be null or missing."""
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
-        """What :meth:`write` wrote, with these columns (name -> Ibis type)."""
+        """Opens Parquet of :meth:`write`.
+
+        Args:
+            path: the path that was written.
+            columns: Ibis type of each column.
+        """
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
-        """Runs a query into Parquet: at ``path``, or below it in one folder for each value of column ``by``."""
+        """Runs a query into Parquet.
+
+        Args:
+            table: the query.
+            path: file or folder to write.
+            by: a column; each of its values gets a folder of its own below ``path``.
+        """
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
-        """Runs a query with a small answer."""
+        """Runs a query and returns its rows, which should be few."""
 
     def progress(self) -> float:
-        """How far the running query is, 0 to 100; less than 0 where nobody knows."""
+        """Returns the progress of the running query in percent, less than 0 where unknown."""
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Closes the connection or session."""
 
 
-def open_engine(settings: PrepareSettings, spill: Path) -> Engine:
-    """The engine of the settings; what does not fit into its memory goes to ``spill``."""
+def open_engine(settings: PrepareSettings, spill: Path) -> QueryEngine:
+    """Opens the engine of the settings; data beyond its memory limit is written to ``spill``."""
     settings.check_installed()
-    return (
-        DuckDB(settings, spill) if settings.engine is EngineName.DUCKDB else Spark(settings, spill)
-    )
+    if settings.engine is EngineName.DUCKDB:
+        return DuckDBEngine(settings, spill)
+    return SparkEngine(settings, spill)
 
 
-class DuckDB:
-    """DuckDB, in memory.
+class DuckDBEngine:
+    """Runs queries in DuckDB, in this process.
 
     Args:
         settings: memory limit and threads.
-        spill: folder for what does not fit into the memory.
+        spill: folder for data beyond the memory limit.
     """
 
     def __init__(self, settings: PrepareSettings, spill: Path) -> None:
         duckdb = import_module("duckdb")
         self.version = f"duckdb {duckdb.__version__}, ibis {ibis.__version__}"
         self._error, self._views = duckdb.Error, 0
-        # The limit counts the larger part of what DuckDB takes from the system, and not Python: so
-        # two thirds.
+        # The limit leaves out Python and a part of what DuckDB allocates: it gets two thirds.
         options: dict[str, Any] = {
             "memory_limit": f"{settings.memory_mb * 2 // 3}MB",
             "temp_directory": str(spill),
@@ -69,8 +83,11 @@ class DuckDB:
         self._connection.execute("SET enable_progress_bar = false")
 
     def lines(self, path: Path, *, header: bool) -> Table:
-        """See :class:`Engine`."""
-        options = f"delim = '{_NO_SEPARATOR}', quote = '', escape = '', encoding = 'latin-1', strict_mode = false, auto_detect = false"
+        """See :class:`QueryEngine`."""
+        options = (
+            f"delim = '{_NO_SEPARATOR}', quote = '', escape = '', encoding = 'latin-1', "
+            "strict_mode = false, auto_detect = false"
+        )
         return self._view(
             f"read_csv({_quoted(path)}, header = {header}, columns = {{'line': 'VARCHAR'}}, "
             f"{options})",
@@ -78,12 +95,12 @@ class DuckDB:
         )
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         files = _quoted(path / "*" / "*.parquet") if path.is_dir() else _quoted(path)
         return self._view(f"read_parquet({files}, hive_partitioning = {path.is_dir()})", columns)
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         options = (
             f"PARTITION_BY ({by})" if by else f"COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
         )
@@ -95,25 +112,25 @@ class DuckDB:
         )
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         found: list[tuple[Any, ...]] = self._run(
             str(ibis.to_sql(table, dialect="duckdb"))
         ).fetchall()
         return found
 
     def progress(self) -> float:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         return float(self._connection.query_progress())
 
     def close(self) -> None:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         self._connection.close()
 
     def _run(self, sql: str) -> Any:
         try:
             return self._connection.execute(sql)
         except self._error as error:
-            raise _stopped("DuckDB", error) from error
+            raise _query_error("DuckDB", error) from error
 
     def _view(self, source: str, columns: dict[str, str]) -> Table:
         self._views += 1
@@ -121,8 +138,8 @@ class DuckDB:
         return ibis.table(columns, name=f"v{self._views}")
 
 
-class Spark:
-    """Spark: the session that there is (as under spark-submit), or a local one.
+class SparkEngine:
+    """Runs queries in Spark: in the running session (as under spark-submit), or a local one.
 
     Args:
         settings: memory limit and threads, of a local session.
@@ -130,69 +147,46 @@ class Spark:
     """
 
     def __init__(self, settings: PrepareSettings, spill: Path) -> None:
-        pyspark, sql, _ = (
-            import_module("pyspark"),
-            import_module("pyspark.sql"),
-            ibis.pyspark,
-        )  # which makes Ibis know Spark's options
+        pyspark = import_module("pyspark")
+        _ = ibis.pyspark  # This attribute's import makes Ibis know Spark's options.
         self.version, self._views = f"pyspark {pyspark.__version__}, ibis {ibis.__version__}", 0
         self._errors = (
             import_module("pyspark.errors").PySparkException,
             import_module("py4j.protocol").Py4JError,
         )
-        builder = sql.SparkSession.builder.appName("mail-torchrec prepare")
-        if not pyspark.SparkConf().contains("spark.master"):
-            builder = builder.master(f"local[{settings.threads or '*'}]").config(
-                "spark.driver.memory", f"{settings.memory_mb}m"
-            )
-            builder = builder.config("spark.local.dir", str(spill)).config(
-                "spark.ui.enabled", "false"
-            )
-            builder = builder.config(
-                "spark.sql.shuffle.partitions", "16"
-            )  # the default, 200, is for clusters
-            builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config(
-                "spark.driver.host", "127.0.0.1"
-            )
-        self._session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-        self._session.sparkContext.setLogLevel("ERROR")
-        self._session.conf.set(
-            "spark.sql.ansi.enabled", "false"
-        )  # a malformed line's missing field is null, as in DuckDB
+        self._session = _spark_session(pyspark, settings, spill)
 
     def lines(self, path: Path, *, header: bool) -> Table:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         reader = self._session.read.schema("line STRING").options(
             sep=_NO_SEPARATOR, quote="", escape="", encoding="ISO-8859-1"
         )
         return self._view(reader.csv(str(path.absolute()), header=header), {"line": "string"})
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         return self._view(self._session.read.parquet(str(path.absolute())), columns)
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         try:
-            writer = (
-                self._query(table)
-                .write.option("compression", "zstd")
-                .option("maxRecordsPerFile", ROW_GROUP_ROWS)
-            )  # so, of a row group
+            writer = self._query(table).write.option("compression", "zstd")
+            # Spark has no rows a row group to set: a file of that many rows has one group.
+            writer = writer.option("maxRecordsPerFile", ROW_GROUP_ROWS)
             (writer.partitionBy(by) if by else writer).parquet(str(path.absolute()))
         except self._errors as error:
-            raise _stopped("Spark", error) from error
+            raise _query_error("Spark", error) from error
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         return [tuple(row) for row in self._query(table).collect()]
 
     def progress(self) -> float:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         return -1.0
 
     def close(self) -> None:
-        """See :class:`Engine`."""
+        """See :class:`QueryEngine`."""
         self._session.stop()
 
     def _query(self, table: Table) -> Any:
@@ -204,8 +198,34 @@ class Spark:
         return ibis.table(columns, name=f"v{self._views}")
 
 
-def _stopped(engine: str, error: Exception) -> ValueError:
-    """An engine's error, which may quote lines of any length."""
+def _spark_session(pyspark: Any, settings: PrepareSettings, spill: Path) -> Any:
+    """Opens a Spark session; a local one where no master is configured."""
+    builder = import_module("pyspark.sql").SparkSession.builder.appName("mail-torchrec prepare")
+    if not pyspark.SparkConf().contains("spark.master"):
+        builder = builder.master(f"local[{settings.threads or '*'}]")
+        for key, value in _local_options(settings, spill).items():
+            builder = builder.config(key, value)
+    session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    # A malformed line's missing field is null, as in DuckDB.
+    session.conf.set("spark.sql.ansi.enabled", "false")
+    return session
+
+
+def _local_options(settings: PrepareSettings, spill: Path) -> dict[str, str]:
+    return {
+        "spark.driver.memory": f"{settings.memory_mb}m",
+        "spark.local.dir": str(spill),
+        "spark.ui.enabled": "false",
+        # The default, 200, is for clusters.
+        "spark.sql.shuffle.partitions": "16",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+    }
+
+
+def _query_error(engine: str, error: Exception) -> ValueError:
+    """Shortens an engine's error, which may quote lines of any length."""
     lines = [line[:200] for line in str(error).splitlines() if line.strip()][:8]
     return ValueError(
         "\n".join(

@@ -1,13 +1,23 @@
-"""KuaiRand-Pure, short videos (Gao et al., CIKM 2022, kuairand.com, CC BY-SA 4.0): histories come from the log of impressions itself."""
+"""Describes KuaiRand-Pure, short videos (Gao et al., CIKM 2022, kuairand.com, CC BY-SA 4.0).
+
+Histories come from the log of impressions itself.
+"""
 
 from typing import Any
 
 import ibis
 from ibis.expr.types import Table
 
-from mail_torchrec.prepare.dataset import Dataset, Tables, hour, look_up
-from mail_torchrec.prepare.files import RawFile, flag, real, small, text, whole
-from mail_torchrec.prepare.histories import with_histories
+from mail_torchrec.prepare.dataset import DatasetSpec, Tables, hour_of_day, join_features
+from mail_torchrec.prepare.histories import add_histories
+from mail_torchrec.prepare.log_files import (
+    LogFile,
+    binary_field,
+    float_field,
+    int32_field,
+    int64_field,
+    text_field,
+)
 
 LOGS = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
 USERS, VIDEOS = "user_features_pure.csv", "video_features_basic_pure.csv"
@@ -24,58 +34,58 @@ _ATTRIBUTES = [
 _ITEM = ["author_id", "video_type", "upload_type", "music_id", "music_type"]
 _LOG_FIELDS = (
     *(
-        whole("user_id"),
-        whole("video_id"),
-        small("date"),
-        small("hourmin"),
-        whole("time_ms"),
-        flag("is_click"),
-        flag("is_like"),
+        int64_field("user_id"),
+        int64_field("video_id"),
+        int32_field("date"),
+        int32_field("hourmin"),
+        int64_field("time_ms"),
+        binary_field("is_click"),
+        binary_field("is_like"),
     ),
     *(
-        flag("is_follow"),
-        flag("is_comment"),
-        flag("is_forward"),
-        flag("is_hate"),
-        flag("long_view"),
-        real("play_time_ms"),
+        binary_field("is_follow"),
+        binary_field("is_comment"),
+        binary_field("is_forward"),
+        binary_field("is_hate"),
+        binary_field("long_view"),
+        float_field("play_time_ms"),
     ),
     *(
-        real("duration_ms"),
-        real("profile_stay_time"),
-        real("comment_stay_time"),
-        flag("is_profile_enter"),
-        flag("is_rand"),
-        small("tab"),
+        float_field("duration_ms"),
+        float_field("profile_stay_time"),
+        float_field("comment_stay_time"),
+        binary_field("is_profile_enter"),
+        binary_field("is_rand"),
+        int32_field("tab"),
     ),
 )
 _USER_FIELDS = (
     *(
-        whole("user_id"),
-        text("user_active_degree"),
-        text("is_lowactive_period"),
-        text("is_live_streamer"),
-        text("is_video_author"),
+        int64_field("user_id"),
+        text_field("user_active_degree"),
+        text_field("is_lowactive_period"),
+        text_field("is_live_streamer"),
+        text_field("is_video_author"),
     ),
-    *(text(column) for name in _RANGES for column in (name, f"{name}_range")),
-    *(text(name) for name in _ONE_HOT),
+    *(text_field(column) for name in _RANGES for column in (name, f"{name}_range")),
+    *(text_field(name) for name in _ONE_HOT),
 )
 _VIDEO_FIELDS = (
     *(
-        whole("video_id"),
-        text("author_id"),
-        text("video_type"),
-        text("upload_dt"),
-        text("upload_type"),
-        text("visible_status"),
+        int64_field("video_id"),
+        text_field("author_id"),
+        text_field("video_type"),
+        text_field("upload_dt"),
+        text_field("upload_type"),
+        text_field("visible_status"),
     ),
     *(
-        real("video_duration", optional=True),
-        text("server_width"),
-        text("server_height"),
-        text("music_id"),
-        text("music_type"),
-        text("tag"),
+        float_field("video_duration", optional=True),
+        text_field("server_width"),
+        text_field("server_height"),
+        text_field("music_id"),
+        text_field("music_type"),
+        text_field("tag"),
     ),
 )
 
@@ -96,28 +106,34 @@ def _impressions(tables: Tables) -> Table:
         "is_click",
         "long_view",
         "is_like",
-        hour=hour(log.time, 1_000, BEIJING),
+        hour=hour_of_day(log.time, 1_000, BEIJING),
     )
 
 
-def _rows(impressions: Table, tables: Tables, length: int) -> Table:
-    users, videos = tables[USERS].select("user_id", *_ATTRIBUTES), tables[VIDEOS]
+def _features(impressions: Table, tables: Tables, length: int) -> Table:
+    users = tables[USERS].select("user_id", *_ATTRIBUTES)
+    rows = join_features(impressions, users, "user_id")
+    rows = join_features(rows, _videos(tables), "video_id")
+    events = _events(tables)
+    is_watched = (events.is_click == 1) | (events.long_view == 1) | (events.is_like == 1)
+    watched = {"watch_seq": "video_id", "watch_action_seq": "action"}
+    rows = add_histories(rows, events.filter(is_watched), watched, length)
+    long_views = events.filter(events.long_view == 1)
+    rows = add_histories(rows, long_views, {"long_view_seq": "video_id"}, length)
+    return add_histories(rows, events.filter(~is_watched), {"skip_seq": "video_id"}, length)
+
+
+def _videos(tables: Tables) -> Table:
+    videos = tables[VIDEOS]
     tags = videos.tag.split(",").map(lambda tag: tag.try_cast("int64"))
-    videos = videos.select("video_id", *_ITEM, "video_duration", tag=tags)
-    rows = look_up(look_up(impressions, users, "user_id"), videos, "video_id")
+    return videos.select("video_id", *_ITEM, "video_duration", tag=tags)
+
+
+def _events(tables: Tables) -> Table:
+    """Selects what users did with each video: action 3 liked, 2 watched long, 1 otherwise."""
     log = _log(tables)
     action = ibis.cases((log.is_like == 1, 3), (log.long_view == 1, 2), else_=1).cast("int32")
-    events = log.select(
-        "user", "time", "video_id", "is_click", "long_view", "is_like", action=action
-    )
-    liked = (events.is_click == 1) | (events.long_view == 1) | (events.is_like == 1)
-    rows = with_histories(
-        rows, events.filter(liked), {"watch_seq": "video_id", "watch_action_seq": "action"}, length
-    )
-    rows = with_histories(
-        rows, events.filter(events.long_view == 1), {"long_view_seq": "video_id"}, length
-    )
-    return with_histories(rows, events.filter(~liked), {"skip_seq": "video_id"}, length)
+    return log.select("user", "time", "video_id", "is_click", "long_view", "is_like", action=action)
 
 
 def _config(length: int) -> dict[str, Any]:
@@ -149,19 +165,21 @@ def _config(length: int) -> dict[str, Any]:
     }
 
 
-KUAIRAND = Dataset(
-    about="KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0). Histories: videos clicked, watched long or liked; actions: 3 liked,\n"
-    "2 watched long, 1 clicked. The files also hold is_like (a label) and the sequences long_view_seq and skip_seq (shown,\n"
+KUAIRAND = DatasetSpec(
+    about="KuaiRand-Pure (Gao et al., CIKM 2022; CC BY-SA 4.0). Histories: videos clicked, watched "
+    "long or liked; actions: 3 liked,\n"
+    "2 watched long, 1 clicked. The files also hold is_like (a label) and the sequences "
+    "long_view_seq and skip_seq (shown,\n"
     "and neither clicked nor watched long nor liked), both for table video.",
     files=(
-        *(RawFile(name, _LOG_FIELDS, key="user_id") for name in LOGS),
-        RawFile(USERS, _USER_FIELDS, key="user_id"),
-        RawFile(VIDEOS, _VIDEO_FIELDS),
+        *(LogFile(name, _LOG_FIELDS, user_field="user_id") for name in LOGS),
+        LogFile(USERS, _USER_FIELDS, user_field="user_id"),
+        LogFile(VIDEOS, _VIDEO_FIELDS),
     ),
     folders=("data", "KuaiRand-Pure/data"),
-    second=1_000,
+    ticks_per_second=1_000,
     utc_offset=BEIJING,
-    impressions=_impressions,
-    rows=_rows,
-    config=_config,
+    select_impressions=_impressions,
+    add_features=_features,
+    build_config=_config,
 )

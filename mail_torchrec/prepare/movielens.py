@@ -1,13 +1,22 @@
-"""MovieLens-1M (Harper and Konstan, 2015, grouplens.org/datasets/movielens/1m): ratings as impressions, a rating of 4 or 5 as a click."""
+"""Describes MovieLens-1M (Harper and Konstan, 2015, grouplens.org/datasets/movielens/1m).
+
+Ratings are the impressions; a rating of 4 or 5 is a click.
+"""
 
 from typing import Any
 
 import ibis
 from ibis.expr.types import Table
 
-from mail_torchrec.prepare.dataset import Dataset, Tables, hour, look_up
-from mail_torchrec.prepare.files import RawFile, one_of, small, text, whole
-from mail_torchrec.prepare.histories import with_histories
+from mail_torchrec.prepare.dataset import DatasetSpec, Tables, hour_of_day, join_features
+from mail_torchrec.prepare.histories import add_histories
+from mail_torchrec.prepare.log_files import (
+    LogFile,
+    enum_field,
+    int32_field,
+    int64_field,
+    text_field,
+)
 
 USERS, MOVIES, RATINGS = "users.dat", "movies.dat", "ratings.dat"
 GOOD_RATING = 4
@@ -23,18 +32,18 @@ def _ratings(tables: Tables) -> Table:
 def _impressions(tables: Tables) -> Table:
     ratings = _ratings(tables)
     return ratings.select(
-        "user", "time", "user_id", "movie_id", "liked", hour=hour(ratings.time, 1, 0)
+        "user", "time", "user_id", "movie_id", "liked", hour=hour_of_day(ratings.time, 1, 0)
     )
 
 
-def _rows(impressions: Table, tables: Tables, length: int) -> Table:
+def _features(impressions: Table, tables: Tables, length: int) -> Table:
     movies = tables[MOVIES]
-    # Spark would take a bar for a regular expression.
+    # Spark would read a bar as a regular expression.
     movies = movies.select("movie_id", genres=movies.genres.replace("|", ",").split(","))
-    rows = look_up(look_up(impressions, tables[USERS], "user_id"), movies, "movie_id")
+    rows = join_features(join_features(impressions, tables[USERS], "user_id"), movies, "movie_id")
     ratings = _ratings(tables)
-    rows = with_histories(rows, ratings, {"rated_seq": "movie_id", "rating_seq": "rating"}, length)
-    return with_histories(
+    rows = add_histories(rows, ratings, {"rated_seq": "movie_id", "rating_seq": "rating"}, length)
+    return add_histories(
         rows, ratings.filter(ratings.liked == 1), {"liked_seq": "movie_id"}, length
     )
 
@@ -63,37 +72,44 @@ def _config(length: int) -> dict[str, Any]:
     }
 
 
-def _file(name: str, *fields: Any, key: str | None = None) -> RawFile:
-    return RawFile(name, fields, key=key, separator="::", header=False)
+def _file(name: str, *fields: Any, user_field: str | None = None) -> LogFile:
+    return LogFile(name, fields, user_field=user_field, separator="::", header=False)
 
 
-MOVIELENS = Dataset(
-    about="MovieLens-1M (Harper and Konstan, 2015). liked: a rating of 4 or 5; rating_seq: the ratings as published. The files also hold\n"
-    "liked_seq, the movies rated 4 or 5 (table movie). The last day has few ratings: --test-days takes more.",
+MOVIELENS = DatasetSpec(
+    about="MovieLens-1M (Harper and Konstan, 2015). liked: a rating of 4 or 5; rating_seq: the "
+    "ratings as published. The files also hold\n"
+    "liked_seq, the movies rated 4 or 5 (table movie). The last day has few ratings: --test-days "
+    "takes more.",
     files=(
         _file(
             USERS,
-            whole("user_id"),
-            one_of("gender", "F", "M"),
-            small("age"),
-            small("occupation"),
-            text("zip_code", "[^:]+"),
-            key="user_id",
+            int64_field("user_id"),
+            enum_field("gender", "F", "M"),
+            int32_field("age"),
+            int32_field("occupation"),
+            text_field("zip_code", "[^:]+"),
+            user_field="user_id",
         ),
-        _file(MOVIES, whole("movie_id"), text("title", "(?::?[^:])+"), text("genres", "[^:]+")),
+        _file(
+            MOVIES,
+            int64_field("movie_id"),
+            text_field("title", "(?::?[^:])+"),
+            text_field("genres", "[^:]+"),
+        ),
         _file(
             RATINGS,
-            whole("user_id"),
-            whole("movie_id"),
-            small("rating"),
-            whole("time"),
-            key="user_id",
+            int64_field("user_id"),
+            int64_field("movie_id"),
+            int32_field("rating"),
+            int64_field("time"),
+            user_field="user_id",
         ),
     ),
     folders=("ml-1m",),
-    second=1,
+    ticks_per_second=1,
     utc_offset=0,
-    impressions=_impressions,
-    rows=_rows,
-    config=_config,
+    select_impressions=_impressions,
+    add_features=_features,
+    build_config=_config,
 )

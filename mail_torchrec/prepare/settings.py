@@ -1,4 +1,4 @@
-"""How logs are prepared; nothing here needs an engine to be installed."""
+"""Settings of the preparation of logs; importing them needs no engine to be installed."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,30 +10,32 @@ from mail_torchrec.settings import Settings
 
 
 class EngineName(StrEnum):
-    """What runs the queries."""
+    """Engine that runs the queries."""
 
     DUCKDB = "duckdb"
     PYSPARK = "pyspark"
 
 
 class PrepareSettings(Settings):
-    """Those that change the rows must not change between a run and its resumption."""
+    """Options of ``mail-torchrec prepare``.
+
+    Those that change the rows must stay the same when an interrupted preparation goes on.
+    """
 
     engine: EngineName = EngineName.DUCKDB
-    """duckdb, in this process, or pyspark."""
+    """``duckdb``, in this process, or ``pyspark``."""
     history: PositiveInt = 100
-    """The newest so many events before an impression are its history."""
+    """Maximum length of a history: the newest so many events before an impression."""
     test_days: PositiveInt = 1
-    """The last so many days of impressions are the test rows."""
+    """Days of test rows, the last ones of the log."""
     buckets: PositiveInt | None = None
-    """Users are dealt to so many buckets, prepared one after the other; by default one for each 256
-    MB of files."""
+    """Buckets of users, prepared one after the other; by default one for each 256 MB of files."""
     memory_limit: str = Field(default="8GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[MG]B$")
-    """Of the whole process (DuckDB) or of Spark's driver: a number of MB or GB."""
+    """Memory of the whole process (DuckDB) or of Spark's driver, in MB or GB."""
     threads: PositiveInt | None = None
-    """By default one a CPU core."""
+    """Threads of the engine; by default one a CPU core."""
     max_malformed: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The greatest share of malformed lines in a file; more are an error."""
+    """Maximum share of malformed lines in a file; more are an error."""
 
     @property
     def memory_mb(self) -> int:
@@ -41,7 +43,7 @@ class PrepareSettings(Settings):
         return int(float(self.memory_limit[:-2]) * {"MB": 1, "GB": 1000}[self.memory_limit[-2:]])
 
     def check_installed(self) -> None:
-        """Look for the engine.
+        """Checks that the packages of the engine are installed.
 
         Raises:
             ValueError: a package is not installed; says how to install it.
@@ -62,7 +64,7 @@ class PrepareSettings(Settings):
 
 
 def prepare_settings(options: Mapping[str, object]) -> PrepareSettings:
-    """Settings of the command line's options, the engine looked for.
+    """Validates the command line's options, and checks that the engine is installed.
 
     Raises:
         ValueError: an option does not fit, with its name; a package is not installed.

@@ -1,1 +1,1 @@
-"""Reports: HTML pages, plots, runs side by side."""
+"""Reports: runs side by side, plots, and Markdown rendered as HTML."""

@@ -1,11 +1,10 @@
-"""Finished runs side by side: method by new / old / all, mean and 95 % interval over seeds, difference from a base.
+"""Compares finished runs: methods by new, old and all users, over seeds and against a base.
 
 A run directory holds ``metrics.json`` and ``config.yaml``; runs whose configurations have one
 ``name`` are seeds of one method.
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,54 +12,46 @@ from typing import Any
 
 import yaml
 
-PARTS = ("new", "old", "all")
-FIGURES = ("auc", "gauc")
-CONVERSION_FIGURES = {
+from mail_torchrec.checkpoint.formats import check_run_format
+from mail_torchrec.reporting.intervals import Interval, seed_interval
+from mail_torchrec.reporting.markdown import markdown_table
+
+COHORTS = ("new", "old", "all")
+METRICS = ("auc", "gauc")
+CONVERSION_METRICS = {
     "pCVR of clicked rows": ("cvr_auc", "cvr_gauc"),
     "pCTCVR": ("ctcvr_auc", "ctcvr_gauc"),
 }
-"""What they are of -> figures of runs that predict conversions; shown where all runs do."""
+"""Prediction of the multi-task head, and its metrics; shown where all runs have them."""
+
+MetricIntervals = dict[str, dict[str, Interval | None]]
+"""Interval by cohort (new, old, all) and metric (auc, gauc, ...); None where a run has none."""
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its two-sided 95 % interval, Student's t where nothing else is said; one seed has no t-interval: None."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    num_seeds: int
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the length of the interval, None where there is none."""
-        return None if self.high is None else self.high - self.mean
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method. Keys are part (new, old, all), then figure (auc, gauc, ...); None is a figure that a run could not give."""
+class MethodResult:
+    """The metrics of one method over its seeds."""
 
     name: str
     run_dirs: list[str]
-    figures: dict[str, dict[str, Interval | None]]
+    metrics: MetricIntervals
     base: str | None = None
     """The method that ``differences`` are from."""
-    differences: dict[str, dict[str, Interval | None]] = field(default_factory=dict)
+    differences: MetricIntervals = field(default_factory=dict)
     """Mean and interval of this method minus the base, paired by seed; empty where the two do not
     have the same seeds."""
 
 
 @dataclass(frozen=True)
-class _Run:
+class _FinishedRun:
     path: Path
     name: str
     seed: int | None
     metrics: dict[str, dict[str, float | None]]
 
 
-def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[Row]:
-    """Read finished runs and gather the seeds of each method.
+def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[MethodResult]:
+    """Reads finished runs and averages the seeds of each method.
 
     Args:
         run_dirs: directories of finished runs.
@@ -68,15 +59,15 @@ def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[Row]:
             none by default.
 
     Returns:
-        One row a method, in the order in which the methods came.
+        One result a method, in the order in which the methods came.
 
     Raises:
-        ValueError: no runs, an unfinished or damaged one, two runs of one method and seed, or no
-            run called ``base``.
+        ValueError: no runs, an unfinished or damaged one, one of another format, two runs of one
+            method and seed, or no run called ``base``.
     """
-    methods: dict[str, list[_Run]] = {}
+    methods: dict[str, list[_FinishedRun]] = {}
     for run_dir in run_dirs:
-        run = _read(Path(run_dir))
+        run = _read_run(Path(run_dir))
         methods.setdefault(run.name, []).append(run)
     if not methods:
         raise ValueError("compare: there should be at least one run directory, received none")
@@ -86,36 +77,32 @@ def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[Row]:
         )
     for name, runs in methods.items():
         _check_seeds(name, runs)
-    names = _figures([run for runs in methods.values() for run in runs])
+    names = _shared_metrics([run for runs in methods.values() for run in runs])
+    base_runs = methods[base] if base is not None else []
     return [
-        _row(name, runs, names, base, methods[base] if base is not None and base != name else [])
+        _method_result(runs, names, base_runs if name != base else [])
         for name, runs in methods.items()
     ]
 
 
-def _figures(runs: list[_Run]) -> list[str]:
-    """The figures that all runs have."""
-    of_conversions = [figure for pair in CONVERSION_FIGURES.values() for figure in pair]
-    return [
-        *FIGURES,
-        *(
-            figure
-            for figure in of_conversions
-            if all(figure in run.metrics[part] for run in runs for part in PARTS)
-        ),
+def _shared_metrics(runs: list[_FinishedRun]) -> list[str]:
+    """Lists the metrics that all runs have."""
+    of_conversions = [metric for pair in CONVERSION_METRICS.values() for metric in pair]
+    shared = [
+        metric
+        for metric in of_conversions
+        if all(metric in run.metrics[cohort] for run in runs for cohort in COHORTS)
     ]
+    return [*METRICS, *shared]
 
 
-def _read(run_dir: Path) -> _Run:
-    config = _load(run_dir, "config.yaml", "is this a run directory?")
-    metrics = _load(
+def _read_run(run_dir: Path) -> _FinishedRun:
+    config = _read_mapping(run_dir, "config.yaml", "is this a run directory?")
+    check_run_format(run_dir)
+    metrics = _read_mapping(
         run_dir, "metrics.json", "the run has not finished, or was stopped; train it again"
     )
-    if missing := [
-        part
-        for part in PARTS
-        if not isinstance(metrics.get(part), dict) or not set(FIGURES) <= set(metrics[part])
-    ]:
+    if missing := [cohort for cohort in COHORTS if not _has_metrics(metrics.get(cohort))]:
         raise ValueError(
             f"'{run_dir / 'metrics.json'}' should hold auc and gauc of new, old and all rows, "
             f"missing or incomplete: {missing}"
@@ -125,11 +112,16 @@ def _read(run_dir: Path) -> _Run:
         raise ValueError(
             f"'{run_dir / 'config.yaml'}' should have a text as its 'name', received {name!r}"
         )
-    return _Run(run_dir, name, train.get("seed") if isinstance(train, dict) else None, metrics)
+    seed = train.get("seed") if isinstance(train, dict) else None
+    return _FinishedRun(run_dir, name, seed, metrics)
 
 
-def _load(run_dir: Path, name: str, hint: str) -> dict[str, Any]:
-    """A JSON or YAML mapping (every JSON text is YAML, too)."""
+def _has_metrics(cohort: object) -> bool:
+    return isinstance(cohort, dict) and set(METRICS) <= set(cohort)
+
+
+def _read_mapping(run_dir: Path, name: str, hint: str) -> dict[str, Any]:
+    """Reads a JSON or YAML mapping (every JSON text is YAML, too)."""
     try:
         content = yaml.safe_load((run_dir / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -143,7 +135,7 @@ def _load(run_dir: Path, name: str, hint: str) -> dict[str, Any]:
     return content
 
 
-def _check_seeds(name: str, runs: list[_Run]) -> None:
+def _check_seeds(name: str, runs: list[_FinishedRun]) -> None:
     first: dict[int | None, Path] = {}
     for run in runs:
         if run.seed in first:
@@ -155,122 +147,88 @@ def _check_seeds(name: str, runs: list[_Run]) -> None:
         first[run.seed] = run.path
 
 
-def _row(
-    name: str, runs: list[_Run], names: list[str], base: str | None, base_runs: list[_Run]
-) -> Row:
-    figures = {
-        part: {
-            figure: seed_interval([run.metrics[part][figure] for run in runs]) for figure in names
-        }
-        for part in PARTS
-    }
-    paired = {run.seed: run for run in base_runs}
-    differences = {}
-    if base_runs and {run.seed for run in runs} == set(paired):
-        differences = {
-            part: {
-                figure: seed_interval(
-                    [
-                        _minus(run.metrics[part][figure], paired[run.seed].metrics[part][figure])
-                        for run in runs
-                    ]
-                )
-                for figure in names
-            }
-            for part in PARTS
-        }
-    return Row(
-        name, [str(run.path) for run in runs], figures, base if differences else None, differences
+def _method_result(
+    runs: list[_FinishedRun], metrics: list[str], base_runs: list[_FinishedRun]
+) -> MethodResult:
+    """Averages a method's runs; differences are taken where the base has the same seeds."""
+    run_dirs = [str(run.path) for run in runs]
+    means = _intervals([run.metrics for run in runs], metrics)
+    of_seed = {run.seed: run for run in base_runs}
+    if not base_runs or {run.seed for run in runs} != set(of_seed):
+        return MethodResult(runs[0].name, run_dirs, means)
+    differences = [_subtract(run, of_seed[run.seed], metrics) for run in runs]
+    return MethodResult(
+        runs[0].name, run_dirs, means, base_runs[0].name, _intervals(differences, metrics)
     )
 
 
-def _minus(value: float | None, base: float | None) -> float | None:
+def _intervals(
+    seeds: Sequence[dict[str, dict[str, float | None]]], metrics: list[str]
+) -> MetricIntervals:
+    return {
+        cohort: {
+            metric: seed_interval([seed[cohort][metric] for seed in seeds]) for metric in metrics
+        }
+        for cohort in COHORTS
+    }
+
+
+def _subtract(
+    run: _FinishedRun, base: _FinishedRun, metrics: list[str]
+) -> dict[str, dict[str, float | None]]:
+    return {
+        cohort: {
+            metric: _difference(run.metrics[cohort][metric], base.metrics[cohort][metric])
+            for metric in metrics
+        }
+        for cohort in COHORTS
+    }
+
+
+def _difference(value: float | None, base: float | None) -> float | None:
     return None if value is None or base is None else value - base
 
 
-def seed_interval(values: Sequence[float | None]) -> Interval | None:
-    """Mean and Student's 95 % interval of one value a seed; None where a seed has none."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    count = len(known)
-    mean = math.fsum(known) / count
-    if count == 1:
-        return Interval(mean, None, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (count - 1))
-    half = t_quantile(count - 1) * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half, count)
-
-
-def t_quantile(degrees: int, level: float = 0.95) -> float:
-    """The two-sided quantile q of Student's t: ``P(|T| < q) = level``.
-
-    The distribution is a finite sum for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and
-    26.7.4), and bisection inverts it.
-
-    Raises:
-        ValueError: ``degrees`` below 1, or ``level`` not between 0 and 1.
-    """
-    if degrees < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"t_quantile: degrees should be >= 1 and level in (0, 1), received {degrees} and "
-            f"{level}"
-        )
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_probability(middle, degrees) < level else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _t_probability(angle: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(angle))."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
-    """The figures as a Markdown table that also reads well as plain text, and a second table of differences where there are any.
+def as_markdown(results: Sequence[MethodResult]) -> str:
+    """Formats the metrics as Markdown tables, differences in a second one where there are any.
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-``
-    where a figure is undefined. Where all runs predict conversions, the same tables follow for
+    where a metric is undefined. Where all runs predict conversions, the same tables follow for
     these.
     """
-    of_what = {"": FIGURES} | {
-        f", {what}": pair
-        for what, pair in CONVERSION_FIGURES.items()
-        if set(pair) <= rows[0].figures["all"].keys()
+    predictions = {"": METRICS} | {
+        f", {prediction}": metrics
+        for prediction, metrics in CONVERSION_METRICS.items()
+        if set(metrics) <= results[0].metrics["all"].keys()
     }
-    return "\n".join(each for what, pair in of_what.items() for each in _tables(rows, what, pair))
+    tables = [_tables(results, title, metrics) for title, metrics in predictions.items()]
+    return "\n".join(table for pair in tables for table in pair)
 
 
-def _tables(rows: Sequence[Row], what: str, pair: tuple[str, ...]) -> list[str]:
-    """The figures of one prediction, and their differences where there are any."""
-    header = ["seeds", *(f"{part} {figure.upper()}" for part in PARTS for figure in FIGURES)]
-    lines = [[row.name, str(len(row.run_dirs)), *_cells(row.figures, pair, "")] for row in rows]
-    tables = [table([f"method{what}", *header], lines)]
-    if compared := [row for row in rows if row.differences]:
-        lines = [
+def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...]) -> list[str]:
+    """Formats the metrics of one prediction, and their differences where there are any."""
+    columns = [f"{cohort} {metric.upper()}" for cohort in COHORTS for metric in METRICS]
+    header = ["seeds", *columns]
+    rows = [
+        [result.name, str(len(result.run_dirs)), *_cells(result.metrics, metrics, "")]
+        for result in results
+    ]
+    tables = [markdown_table([f"method{title}", *header], rows)]
+    if compared := [result for result in results if result.differences]:
+        rows = [
             [
-                f"{row.name} - {row.base}",
-                str(len(row.run_dirs)),
-                *_cells(row.differences, pair, "+"),
+                f"{result.name} - {result.base}",
+                str(len(result.run_dirs)),
+                *_cells(result.differences, metrics, "+"),
             ]
-            for row in compared
+            for result in compared
         ]
-        tables.append(table([f"difference, paired by seed{what}", *header], lines))
+        tables.append(markdown_table([f"difference, paired by seed{title}", *header], rows))
     return tables
 
 
-def _cells(
-    figures: dict[str, dict[str, Interval | None]], pair: tuple[str, ...], sign: str
-) -> list[str]:
-    return [_cell(figures[part][figure], sign) for part in PARTS for figure in pair]
+def _cells(intervals: MetricIntervals, metrics: tuple[str, ...], sign: str) -> list[str]:
+    return [_cell(intervals[cohort][metric], sign) for cohort in COHORTS for metric in metrics]
 
 
 def _cell(interval: Interval | None, sign: str) -> str:
@@ -280,20 +238,6 @@ def _cell(interval: Interval | None, sign: str) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.4f}"
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table padded to read well as plain text, numbers to the right."""
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        for line in (header, *lines)
-    ]
-    return "".join("| " + " | ".join(line) + " |\n" for line in (padded[0], rule, *padded[1:]))
-
-
-def as_json(rows: Sequence[Row]) -> str:
-    """The rows as JSON: a list of methods with ``figures`` and ``differences``, None where undefined."""
-    return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
+def as_json(results: Sequence[MethodResult]) -> str:
+    """Formats the results as a JSON list of methods, null where a metric is undefined."""
+    return json.dumps([asdict(result) for result in results], indent=2, allow_nan=False) + "\n"

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, on the user's data, with one command."""
+"""The paper's tables and figures on your data."""

@@ -1,4 +1,4 @@
-"""``mail-torchrec reproduce``: trains what is missing, makes the sections that were asked for, and the report of all there are."""
+"""Runs ``mail-torchrec reproduce``: trains what is missing, makes sections, writes the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,92 +6,99 @@ from pathlib import Path
 
 from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.reproduce.figures import make_figures
-from mail_torchrec.reproduce.methods import METHODS_OF, methods_of
-from mail_torchrec.reproduce.paper import papers_dataset
-from mail_torchrec.reproduce.runner import Run, plan, run_all
-from mail_torchrec.reproduce.sections import SECTIONS, Section, write_report
+from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
+from mail_torchrec.reproduce.methods import SECTION_METHODS, section_methods
+from mail_torchrec.reproduce.paper import dataset_of_paper
+from mail_torchrec.reproduce.runner import run_jobs
+from mail_torchrec.reproduce.sections import SECTIONS, ReportSection, write_report
 from mail_torchrec.reproduce.tables import make_table
-from mail_torchrec.reproduce.warmup import check_sweepable, evaluations, make_warmup
+from mail_torchrec.reproduce.warmup import check_sweepable, make_warmup, plan_evaluations
 
 
 @dataclass(frozen=True)
-class Order:
-    """What was asked for on the command line."""
+class ReproduceOptions:
+    """Options of the command line."""
 
     what: str
     """A section, or ``all``."""
     config: Path
     out: Path
     num_seeds: int
-    jobs: int
-    """Processes side by side."""
+    num_processes: int
+    """Runs side by side, each in a process of its own."""
     threads: int
-    """Of each of them."""
+    """Threads of each process."""
     chosen: tuple[str, ...] = ()
-    """Methods; none: the usual ones."""
+    """Methods; none: the default ones of each section."""
     overrides: tuple[str, ...] = ()
     paper: str | None = None
-    """The paper's dataset (public, industrial) whose figures are shown beside ours, or none; None:
+    """The paper's dataset (public, industrial) whose metrics are shown beside ours, or none; None:
     as the data says."""
 
 
-def reproduce(order: Order, command: str) -> str:
-    """Carries an order out.
+def reproduce(options: ReproduceOptions, command: str) -> str:
+    """Makes the sections that were asked for.
 
     Args:
-        order: what to do.
-        command: how it was given, for the report.
+        options: of the command line.
+        command: the command line itself, for the report.
 
     Returns:
-        The Markdown of its sections, and the paths of what was written.
+        The Markdown of the sections, and the paths of the files written.
 
     Raises:
         ValueError: the configuration, a method or the data cannot be used, or runs failed.
     """
-    config = load_config(order.config, list(order.overrides))
-    dataset = papers_dataset(config.data.root) if order.paper is None else order.paper
-    methods = _methods(order)
+    config = load_config(options.config, list(options.overrides))
+    dataset = dataset_of_paper(config.data.root) if options.paper is None else options.paper
+    methods = _methods_by_section(options)
     if "warmup" in methods:
         check_sweepable(config.data)
-    all_methods = list(dict.fromkeys(name for names in methods.values() for name in names))
-    runs = plan(order.config, order.out, all_methods, order.num_seeds, order.overrides)
-    run_all(runs, order.out, order.jobs, order.threads)
+    jobs = _train_all(options, methods)
     texts = []
     for name, names in methods.items():
-        section = _make(
-            name,
-            [run for run in runs if run.method in names],
-            order,
-            None if dataset == "none" else dataset,
-        )
-        section.save(order.out, command, dump_config(config))
+        section_jobs = [job for job in jobs if job.method in names]
+        section = _make_section(name, section_jobs, options, None if dataset == "none" else dataset)
+        section.save(options.out, command, dump_config(config))
         texts.append(section.text)
-    paths = [order.out / f"{name}.{kind}" for name in methods for kind in ("md", "json")]
-    return "\n".join([*texts, "  ".join(map(str, [*paths, *write_report(order.out, config.name)]))])
+    paths = [options.out / f"{name}.{kind}" for name in methods for kind in ("md", "json")]
+    paths += write_report(options.out, config.name)
+    return "\n".join([*texts, "  ".join(map(str, paths))])
 
 
-def _methods(order: Order) -> dict[str, list[str]]:
-    """Section -> its methods. ``all`` leaves out a section that has none of the chosen ones."""
-    if order.what != "all":
-        return {order.what: methods_of(order.what, order.chosen)}
-    known = {name for names in METHODS_OF.values() for name in names}
-    if unknown := [name for name in order.chosen if name not in known]:
+def _methods_by_section(options: ReproduceOptions) -> dict[str, list[str]]:
+    """Selects the methods of each section; ``all`` leaves out sections without a chosen one."""
+    if options.what != "all":
+        return {options.what: section_methods(options.what, options.chosen)}
+    known = {name for names in SECTION_METHODS.values() for name in names}
+    if unknown := [name for name in options.chosen if name not in known]:
         raise ValueError(f"there is no method {unknown}; there are: {', '.join(sorted(known))}")
-    asked = {
-        section: [name for name in order.chosen if name in METHODS_OF[section]]
+    chosen = {
+        section: [name for name in options.chosen if name in SECTION_METHODS[section]]
         for section in SECTIONS
     }
     return {
-        section: methods_of(section, names)
-        for section, names in asked.items()
-        if names or not order.chosen
+        section: section_methods(section, names)
+        for section, names in chosen.items()
+        if names or not options.chosen
     }
 
 
-def _make(name: str, runs: Sequence[Run], order: Order, dataset: str | None) -> Section:
+def _train_all(options: ReproduceOptions, methods: dict[str, list[str]]) -> list[TrainingJob]:
+    """Trains the methods of all sections, each once."""
+    names = list(dict.fromkeys(name for names in methods.values() for name in names))
+    jobs = plan_trainings(options.config, options.out, names, options.num_seeds, options.overrides)
+    run_jobs(jobs, options.out, options.num_processes, options.threads)
+    return jobs
+
+
+def _make_section(
+    name: str, jobs: Sequence[TrainingJob], options: ReproduceOptions, dataset: str | None
+) -> ReportSection:
     if name == "figures":
-        return make_figures(runs, order.out)
+        return make_figures(jobs, options.out)
     if name == "warmup":
-        run_all(evaluations(runs), order.out, order.jobs, order.threads)
-        return make_warmup(runs, order.out)
-    return make_table(name, runs, order.out, dataset)
+        evaluations = plan_evaluations(jobs)
+        run_jobs(evaluations, options.out, options.num_processes, options.threads)
+        return make_warmup(jobs, options.out)
+    return make_table(name, jobs, options.out, dataset)

@@ -1,4 +1,4 @@
-"""The methods that are compared, as data: what each changes in the user's configuration, and what it is measured against."""
+"""Defines the methods of the paper's tables as overrides of the user's configuration."""
 
 import json
 import re
@@ -17,10 +17,10 @@ TOWERS = {
     "DIN": "din",
     "Wide&Deep": "wide_deep",
 }
-"""Title of a ranking tower -> its name in the configuration."""
+"""Name in the configuration of each ranking tower, by its title in tables."""
 
-# A plain tower is plain, whatever remedies the user's configuration has: those belong to the MAIL
-# methods.
+# A plain tower has no cold-start method, whatever the user's configuration says: those belong to
+# the MAIL methods.
 _NO_ZERO_SHOT = (
     "model.zero_shot=null",
     "model.baseline=null",
@@ -29,7 +29,7 @@ _NO_ZERO_SHOT = (
     "model.new_user_tower=shared",
 )
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
-_TOGETHER = ("data.group_by_user=true",)
+_GROUPED_BY_USER = ("data.group_by_user=true",)
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,17 @@ class Method:
 
     name: str
     tower: str
-    """Title of its ranking tower. The plain tower is its base, the tower's oracle the bound of what
-    it can win."""
+    """Title of its ranking tower: the plain tower is its base, the oracle its upper bound."""
     overrides: tuple[str, ...] = _NO_ZERO_SHOT
-    """What it changes in the configuration, beside the tower."""
+    """Overrides of the configuration, beside the tower."""
     preset: str | None = None
-    """A file of ``presets/`` that comes on top."""
+    """A file of ``presets/`` whose settings are applied on top."""
     user_id: bool = False
-    """Whether the user's id is an attribute; it becomes one where the schema does not have it."""
+    """Whether the user's id is an attribute; it is added where the schema does not have it."""
 
     @property
     def base(self) -> str | None:
-        """The method that its gains are counted from; None where it is one itself."""
+        """The method that its gains are measured against; None where it is a base itself."""
         return None if self.name == self.tower else self.tower
 
     @property
@@ -59,7 +58,7 @@ class Method:
 
     @property
     def oracle(self) -> str:
-        """The same tower, the hidden behaviours given back."""
+        """Name of the same tower with the hidden behaviours given back."""
         return f"{self.tower} oracle"
 
 
@@ -87,7 +86,7 @@ _PAPER = [
     Method("Emblr", "Emblr"),
     Method("LLAE", "Emblr", _baseline("llae")),
     Method("BaseDNN", "BaseDNN"),
-    Method("MetaEmb", "BaseDNN", (*_baseline("meta_emb"), *_TOGETHER), user_id=True),
+    Method("MetaEmb", "BaseDNN", (*_baseline("meta_emb"), *_GROUPED_BY_USER), user_id=True),
     _mail("BaseDNN"),
     Method("DMR", "DMR"),
     _mail("DMR"),
@@ -95,9 +94,8 @@ _PAPER = [
 _NEW = [
     Method("BaseDNN + DropoutNet", "BaseDNN", (*_NO_ZERO_SHOT, "model.behaviour_dropout=0.5")),
     Method("BaseDNN + mean fill", "BaseDNN", _baseline("mean_fill")),
-    Method(
-        "BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_TOGETHER), user_id=True
-    ),  # all that MetaEmb has but the generator
+    # All that MetaEmb has but the generator.
+    Method("BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_GROUPED_BY_USER), user_id=True),
     _tuned("BaseDNN"),
     _tuned("DMR"),
     *(
@@ -115,38 +113,39 @@ _ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
 METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS]}
 """Every method by name."""
 TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]
-"""The paper's seven in its order, the new ones, and the bounds."""
+"""The paper's seven methods in its order, newer ones, and the oracles."""
 TABLE_3 = ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN", "BaseDNN oracle"]
-"""The ablation study; MAIL-BaseDNN is what the paper calls MAIL-Base."""
+"""The ablation study; MAIL-BaseDNN is the paper's MAIL-Base."""
 
-METHODS_OF = {
+SECTION_METHODS = {
     "table2": TABLE_2,
     "table3": TABLE_3,
     "figures": [name for name in METHODS if name.startswith("MAIL-") and name != "MAIL-None"],
     "warmup": [name for name in METHODS if METHODS[name].base is None or name.startswith("MAIL-")],
 }
-"""Section of the report -> the methods that it can show."""
-_USUALLY = {"figures": ["MAIL-BaseDNN"], "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"]}
+"""Methods that each section of the report can show."""
+_DEFAULT_METHODS = {
+    "figures": ["MAIL-BaseDNN"],
+    "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"],
+}
 
 
-def methods_of(section: str, chosen: Sequence[str]) -> list[str]:
-    """The methods of a section: those that were chosen, else the usual ones.
+def section_methods(section: str, chosen: Sequence[str]) -> list[str]:
+    """Selects the methods of a section: those that were chosen, else its default ones.
 
     Raises:
         ValueError: a chosen method is not one that the section can show.
     """
-    if unknown := [method for method in chosen if method not in METHODS_OF[section]]:
+    if unknown := [method for method in chosen if method not in SECTION_METHODS[section]]:
         raise ValueError(
-            f"{section} has no method {unknown}; it has: {', '.join(METHODS_OF[section])}"
+            f"{section} has no method {unknown}; it has: {', '.join(SECTION_METHODS[section])}"
         )
-    return [
-        method
-        for method in METHODS_OF[section]
-        if method in (chosen or _USUALLY.get(section, METHODS_OF[section]))
-    ]
+    wanted = chosen or _DEFAULT_METHODS.get(section, SECTION_METHODS[section])
+    return [method for method in SECTION_METHODS[section] if method in wanted]
 
 
-_TAKEN = (
+# Keys that the methods set themselves.
+_METHOD_KEYS = (
     "name",
     "train.seed",
     "train.save_predictions",
@@ -157,12 +156,14 @@ _TAKEN = (
 )
 
 
-def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed: int) -> Config:
-    """The configuration of one run: the user's file and overrides, then what the method is.
+def resolve_config(
+    method: Method, config_path: Path, overrides: tuple[str, ...], seed: int
+) -> Config:
+    """Builds the configuration of one run: the user's file and overrides, then the method's.
 
     Raises:
-        ValueError: a setting that this version does not know, a missing preset, or an override of
-            what the method sets itself.
+        ValueError: an unknown setting, a missing preset, or an override of a key that the method
+            sets itself.
     """
     config = load_config(config_path, list(overrides))
     chosen = [
@@ -174,17 +175,17 @@ def resolve(method: Method, config_path: Path, overrides: tuple[str, ...], seed:
         *method.overrides,
         *(preset_overrides(method.preset) if method.preset else []),
     ]
-    for taken in _TAKEN:
-        if any(override.partition("=")[0] == taken for override in overrides):
+    for key in _METHOD_KEYS:
+        if any(override.partition("=")[0] == key for override in overrides):
             raise ValueError(
-                f"'{taken}' is what the methods themselves set; leave it out (--method and "
+                f"'{key}' is what the methods themselves set; leave it out (--method and "
                 "--seeds choose the runs)"
             )
     return load_config(config_path, [*overrides, *chosen])
 
 
 def _user_id(schema: Schema) -> list[str]:
-    """The column of the group key as an attribute too, unless it is one already."""
+    """Makes the group key's column an attribute too, unless it is one already."""
     key = schema.file_column(schema.group_key)
     if any(schema.file_column(name) == key for name in schema.names(Group.ATTRIBUTE)):
         return []
@@ -195,7 +196,7 @@ def _user_id(schema: Schema) -> list[str]:
 
 
 def _tower(name: str, config: Config) -> list[str]:
-    """Chooses a ranking tower. The options of the configuration are those of its own tower and stay with it."""
+    """Chooses a ranking tower; the configuration's options are kept for its own tower alone."""
     chosen = [f"model.tower={name}"]
     if name != config.model.tower:
         chosen.append("model.tower_options={}")

@@ -1,10 +1,13 @@
-"""The paper's own figures (Feng et al., CIKM 2021, Tables 2 and 3), to be shown beside ours where the dataset is the paper's."""
+"""Holds the paper's own metrics (Feng et al., CIKM 2021, Tables 2 and 3).
+
+They are shown beside ours where the dataset is the paper's.
+"""
 
 import json
 from pathlib import Path
 
 Values = dict[str, tuple[float, float, float, float]]
-"""Method -> AUC and GAUC of new users, AUC and GAUC of old ones."""
+"""AUC and GAUC of new users, AUC and GAUC of old ones, by method."""
 
 TABLE_2: dict[str, Values] = {
     "public": {
@@ -26,7 +29,7 @@ TABLE_2: dict[str, Values] = {
         "MAIL-DMR": (0.6895, 0.6465, 0.7838, 0.6558),
     },
 }
-"""Dataset -> Table 2."""
+"""Table 2, by dataset."""
 
 TABLE_3: dict[str, dict[str, tuple[float, float]]] = {
     "public": {
@@ -44,14 +47,18 @@ TABLE_3: dict[str, dict[str, tuple[float, float]]] = {
         "MAIL-BaseDNN": (0.6849, 0.7788),
     },
 }
-"""Dataset -> method -> AUC of new users, AUC of old ones. BaseDNN's old users have .7782 in Table
-2."""
+"""Table 3, by dataset: AUC of new and of old users. (BaseDNN's old users have .7782 in Table 2.)"""
 
 _PUBLIC = "alimama"
 
 
-def paper_figures(table: str, dataset: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> part (new, old) -> figure (auc, gauc) -> value, of ``table2`` or ``table3`` and ``public`` or ``industrial``."""
+def paper_metrics(table: str, dataset: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the paper's metrics by method, cohort (new, old) and metric (auc, gauc).
+
+    Args:
+        table: ``table2`` or ``table3``.
+        dataset: ``public`` or ``industrial``.
+    """
     if table == "table3":
         return {
             name: {"new": {"auc": new}, "old": {"auc": old}}
@@ -63,13 +70,14 @@ def paper_figures(table: str, dataset: str) -> dict[str, dict[str, dict[str, flo
     }
 
 
-def papers_dataset(root: str) -> str | None:
-    """The paper's dataset that lies at ``root``, by the ``prepared.json`` that ``mail-torchrec prepare`` leaves; None for any other."""
+def dataset_of_paper(root: str) -> str | None:
+    """Tells which of the paper's datasets lies at ``root``, by the record of ``prepare``.
+
+    Returns:
+        None for data of any other origin.
+    """
     prepared = Path(root) / "prepared.json"
     if "://" in root or not prepared.exists():
         return None
-    return (
-        "public"
-        if json.loads(prepared.read_text()).get("inputs", {}).get("dataset") == _PUBLIC
-        else None
-    )
+    inputs = json.loads(prepared.read_text()).get("inputs", {})
+    return "public" if inputs.get("dataset") == _PUBLIC else None

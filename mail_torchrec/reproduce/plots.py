@@ -1,4 +1,7 @@
-"""Pictures of a reproduction: clouds of users, and quality while users warm up."""
+"""Draws the plots of a reproduction: scatter plots of users, and AUC while users warm up.
+
+Shape letters: ``N``, ``M`` points of two sets, ``P`` points of both.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +12,26 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mail_torchrec.reporting.comparison import Interval
-from mail_torchrec.reporting.plots import INK, NEW, OLD, save, tidy
+from mail_torchrec.reporting.figure_style import (
+    NEW_USER_COLOUR,
+    OLD_USER_COLOUR,
+    TEXT_COLOUR,
+    save_figure,
+    style_axes,
+)
+from mail_torchrec.reporting.intervals import Interval
 
-_COLOURS = {"real": OLD, "virtual": NEW, "old users": OLD, "new users": NEW}
+_COLOURS = {
+    "real": OLD_USER_COLOUR,
+    "virtual": NEW_USER_COLOUR,
+    "old users": OLD_USER_COLOUR,
+    "new users": NEW_USER_COLOUR,
+}
+_SPINE_COLOUR = "#e4e4e4"
 
 
 @dataclass(frozen=True)
-class Cloud:
+class ScatterPanel:
     """Two sets of points on one plane."""
 
     title: str
@@ -25,38 +40,36 @@ class Cloud:
     second_M2: NDArray[np.float64]
 
 
-def draw_clouds(clouds: Sequence[Cloud], out_png: Path) -> None:
-    """Draws a panel each, points half transparent; t-SNE's axes mean nothing and are left out."""
-    figure = Figure(figsize=(4.6 * len(clouds), 4.6), layout="constrained")
-    for panel, cloud in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
-        # One call for both sets, the points mixed, so that none covers the other.
-        places_P2 = np.concatenate([cloud.first_N2, cloud.second_M2])
-        colours = np.repeat(
-            [_COLOURS[label] for label in cloud.labels], [len(cloud.first_N2), len(cloud.second_M2)]
-        )
-        order = np.random.default_rng(0).permutation(len(places_P2))
-        panel.scatter(*places_P2[order].T, c=colours[order], s=9, alpha=0.5, linewidths=0)
-        for label in cloud.labels:
-            panel.scatter([], [], c=_COLOURS[label], s=20, label=label)
-        panel.set_title(cloud.title, loc="left", fontsize=10, color=INK)
-        panel.legend(
-            loc="best",
-            frameon=True,
-            edgecolor="none",
-            framealpha=0.8,
-            fontsize=9,
-            handletextpad=0.2,
-        )
-        panel.set_xticks([])
-        panel.set_yticks([])
-        for side in panel.spines.values():
-            side.set_color("#e4e4e4")
-    save(figure, out_png)
+def draw_scatter(panels: Sequence[ScatterPanel], out_png: Path) -> None:
+    """Draws points half transparent, a panel a pair; t-SNE's axes mean nothing and are left out."""
+    figure = Figure(figsize=(4.6 * len(panels), 4.6), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        _draw_points(axes, panel)
+        axes.set_title(panel.title, loc="left", fontsize=10, color=TEXT_COLOUR)
+        frame = {"frameon": True, "edgecolor": "none", "framealpha": 0.8}
+        axes.legend(loc="best", fontsize=9, handletextpad=0.2, **frame)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color(_SPINE_COLOUR)
+    save_figure(figure, out_png)
+
+
+def _draw_points(axes: Any, panel: ScatterPanel) -> None:
+    """Draws both sets in one call and in mixed order, so that none covers the other."""
+    points_P2 = np.concatenate([panel.first_N2, panel.second_M2])
+    sizes = [len(panel.first_N2), len(panel.second_M2)]
+    colours_P = np.repeat([_COLOURS[label] for label in panel.labels], sizes)
+    order_P = np.random.default_rng(0).permutation(len(points_P2))
+    axes.scatter(*points_P2[order_P].T, c=colours_P[order_P], s=9, alpha=0.5, linewidths=0)
+    for label in panel.labels:
+        axes.scatter([], [], c=_COLOURS[label], s=20, label=label)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A figure of new users for each number of real behaviours; None where there is none."""
+class WarmupCurve:
+    """A metric of new users for each number of real behaviours; None where there is none."""
 
     label: str
     colour: str
@@ -66,54 +79,51 @@ class Curve:
 
 @dataclass(frozen=True)
 class WarmupPanel:
-    """A method's curves, and those of the differences from virtual behaviours (there may be none)."""
+    """A method's curves, and those of the differences from virtual behaviours (possibly none)."""
 
     title: str
-    curves: list[Curve]
-    over_virtual: list[Curve]
+    curves: list[WarmupCurve]
+    over_virtual: list[WarmupCurve]
 
 
 def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Path) -> None:
-    """Draws new users' AUC over the number of real behaviours that they have (evenly spaced), with 95 % bands.
+    """Draws new users' AUC over their number of real behaviours (evenly spaced), with 95 % bands.
 
     Below it stand the differences from virtual behaviours, whose bands are narrower: what the users
     share cancels.
     """
     figure = Figure(figsize=(5.2 * len(panels), 6.0), layout="constrained")
-    for (above, below), panel in zip(
-        figure.subplots(2, len(panels), squeeze=False, sharex=True).T, panels, strict=True
-    ):
-        for axes, curves in ((above, panel.curves), (below, panel.over_virtual)):
-            for curve in curves:
-                _draw_curve(axes, curve)
-            tidy(axes)
-            axes.margins(x=0.04)
-        above.set_title(panel.title, loc="left", fontsize=10, color=INK)
-        above.set_ylabel("AUC of new users", color=INK)
+    columns = figure.subplots(2, len(panels), squeeze=False, sharex=True).T
+    for (above, below), panel in zip(columns, panels, strict=True):
+        _draw_curves(above, panel.curves)
+        _draw_curves(below, panel.over_virtual)
+        above.set_title(panel.title, loc="left", fontsize=10, color=TEXT_COLOUR)
+        above.set_ylabel("AUC of new users", color=TEXT_COLOUR)
         above.legend(loc="best", frameon=False, fontsize=9)
-        below.axhline(0, color=NEW, linestyle="--", linewidth=1.8)
-        below.set_ylabel("AUC less that on virtual ones", color=INK)
-        below.set_xlabel("newest real behaviours that new users have", color=INK)
+        below.axhline(0, color=NEW_USER_COLOUR, linestyle="--", linewidth=1.8)
+        below.set_ylabel("AUC less that on virtual ones", color=TEXT_COLOUR)
+        below.set_xlabel("newest real behaviours that new users have", color=TEXT_COLOUR)
         below.set_xticks(range(len(kept)), [str(number) for number in kept])
-    save(figure, out_png)
+    save_figure(figure, out_png)
 
 
-def _draw_curve(panel: Any, curve: Curve) -> None:
+def _draw_curves(axes: Any, curves: Sequence[WarmupCurve]) -> None:
+    for curve in curves:
+        _draw_curve(axes, curve)
+    style_axes(axes)
+    axes.margins(x=0.04)
+
+
+def _draw_curve(axes: Any, curve: WarmupCurve) -> None:
     points = [(place, interval) for place, interval in enumerate(curve.intervals) if interval]
     places = [place for place, _ in points]
+    means = [interval.mean for _, interval in points]
     style = {"linestyle": "--"} if curve.dashed else {"marker": "o", "markersize": 4}
-    panel.plot(
-        places,
-        [interval.mean for _, interval in points],
-        color=curve.colour,
-        linewidth=1.8,
-        label=curve.label,
-        **style,
-    )
+    axes.plot(places, means, color=curve.colour, linewidth=1.8, label=curve.label, **style)
     banded = [
         (place, interval.low, interval.high)
         for place, interval in points
         if interval.low is not None
     ]
     if banded:
-        panel.fill_between(*zip(*banded, strict=True), color=curve.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(*zip(*banded, strict=True), color=curve.colour, alpha=0.15, linewidth=0)

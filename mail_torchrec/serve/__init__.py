@@ -1,1 +1,1 @@
-"""Exported models behind the Open Inference Protocol v2, REST and gRPC. Needs no torch."""
+"""Server of exported models by the Open Inference Protocol v2, REST and gRPC; imports no torch."""

@@ -1,86 +1,90 @@
-"""What Prometheus is told. Labels are versions, columns and statuses; never what a client made up."""
+"""Prometheus metrics of the server.
 
-from collections.abc import Mapping
+Labels are versions, columns and statuses, never a value that a client chose.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
-from mail_torchrec.inference.manifest import Manifest
-from mail_torchrec.serve.tensors import Array
+from mail_torchrec.inference.datatypes import Array
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.requests import USER_OF_CANDIDATE, length_input
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class Metrics:
-    """Counters of one server."""
+class ServerMetrics:
+    """Metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
+        counter = partial(Counter, registry=self.registry)
         self.seconds = Histogram(
             "mail_request_seconds",
             "From the decoded request to its scores.",
             ["version"],
             buckets=_SECONDS,
-            registry=registry,
+            registry=self.registry,
         )
-        self.users = Counter(
+        self.users = counter(
             "mail_users",
             "Users scored; new ones by the zero-shot path, if there is one.",
             ["version", "kind"],
-            registry=registry,
         )
-        self.candidates = Counter(
-            "mail_candidates", "Candidates scored.", ["version"], registry=registry
+        self.candidates = counter("mail_candidates", "Candidates scored.", ["version"])
+        self.ids = counter("mail_ids", "Ids received.", ["version", "column"])
+        self.unknown_ids = counter(
+            "mail_unknown_ids", "Of them those outside the vocabulary.", ["version", "column"]
         )
-        self.ids = Counter("mail_ids", "Ids received.", ["version", "column"], registry=registry)
-        self.unknown_ids = Counter(
-            "mail_unknown_ids",
-            "Of them those outside the vocabulary.",
-            ["version", "column"],
-            registry=registry,
-        )
-        self.refused = Counter(
-            "mail_refused", "Requests that were not answered.", ["status"], registry=registry
-        )
-        self.loads = Counter(
-            "mail_version_loads", "Versions loaded or refused.", ["result"], registry=registry
-        )
+        self.refused = counter("mail_refused", "Requests that were not answered.", ["status"])
+        self.loads = counter("mail_version_loads", "Versions loaded or refused.", ["result"])
         self.serving = Gauge(
-            "mail_version_serving", "1 for each version loaded.", ["version"], registry=registry
+            "mail_version_serving",
+            "1 for each version loaded.",
+            ["version"],
+            registry=self.registry,
         )
 
-    def count(self, inputs: Mapping[str, Array], manifest: Manifest) -> None:
-        """Counts what was asked, from checked inputs."""
-        schema, version = manifest.schema_, manifest.version
-        new_U = is_new(inputs, manifest)
-        self.users.labels(version, "new").inc(int(new_U.sum()))
-        self.users.labels(version, "old").inc(int((~new_U).sum()))
-        self.candidates.labels(version).inc(len(inputs["candidate.user"]))
-        for name, ids in _ids(inputs, schema).items():
+    def count(self, inputs: Mapping[str, Array], manifest: ArtifactManifest) -> None:
+        """Counts the users, candidates and ids of a request.
+
+        Args:
+            inputs: checked arrays by input name, shaped as the manifest says.
+            manifest: manifest of the version that scored them.
+        """
+        version, is_cold_U = manifest.version, cold_users(inputs, manifest)
+        self.users.labels(version, "new").inc(int(is_cold_U.sum()))
+        self.users.labels(version, "old").inc(int((~is_cold_U).sum()))
+        self.candidates.labels(version).inc(len(inputs[USER_OF_CANDIDATE]))
+        for name, ids in _ids(inputs, manifest.schema_):
             self.ids.labels(version, name).inc(ids.size)
             self.unknown_ids.labels(version, name).inc(int((ids == manifest.unknown_row).sum()))
 
 
-def is_new(inputs: Mapping[str, Array], manifest: Manifest) -> Array:
-    """Whether each user is new, [users], by the rule inside the model."""
-    schema, rule = manifest.schema_, manifest.new_users
-    if "input" in rule:
-        return inputs[str(rule["input"])]
-    behaviours_U = np.sum([inputs[f"{name}.length"] for name in schema.sequences], axis=0)
-    return np.asarray(behaviours_U <= rule["at_most_behaviours"])
+def cold_users(inputs: Mapping[str, Array], manifest: ArtifactManifest) -> Array:
+    """Tells which users the model scores without behaviours, [users], by the rule inside it.
+
+    Args:
+        inputs: arrays by input name, shaped as the manifest says.
+        manifest: manifest of the model.
+    """
+    if manifest.new_user_input is not None:
+        return inputs[manifest.new_user_input]
+    lengths = [inputs[length_input(name)] for name in manifest.schema_.sequences]
+    return np.asarray(np.sum(lengths, axis=0) <= manifest.new_user_max_behaviours)
 
 
-def _ids(inputs: Mapping[str, Array], schema: Schema) -> dict[str, Array]:
-    """The ids of each column, without what pads its lists."""
-    found = {}
+def _ids(inputs: Mapping[str, Array], schema: Schema) -> Iterator[tuple[str, Array]]:
+    """Yields the ids [ids] of each column, without the padding of its lists."""
     for name, column in schema.columns.items():
         if name not in inputs or column.group is Group.NEW_USER or column.kind is Kind.NUMERIC:
             continue
         if column.kind is Kind.CATEGORICAL:
-            found[name] = inputs[name]
-        else:
-            lengths = inputs[f"{column.action_of or name}.length"]
-            found[name] = inputs[name][np.arange(inputs[name].shape[1]) < lengths[:, None]]
-    return found
+            yield name, inputs[name]
+            continue
+        lengths_R = inputs[length_input(column.action_of or name)]
+        yield name, inputs[name][np.arange(inputs[name].shape[1]) < lengths_R[:, None]]

@@ -1,117 +1,117 @@
-"""A call, of either protocol -> the version that answers, its inputs, its scores."""
+"""Scoring of protocol-independent calls: the version that serves, its inputs, its outputs."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mail_torchrec.inference.errors import RefusedError
-from mail_torchrec.inference.manifest import Manifest
+from mail_torchrec.inference.datatypes import DATATYPES, Array
+from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.raw_requests import RAW_INPUT, RawRequest, parse_raw_request
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Request
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.serve.input_checks import check_inputs
-from mail_torchrec.serve.prometheus import Metrics
-from mail_torchrec.serve.raw_requests import RAW, RawRequest, raw_request
-from mail_torchrec.serve.tensors import DATATYPES, Array
-from mail_torchrec.serve.versions import Versions
+from mail_torchrec.serve.prometheus import ServerMetrics
+from mail_torchrec.serve.versions import ModelVersions
 
 PLATFORM = "onnx_onnxv1"
 
 
 @dataclass(frozen=True)
-class Call:
-    """What a client asks."""
+class InferenceCall:
+    """One call of a client, decoded from either protocol."""
 
     inputs: Mapping[str, Array]
+    """Tensors by name, of the shapes that the client sent."""
     outputs: tuple[str, ...] = ()
-    """Empty: the probabilities."""
+    """Names of the outputs asked for; empty for the probabilities."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the protocol; ``user`` names the user of a traffic split."""
     version: str = ""
-    """Empty: what serves the user."""
+    """Version asked for; empty for the one that serves the user."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Outputs by name, and the version that made them."""
+class InferenceResult:
+    """Outputs of a call and the version that computed them."""
 
     version: str
     outputs: Mapping[str, Array]
+    """Arrays by name, shaped as the manifest's output specs say."""
 
 
 class Ranker:
-    """Answers calls.
+    """Scores calls with the loaded versions of one model.
 
     Args:
-        name: the model's, as clients know it.
-        versions: that serve.
-        metrics: told of each answer.
-        max_candidates: of a call.
+        name: name of the model for clients.
+        versions: loaded versions.
+        metrics: counts every scored call.
+        max_candidates: most candidates of a call.
     """
 
     def __init__(
-        self, name: str, versions: Versions, metrics: Metrics, max_candidates: int
+        self, name: str, versions: ModelVersions, metrics: ServerMetrics, max_candidates: int
     ) -> None:
-        self.name, self.versions, self.metrics, self.max_candidates = (
-            name,
-            versions,
-            metrics,
-            max_candidates,
-        )
+        self.name, self.versions, self.metrics = name, versions, metrics
+        self.max_candidates = max_candidates
 
-    def answer(self, call: Call) -> Answer:
-        """The scores of a call.
+    def infer(self, call: InferenceCall) -> InferenceResult:
+        """Computes the outputs of a call.
 
         Raises:
-            RefusedError: the client is to change something.
+            InvalidRequestError: the client has to change the call.
         """
         start = time.perf_counter()
-        raw = raw_request(call.inputs[RAW]) if call.inputs.keys() == {RAW} else None
+        is_raw = call.inputs.keys() == {RAW_INPUT}
+        raw = parse_raw_request(call.inputs[RAW_INPUT]) if is_raw else None
         scorer = self.versions.choose(call.version, self._user(call, raw))
         manifest = scorer.manifest
-        inputs = dict(call.inputs) if raw is None else self._encode(raw, scorer)
         if raw is None:
-            check_inputs(inputs, manifest)
-            self._check_candidates(len(inputs[USER_OF_CANDIDATE]))
-        known = [output.name for output in manifest.outputs]
-        if unknown := [name for name in call.outputs if name not in known]:
-            raise RefusedError(f"output '{unknown[0]}' should be one of {', '.join(known)}")
+            inputs = self._check_encoded(call.inputs, manifest)
+        else:
+            inputs = self._encode(raw, scorer)
+        _check_outputs(call.outputs, manifest)
         outputs = scorer.run(inputs, call.outputs or None)
         self.metrics.count(inputs, manifest)
         self.metrics.seconds.labels(manifest.version).observe(time.perf_counter() - start)
-        return Answer(manifest.version, outputs)
+        return InferenceResult(manifest.version, outputs)
 
     def metadata(self, version: str) -> dict[str, Any]:
-        """The model's metadata, as the protocol words it; -1 stands for free sizes.
+        """Describes the model in the protocol's terms; -1 stands for free sizes.
 
         Raises:
-            RefusedError: no such version.
+            InvalidRequestError: unknown version.
         """
-        manifest = (
-            self.versions.choose(version, None) if version else self.versions.all[-1]
-        ).manifest
+        chosen = self.versions.choose(version, None) if version else self.versions.all[-1]
+        manifest = chosen.manifest
+        raw = {"name": RAW_INPUT, "datatype": "BYTES", "shape": [1]}
         return {
             "name": self.name,
             "versions": [scorer.manifest.version for scorer in self.versions.all],
             "platform": PLATFORM,
-            "inputs": [{"name": RAW, "datatype": "BYTES", "shape": [1]}, *_described(manifest)],
+            "inputs": [
+                raw,
+                *(_tensor(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs),
+            ],
             "outputs": [
-                {"name": output.name, "datatype": "FP32", "shape": _sizes(output.shape)}
-                for output in manifest.outputs
+                _tensor(spec.name, spec.dtype, (spec.axis, *spec.size)) for spec in manifest.outputs
             ],
         }
 
     def check_name(self, name: str) -> None:
-        """Raises RefusedError where it is another model's."""
+        """Raises InvalidRequestError for the name of another model."""
         if name != self.name:
-            raise RefusedError(f"model '{name}' should be '{self.name}'", 404)
+            raise InvalidRequestError(f"model '{name}' should be '{self.name}'", 404)
 
-    def _user(self, call: Call, raw: RawRequest | None) -> str | None:
-        """The user that a split goes by."""
+    def _user(self, call: InferenceCall, raw: RawRequest | None) -> str | None:
+        """Finds the user id that a traffic split hashes."""
         if (user := call.parameters.get("user")) is None and raw is not None:
             schema = self.versions.all[-1].manifest.schema_
             user = raw.user.get(schema.file_column(schema.group_key))
         if user is not None and not isinstance(user, int | str):
-            raise RefusedError(
+            raise InvalidRequestError(
                 f"the user's id should be an integer or a string, received {user!r:.100}"
             )
         return None if user is None else str(user)
@@ -121,21 +121,28 @@ class Ranker:
         try:
             return scorer.encode([Request(raw.user, raw.candidates)])
         except ValueError as error:
-            raise RefusedError(str(error)) from error
+            raise InvalidRequestError(str(error)) from error
+
+    def _check_encoded(
+        self, inputs: Mapping[str, Array], manifest: ArtifactManifest
+    ) -> dict[str, Array]:
+        check_inputs(inputs, manifest)
+        self._check_candidates(len(inputs[USER_OF_CANDIDATE]))
+        return dict(inputs)
 
     def _check_candidates(self, count: int) -> None:
         if count > self.max_candidates:
-            raise RefusedError(
+            raise InvalidRequestError(
                 f"at most {self.max_candidates} candidates a request, received {count}", 413
             )
 
 
-def _described(manifest: Manifest) -> list[dict[str, Any]]:
-    return [
-        {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _sizes(spec.shape)}
-        for spec in manifest.inputs
-    ]
+def _check_outputs(names: tuple[str, ...], manifest: ArtifactManifest) -> None:
+    known = [spec.name for spec in manifest.outputs]
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidRequestError(f"output '{unknown[0]}' should be one of {', '.join(known)}")
 
 
-def _sizes(shape: tuple[int | str, ...]) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in shape]
+def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> dict[str, Any]:
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    return {"name": name, "datatype": DATATYPES[dtype], "shape": sizes}

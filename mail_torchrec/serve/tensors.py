@@ -1,4 +1,7 @@
-"""Tensors of the Open Inference Protocol v2 as arrays: from JSON, from bytes (its binary extension, gRPC's raw contents), and back."""
+"""Conversion between protocol tensors (Open Inference Protocol v2) and numpy arrays.
+
+Tensors arrive as JSON values or as bytes: the REST binary extension and gRPC's raw contents.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,79 +9,96 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mail_torchrec.inference.errors import RefusedError
+from mail_torchrec.inference.datatypes import DATATYPES, Array
+from mail_torchrec.inference.errors import InvalidRequestError
 
-Array = npt.NDArray[Any]
-DATATYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
-"""dtype -> the protocol's name; elements of BYTES are bytes."""
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "INT64": np.dtype("<i8"),
-    "FP32": np.dtype("<f4"),
-    "BOOL": np.dtype("?"),
+_MAX_DIMENSIONS = 8
+_DTYPES = {
+    datatype: np.dtype(name).newbyteorder("<")
+    for name, datatype in DATATYPES.items()
+    if datatype != "BYTES"
 }
-_KINDS = {"INT64": "i", "FP32": "if", "BOOL": "b"}
+_JSON_KINDS = {"INT64": "i", "FP32": "if", "BOOL": "b"}
+"""Kinds of numpy arrays that JSON values of a datatype may become."""
+
+
+def datatype_of(array: Array) -> str:
+    """Names the protocol's datatype of an array of any shape."""
+    return DATATYPES[str(array.dtype)]
+
+
+def to_bytes(array: Array) -> bytes:
+    """Serialises an array of any shape as the protocol's little-endian bytes."""
+    little_endian = array.dtype.newbyteorder("<")
+    return np.ascontiguousarray(array, dtype=little_endian).tobytes()
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> Array:
-    """A tensor of JSON values, nested or flat.
+    """Converts JSON values, nested or flat, to an array of ``shape``.
 
     Raises:
-        RefusedError: values of another type or number.
+        InvalidRequestError: values of another type or number.
     """
     _check_header(name, datatype, shape)
     if datatype == "BYTES":
-        flat = (
-            list(chain.from_iterable(data))
-            if data and all(isinstance(part, list) for part in data)
-            else data
-        )
-        if not all(isinstance(value, str) for value in flat):
-            raise RefusedError(f"input '{name}': BYTES should be strings in JSON")
-        return _shaped(name, _objects([value.encode() for value in flat]), shape)
+        return _reshaped(name, _byte_strings(name, data), shape)
     try:
         array = np.array(data)
     except (ValueError, OverflowError) as error:
-        raise RefusedError(
+        raise InvalidRequestError(
             f"input '{name}': 'data' should be a list of {datatype}, flat or nested as 'shape' "
             f"says: {error}"
         ) from error
-    if array.size and array.dtype.kind not in _KINDS[datatype]:
-        raise RefusedError(
+    if array.size and array.dtype.kind not in _JSON_KINDS[datatype]:
+        raise InvalidRequestError(
             f"input '{name}': 'data' should be {datatype}, received other values ({array.dtype})"
         )
-    with np.errstate(over="ignore"):  # infinite: the caller looks for it
-        return _shaped(name, array.astype(_DTYPES[datatype]), shape)
+    with np.errstate(over="ignore"):  # the caller checks for infinity
+        return _reshaped(name, array.astype(_DTYPES[datatype]), shape)
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Array:
-    """A tensor of little-endian bytes; before each element of BYTES its length in four of them.
+    """Converts little-endian bytes to an array of ``shape``.
+
+    Each element of BYTES stands behind its length, an integer of four bytes.
 
     Raises:
-        RefusedError: bytes of another number.
+        InvalidRequestError: another number of bytes.
     """
     _check_header(name, datatype, shape)
     if datatype == "BYTES":
-        return _shaped(name, _objects(_split(name, data)), shape)
+        return _reshaped(name, _objects(_split(name, data)), shape)
     dtype = _DTYPES[datatype]
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise RefusedError(
+        raise InvalidRequestError(
             f"input '{name}': {datatype} {list(shape)} should be "
             f"{math.prod(shape) * dtype.itemsize} bytes, received {len(data)}"
         )
     if datatype == "BOOL" and max(data, default=0) > 1:
-        raise RefusedError(f"input '{name}': BOOL should be bytes 0 or 1, received {max(data)}")
+        raise InvalidRequestError(
+            f"input '{name}': BOOL should be bytes 0 or 1, received {max(data)}"
+        )
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def _byte_strings(name: str, data: list[Any]) -> Array:
+    """Converts a list of strings, or of lists of strings, to BYTES."""
+    is_nested = bool(data) and all(isinstance(part, list) for part in data)
+    flat = list(chain.from_iterable(data)) if is_nested else data
+    if not all(isinstance(value, str) for value in flat):
+        raise InvalidRequestError(f"input '{name}': BYTES should be strings in JSON")
+    return _objects([value.encode() for value in flat])
+
+
 def _split(name: str, data: bytes) -> list[bytes]:
+    """Splits the bytes of a BYTES tensor into its elements."""
     parts, start = [], 0
     while start < len(data):
         length = int.from_bytes(data[start : start + 4], "little")
         part = data[start + 4 : start + 4 + length]
         if len(data) < start + 4 or len(part) < length:
-            raise RefusedError(
+            raise InvalidRequestError(
                 f"input '{name}': an element of BYTES should be {length} bytes behind four of "
                 f"length, received {len(part)}"
             )
@@ -94,20 +114,21 @@ def _objects(values: list[bytes]) -> Array:
 
 
 def _check_header(name: str, datatype: str, shape: Sequence[int]) -> None:
-    if len(shape) > 8 or not all(0 <= size < 2**31 for size in shape):
-        raise RefusedError(
-            f"input '{name}': shape should be at most 8 sizes, received {list(shape)!s:.100}"
+    if len(shape) > _MAX_DIMENSIONS or not all(0 <= size < 2**31 for size in shape):
+        raise InvalidRequestError(
+            f"input '{name}': shape should be at most {_MAX_DIMENSIONS} sizes, received "
+            f"{list(shape)!s:.100}"
         )
     if datatype not in DATATYPES.values():
-        raise RefusedError(
+        raise InvalidRequestError(
             f"input '{name}': datatype should be one of {', '.join(DATATYPES.values())}, received "
             f"'{datatype}'"
         )
 
 
-def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
+def _reshaped(name: str, array: Array, shape: Sequence[int]) -> Array:
     if array.size != math.prod(shape):
-        raise RefusedError(
+        raise InvalidRequestError(
             f"input '{name}': shape {list(shape)} should have {math.prod(shape)} values, received "
             f"{array.size}"
         )

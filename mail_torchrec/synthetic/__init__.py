@@ -1,1 +1,1 @@
-"""A synthetic world whose truth is known."""
+"""A synthetic click log whose ground truth is known."""

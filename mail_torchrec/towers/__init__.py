@@ -1,1 +1,1 @@
-"""Plain dense modules on plain tensors: the zero-shot tower and the ranking towers."""
+"""Ranking towers and the zero-shot tower: dense modules on plain tensors."""

@@ -1,4 +1,4 @@
-"""The paper's basic deep model (Feng et al. 2021, Eqs. 11 to 13)."""
+"""Basic deep ranking model (BaseDNN, Feng et al. 2021, Eqs. 11 to 13)."""
 
 import torch
 from pydantic import Field, PositiveInt
@@ -10,12 +10,12 @@ from mail_torchrec.towers.layers.mlp import last_dim, regularised_layers
 
 
 class BaseDNNSettings(Settings):
-    """Defaults are the paper's."""
+    """Options of BaseDNN; defaults are the paper's."""
 
     hidden_dims: tuple[PositiveInt, ...] = (512, 256)
-    """Hidden layers."""
+    """Widths of the hidden layers."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
-    """Before each hidden layer."""
+    """Dropout before each hidden layer."""
 
 
 class BaseDNN(nn.Module):
@@ -39,7 +39,7 @@ class BaseDNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(self.representation_dim, 1))
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B] and the last hidden layer."""
+        """Computes the logits [B] and the last hidden layer."""
         sums = [sequence.sum_BD for sequence in inputs.sequences.values()]
         sums += [
             group.sum(1)

@@ -9,12 +9,21 @@ from mail_torchrec.towers.wide_deep import Wide, WideDeepSettings
 
 
 def second_order(fields_BFD: Tensor) -> Tensor:
-    """``sum over pairs of fields of x_i . x_j``, [B], by Rendle's ``((sum x)^2 - sum x^2) / 2``: linear in the fields."""
+    """Sums the dot products of all pairs of fields, [B].
+
+    By ``((sum x)^2 - sum x^2) / 2``, which is linear in the number of fields (factorization
+    machines, Rendle, ICDM 2010).
+
+    Args:
+        fields_BFD: ``F`` field vectors of each row.
+    """
     return ((fields_BFD.sum(1) ** 2 - (fields_BFD**2).sum(1)) / 2).sum(1)
 
 
 class DeepFM(nn.Module):
-    """``logit = first order + FM second order + deep``, the last two on the same field vectors.
+    """Ranking tower ``logit = first order + FM second order + deep``.
+
+    The last two parts read the same field vectors.
 
     A sequence is one field, the mean of its behaviours, as a list column is; numeric features have
     no vector and enter the first order and the deep part.
@@ -41,7 +50,7 @@ class DeepFM(nn.Module):
         self.logit = nn.Linear(self.representation_dim, 1)
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B] and the last hidden layer of the deep part."""
+        """Computes the logits [B] and the last hidden layer of the deep part."""
         groups = [
             group
             for group in (inputs.attributes_BAD, inputs.items_BID, inputs.context_BCD)
@@ -50,12 +59,9 @@ class DeepFM(nn.Module):
         groups += [sequence.mean_BD.unsqueeze(1) for sequence in inputs.sequences.values()]
         fields_BFD = torch.cat(groups, dim=1)
         representation_BR = self.deep(torch.cat([fields_BFD.flatten(1), inputs.numeric_BN], dim=1))
-        return RankingOutput(
-            self.first_order(inputs)
-            + second_order(fields_BFD)
-            + self.logit(representation_BR).squeeze(1),
-            representation_BR=representation_BR,
-        )
+        logits_B = self.first_order(inputs) + second_order(fields_BFD)
+        logits_B = logits_B + self.logit(representation_BR).squeeze(1)
+        return RankingOutput(logits_B, representation_BR=representation_BR)
 
 
 def _check_dims(shapes: InputShapes) -> None:

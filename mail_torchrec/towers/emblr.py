@@ -1,4 +1,4 @@
-"""Embedding logistic regression: one weight an id."""
+"""Embedding logistic regression (EmbLR): one weight an id."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,13 @@ from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutpu
 
 
 class EmbLRSettings(Settings):
-    """EmbLR has no options: its weights are tables of dimension 1."""
+    """Options of EmbLR: none, its weights are tables of dimension 1."""
 
 
 class EmbLR(nn.Module):
-    """``logit = bias + sum of the ids' weights + w . numeric``; each real behaviour counts as an id.
+    """Ranking tower ``logit = bias + sum of the ids' weights + w . numeric``.
+
+    Every real behaviour counts as an id.
 
     Args:
         settings: none.
@@ -31,7 +33,7 @@ class EmbLR(nn.Module):
         self.numeric = nn.Linear(shapes.num_numeric, 1, bias=False) if shapes.num_numeric else None
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B]."""
+        """Computes the logits [B]."""
         sums = [
             group.sum((1, 2))
             for group in (inputs.attributes_BAD, inputs.context_BCD, inputs.items_BID)

@@ -1,4 +1,7 @@
-"""The multi-task head: conversions learnt over all impressions (ESMM, Ma et al., SIGIR 2018)."""
+"""Multi-task head: conversions learnt over all impressions (ESMM, Ma et al., SIGIR 2018).
+
+Shape letters: ``B`` rows.
+"""
 
 import torch
 from pydantic import Field, PositiveInt
@@ -7,27 +10,29 @@ from torch import Tensor, nn
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import RankingOutput
 from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
+from mail_torchrec.towers.outputs import probability_spec
+from mail_torchrec.utils.output_spec import OutputSpec
 
 
 class MultiTaskSettings(Settings):
-    """The loss is ``w BCE(pCTR, click) + (1 - w) BCE(pCTCVR, click and conversion)``."""
+    """Head for conversions; loss ``w BCE(pCTR, click) + (1 - w) BCE(pCTCVR, conversion)``."""
 
     click_weight: float = Field(default=0.7, gt=0.0, lt=1.0)
-    """w."""
+    """Weight w of the click loss; the loss of clicked and converted rows has 1 - w."""
     hidden_dims: tuple[PositiveInt, ...] = (64,)
-    """Hidden layers of pCVR, on the ranking tower's last hidden layer."""
+    """Hidden layers of the conversion network, on the ranking tower's last hidden layer."""
 
 
 class MultiTaskHead(nn.Module):
-    """``pCVR`` from a tower's representation, and ``pCTCVR = pCTR * pCVR``, ``pCTR`` being the tower's own prediction.
+    """Predicts ``pCVR`` from a tower's representation, and ``pCTCVR = pCTR * pCVR``.
 
-    pCVR is no target of its own: it is learnt as a factor of pCTCVR, from all rows, where a model
-    of the clicked rows alone would learn from a selection.
+    ``pCTR`` is the tower's own prediction. pCVR is no target of its own: it is learnt as a factor
+    of pCTCVR, from all rows, where a model of the clicked rows alone would learn from a selection.
 
     Args:
         settings: widths.
-        tower: gives the representation.
-        tower_name: for messages.
+        tower: the ranking tower that returns the representation.
+        tower_name: its name, for messages.
 
     Raises:
         ValueError: the tower gives no representation.
@@ -49,7 +54,10 @@ class MultiTaskHead(nn.Module):
         )
 
     def forward(self, ranked: RankingOutput) -> dict[str, Tensor]:
-        """The logits of pCVR and of pCTCVR, ``{"cvr": [B], "ctcvr": [B]}``.
+        """Computes the logits of pCVR and of pCTCVR, ``{"cvr": [B], "ctcvr": [B]}``.
+
+        Args:
+            ranked: output of the ranking tower.
 
         Raises:
             ValueError: the representation is missing or not ``[B, representation_dim]``.
@@ -67,11 +75,22 @@ class MultiTaskHead(nn.Module):
         cvr_logits_B = self.layers(ranked.representation_BR).squeeze(1)
         return {"cvr": cvr_logits_B, "ctcvr": product_logits(ranked.logits_B, cvr_logits_B)}
 
+    def output_specs(self) -> list[OutputSpec]:
+        """Declares the probabilities of the head, in the order of :meth:`forward`."""
+        return [
+            probability_spec("cvr", "probability of a conversion, given a click"),
+            probability_spec("ctcvr", "probability of a click and a conversion"),
+        ]
+
 
 def product_logits(x_B: Tensor, y_B: Tensor) -> Tensor:
-    """The logit of ``sigmoid(x) sigmoid(y)``, exact and with finite gradients however large ``x`` and ``y``.
+    """Computes the logit [B] of ``sigmoid(x) sigmoid(y)``, exactly.
 
-    ``1 / (sigmoid(x) sigmoid(y)) = (1 + e^-x) (1 + e^-y)``, and ``logit(p) = -log(1/p - 1)``, so it
-    is ``-log(e^-x + e^-y + e^-(x+y))``.
+    Gradients are finite however large ``x`` and ``y``: ``1 / (sigmoid(x) sigmoid(y)) = (1 + e^-x)
+    (1 + e^-y)``, and ``logit(p) = -log(1/p - 1)``, so it is ``-log(e^-x + e^-y + e^-(x+y))``.
+
+    Args:
+        x_B: logits.
+        y_B: logits.
     """
     return -torch.logsumexp(torch.stack([-x_B, -y_B, -x_B - y_B]), dim=0)

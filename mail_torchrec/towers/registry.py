@@ -1,23 +1,12 @@
-"""Ranking towers by name, and a user's own by import path.
+"""Registry of ranking towers by name, and by import path for towers of one's own.
 
-A tower of your own is named ``package.module:ClassName`` in the configuration. The class is an
-``nn.Module``:
-
-- ``__init__(self, options, shapes: InputShapes)``, where ``options`` is the configuration's dict of
-  options. A class with an attribute ``Settings`` (a pydantic model, best a
-  :class:`mail_torchrec.settings.Settings`) gets an instance of that instead, already validated;
-- ``forward(self, inputs: RankingInputs)`` returns logits [B] or a :class:`RankingOutput`;
-- where its settings have ``needs_match`` true, they also have ``num_negatives`` and ``negatives``,
-  as :class:`DMRSettings` has, and every sequence brings its :class:`Match`;
-- where its settings have ``needs_first_order`` true, the tables of attribute, context and item
-  fields store one weight an id beside its vector, and :attr:`RankingInputs.first_order_B` brings
-  their sum;
-- for the multi-task head it has ``representation_dim`` and returns a :class:`RankingOutput` with a
-    ``representation_BR`` so wide.
+A tower of your own is named ``package.module:ClassName`` in the configuration. README.md of this
+folder says what the class has to offer.
 """
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -39,15 +28,15 @@ TOWERS: dict[str, type[nn.Module]] = {
     "din": DIN,
     "dmr": DMR,
 }
-"""The towers that come with the project."""
+"""Name -> class of the towers that come with the project."""
 
 
 def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> nn.Module:
-    """A ranking tower.
+    """Builds a ranking tower.
 
     Args:
         name: a key of :data:`TOWERS`, or ``package.module:ClassName``.
-        options: its options; what is left out has its default.
+        options: its options; one that is left out has its default.
         shapes: of the inputs.
 
     Raises:
@@ -58,7 +47,11 @@ def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> n
 
 
 def tower_settings(name: str, options: Mapping[str, Any]) -> Any:
-    """A tower's validated settings; the options themselves where the class declares no ``Settings``.
+    """Validates a tower's options by its ``Settings``; returns them as they are without one.
+
+    Args:
+        name: a key of :data:`TOWERS`, or ``package.module:ClassName``.
+        options: its options.
 
     Raises:
         ValueError: as :func:`build_tower`.
@@ -74,12 +67,12 @@ def tower_settings(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def needs_match(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a tower with these options wants :class:`Match` filled, that is, an output-side item table and negatives."""
+    """Returns whether a tower asks for :class:`MatchInputs`: a table V' and sampled negatives."""
     return bool(getattr(tower_settings(name, options), "needs_match", False))
 
 
 def needs_first_order(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a tower with these options wants :attr:`RankingInputs.first_order_B`, that is, tables with one more column."""
+    """Returns whether a tower asks for first-order weights, one more column of the tables."""
     return bool(getattr(tower_settings(name, options), "needs_first_order", False))
 
 
@@ -103,14 +96,7 @@ def _tower_class(name: str) -> type[nn.Module]:
             f"unknown tower '{name}'; known are {', '.join(TOWERS)}, or name your own as "
             "package.module:ClassName"
         )
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # importing runs a user's code, which may raise anything
-        raise ValueError(
-            f"tower '{name}': cannot import '{module_name}' ({type(error).__name__}: {error}); "
-            "install it or add its folder to PYTHONPATH"
-        ) from error
-    found = getattr(module, class_name, None)
+    found = getattr(_import(name, module_name), class_name, None)
     if found is None:
         raise ValueError(
             f"tower '{name}': '{module_name}' has no attribute '{class_name}'; correct the name "
@@ -122,3 +108,13 @@ def _tower_class(name: str) -> type[nn.Module]:
             f"received {found!r}"
         )
     return found
+
+
+def _import(name: str, module_name: str) -> ModuleType:
+    try:
+        return import_module(module_name)
+    except Exception as error:  # Importing runs a user's code, which may raise anything.
+        raise ValueError(
+            f"tower '{name}': cannot import '{module_name}' ({type(error).__name__}: {error}); "
+            "install it or add its folder to PYTHONPATH"
+        ) from error

@@ -11,13 +11,14 @@ from mail_torchrec.towers.layers.mlp import last_dim, regularised_layers
 
 
 class WideDeepSettings(BaseDNNSettings):
-    """The deep part has BaseDNN's layers and defaults, so that the towers differ in what they are named for."""
+    """Options of the deep part, which has BaseDNN's layers and defaults."""
 
     needs_first_order: ClassVar[bool] = True
+    """Tables store a first-order weight for each id beside its vector."""
 
 
 class Wide(nn.Module):
-    """The linear part, [B]: a weight an id, which the tables hold, and a weight a numeric feature.
+    """Linear part: one weight an id, which the tables store, and one weight a numeric feature.
 
     Crossed features are columns of the data; behaviours have no part in it, see
     :attr:`RankingInputs.first_order_B`.
@@ -31,7 +32,7 @@ class Wide(nn.Module):
         self.numeric = nn.Linear(num_numeric, 1, bias=False) if num_numeric else None
 
     def forward(self, inputs: RankingInputs) -> Tensor:
-        """Without a bias: the deep part has one."""
+        """Computes the linear logits [B], without a bias: the deep part has one."""
         assert inputs.first_order_B is not None, "needs_first_order of the settings promises it"
         if self.numeric is None:
             return inputs.first_order_B
@@ -39,7 +40,9 @@ class Wide(nn.Module):
 
 
 class WideDeep(nn.Module):
-    """``logit = wide + deep``; deep reads all fields and numeric features and the mean of each sequence, side by side.
+    """Ranking tower ``logit = wide + deep``.
+
+    The deep part reads all fields, the numeric features and the mean of each sequence.
 
     Args:
         settings: of the deep part.
@@ -59,7 +62,7 @@ class WideDeep(nn.Module):
         self.logit = nn.Linear(self.representation_dim, 1)
 
     def forward(self, inputs: RankingInputs) -> RankingOutput:
-        """The logits [B] and the last hidden layer of the deep part."""
+        """Computes the logits [B] and the last hidden layer of the deep part."""
         means = [sequence.mean_BD for sequence in inputs.sequences.values()]
         representation_BR = self.deep(torch.cat([*inputs.features, *means], dim=1))
         return RankingOutput(

@@ -1,1 +1,1 @@
-"""The training loop and what surrounds it: optimizers, metrics, run directory."""
+"""Training and evaluation: assembly, steps, optimizers, checkpointed state, run directory."""

@@ -1,4 +1,7 @@
-"""What the towers cost a rank beside the tables: memory and arithmetic, measured on a small batch of random rows."""
+"""Memory and arithmetic of the towers, measured on a small batch of random rows.
+
+The planner needs them beside the cost of the tables.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,103 +14,114 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch, MatchIds
 from mail_torchrec.data.schema.feature_tables import FeatureTables
-from mail_torchrec.distributed.collectives import alone
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.distributed.collectives import single_rank
 from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.towers.registry import tower_settings
 
-_FLOAT = 4
+_FLOAT_BYTES = 4
+# Sizes of the two measured batches, whose difference is the cost of a row.
 _ROWS = (4, 12)
 # The four kernel matrices of the MMD, each kept twice for the backward pass: squared distances and
 # kernel values.
 _MMD_MATRICES = 8
+# Random ids are below this number; every measured table has as many rows.
+_NUM_IDS = 3
 
 
 @dataclass(frozen=True)
 class DenseCost:
-    """The towers' cost; all figures are of one rank."""
+    """Cost of the towers on one rank."""
 
     parameters: int
-    """Trainable values of the towers."""
-    bytes_a_row: float
-    """Kept for the backward pass, looked-up vectors included."""
+    """Number of trainable values of the towers."""
+    bytes_per_row: float
+    """Bytes kept for the backward pass for each row, embeddings included."""
     bytes_fixed: float
-    flops_a_row: float
-    """Of a step, forward and backward."""
+    """Bytes kept for the backward pass whatever the batch size."""
+    flops_per_row: float
+    """Floating point operations of a step for each row, forward and backward."""
     code_dim: int
     """Width of the codes that the MMD compares over all ranks; 0 where it does not."""
 
     def memory(self, batch_size: int, world_size: int) -> dict[str, float]:
-        """Bytes by purpose; their sum is what the tables have to leave free."""
-        weights = float(_FLOAT * self.parameters)
+        """Estimates bytes by purpose; the tables have to leave their sum free."""
+        weights = float(_FLOAT_BYTES * self.parameters)
         memory = {"weights": weights, "gradients": weights, "adam": 2 * weights}
         if world_size > 1:
             memory["all-reduce buckets"] = weights
-        memory["activations"] = self.bytes_fixed + self.bytes_a_row * batch_size
+        memory["activations"] = self.bytes_fixed + self.bytes_per_row * batch_size
         if world_size > 1 and self.code_dim:
             others = batch_size * (world_size - 1)
-            memory["mmd over all ranks"] = _FLOAT * (
+            memory["mmd over all ranks"] = _FLOAT_BYTES * (
                 _MMD_MATRICES * batch_size * others + 2 * others * self.code_dim
             )
         return memory
 
     def flops(self, batch_size: int, world_size: int) -> float:
-        """Of a step."""
+        """Estimates the floating point operations of a step."""
         mmd = 3 * 4 * 2 * batch_size * batch_size * (world_size - 1) * self.code_dim
-        return self.flops_a_row * batch_size + mmd
+        return self.flops_per_row * batch_size + mmd
 
     def gradient_bytes(self) -> float:
-        """What the ranks all-reduce in a step."""
-        return float(_FLOAT * self.parameters)
+        """Returns the bytes that the ranks all-reduce in a step."""
+        return float(_FLOAT_BYTES * self.parameters)
 
 
 def num_negatives(config: Config) -> int:
-    """Negatives of the match loss, drawn once a batch; 0 without one."""
-    return int(
-        getattr(tower_settings(config.model.tower, config.model.tower_options), "num_negatives", 0)
-    )
+    """Returns the number of negatives that a batch's match loss draws; 0 without a match loss."""
+    settings = tower_settings(config.model.tower, config.model.tower_options)
+    return int(getattr(settings, "num_negatives", 0))
 
 
 def dense_cost(
     config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
 ) -> DenseCost:
-    """Builds the towers, runs a step on random rows of small tables, and counts; the random state is left as it was.
+    """Measures the towers by steps on random rows of small tables.
+
+    The state of the random generators is left unchanged.
 
     Args:
         config: model and schema.
-        feature_tables: keys.
-        num_rows: table -> rows; the tables themselves are not built.
+        feature_tables: tables by feature key.
+        num_rows: table -> rows; tables of that size are not built.
     """
-    with torch.random.fork_rng(devices=[]), alone():
+    with torch.random.fork_rng(devices=[]), single_rank():
         towers = Towers(config.model, config.schema_, feature_tables, num_rows)
-        small = dict.fromkeys(num_rows, 3)
-        model = Mail(
-            *build_tables(config.schema_, feature_tables, small, torch.device("cpu")), towers
-        ).train()
-        (first, first_flops), (second, second_flops) = (
-            _measured(model, _random_batch(config, feature_tables, rows)) for rows in _ROWS
+        tables = build_tables(
+            config.schema_,
+            feature_tables,
+            dict.fromkeys(num_rows, _NUM_IDS),
+            torch.device("cpu"),
         )
-    a_row = max(0.0, (second - first) / (_ROWS[1] - _ROWS[0]))
-    zero_shot = config.model.zero_shot
-    compares = (
-        zero_shot is not None
-        and zero_shot.variant == "full"
-        and zero_shot.alignment == "mmd"
-        and config.model.mmd_over_all_ranks
-    )
+        model = Mail(*tables, towers).train()
+        (first, first_flops), (second, second_flops) = (
+            _measure_step(model, _random_batch(config, feature_tables, rows)) for rows in _ROWS
+        )
+    more_rows = _ROWS[1] - _ROWS[0]
+    bytes_per_row = max(0.0, (second - first) / more_rows)
+    parameters = (value for value in towers.parameters() if value.requires_grad)
     return DenseCost(
-        parameters=sum(
-            parameter.numel() for parameter in towers.parameters() if parameter.requires_grad
-        ),
-        bytes_a_row=a_row,
-        bytes_fixed=max(0.0, first - a_row * _ROWS[0]),
-        flops_a_row=(second_flops - first_flops) / (_ROWS[1] - _ROWS[0]),
-        code_dim=zero_shot.encoder_dims[-1] if zero_shot is not None and compares else 0,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        bytes_per_row=bytes_per_row,
+        bytes_fixed=max(0.0, first - bytes_per_row * _ROWS[0]),
+        flops_per_row=(second_flops - first_flops) / more_rows,
+        code_dim=_compared_code_dim(config),
     )
 
 
-def _measured(model: Mail, batch: Batch) -> tuple[float, float]:
-    """Bytes kept for the backward pass, and the step's floating point operations."""
+def _compared_code_dim(config: Config) -> int:
+    """Returns the width of the codes that the MMD compares over all ranks, or 0."""
+    zero_shot = config.model.zero_shot
+    if zero_shot is None or not config.model.mmd_over_all_ranks:
+        return 0
+    uses_mmd = zero_shot.variant == "full" and zero_shot.alignment == "mmd"
+    return zero_shot.encoder_dims[-1] if uses_mmd else 0
+
+
+def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
+    """Counts the bytes kept for the backward pass, and the step's floating point operations."""
     constant = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -126,26 +140,21 @@ def _measured(model: Mail, batch: Batch) -> tuple[float, float]:
 
 
 def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) -> Batch:
-    """Old rows with full lists; ids from 0 to 2, since the values do not matter."""
-    schema = config.schema_
-    drawn = num_negatives(config)
+    """Draws rows of warm users with full lists; the values of the ids do not matter."""
+    schema, drawn = config.schema_, num_negatives(config)
     negatives = {keys.negatives for keys in feature_tables.match.values()}
 
     def jagged(keys: dict[str, str]) -> KeyedJaggedTensor:
         lengths = [
-            torch.full((num_rows,), schema.columns[key].max_length if key in schema.lists else 1) if key not in negatives
-            else torch.tensor([drawn // num_rows + (row < drawn % num_rows) for row in range(num_rows)])
+            _spread(drawn, num_rows) if key in negatives else _full(key, schema, num_rows)
             for key in keys
-        ]  # fmt: skip
+        ]
         all_lengths = torch.cat(lengths)
-        return KeyedJaggedTensor(
-            keys=list(keys),
-            values=torch.randint(0, 3, (int(all_lengths.sum()),)),
-            lengths=all_lengths,
-        )
+        values = torch.randint(0, _NUM_IDS, (int(all_lengths.sum()),))
+        return KeyedJaggedTensor(keys=list(keys), values=values, lengths=all_lengths)
 
     ones, none = torch.ones(num_rows), torch.zeros(num_rows, dtype=torch.bool)
-    ids = MatchIds(
+    match_ids = MatchIds(
         torch.ones(num_rows, dtype=torch.int64),
         torch.ones(drawn, dtype=torch.int64),
         -ones,
@@ -161,6 +170,16 @@ def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) 
         users_B=torch.arange(num_rows) // 2,
         is_cold_B=none,
         is_new_B=none,
-        match=dict.fromkeys(feature_tables.match, ids),
+        match=dict.fromkeys(feature_tables.match, match_ids),
         counts=torch.zeros(1, dtype=torch.int64),
     )
+
+
+def _full(key: str, schema: Schema, num_rows: int) -> Tensor:
+    """Returns the lengths [num_rows] of full lists, or of one id a row."""
+    return torch.full((num_rows,), schema.columns[key].max_length if key in schema.lists else 1)
+
+
+def _spread(total: int, num_rows: int) -> Tensor:
+    """Returns lengths [num_rows] that sum to ``total``, as the reader spreads negatives."""
+    return torch.tensor([total // num_rows + (row < total % num_rows) for row in range(num_rows)])

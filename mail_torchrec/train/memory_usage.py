@@ -1,4 +1,4 @@
-"""What a run took: the memory of tables, of their optimizer and of everything, rank by rank, to be compared with an estimate."""
+"""Measured memory of a run, rank by rank, to be compared with the planner's estimate."""
 
 import resource
 import sys
@@ -6,41 +6,37 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from mail_torchrec.distributed.collectives import world_size
-from mail_torchrec.train.assembly import Assembled
+from mail_torchrec.distributed.collectives import gather_objects
+from mail_torchrec.train.assembly import AssembledModel
 
 
-def usage(assembled: Assembled) -> dict[str, Any]:
-    """Bytes by purpose, a list of all ranks each; every rank calls it.
+def memory_usage(assembled: AssembledModel) -> dict[str, Any]:
+    """Measures bytes by purpose, a list over ranks each; every rank calls it.
 
-    ``peak`` is what CUDA's allocator gave out at most, on CPU the process's largest resident
-    memory.
+    ``peak`` is the largest amount that CUDA's allocator gave out, on a CPU the process's largest
+    resident memory.
     """
-    fused = getattr(assembled.model, "fused_optimizer", None)
-    states = (
-        []
-        if fused is None
-        else [value for state in fused.state_dict()["state"].values() for value in state.values()]
+    fused_states = (
+        value
+        for group in assembled.optimizer
+        if group.is_fused
+        for state in group.state.values()
+        for value in state.values()
     )
-    mine = {
+    own = {
         "table_weights": _local_bytes(assembled.model.state_dict().values()),
-        "optimizer_state": _local_bytes(states),
-        "peak": _peak(assembled.device),
+        "optimizer_state": _local_bytes(fused_states),
+        "peak": _peak_bytes(assembled.device),
     }
-    ranks: list[Any] = [mine]
-    if world_size() > 1:
-        ranks = [None] * world_size()
-        dist.all_gather_object(ranks, mine)
-    return {name: [of_rank[name] for of_rank in ranks] for name in mine} | {
-        "device": assembled.device.type
-    }
+    ranks = gather_objects(own)
+    usage: dict[str, Any] = {name: [of_rank[name] for of_rank in ranks] for name in own}
+    return usage | {"device": assembled.device.type}
 
 
 def _local_bytes(values: Iterable[Any]) -> int:
-    """Bytes of this rank's shards."""
+    """Sums the bytes of this rank's shards of sharded tensors."""
     shards = (
         shard.tensor
         for value in values
@@ -50,9 +46,8 @@ def _local_bytes(values: Iterable[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in shards)
 
 
-def _peak(device: torch.device) -> int:
+def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

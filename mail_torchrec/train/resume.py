@@ -1,53 +1,81 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Choice of the checkpoint that a run resumes from, and the checks that it may."""
 
-import sys
 from pathlib import Path
 
-import torch.distributed as dist
-from tqdm import tqdm
-
-from mail_torchrec.checkpoint.folder import Checkpoints, digests, fault, read_sums
-from mail_torchrec.checkpoint.manifest import CONFIG, Manifest, read_manifest
-from mail_torchrec.config import Config, differences, load_config
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.distributed.collectives import from_rank_0, rank, world_size
+from mail_torchrec.checkpoint.folder import (
+    Checkpoints,
+    checksum_error,
+    read_checksums,
+    sha256_of_files,
+)
+from mail_torchrec.checkpoint.manifest import (
+    CONFIG,
+    CheckpointManifest,
+    RankProgress,
+    read_manifest,
+)
+from mail_torchrec.config import Config, config_differences, load_config
+from mail_torchrec.data.source import Source
+from mail_torchrec.distributed.collectives import (
+    broadcast_from_rank_0,
+    gather_objects,
+    rank,
+    world_size,
+)
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.logging import get_logger
 
-_FREE = ("checkpoint.", "sharding.", "data.root", "data.train", "data.test", "data.num_workers", "data.shuffle_buffer_size", "train.epochs",
-         "train.batch_size", "train.eval_batch_size", "train.log_every", "train.device", "train.timeout",
-         "train.save_predictions", "train.precision", "train.compile")  # fmt: skip
-"""Settings that may change on the way; the training data must have the same rows wherever it
+logger = get_logger(__name__)
+
+_CHANGEABLE_SETTINGS = (
+    "checkpoint.",
+    "sharding.",
+    "data.root",
+    "data.train",
+    "data.test",
+    "data.num_workers",
+    "data.shuffle_buffer_size",
+    "train.epochs",
+    "train.batch_size",
+    "train.eval_batch_size",
+    "train.log_every",
+    "train.device",
+    "train.timeout",
+    "train.save_predictions",
+    "train.precision",
+    "train.compile",
+)
+"""Settings that a resumed run may change; the training data must have the same rows, wherever it
 lies."""
 
 
-def newest_good(checkpoints: Checkpoints, *, set_aside: bool = False) -> Path | None:
-    """The newest checkpoint whose files are what was written; every rank calls it, and checks a part of the files.
+def newest_intact_checkpoint(checkpoints: Checkpoints, *, quarantine: bool = False) -> Path | None:
+    """Finds the newest checkpoint whose files match their checksums.
+
+    Every rank calls it, and checks a part of the files.
 
     Args:
         checkpoints: of a run.
-        set_aside: rename the damaged ones.
+        quarantine: whether to rename damaged checkpoints.
 
     Returns:
         None where none was published.
 
     Raises:
-        ValueError: all that there are are damaged.
+        ValueError: every checkpoint is damaged.
     """
-    published = from_rank_0(checkpoints.published)
+    published = broadcast_from_rank_0(checkpoints.published)
     damaged = []
     for path in reversed(published):
         faults = _faults(path)
         if not faults:
             return path
         damaged += faults
-        if rank() == 0:
-            tqdm.write(
-                f"WARNING: '{path}' is damaged, the one before it is used:\n  "
-                + "\n  ".join(faults),
-                file=sys.stderr,
-            )
-            if set_aside:
-                checkpoints.set_aside(path)
+        logger.warning(
+            "'%s' is damaged, the one before it is used:\n  %s", path, "\n  ".join(faults)
+        )
+        if quarantine and rank() == 0:
+            checkpoints.quarantine(path)
     if damaged:
         raise ValueError(
             f"every checkpoint below '{checkpoints.path}' is damaged; delete the run directory to "
@@ -57,33 +85,39 @@ def newest_good(checkpoints: Checkpoints, *, set_aside: bool = False) -> Path | 
 
 
 def _faults(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, the same on every rank."""
+    """Lists the faults of a checkpoint, the same on every rank."""
     try:
-        sums = from_rank_0(lambda: read_sums(folder))
+        checksums = broadcast_from_rank_0(lambda: read_checksums(folder))
     except ValueError as error:
         return [str(error)]
-    mine = [
-        found
-        for name in sorted(sums)[rank() :: world_size()]
-        if (found := fault(folder, name, sums[name]))
+    own = [
+        fault
+        for name in sorted(checksums)[rank() :: world_size()]
+        if (fault := checksum_error(folder, name, checksums[name]))
     ]
-    parts: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, mine)
-    return [found for part in parts for found in part]
+    return [fault for faults in gather_objects(own) for fault in faults]
 
 
-def check_same_run(folder: Path, config: Config, source: Source, run_dir: RunDir) -> Manifest:
-    """Reads what a checkpoint says of itself.
+def check_resumable(
+    folder: Path, config: Config, source: Source, run_dir: RunDir
+) -> CheckpointManifest:
+    """Checks that a run may resume from a checkpoint, and returns its manifest.
+
+    Args:
+        folder: the checkpoint.
+        config: of the run that resumes.
+        source: training data of the run that resumes.
+        run_dir: holds the vocabularies.
 
     Raises:
-        ValueError: it is of another configuration, other training data or other vocabularies; all
-            differences are listed.
+        ValueError: the checkpoint has another format, configuration, training data or vocabularies;
+            all differences are listed.
     """
     manifest = read_manifest(folder)
     other = [
         line
-        for line in differences(load_config(folder / CONFIG, []), config)
-        if not line.startswith(_FREE)
+        for line in config_differences(load_config(folder / CONFIG, []), config)
+        if not line.startswith(_CHANGEABLE_SETTINGS)
     ]
     if other:
         raise ValueError(
@@ -96,19 +130,32 @@ def check_same_run(folder: Path, config: Config, source: Source, run_dir: RunDir
             f"sizes ({source.num_rows} rows, "
             f"{manifest.num_rows} then); bring that data back, or start a run of its own"
         )
-    if wrong := [
-        name for name, sum_ in vocabulary_sums(run_dir).items() ^ manifest.vocabularies.items()
-    ]:
+    if changed := vocabulary_checksums(run_dir).items() ^ manifest.vocabularies.items():
+        names = sorted({name for name, _ in changed})
         raise ValueError(
             f"'{run_dir.vocabularies}' is not what '{folder}' was trained with: "
-            f"{', '.join(sorted(set(wrong)))} changed"
+            f"{', '.join(names)} changed"
         )
     return manifest
 
 
-def vocabulary_sums(run_dir: RunDir) -> dict[str, str]:
-    """File of ``vocabularies/`` -> checksum."""
-    return digests(
-        run_dir.vocabularies,
-        sorted(path.name for path in run_dir.vocabularies.iterdir() if path.is_file()),
-    )
+def vocabulary_checksums(run_dir: RunDir) -> dict[str, str]:
+    """Computes the checksums of the files in ``vocabularies/``, by name."""
+    files = (path.name for path in run_dir.vocabularies.iterdir() if path.is_file())
+    return sha256_of_files(run_dir.vocabularies, sorted(files))
+
+
+def redistribute_progress(ranks: list[RankProgress]) -> RankProgress:
+    """Returns this rank's sums and counts: its own, or its part of another number of ranks'.
+
+    Args:
+        ranks: progress of each rank that wrote the checkpoint.
+    """
+    if len(ranks) == world_size():
+        return ranks[rank()]
+    # The loss of a step is the mean of the ranks' shares; counts are sums.
+    losses = {
+        name: sum(part.losses[name] for part in ranks) / len(ranks) for name in ranks[0].losses
+    }
+    counts = [sum(column) for column in zip(*(part.counts for part in ranks), strict=True)]
+    return RankProgress(losses=losses, counts=counts if rank() == 0 else [])

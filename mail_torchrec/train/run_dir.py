@@ -1,39 +1,41 @@
-"""What a run directory holds, by name."""
+"""Paths, format and lock of a run directory."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.distributed.collectives import from_rank_0
+from mail_torchrec.checkpoint.formats import check_run_format, write_run_format
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
-from mail_torchrec.utils.file_lock import locked
+from mail_torchrec.utils.file_lock import lock_folder
 
-# Seconds that a restarted job waits for the lock: ranks of the one before it may still be ending,
-# on another host.
-_PATIENCE = 120.0
-# One that is started again by hand, which knows that nothing runs: ranks whose launcher was killed
-# end a second after it.
-_PATIENCE_BY_HAND = 5.0
+# Seconds that a restarted job waits for the lock: ranks of the previous attempt may still be
+# ending, on another host.
+_RESTART_TIMEOUT = 120.0
+# Seconds for a job that a person resumes: ranks whose launcher was killed end a second after it.
+_RESUME_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names the parts of a run directory.
+    """Names the files of a run directory.
 
     ::
 
-        .lock                who writes here now, or did last
+        .lock                the job that writes here now, or did last
+        run.json             format of this directory, and the version that made it
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
         plan.json            which rank holds which part of which table
-        metrics.jsonl        losses and rows/s on the way
+        metrics.jsonl        losses and rows/s during the training
         loss_curves.png      the same as a picture
         tensorboard/         the same for TensorBoard
-        checkpoints/         states on the way, and that of the end
-        predictions.npz      score, label, user and part of every test row, where train.save_predictions asks for them
-        metrics.json         final AUC and GAUC for new, old and all rows; written last
+        checkpoints/         states during the training, and at its end
+        predictions.npz      scores of all test rows, where train.save_predictions asks for them
+        metrics.json         final AUC and GAUC of new, old and all rows; written last
     """
 
     path: Path
@@ -55,7 +57,7 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """Losses on the way, one JSON object a line."""
+        """Losses during the training, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -65,7 +67,7 @@ class RunDir:
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
+        """Event files of TensorBoard."""
         return self.path / "tensorboard"
 
     @property
@@ -84,46 +86,56 @@ class RunDir:
         return self.path / "metrics.json"
 
     @contextmanager
-    def held(self, *, resume: bool) -> Iterator[None]:
+    def lock(self, *, resume: bool) -> Iterator[None]:
         """Keeps other jobs out for the block; every rank calls it.
 
-        A job that goes on waits for the last ranks of the one before it.
+        Args:
+            resume: whether to wait for the last ranks of the job before.
 
         Raises:
             ValueError: another job holds the directory.
         """
-        with ExitStack() as lock:
-            patience = _PATIENCE if num_restarts() else _PATIENCE_BY_HAND if resume else 0.0
-            from_rank_0(lambda: lock.enter_context(locked(self.path, patience)))
+        timeout = _RESTART_TIMEOUT if num_restarts() else _RESUME_TIMEOUT if resume else 0.0
+        with ExitStack() as stack:
+            broadcast_from_rank_0(lambda: stack.enter_context(lock_folder(self.path, timeout)))
             yield
 
     def open(self, *, resume: bool) -> None:
-        """Makes the directory, or opens it for a run that goes on.
+        """Creates the directory of a new run, or opens it for a run that is resumed.
 
         Raises:
-            ValueError: it already holds a run, which is not to be resumed.
+            ValueError: it holds a run that is not to be resumed, or a run of another format.
         """
-        if self.config.exists() and not resume:
-            state, remedy = (
-                ("finished", "")
-                if self.metrics.exists()
-                else ("unfinished", "add --resume to go on with it, or ")
-            )
-            raise ValueError(
-                f"run directory '{self.path}' already holds a run ({state}); {remedy}choose "
-                "another --run-dir, or move or delete that one"
-            )
+        if self.config.exists():
+            if not resume:
+                raise ValueError(self._occupied())
+            check_run_format(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        write_run_format(self.path, version("mail-torchrec"))
         self.checkpoints.clean()
 
-    def check(self) -> None:
-        """Raises ValueError where there is nothing to evaluate."""
+    def _occupied(self) -> str:
+        finished = self.metrics.exists()
+        remedy = "" if finished else "add --resume to go on with it, or "
+        return (
+            f"run directory '{self.path}' already holds a run "
+            f"({'finished' if finished else 'unfinished'}); {remedy}choose another --run-dir, or "
+            "move or delete that one"
+        )
+
+    def check_trained(self) -> None:
+        """Checks that the run can be evaluated and exported.
+
+        Raises:
+            ValueError: the run has no checkpoint yet, or another format.
+        """
         for needed in (self.config, self.vocabularies, self.checkpoints.path):
             if not needed.exists():
                 raise ValueError(
                     f"'{self.path}' should be the directory of a trained run, but '{needed.name}' "
                     "is missing; was the training stopped?"
                 )
+        check_run_format(self.path)
         if not self.checkpoints.published():
             raise ValueError(
                 f"'{self.path}' has no checkpoint yet; was the training stopped? train --resume "

@@ -1,4 +1,8 @@
-"""The tensors of a run: what a checkpoint holds of it, and how they come back under any plan."""
+"""Tensors of a run in a checkpoint, and their restoration under any sharding plan.
+
+Keys are ``model.PARAMETER``, ``optimizer.GROUP.PARAMETER.STATE`` (the optimizer groups of
+``train/optimizers.py``) and ``random.RANK.DEVICE``.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,140 +14,137 @@ import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
-from mail_torchrec.checkpoint.staging import State, full_size
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
-from mail_torchrec.distributed.collectives import rank, world_size
-from mail_torchrec.train.assembly import Assembled
+from mail_torchrec.checkpoint.staging import StateDict, global_size
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
+from mail_torchrec.distributed.collectives import gather_objects, rank, world_size
+from mail_torchrec.train.assembly import AssembledModel
+from mail_torchrec.train.optimizers import FUSED, TABLE_GROUPS
 
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
 
 
-def model_state(assembled: Assembled) -> State:
-    """Weights and buffers."""
+def model_state(assembled: AssembledModel) -> StateDict:
+    """Returns weights and buffers."""
     return {_MODEL + key: value for key, value in assembled.model.state_dict().items()}
 
 
-def optimizer_state(assembled: Assembled) -> State:
-    """Moments, sums and step counts, ``optimizer.PARAMETER.NAME``; of a sharded table, on the ranks that hold a part of it."""
-    states = assembled.optimizer.state_dict()["state"]
+def optimizer_state(assembled: AssembledModel) -> StateDict:
+    """Returns moments, sums and step counts of all optimizer groups.
+
+    The state of a sharded table is there on the ranks that hold a part of the table.
+    """
     found = {
-        f"{_OPTIMIZER}{parameter}.{name}": value
-        for parameter, state in states.items()
+        f"{_OPTIMIZER}{group.name}.{parameter}.{name}": value
+        for group in assembled.optimizer
+        for parameter, state in group.state.items()
         for name, value in state.items()
-        if value is not None
     }
     assert all(isinstance(value, torch.Tensor | ShardedTensor) for value in found.values())
     return found
 
 
-def random_state() -> State:
-    """This rank's generators."""
+def random_state() -> StateDict:
+    """Returns the states of this rank's random generators."""
     states = {f"{_RANDOM}{rank()}.cpu": torch.get_rng_state()}
-    return states | (
-        {f"{_RANDOM}{rank()}.cuda": torch.cuda.get_rng_state()}
-        if torch.cuda.is_initialized()
-        else {}
-    )
+    if torch.cuda.is_initialized():
+        states[f"{_RANDOM}{rank()}.cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
-def state_of(assembled: Assembled) -> State:
-    """Everything; the tensors are the run's own, not copies."""
+def run_state(assembled: AssembledModel) -> StateDict:
+    """Returns the whole state of a run; the tensors are the run's own, not copies."""
     return model_state(assembled) | optimizer_state(assembled) | random_state()
 
 
-def load_model(assembled: Assembled, folder: Path) -> None:
+def load_model(assembled: AssembledModel, folder: Path) -> None:
     """Reads weights and buffers from a checkpoint.
 
     Raises:
-        ValueError: they are another model's.
+        ValueError: the checkpoint holds another model's weights.
     """
-    _load_model(assembled, folder, saved_tensors(folder))
+    _load_model(assembled, folder, read_tensor_metadata(folder))
 
 
 def restore(
-    assembled: Assembled, folder: Path, step: int, tables: dict[str, str], restart: set[str]
+    assembled: AssembledModel, folder: Path, step: int, tables: dict[str, str], restart: set[str]
 ) -> None:
-    """Reads everything from a checkpoint.
+    """Reads the whole state of a run from a checkpoint.
 
     Args:
         assembled: a model on its ranks.
         folder: the checkpoint.
         step: steps trained in it.
         tables: state-dict key -> table.
-        restart: tables whose optimizer state is left as a new run has it.
+        restart: tables whose optimizer state is not read.
 
     Raises:
-        ValueError: on every rank; the weights are another model's, or some optimizer state does not
-            fit the sharding here.
+        ValueError: on every rank; the checkpoint holds another model's weights, or some optimizer
+            state does not fit the sharding here.
     """
-    saved = saved_tensors(folder)
+    saved = read_tensor_metadata(folder)
     _load_model(assembled, folder, saved)
-    parameters = {
-        f"{_OPTIMIZER}{group}.{key}.": table
-        for group in ("fused", "tables")
-        for key, table in tables.items()
-    }
-    keys = _Keys(parameters, restart)
-    wanted = keys.kept(optimizer_state(assembled))
-    model = model_state(assembled)
-    faults = [fault for key, value in wanted.items() if (fault := _unfit(key, value, saved, model))]
-    missing = set(
-        keys.kept({key: None for key in saved if key.startswith(_OPTIMIZER)})
-    ) - _of_all_ranks(set(wanted))
-    faults += [f"{key} was saved and is not had here" for key in sorted(missing)]
-    if faults := sorted(_of_all_ranks(set(faults))):
-        raise ValueError(keys.refusal(folder, faults))
-    read_tensors(wanted, folder, dist.group.WORLD)
-    if hasattr(assembled.optimizer, "set_optimizer_step") and assembled.plan is not None:
-        assembled.optimizer.set_optimizer_step(
-            step
-        )  # FBGEMM's Adams count steps outside their state
+    _load_optimizers(assembled, folder, saved, _TableKeys.of(tables, restart))
+    if FUSED in assembled.optimizer.groups:
+        # FBGEMM's Adams count steps outside of their state.
+        assembled.optimizer.set_optimizer_step(step)
     _restore_random(folder, saved, step)
 
 
 @dataclass(frozen=True)
-class _Keys:
-    """Which optimizer keys belong to which table."""
+class _TableKeys:
+    """Assigns keys of optimizer state to tables."""
 
-    parameters: dict[str, str]
-    """How the keys of a table begin -> the table."""
+    prefixes: dict[str, str]
+    """Prefix of the keys of a table -> the table."""
     restart: set[str]
+    """Tables whose optimizer state is not read."""
+
+    @staticmethod
+    def of(tables: dict[str, str], restart: set[str]) -> "_TableKeys":
+        """Makes the prefixes from state-dict keys of tables."""
+        prefixes = {
+            f"{_OPTIMIZER}{group}.{key}.": table
+            for group in TABLE_GROUPS
+            for key, table in tables.items()
+        }
+        return _TableKeys(prefixes, restart)
 
     def table(self, key: str) -> str | None:
+        """Returns the table of a key; None for the towers' keys."""
         return next(
-            (table for start, table in self.parameters.items() if key.startswith(start)), None
+            (table for prefix, table in self.prefixes.items() if key.startswith(prefix)), None
         )
 
-    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+    def to_read(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Leaves out the state of tables that start anew."""
         return {key: value for key, value in state.items() if self.table(key) not in self.restart}
 
     def refusal(self, folder: Path, faults: list[str]) -> str:
+        """Formats the faults with what to do about them."""
         tables = sorted({table for fault in faults if (table := self.table(fault)) is not None})
-        remedy = (
-            f"shard {', '.join(tables)} as in {folder / 'plan.json'} (sharding.tables), or begin "
-            "their optimizer state anew with "
-            f"checkpoint.restart_state=[{','.join(tables)}]; weights are kept"
-        )
-        return "\n  ".join(
-            [
-                f"the optimizer state in '{folder}' does not fit; "
-                f"{remedy if tables else 'resume with its configuration'}:",
-                *faults,
-            ]
-        )
+        remedy = "resume with its configuration"
+        if tables:
+            remedy = (
+                f"shard {', '.join(tables)} as in {folder / 'plan.json'} (sharding.constraints), "
+                "or begin their optimizer state anew with "
+                f"checkpoint.restart_state=[{','.join(tables)}]; weights are kept"
+            )
+        head = f"the optimizer state in '{folder}' does not fit; {remedy}:"
+        return "\n  ".join([head, *faults])
 
 
 def _load_model(
-    assembled: Assembled, folder: Path, saved: dict[str, TensorStorageMetadata]
+    assembled: AssembledModel, folder: Path, saved: dict[str, TensorStorageMetadata]
 ) -> None:
     state = model_state(assembled)
     there = {key: tuple(value.size) for key, value in saved.items() if key.startswith(_MODEL)}
-    here = {key: tuple(full_size(value)) for key, value in state.items()}
-    if faults := [
+    here = {key: tuple(global_size(value)) for key, value in state.items()}
+    faults = [
         f"{key}: {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
         for key in {**there, **here}
         if there.get(key) != here.get(key)
-    ]:
+    ]
+    if faults:
         raise ValueError(
             f"'{folder}' does not hold this model's weights:\n  " + "\n  ".join(faults[:10])
         )
@@ -153,23 +154,40 @@ def _load_model(
     )
 
 
-def _unfit(
-    key: str, value: Any, saved: dict[str, TensorStorageMetadata], model: State
+def _load_optimizers(
+    assembled: AssembledModel,
+    folder: Path,
+    saved: dict[str, TensorStorageMetadata],
+    keys: _TableKeys,
+) -> None:
+    """Reads the state of all optimizer groups, or raises on every rank where it does not fit."""
+    model = model_state(assembled)
+    wanted = keys.to_read(optimizer_state(assembled))
+    faults = [
+        fault for key, value in wanted.items() if (fault := _misfit(key, value, saved, model))
+    ]
+    saved_keys = keys.to_read({key: None for key in saved if key.startswith(_OPTIMIZER)})
+    missing = saved_keys.keys() - _union_over_ranks(set(wanted))
+    faults += [f"{key} was saved and is not had here" for key in sorted(missing)]
+    if faults := sorted(_union_over_ranks(set(faults))):
+        raise ValueError(keys.refusal(folder, faults))
+    read_tensors(wanted, folder, dist.group.WORLD)
+
+
+def _misfit(
+    key: str, value: Any, saved: dict[str, TensorStorageMetadata], model: StateDict
 ) -> str | None:
-    """Why a saved optimizer state cannot be read into this one."""
+    """Describes why saved optimizer state cannot be read into this one; None where it can."""
     if key not in saved:
         return f"{key} was not saved"
-    there, here = tuple(saved[key].size), tuple(full_size(value))
+    there, here = tuple(saved[key].size), tuple(global_size(value))
     if there != here:
         return f"{key} has the size {there} there, {here} here"
-    if (
-        isinstance(value, ShardedTensor) and len(here) == 1
-    ):  # a number a row and column shard: it has no meaning for other columns
+    if isinstance(value, ShardedTensor) and len(here) == 1:
+        # One number for each row of a column shard: it has no meaning for other columns.
         [weights] = [name for name in model if f".{name.removeprefix(_MODEL)}." in key]
-        columns_there, columns_here = (
-            _columns(saved[weights].chunks),
-            _columns(_chunks(model[weights])),
-        )
+        columns_there = _columns(saved[weights].chunks)
+        columns_here = _columns(_chunks(model[weights]))
         if columns_there != columns_here:
             return f"{key} is of the columns {columns_there} there, {columns_here} here"
     return None
@@ -187,24 +205,20 @@ def _chunks(table: ShardedTensor) -> list[ChunkStorageMetadata]:
 
 
 def _restore_random(folder: Path, saved: dict[str, TensorStorageMetadata], step: int) -> None:
-    """The generators as they were; on another number of ranks, new ones that depend on the step."""
-    mine = random_state()
-    same_ranks = (
-        sum(key.startswith(_RANDOM) and key.endswith(".cpu") for key in saved) == world_size()
-    )
-    if not same_ranks or not mine.keys() <= saved.keys():
+    """Restores the generators; on another number of ranks, seeds new ones by the step."""
+    own = random_state()
+    ranks_there = sum(key.startswith(_RANDOM) and key.endswith(".cpu") for key in saved)
+    if ranks_there != world_size() or not own.keys() <= saved.keys():
         torch.manual_seed(torch.initial_seed() + 1_000_003 * world_size() * step)
         return
-    read_tensors(mine, folder, dist.group.WORLD)
+    read_tensors(own, folder, dist.group.WORLD)
     setters: dict[str, Callable[[torch.Tensor], None]] = {
         "cpu": torch.set_rng_state,
         "cuda": torch.cuda.set_rng_state,
     }
-    for key, value in mine.items():
+    for key, value in own.items():
         setters[key.rpartition(".")[2]](value)
 
 
-def _of_all_ranks(names: set[str]) -> set[str]:
-    parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, names)
-    return set().union(*parts)
+def _union_over_ranks(names: set[str]) -> set[str]:
+    return set().union(*gather_objects(names))

@@ -1,144 +1,118 @@
-"""The trainer: load, train, evaluate, save."""
+"""Trains and evaluates runs: opens the run directory, loads, trains, evaluates, saves."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from mail_torchrec.checkpoint.manifest import CONFIG, PLAN, Manifest, Progressed, Rank
-from mail_torchrec.checkpoint.saver import Saver
+from mail_torchrec.checkpoint.manifest import (
+    CONFIG,
+    PLAN,
+    CheckpointManifest,
+    LogPosition,
+    RankProgress,
+)
+from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.config import Config, dump_config, load_config
-from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.negatives import Negatives, NegativeSampler
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.partition import Position
-from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.data.schema.feature_tables import FeatureTables
-from mail_torchrec.distributed.collectives import from_rank_0, rank, world_size
-from mail_torchrec.distributed.preemption import StopSignal, leave_process_group, start_fork_server
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.reading.partition import DataPosition
+from mail_torchrec.data.source import Source
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
+from mail_torchrec.distributed.preemption import PreemptionHandler
 from mail_torchrec.distributed.process_group import process_group
-from mail_torchrec.metrics.summary import Figures
-from mail_torchrec.reporting.plots import draw_loss_curves
-from mail_torchrec.towers.registry import tower_settings
-from mail_torchrec.train.assembly import Assembled, assemble, feature_tables_of, table_keys
+from mail_torchrec.metrics.cohorts import CohortMetrics
+from mail_torchrec.reporting.loss_curves import draw_loss_curves
+from mail_torchrec.train.assembly import (
+    AssembledModel,
+    assemble,
+    config_feature_tables,
+    table_keys,
+)
+from mail_torchrec.train.data_splits import DataSplit, load_split, log_counts
 from mail_torchrec.train.evaluation import evaluate
-from mail_torchrec.train.loop import Describe, Loaded, Loop, counted, say_counts
-from mail_torchrec.train.memory_usage import usage
-from mail_torchrec.train.progress import Progress
-from mail_torchrec.train.resume import check_same_run, newest_good, vocabulary_sums
+from mail_torchrec.train.loop import ManifestFactory, TrainingLoop
+from mail_torchrec.train.memory_usage import memory_usage
+from mail_torchrec.train.metrics_writer import MetricsWriter
+from mail_torchrec.train.resume import (
+    check_resumable,
+    newest_intact_checkpoint,
+    redistribute_progress,
+    vocabulary_checksums,
+)
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.state import load_model, restore
+from mail_torchrec.train.state import restore
+from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _ResumePoint:
+    """Checkpoint that a run resumes from."""
+
+    folder: Path
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
+class _TrainingJob:
+    """Everything that the training of a run needs, ready on this rank."""
+
+    config: Config
+    run_dir: RunDir
+    source: Source
+    encoders: Encoders
+    train_data: DataSplit
+    test_data: DataSplit
+    assembled: AssembledModel
+    resume_point: _ResumePoint | None
+    """None for a run that begins."""
 
 
 def train(
     config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: bool = False
-) -> dict[str, Figures]:
+) -> dict[str, CohortMetrics]:
     """Trains and evaluates one run; every rank calls it.
 
     Args:
         config: of the run.
-        run_dir: where it writes.
+        run_dir: directory that the run writes.
         plan: a plan file to shard by; None plans anew.
-        resume: go on from the newest good checkpoint there, where there is one. A finished run
-            gives its figures.
+        resume: continue from the newest intact checkpoint, where there is one. A finished run
+            returns its metrics.
 
     Returns:
-        The final figures, as in metrics.json.
+        The final metrics by cohort, as in metrics.json.
 
     Raises:
         ValueError: something about the configuration or the data; the message says what to do.
-        SystemExit: the run was told to stop (SIGTERM), and is saved.
+        SystemExit: the run was preempted (SIGTERM), and is saved.
     """
     with (
         process_group(config.train.device, config.train.timeout) as device,
-        run_dir.held(resume=resume),
+        run_dir.lock(resume=resume),
     ):
-        if (finished := from_rank_0(lambda: _begin(config, run_dir, resume))) is not None:
+        finished = broadcast_from_rank_0(lambda: _open_run(config, run_dir, resume))
+        if finished is not None:
             return finished
-        with span("checking the checkpoints"):
-            folder = newest_good(run_dir.checkpoints, set_aside=True) if resume else None
-        source, test_source = (
-            Source(config.data.path(part), config.schema_)
-            for part in (config.data.train, config.data.test)
-        )
-        saved = (
-            from_rank_0(lambda: check_same_run(folder, config, source, run_dir)) if folder else None
-        )
-        encoders = (
-            Encoders.load(run_dir.vocabularies, config.schema_)
-            if saved
-            else _encoders(config, source, run_dir)
-        )
-        train_data = load(config, encoders, feature_tables_of(config), source, training=True)
-        if saved:
-            train_data.reader.set_epoch(saved.position.epoch, saved.position.taken)
-        train_data.reader.prepare()
-        assembled = assemble(config, encoders, device, plan)
-        test_data = load(config, encoders, assembled.feature_tables, test_source, training=False)
-        documents = {CONFIG: dump_config(config), PLAN: assembled.plan_file}
-        if rank() == 0:
-            run_dir.plan.write_text(documents[PLAN])
-            run_dir.config.write_text(documents[CONFIG])
-        with _progress(config, run_dir, train_data, saved) as progress:
-            with (
-                Saver(
-                    run_dir.checkpoints,
-                    config.checkpoint,
-                    documents,
-                    progress.event,
-                    saved.step if saved else None,
-                ) as saver,
-                StopSignal(config.checkpoint.grace, config.train.timeout) as stop,
-            ):
-                describe = _describe(config, source, run_dir)
-                loop = Loop(
-                    assembled,
-                    train_data,
-                    progress,
-                    saver,
-                    stop,
-                    describe,
-                    config.train.epochs,
-                    config.checkpoint.every,
-                )
-                if folder and saved:
-                    tables = table_keys(config, assembled.feature_tables, encoders)
-                    with span("loading the checkpoint"):
-                        restore(
-                            assembled,
-                            folder,
-                            saved.step,
-                            tables,
-                            set(config.checkpoint.restart_state),
-                        )
-                    loop.run(saved.position, counted(saved.ranks).counts)
-                else:
-                    loop.run(Position(epoch=0), [])
-            progress.event({"usage": usage(assembled)})
-            predictions = run_dir.predictions if config.train.save_predictions else None
-            with span("evaluation"):
-                figures, counts = evaluate(
-                    assembled, test_data.reader, test_data.loader, predictions
-                )
-            progress.event({"evaluation": figures, "counts": counts})
-        say_counts("test", counts)
+        job = _prepare_job(config, run_dir, device, plan, resume)
+        with _metrics_writer(job) as writer:
+            _run_training(job, writer)
+            writer.write_event({"usage": memory_usage(job.assembled)})
+            metrics = _evaluate_job(job, writer)
         if rank() == 0:
             draw_loss_curves([run_dir.log], run_dir.curves)
-            run_dir.metrics.write_text(json.dumps(figures, indent=2) + "\n")
-        return figures
+            run_dir.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+        return metrics
 
 
-def _begin(config: Config, run_dir: RunDir, resume: bool) -> dict[str, Figures] | None:
-    """Opens the run directory; the figures of a run that is finished, and was not given more epochs."""
+def _open_run(config: Config, run_dir: RunDir, resume: bool) -> dict[str, CohortMetrics] | None:
+    """Opens the run directory; returns the metrics of a run that has nothing left to train."""
     run_dir.open(resume=resume)
     if not run_dir.metrics.exists():
         return None
@@ -146,172 +120,157 @@ def _begin(config: Config, run_dir: RunDir, resume: bool) -> dict[str, Figures] 
     if config.train.epochs > epochs:
         run_dir.metrics.unlink()
         return None
-    tqdm.write(
-        f"the run in '{run_dir.path}' is finished, with {epochs} epochs; these are its figures",
-        file=sys.stderr,
+    logger.info(
+        "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
     )
-    figures: dict[str, Figures] = json.loads(run_dir.metrics.read_text())
-    return figures
+    metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
+    return metrics
 
 
-def _progress(config: Config, run_dir: RunDir, data: Loaded, saved: Manifest | None) -> Progress:
-    """The records of a run, from where it stands."""
-    if saved is None:
-        return Progress(run_dir, config.train.epochs * len(data.reader), config.train.log_every)
-    left = data.reader.steps_left + (config.train.epochs - saved.position.epoch - 1) * len(
-        data.reader
+def _prepare_job(
+    config: Config, run_dir: RunDir, device: torch.device, plan: Path | None, resume: bool
+) -> _TrainingJob:
+    """Loads the data, assembles the model, and writes configuration and plan."""
+    source, test_source = (
+        Source(config.data.path(part), config.schema_)
+        for part in (config.data.train, config.data.test)
     )
+    resume_point = _find_resume_point(config, run_dir, source) if resume else None
+    if resume_point is None:
+        _fit_encoders(config, source, run_dir)
+    encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+    feature_tables = config_feature_tables(config)
+    train_data = load_split(config, encoders, feature_tables, source, training=True)
+    if resume_point is not None:
+        position = resume_point.manifest.position
+        train_data.reader.set_epoch(position.epoch, position.consumed)
+    train_data.reader.prefetch()  # beside the assembly
+    assembled = assemble(config, encoders, device, plan)
+    test_data = load_split(config, encoders, feature_tables, test_source, training=False)
     if rank() == 0:
-        tqdm.write(
-            f"going on after step {saved.step}, in epoch {saved.position.epoch + 1}: {left} "
-            "steps are left",
-            file=sys.stderr,
-        )
-    sums = {name: torch.tensor(value) for name, value in counted(saved.ranks).losses.items()}
-    return Progress(
-        run_dir,
-        saved.step + left,
-        config.train.log_every,
-        num_done=saved.step,
-        before=saved.progress,
-        sums=sums,
+        run_dir.plan.write_text(assembled.plan_file)
+        run_dir.config.write_text(dump_config(config))
+    return _TrainingJob(
+        config, run_dir, source, encoders, train_data, test_data, assembled, resume_point
     )
 
 
-def _describe(config: Config, source: Source, run_dir: RunDir) -> Describe:
-    sums = vocabulary_sums(run_dir) if rank() == 0 else {}
+def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _ResumePoint | None:
+    """Finds the newest intact checkpoint, and checks that the run may resume from it."""
+    with span("checking the checkpoints"):
+        folder = newest_intact_checkpoint(run_dir.checkpoints, quarantine=True)
+    if folder is None:
+        return None
+    manifest = broadcast_from_rank_0(lambda: check_resumable(folder, config, source, run_dir))
+    return _ResumePoint(folder, manifest)
+
+
+def _fit_encoders(config: Config, source: Source, run_dir: RunDir) -> None:
+    """Fits the encoders on rank 0, and writes them to the run directory."""
+
+    def fit() -> None:
+        encoders = fit_encoders(source, config.schema_, config.data.cold_start, progress=True)
+        encoders.save(run_dir.vocabularies)
+
+    with span("fitting the vocabularies"):
+        broadcast_from_rank_0(fit)
+
+
+def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
+    """Trains from the resume point, or from the beginning, to the end of the last epoch."""
+    config, point = job.config, job.resume_point
+    saver = CheckpointSaver(
+        job.run_dir.checkpoints,
+        config.checkpoint,
+        writer.write_event,
+        point.manifest.step if point else None,
+    )
+    preemption = PreemptionHandler(config.checkpoint.grace, config.train.timeout)
+    with saver, preemption:
+        loop = TrainingLoop(
+            job.assembled,
+            job.train_data,
+            writer,
+            saver,
+            preemption,
+            _manifest_factory(job),
+            {CONFIG: dump_config(config), PLAN: job.assembled.plan_file},
+            config.train.epochs,
+            config.checkpoint.every,
+        )
+        if point is None:
+            loop.run(DataPosition(epoch=0), [])
+        else:
+            _restore(job, point)
+            counts = redistribute_progress(point.manifest.ranks).counts
+            loop.run(point.manifest.position, counts)
+
+
+def _restore(job: _TrainingJob, point: _ResumePoint) -> None:
+    """Reads the state of the run from its checkpoint."""
+    tables = table_keys(job.config, job.assembled.feature_tables, job.encoders)
+    restart = set(job.config.checkpoint.restart_state)
+    with span("loading the checkpoint"):
+        restore(job.assembled, point.folder, point.manifest.step, tables, restart)
+
+
+def _metrics_writer(job: _TrainingJob) -> MetricsWriter:
+    """Makes the writer of a run's records, from the step where the run begins or resumes."""
+    config, reader = job.config, job.train_data.reader
+    if job.resume_point is None:
+        num_steps = config.train.epochs * len(reader)
+        return MetricsWriter(job.run_dir, num_steps, config.train.log_every)
+    manifest = job.resume_point.manifest
+    later_epochs = config.train.epochs - manifest.position.epoch - 1
+    left = reader.steps_left + later_epochs * len(reader)
+    logger.info(
+        "going on after step %d, in epoch %d: %d steps are left",
+        manifest.step,
+        manifest.position.epoch + 1,
+        left,
+    )
+    losses = redistribute_progress(manifest.ranks).losses
+    return MetricsWriter(
+        job.run_dir,
+        manifest.step + left,
+        config.train.log_every,
+        num_done=manifest.step,
+        position=manifest.progress,
+        loss_sums={name: torch.tensor(value) for name, value in losses.items()},
+    )
+
+
+def _manifest_factory(job: _TrainingJob) -> ManifestFactory:
+    """Makes the function that describes each checkpoint of the run."""
+    checksums = vocabulary_checksums(job.run_dir) if rank() == 0 else {}
     versions = {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
 
-    def describe(
-        step: int, position: Position, progress: Progressed, ranks: list[Rank]
-    ) -> Manifest:
-        return Manifest(
+    def make_manifest(
+        step: int, position: DataPosition, progress: LogPosition, ranks: list[RankProgress]
+    ) -> CheckpointManifest:
+        return CheckpointManifest(
             step=step,
             position=position,
             progress=progress,
             ranks=ranks,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
-            config_name=config.name,
+            config_name=job.config.name,
             versions=versions,
-            num_rows=source.num_rows,
-            data=source.fingerprint,
-            vocabularies=sums,
+            num_rows=job.source.num_rows,
+            data=job.source.fingerprint,
+            vocabularies=checksums,
         )
 
-    return describe
+    return make_manifest
 
 
-def evaluate_run(
-    run_dir: RunDir, data: str | None, overrides: list[str], predictions: Path | None = None
-) -> dict[str, Figures]:
-    """Evaluates a finished run, on its own test data or other files; on any number of ranks.
-
-    Args:
-        run_dir: the run.
-        data: Parquet file or folder (or URI) instead of its test data.
-        overrides: of its configuration.
-        predictions: file for the scores of all rows; None writes none.
-
-    Raises:
-        ValueError: no finished run there, or data that does not fit its schema.
-    """
-    with opened_run(run_dir, data, overrides) as (assembled, test_data):
-        with span("evaluation"):
-            figures, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
-        say_counts(test_data.reader.path, counts)
-        return figures
-
-
-@contextmanager
-def opened_run(
-    run_dir: RunDir, data: str | None, overrides: list[str]
-) -> Iterator[tuple[Assembled, Loaded]]:
-    """A finished run, its weights loaded, and its test data or other files; arguments and errors as :func:`evaluate_run`."""
-    run_dir.check()
-    config = load_config(run_dir.config, overrides)
-    with process_group(config.train.device, config.train.timeout) as device:
-        source = Source(data or config.data.path(config.data.test), config.schema_)
-        encoders = Encoders.load(run_dir.vocabularies, config.schema_)
-        assembled = assemble(config, encoders, device)
-        folder = newest_good(run_dir.checkpoints)
-        assert folder is not None
-        load_model(assembled, folder)
-        yield assembled, load(config, encoders, assembled.feature_tables, source, training=False)
-
-
-def _encoders(config: Config, source: Source, run_dir: RunDir) -> Encoders:
-    """Rank 0 builds the vocabularies; every rank reads them from the run directory."""
-
-    def build() -> None:
-        fit_encoders(source, config.schema_, config.data.cold_start, progress=True).save(
-            run_dir.vocabularies
+def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> dict[str, CohortMetrics]:
+    """Evaluates the trained model on the test rows, and records the metrics."""
+    predictions = job.run_dir.predictions if job.config.train.save_predictions else None
+    with span("evaluation"):
+        metrics, counts = evaluate(
+            job.assembled, job.test_data.reader, job.test_data.loader, predictions
         )
-
-    with span("fitting the vocabularies"):
-        from_rank_0(build)
-    return Encoders.load(run_dir.vocabularies, config.schema_)
-
-
-def load(
-    config: Config,
-    encoders: Encoders,
-    feature_tables: FeatureTables,
-    source: Source,
-    *,
-    training: bool,
-) -> Loaded:
-    """A reader of this rank's rows and its loader, as a run has them.
-
-    Args:
-        config: of the run.
-        encoders: raw values -> rows.
-        feature_tables: the keys to write.
-        source: opened files.
-        training: shuffled batches with negatives; else evaluation's.
-    """
-    negatives = samplers(config, encoders, feature_tables) if training else {}
-    reader = Reader(
-        source,
-        config.schema_,
-        encoders,
-        feature_tables,
-        config.data,
-        share=Share(rank(), world_size()),
-        batch_size=config.train.batch_size if training else config.train.eval_batch_size,
-        shuffle=training,
-        seed=config.train.seed,
-        samplers=negatives,
-    )
-    workers = config.data.num_workers
-    if workers:
-        start_fork_server()
-    loader: DataLoader[Batch] = DataLoader(
-        reader,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver"
-        if workers
-        else None,  # a plain fork copies CUDA and S3 clients, which do not survive it
-        worker_init_fn=leave_process_group,
-        # else each epoch draws from the generator of the dropout, and a resumed one once more
-        generator=torch.Generator(),
-    )
-    return Loaded(reader, loader)
-
-
-def samplers(
-    config: Config, encoders: Encoders, feature_tables: FeatureTables
-) -> dict[str, NegativeSampler]:
-    """A sampler for each sequence whose match loss the tower trains."""
-    made = {}
-    for sequence in feature_tables.match:
-        options, table = (
-            tower_settings(config.model.tower, config.model.tower_options),
-            config.schema_.table_of(sequence),
-        )
-        made[sequence] = NegativeSampler(
-            Negatives(options.negatives), options.num_negatives, encoders.tables[table], table
-        )
-    return made
+    writer.write_event({"evaluation": metrics, "counts": counts})
+    log_counts("test", counts)
+    return metrics

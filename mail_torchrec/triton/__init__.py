@@ -1,1 +1,1 @@
-"""A repository of models for NVIDIA's Triton Inference Server (nothing to do with the compiler of that name)."""
+"""Model repositories for NVIDIA's Triton Inference Server (not the compiler of that name)."""

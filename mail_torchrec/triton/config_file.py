@@ -1,4 +1,4 @@
-"""``config.pbtxt``: what Triton is told of a model."""
+"""``config.pbtxt`` of a model in a Triton repository."""
 
 from collections.abc import Sequence
 
@@ -11,48 +11,51 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelOutput,
 )
 
-from mail_torchrec.inference.requests import Input
-from mail_torchrec.serve.raw_requests import RAW
-from mail_torchrec.serve.tensors import DATATYPES
+from mail_torchrec.inference.datatypes import DATATYPES
+from mail_torchrec.inference.raw_requests import RAW_INPUT
+from mail_torchrec.inference.requests import InputSpec
 from mail_torchrec.triton.names import MAX_CANDIDATES, Backend
+from mail_torchrec.utils.output_spec import OutputSpec
 
 
 def config_file(
     backend: Backend,
-    inputs: Sequence[Input],
-    outputs: Sequence[str],
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[OutputSpec],
     max_batch: int,
     max_candidates: int,
 ) -> str:
-    """Its text.
+    """Builds the text of ``config.pbtxt``.
 
     Args:
-        backend: of Triton.
-        inputs: with the users first; the Python backend takes raw requests instead.
-        outputs: scores by name, ``[users, candidates]``.
-        max_batch: users in one call.
-        max_candidates: of a request; the Python backend refuses more.
+        backend: Triton backend that runs the model.
+        inputs: batch-first inputs; the Python backend takes raw requests in their place.
+        outputs: outputs of candidates, ``[users, candidates]`` in Triton.
+        max_batch: most users of one call.
+        max_candidates: most candidates of a request; the Python backend refuses more.
     """
     config = ModelConfig(backend=backend, max_batch_size=max_batch)
     config.dynamic_batching.SetInParent()
     config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=1)
     if backend == "python":
-        config.input.append(ModelInput(name=RAW, data_type=DataType.TYPE_STRING, dims=[1]))
+        config.input.append(ModelInput(name=RAW_INPUT, data_type=DataType.TYPE_STRING, dims=[1]))
         config.parameters[MAX_CANDIDATES].string_value = str(max_candidates)
     else:
         config.input.extend(
-            ModelInput(name=spec.name, data_type=_type(spec), dims=_dims(spec)) for spec in inputs
+            ModelInput(name=spec.name, data_type=_data_type(spec.dtype), dims=_dims(spec))
+            for spec in inputs
         )
     config.output.extend(
-        ModelOutput(name=name, data_type=DataType.TYPE_FP32, dims=[-1]) for name in outputs
+        ModelOutput(name=spec.name, data_type=_data_type(spec.dtype), dims=[-1, *spec.size])
+        for spec in outputs
     )
     return str(text_format.MessageToString(config))
 
 
-def _type(spec: Input) -> int:
-    return int(DataType.Value(f"TYPE_{DATATYPES[spec.dtype]}"))
+def _data_type(dtype: str) -> int:
+    return int(DataType.Value(f"TYPE_{DATATYPES[dtype]}"))
 
 
-def _dims(spec: Input) -> list[int]:
-    """Without the first axis, which Triton adds."""
+def _dims(spec: InputSpec) -> list[int]:
+    """Lists the sizes behind the first axis, which Triton adds."""
     return [size if isinstance(size, int) else -1 for size in spec.shape[1:]]

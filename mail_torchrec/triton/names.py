@@ -1,9 +1,9 @@
-"""What the repository's writer and the model in it call things."""
+"""Names that a repository's writer and the model inside it share."""
 
 from typing import Literal
 
 Backend = Literal["onnxruntime", "python"]
 EXPORTED = "exported"
-"""The folder of the exported model, in a version's folder of the Python backend."""
+"""Folder of the exported model, inside a version's folder of the Python backend."""
 MAX_CANDIDATES = "max_candidates"
-"""The parameter of that name."""
+"""Parameter of ``config.pbtxt`` with the most candidates of a request."""

@@ -1,4 +1,4 @@
-"""An exported model as a version of a model in a repository of Triton."""
+"""Model repository of Triton, made of an exported model."""
 
 import os
 import re
@@ -9,87 +9,98 @@ from pathlib import Path
 
 import numpy as np
 
-import mail_torchrec
-from mail_torchrec.inference.batch_first import users_first, users_first_inputs
-from mail_torchrec.inference.manifest import MANIFEST, ONNX_MODEL, read_golden
+from mail_torchrec.inference.artifact_files import DENSE_WEIGHTS, MANIFEST, ONNX_MODEL
+from mail_torchrec.inference.batch_first import batch_first, batch_first_inputs
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.scorer import Scorer, open_session
+from mail_torchrec.triton.module_copy import copy_modules
 from mail_torchrec.triton.names import EXPORTED, Backend
 
 CONFIG = "config.pbtxt"
-_MODEL_PY = '''"""What Triton's Python backend loads: the code that lies beside this file, not what else may be installed."""
+PYTHON_MODEL = "mail_torchrec.triton.python_backend"
+"""Module of the Python backend's model, copied into the repository with all that it imports."""
+_MODEL_PY = f'''"""Entry point of Triton's Python backend: loads the package beside this file."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mail_torchrec.triton.model import TritonPythonModel  # noqa: E402, F401
+from {PYTHON_MODEL} import TritonPythonModel  # noqa: E402, F401
 '''
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be laid out."""
+class RepositoryOptions:
+    """Options of a model repository."""
 
     model: Path
-    """An exported model."""
+    """Folder of the exported model."""
     out: Path
-    """The repository."""
+    """Folder of the repository."""
     backend: Backend
+    """Triton backend that runs the model."""
     name: str | None = None
-    """The model's for clients; None takes the run's."""
+    """Name of the model for clients; None takes the run's."""
     version: int = 1
+    """Version of the model; Triton serves the greatest."""
     max_batch: int = 64
+    """Most users that Triton joins in one call."""
     max_candidates: int = 2000
+    """Most candidates of a request; of the Python backend."""
 
 
-def lay_out(order: Order) -> Path:
-    """Writes the version's folder, and the model's around it where there is none; it is there whole and checked, or not at all.
+def write_repository(options: RepositoryOptions) -> Path:
+    """Writes a version's folder, and the model's folder around it where there is none.
 
-    Files are linked, or copied where they cannot be: on another file system.
+    The version is there whole and checked, or not at all. Files are hard links, or copies where
+    links are impossible (another file system).
 
     Returns:
         The version's folder.
 
     Raises:
-        ValueError: no good export, a bad name, the version exists, or the model's other versions
-            have other inputs or settings.
+        ValueError: no good export, an invalid name, an existing version, or other versions of the
+            model with other inputs or settings.
     """
     _check_libraries()
-    scorer = Scorer(order.model)
+    scorer = Scorer(options.model)
     scorer.check_golden()
-    name = order.name or scorer.manifest.name
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(
-            f"a model's name should be letters, digits and _.- for Triton, received '{name}'; "
-            "choose another --name"
-        )
-    model = order.out / name
-    config = _config(order, scorer)
-    _check_place(model, order.version, config)
-    part = order.out / f".{name}.{os.getpid()}.part"
+    name = options.name or scorer.manifest.name
+    _check_name(name)
+    model, config = options.out / name, _config(options, scorer)
+    _check_place(model, options.version, config)
+    part = options.out / f".{name}.{os.getpid()}.part"
     part.mkdir(parents=True)
     try:
         (part / CONFIG).write_text(config)
-        version = part / str(order.version)
+        version = part / str(options.version)
         version.mkdir()
-        (_write_python if order.backend == "python" else _write_graph)(scorer, version)
+        write = _write_python if options.backend == "python" else _write_graph
+        write(scorer, version)
         if model.exists():
             version.rename(model / version.name)
         else:
             part.rename(model)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # what a failure left
-    return model / str(order.version)
+        shutil.rmtree(part, ignore_errors=True)  # remains of a failure
+    return model / str(options.version)
 
 
-def _config(order: Order, scorer: Scorer) -> str:
-    from mail_torchrec.triton.config_file import config_file
+def _check_libraries() -> None:
+    if missing := [name for name in ("onnx_ir", "tritonclient") if find_spec(name) is None]:
+        raise ValueError(
+            f"laying out a repository needs {', '.join(missing)}: pip install "
+            "'mail-torchrec[export,serve]'"
+        )
 
-    inputs = users_first_inputs(scorer.manifest.inputs)
-    return config_file(
-        order.backend, inputs, scorer.probabilities, order.max_batch, order.max_candidates
-    )
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(
+            f"a model's name should be letters, digits and _.- for Triton, received '{name}'; "
+            "choose another --name"
+        )
 
 
 def _check_place(model: Path, version: int, config: str) -> None:
@@ -105,39 +116,45 @@ def _check_place(model: Path, version: int, config: str) -> None:
         )
 
 
+def _config(options: RepositoryOptions, scorer: Scorer) -> str:
+    from mail_torchrec.triton.config_file import config_file
+
+    inputs = batch_first_inputs(scorer.manifest.inputs)
+    outputs = scorer.manifest.outputs_of("probability")
+    return config_file(options.backend, inputs, outputs, options.max_batch, options.max_candidates)
+
+
 def _write_python(scorer: Scorer, version: Path) -> None:
+    """Writes a version of the Python backend: the exported model and the code that scores it."""
     for name in (MANIFEST, *scorer.manifest.files):
         _link(scorer.folder / name, version / EXPORTED / name)
-    package = Path(mail_torchrec.__file__).parent
-    shutil.copytree(package, version / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_modules(PYTHON_MODEL, version)
     (version / "model.py").write_text(_MODEL_PY)
 
 
 def _write_graph(scorer: Scorer, version: Path) -> None:
-    from mail_torchrec.export.onnx_graph import DENSE
-    from mail_torchrec.inference.batch_first_graph import write_users_first
+    """Writes a version of the ONNX Runtime backend: the batch-first graph and its weights."""
+    from mail_torchrec.inference.batch_first_graph import write_batch_first_graph
 
-    tables = [file for table in scorer.manifest.tables.values() for file in table.files.values()]
-    for name in (MANIFEST, DENSE, *tables):
+    manifest = scorer.manifest
+    tables = [file for table in manifest.tables.values() for file in table.files.values()]
+    for name in (MANIFEST, DENSE_WEIGHTS, *tables):
         _link(scorer.folder / name, version / name)
-    write_users_first(
-        scorer.folder / ONNX_MODEL,
-        scorer.manifest.inputs,
-        scorer.probabilities,
-        version / ONNX_MODEL,
-    )
-    _check_graph(scorer, version / ONNX_MODEL)
+    outputs = manifest.outputs_of("probability")
+    path = version / ONNX_MODEL
+    write_batch_first_graph(scorer.folder / ONNX_MODEL, manifest.inputs, outputs, path)
+    _check_graph(scorer, path)
 
 
 def _check_graph(scorer: Scorer, path: Path) -> None:
-    session, bound = open_session(path), scorer.manifest.agreement["onnx"].bound
+    """Compares the graph's scores of the golden requests with the trainer's."""
+    session, tolerance = open_session(path), scorer.manifest.parity["onnx"].tolerance
+    names = scorer.probabilities
     for request, expected in read_golden(scorer.folder):
-        inputs = users_first(scorer.encode([request]), scorer.manifest.inputs)
-        for name, scores_UN in zip(
-            scorer.probabilities, session.run(scorer.probabilities, inputs), strict=True
-        ):
+        inputs = batch_first(scorer.encode([request]), scorer.manifest.inputs)
+        for name, scores_UN in zip(names, session.run(names, inputs), strict=True):
             difference = float(np.abs(scores_UN[0] - expected[name]).max())
-            assert difference <= bound, f"{name} differs by {difference} from the golden scores"
+            assert difference <= tolerance, f"{name} differs by {difference} from the golden scores"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -146,11 +163,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _check_libraries() -> None:
-    if missing := [name for name in ("onnx_ir", "tritonclient") if find_spec(name) is None]:
-        raise ValueError(
-            f"laying out a repository needs {', '.join(missing)}: pip install "
-            "'mail-torchrec[export,serve]'"
-        )

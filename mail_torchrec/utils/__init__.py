@@ -1,1 +1,1 @@
-"""Small tools that know nothing of models: logging, spans, locks, folders that are written whole."""
+"""Helpers that know nothing of models: logging, spans, locks, atomically written folders."""

@@ -1,4 +1,4 @@
-"""A folder that is there whole, or not at all."""
+"""Folders that are published complete or not at all."""
 
 import os
 import shutil
@@ -8,8 +8,10 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` to write into; it takes that name where nothing fails, and is deleted otherwise.
+def atomic_dir(out: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside ``out``, renamed to ``out`` when the block succeeds.
+
+    The hidden folder is deleted where the block raises.
 
     Raises:
         ValueError: ``out`` exists.
@@ -24,4 +26,4 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         part.rename(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # what a failure left
+        shutil.rmtree(part, ignore_errors=True)  # nothing is there after the rename

@@ -1,4 +1,4 @@
-"""One job a folder: a lock that its owner's death releases."""
+"""Exclusive use of a folder by one job, by a kernel lock that ends with its process."""
 
 import fcntl
 import json
@@ -12,44 +12,44 @@ from pathlib import Path
 from typing import IO
 
 LOCK = ".lock"
-_LOOK_EVERY = 1.0
+_POLL_SECONDS = 1.0
 
 
 @contextmanager
-def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Holds the folder for the block; makes it where it is missing.
+def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Locks a folder for the block, and creates it where it is missing.
 
     The lock is the kernel's (``flock`` on ``.lock`` in the folder): it ends with the process,
     however that ends. Over NFS 4 it holds between hosts, and a host that vanished keeps it until
-    the server's lease runs out, a minute or two; Lustre wants the mount option ``flock``. The file
-    says who holds it, and stays.
+    the server's lease runs out, a minute or two; Lustre needs the mount option ``flock``. The file
+    names the owner, and is never deleted.
 
     Args:
-        folder: to hold.
-        patience: seconds to wait for an owner that is about to end.
+        folder: the folder to lock.
+        timeout: seconds to wait for an owner that is about to end.
 
     Raises:
-        ValueError: another job holds it, or its file system knows no locks.
+        ValueError: another job holds the lock, or the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
-        until = time.monotonic() + patience
-        while not _taken(file, folder):
-            if time.monotonic() >= until:
+        deadline = time.monotonic() + timeout
+        while not _try_lock(file, folder):
+            if time.monotonic() >= deadline:
                 raise ValueError(
-                    f"'{folder}' is in use by another job ({_owner(file)}); wait for it, stop it, "
-                    "or choose another folder. "
-                    "The lock ends with that process: there is nothing to delete"
+                    f"'{folder}' is in use by another job ({_describe_owner(file)}); wait for it, "
+                    "stop it, or choose another folder. The lock ends with that process: there is "
+                    "nothing to delete"
                 )
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
         file.seek(0)
         file.truncate()
-        json.dump(_myself(), file)
+        json.dump(_owner_record(), file)
         file.flush()
         yield
 
 
-def _taken(file: IO[str], folder: Path) -> bool:
+def _try_lock(file: IO[str], folder: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,20 +63,20 @@ def _taken(file: IO[str], folder: Path) -> bool:
     return True
 
 
-def _myself() -> dict[str, str]:
-    myself = {
+def _owner_record() -> dict[str, str]:
+    record = {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return myself | {
+    return record | {
         name: os.environ[name]
         for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
         if name in os.environ
     }
 
 
-def _owner(file: IO[str]) -> str:
+def _describe_owner(file: IO[str]) -> str:
     file.seek(0)
     text = file.read()
     return (

@@ -1,12 +1,67 @@
-"""How much a user sees: what third parties say to their own developers is silenced, progress bars do not flood log files."""
+"""Rank-aware logging to standard error, and the silencing of third-party warnings.
+
+Every module logs through ``get_logger(__name__)``. Rank 0 speaks for all ranks; a record that
+another rank has to print as well passes ``extra=ALL_RANKS`` and gets a rank prefix.
+"""
 
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+ALL_RANKS: Mapping[str, object] = {"all_ranks": True}
+"""``extra`` of a record that is printed on every rank, not on rank 0 alone."""
+LEVELS = ("debug", "info", "warning", "error")
+LEVEL_VARIABLE = "MAIL_TORCHREC_LOG_LEVEL"
+"""Environment variable with the level, below the command line's ``--log-level``."""
+
+_PACKAGE = "mail_torchrec"
+_PREFIXES = {logging.WARNING: "WARNING: ", logging.ERROR: "Error: "}
 
 
-def quiet_third_parties() -> None:
-    """Drops deprecation notices and hints of torch and torchrec about calls between each other. Errors are not touched."""
+def get_logger(name: str) -> logging.Logger:
+    """Returns the logger of a module of this package; the handler is installed on first use."""
+    package = logging.getLogger(_PACKAGE)
+    if not any(isinstance(handler, _TqdmHandler) for handler in package.handlers):
+        package.addHandler(_TqdmHandler())
+        package.propagate = False
+        if package.level == logging.NOTSET:
+            set_log_level(os.environ.get(LEVEL_VARIABLE, "info"))
+    return logging.getLogger(name)
+
+
+def set_log_level(level: str) -> None:
+    """Sets the lowest level that is printed.
+
+    Args:
+        level: one of :data:`LEVELS`, in any case.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if level.lower() not in LEVELS:
+        raise ValueError(
+            f"the log level (--log-level, {LEVEL_VARIABLE}) should be one of "
+            f"{', '.join(LEVELS)}, received '{level}'"
+        )
+    logging.getLogger(_PACKAGE).setLevel(level.upper())
+
+
+def write_unlocked(message: str) -> None:
+    """Writes a line to standard error without taking a lock.
+
+    For a thread that is about to end the process: the main thread may hold the locks of logging and
+    of the progress bars, and never give them back.
+    """
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def silence_third_parties() -> None:
+    """Drops deprecation notices of torch and torchrec about their own calls; errors stay."""
     for module in ("torch", "torchrec", "fbgemm_gpu", "mail_torchrec.embeddings.initial_weights"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module.replace(".", r"\."))
     warnings.filterwarnings(
@@ -16,6 +71,38 @@ def quiet_third_parties() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def bar_interval() -> float:
-    """Seconds between two pictures of a progress bar: few where they end up in a log file."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+class _TqdmHandler(logging.Handler):
+    """Prints records through tqdm, so that progress bars on the terminal stay whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(_prints_on_this_rank)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record."""
+        try:
+            tqdm.write(_format(record), file=sys.stderr)
+        except Exception:  # logging never ends the program that logs
+            self.handleError(record)
+
+
+def _prints_on_this_rank(record: logging.LogRecord) -> bool:
+    return _rank() == 0 or getattr(record, "all_ranks", False)
+
+
+def _format(record: logging.LogRecord) -> str:
+    """Formats a record: rank prefix where several ranks may print it, level prefix, message."""
+    rank = f"[rank {_rank()}] " if getattr(record, "all_ranks", False) and _num_ranks() > 1 else ""
+    return f"{rank}{_PREFIXES.get(record.levelno, '')}{record.getMessage()}"
+
+
+def _rank() -> int:
+    """Returns this process's rank, from the process group or the launcher's environment."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank())
+    return int(os.environ.get("RANK", "0"))
+
+
+def _num_ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

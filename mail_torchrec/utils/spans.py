@@ -1,50 +1,150 @@
-"""What this process is busy with, in words: errors and other ranks tell it."""
+"""Named spans of work, shared by the watchdog, ``torch.profiler`` and the benchmark.
 
+A span names what the main thread does. Errors and the watchdog of other ranks report the nested
+names (``training, epoch 1, step 12, backward``), a running ``torch.profiler`` shows each span as a
+range, and :func:`collect_spans` sums their wall-clock time. This module imports no torch, since
+torch-free code opens spans too.
+"""
+
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import current_thread, main_thread
+from typing import Any
+
+STEP_SPANS = (
+    "input",
+    "lookup",
+    "zero_shot",
+    "ranking",
+    "backward",
+    "optimizer",
+    "communication",
+)
+"""Spans of a training step: waiting for a batch, embedding lookup, the zero-shot and the ranking
+tower, the backward pass (with the fused update of sharded tables), the other optimizers, and the
+collectives that this package starts itself."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of work."""
+    """One stretch of work of the main thread."""
 
     name: str = ""
+    """Names of all open spans, the outermost first, joined by ``", "``."""
     patient: bool = False
-    """Whether it may take longer than a collective may: rank 0 reading all of the training data,
-    say."""
+    """True where the work may take longer than a collective may wait, as when rank 0 reads all of
+    the training data."""
     since: float = field(default_factory=time.monotonic)
+    """Start, on the clock of ``time.monotonic``."""
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted."""
+        """Seconds since the start."""
         return time.monotonic() - self.since
 
 
+class _SpanClock:
+    """Sums the self time of spans: each moment counts for the innermost open span alone."""
+
+    def __init__(self, device: Any) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._synchronises = getattr(device, "type", "cpu") == "cuda"
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    def enter(self, name: str) -> None:
+        self._count()
+        self._open.append(name)
+
+    def leave(self) -> None:
+        self._count()
+        self._open.pop()
+
+    def _count(self) -> None:
+        if self._synchronises:
+            sys.modules["torch"].cuda.synchronize()
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
 _current = Span()
+_clock: _SpanClock | None = None
 
 
 def current_span() -> Span:
-    """The innermost phase of the main thread; after an error, the one that it was raised in."""
+    """Returns the innermost span of the main thread; after an error, the one it was raised in."""
     return _current
 
 
 def reset_spans() -> None:
-    """Starts anew, as after an error that the process outlived."""
+    """Forgets all open spans, as after an error that the process survived."""
     global _current
     _current = Span()
 
 
 @contextmanager
 def span(name: str, *, patient: bool = False) -> Iterator[None]:
-    """Names what the main thread does in the block, behind what it does around it: ``training, step 12, reading``.
+    """Opens a named span for the block.
 
-    Costs about a microsecond; other threads may look at any time.
+    Costs a few microseconds while no profiler and no collector runs. In other threads than
+    the main one it is a profiler range only.
+
+    Args:
+        name: the span's own name; errors tell it behind the names of the spans around it.
+        patient: whether the block may take longer than a collective may wait.
     """
     global _current
-    outer = _current
+    if current_thread() is not main_thread():
+        with _profiler_range(name):
+            yield
+        return
+    outer, clock = _current, _clock
     _current = Span(f"{outer.name}, {name}" if outer.name else name, patient or outer.patient)
-    yield
-    # Not in a `finally`: an error is told with the phase that it was raised in.
+    if clock is not None:
+        clock.enter(name)
+    try:
+        with _profiler_range(name):
+            yield
+    finally:
+        if clock is not None:
+            clock.leave()
+    # Not in the `finally` block: an error is reported with the span that it was raised in.
     _current = Span(outer.name, outer.patient)
+
+
+@contextmanager
+def collect_spans(device: Any = None) -> Iterator[dict[str, float]]:
+    """Sums the wall-clock time of the main thread's spans that are opened within the block.
+
+    Args:
+        device: a ``torch.device``; on CUDA the device is synchronised wherever a span begins or
+            ends, so that the times add up, and the step takes longer than without the collector.
+
+    Yields:
+        Span name -> seconds of *self* time: time inside a nested span counts for the nested one
+        alone. Complete when the block ends; time outside of all spans is not counted.
+    """
+    global _clock
+    outer, clock = _clock, _SpanClock(device)
+    _clock = clock
+    try:
+        yield clock.seconds
+    finally:
+        _clock = outer
+
+
+def _profiler_range(name: str) -> AbstractContextManager[Any]:
+    """Returns a ``record_function`` range while ``torch.profiler`` runs, else a no-op."""
+    torch = sys.modules.get("torch")
+    # While torch itself is being imported its attributes are not there yet.
+    autograd = getattr(torch, "autograd", None)
+    if autograd is None or not autograd._profiler_enabled():
+        return nullcontext()
+    profiler_range: AbstractContextManager[Any] = autograd.profiler.record_function(name)
+    return profiler_range

@@ -1,1 +1,1 @@
-"""User and item vectors of an exported model, in files and in an index, for the retrieval before the ranking."""
+"""User and item vectors for retrieval, and an approximate index of the items; imports no torch."""

@@ -1,4 +1,8 @@
-"""Vectors as Parquet: ``id``, ``vector`` (a fixed-size list of float32), ``version`` of the model; written and read piece by piece."""
+"""Parquet files of vectors, and the Parquet files of ids and users that they are made of.
+
+A vector file has the columns ``id``, ``vector`` (a fixed-size list of float32) and ``version`` (of
+the model). Files are written and read batch by batch. ``N`` vectors of a batch, ``D`` dimensions.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +14,15 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mail_torchrec.data.parquet.arrow import Floats, one_chunk, plain_ids
-from mail_torchrec.data.parquet.source import parquet_files, unreadable
+from mail_torchrec.data.parquet.files import parquet_files, unreadable_file
 
 
 class VectorWriter:
-    """Writes one file; it is there from the first vectors on.
+    """Writes one vector file; it exists from the first vectors on.
 
     Args:
-        path: of the file.
-        version: of the model.
+        path: path of the file.
+        version: version of the model.
     """
 
     def __init__(self, path: Path, version: str) -> None:
@@ -29,21 +33,20 @@ class VectorWriter:
     def write(self, ids: pa.Array, vectors_ND: Floats) -> None:
         """Appends vectors.
 
+        Args:
+            ids: raw ids [N].
+            vectors_ND: their vectors.
+
         Raises:
             ValueError: ids of another type than before.
         """
         vectors = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors_ND.reshape(-1)), vectors_ND.shape[1]
         )
-        table = pa.table(
-            {
-                "id": ids,
-                "vector": vectors,
-                "version": pa.array([self._version] * len(ids), pa.string()),
-            }
-        )
+        versions = pa.array([self._version] * len(ids), pa.string())
+        table = pa.table({"id": ids, "vector": vectors, "version": versions})
         if self._writer is None:
-            # Floats of trained vectors do not repeat: a dictionary of them is lost work.
+            # Floats of trained vectors do not repeat: a dictionary of them is wasted work.
             self._writer = pq.ParquetWriter(
                 self._path, table.schema, use_dictionary=["version"], compression="none"
             )
@@ -69,58 +72,68 @@ class VectorWriter:
 
 
 def num_vectors(path: Path) -> int:
-    """How many a file holds."""
+    """Counts the vectors of a file."""
     return int(pq.read_metadata(path).num_rows)
 
 
-def read_vectors(path: Path, at_a_time: int) -> Iterator[Floats]:
-    """The vectors of a file in order, [N, D] a piece."""
-    for batch in pq.ParquetFile(path).iter_batches(at_a_time, columns=["vector"]):
+def read_vectors(path: Path, batch_size: int) -> Iterator[Floats]:
+    """Reads the vectors of a file in order, in batches [N, D]."""
+    for batch in pq.ParquetFile(path).iter_batches(batch_size, columns=["vector"]):
         lists = batch["vector"]
         yield lists.flatten().to_numpy().reshape(len(lists), lists.type.list_size)
 
 
 def read_ids(path: str, column: str) -> pa.Array:
-    """The different ids in a column of the Parquet files below a path, in the order of their first rows; nulls are none.
+    """Reads the distinct ids in a column of the Parquet files below a path.
+
+    They come in the order of their first rows; nulls are skipped.
 
     Raises:
-        ValueError: nothing there, no such column, or no ids.
+        ValueError: no files, no such column, or values that are no ids.
     """
     parts = []
     for fragment in parquet_files(path, "name a Parquet file or folder of items"):
-        table = _with_columns(fragment, [column])
+        table = _read_column(fragment, column)
         parts.append(plain_ids(table[column], file=str(fragment.path), name=column).unique())
     if len({part.type for part in parts}) > 1:
         raise ValueError(
             f"'{path}': column '{column}' should be of one type in all files, found "
-            f"{sorted({str(p.type) for p in parts})}"
+            f"{sorted({str(part.type) for part in parts})}"
         )
     return one_chunk(pa.chunked_array(parts)).unique().drop_null()
 
 
-def read_tables(path: str, wanted: list[str], at_a_time: int) -> Iterator[tuple[str, pa.Table]]:
-    """Rows of the Parquet files below a path: where they lie, and those of the wanted columns that there are.
+def read_tables(path: str, columns: list[str], batch_size: int) -> Iterator[tuple[str, pa.Table]]:
+    """Reads the rows of the Parquet files below a path, in batches.
+
+    Args:
+        path: Parquet file or folder.
+        columns: columns to read; those that a file does not have are skipped.
+        batch_size: most rows of a batch.
+
+    Yields:
+        Path of the file, and rows of it.
 
     Raises:
-        ValueError: nothing there, or a file cannot be read.
+        ValueError: no files, or a file that cannot be read.
     """
     for fragment in parquet_files(path, "name a Parquet file or folder of users"):
-        columns = [name for name in wanted if name in fragment.physical_schema.names]
+        found = [name for name in columns if name in fragment.physical_schema.names]
         try:
-            for batch in fragment.to_batches(columns=columns, batch_size=at_a_time):
+            for batch in fragment.to_batches(columns=found, batch_size=batch_size):
                 if len(batch):
                     yield str(fragment.path), pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(str(fragment.path), error) from error
+            raise unreadable_file(str(fragment.path), error) from error
 
 
-def _with_columns(fragment: pads.ParquetFileFragment, columns: list[str]) -> pa.Table:
-    if missing := [name for name in columns if name not in fragment.physical_schema.names]:
+def _read_column(fragment: pads.ParquetFileFragment, column: str) -> pa.Table:
+    if column not in fragment.physical_schema.names:
         raise ValueError(
-            f"{fragment.path}: column '{missing[0]}' is missing; the file has "
+            f"{fragment.path}: column '{column}' is missing; the file has "
             f"{', '.join(fragment.physical_schema.names)}"
         )
     try:
-        return fragment.to_table(columns=columns)
+        return fragment.to_table(columns=[column])
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(str(fragment.path), error) from error
+        raise unreadable_file(str(fragment.path), error) from error

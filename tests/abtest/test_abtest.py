@@ -18,7 +18,7 @@ from tests.support.abtest_logs import write_log
 ALL = ("--split", "b=0.5", "--conversion", "bought", "--new-user", "fresh")
 
 
-def told(*arguments: str) -> str:
+def abtest(*arguments: str) -> str:
     done = CliRunner().invoke(main, ["abtest", *arguments])
     assert done.exit_code == 0, done.output
     return done.output
@@ -39,13 +39,13 @@ def content(out: Path) -> dict[str, Any]:
 
 def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", 2000, seed=1, lift=0.3)
-    text = told(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "out"))
+    text = abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "out"))
     found = content(tmp_path / "out")
     assert found["versions"] == {"base": ["a"], "candidate": ["b"]} and not found["warnings"]
     rows = log.to_pylist()
-    for part, of_part in {"all": {True, False}, "new": {True}, "old": {False}}.items():
+    for cohort, in_cohort in {"all": {True, False}, "new": {True}, "old": {False}}.items():
         for arm, version in (("base", "a"), ("candidate", "b")):
-            mine = [row for row in rows if row["version"] == version and row["fresh"] in of_part]
+            mine = [row for row in rows if row["version"] == version and row["fresh"] in in_cohort]
             clicks, bought = (
                 sum(row["click"] for row in mine),
                 sum(row["click"] and row["bought"] for row in mine),
@@ -56,11 +56,11 @@ def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
                 "clicks": clicks,
                 "conversions": bought,
             }
-            assert found["parts"][part]["counts"][arm] == counts
-            figures = found["parts"][part]["figures"]
+            assert found["cohorts"][cohort]["counts"][arm] == counts
+            metrics = found["cohorts"][cohort]["metrics"]
             rates = {"CTR": clicks / len(mine), "CVR": bought / clicks, "CTCVR": bought / len(mine)}
-            assert {name: figures[name][arm]["value"] for name in rates} == pytest.approx(rates)
-    ctr = found["parts"]["all"]["figures"]["CTR"]
+            assert {name: metrics[name][arm]["value"] for name in rates} == pytest.approx(rates)
+    ctr = found["cohorts"]["all"]["metrics"]["CTR"]
     assert ctr["lift"]["value"] == pytest.approx(
         ctr["candidate"]["value"] / ctr["base"]["value"] - 1
     )
@@ -69,7 +69,7 @@ def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
         "CTR, all users: the candidate gains, +" in text
         and "no difference is clear of chance" in text
     )
-    assert "Every user met the version that the split gives them." in text
+    assert "Every user saw the version that the split gives them." in text
     assert found["conversions_without_click"] == sum(
         row["bought"] and not row["click"] for row in rows
     )
@@ -81,13 +81,13 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = write_log(tmp_path / "log.parquet", 500, seed=2)
-    told(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
+    abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
     (tmp_path / "parts").mkdir()
     shuffled = log.take(np.random.default_rng(0).permutation(len(log)))
     for i, start in enumerate(range(0, len(log), 700)):
         pq.write_table(shuffled.slice(start, 700), tmp_path / "parts" / f"{i}.parquet")
     monkeypatch.setattr(exposures, "_BATCH", 64)
-    told(str(tmp_path / "parts"), *ALL, "--out", str(tmp_path / "many"))
+    abtest(str(tmp_path / "parts"), *ALL, "--out", str(tmp_path / "many"))
     assert content(tmp_path / "many") == content(tmp_path / "one")
     bought = pa.array(np.asarray(log["bought"]) & np.asarray(log["click"], bool))
     sums = log.set_column(3, "bought", bought.cast(pa.int64())).append_column(
@@ -107,7 +107,7 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
         "--new-user",
         "fresh",
     )
-    told(
+    abtest(
         str(tmp_path / "sums.parquet"), "--split", "b=0.5", *names, "--out", str(tmp_path / "sums")
     )
     assert content(tmp_path / "sums") == content(tmp_path / "one") | {
@@ -117,14 +117,14 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
 
 def test_a_lost_part_of_the_log_is_a_sample_ratio_mismatch(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", 4000, seed=3)
-    assert "WARNING" not in told(
+    assert "WARNING" not in abtest(
         str(tmp_path / "log.parquet"), "--candidate", "b", "--share", "0.5"
     )
     lost = pa.compute.and_(
         pa.compute.equal(log["version"], "b"), pa.array(np.asarray(log["user"]) % 6 == 0)
     )
     pq.write_table(log.filter(pa.compute.invert(lost)), tmp_path / "lost.parquet")
-    text = told(
+    text = abtest(
         str(tmp_path / "lost.parquet"),
         "--candidate",
         "b",
@@ -135,17 +135,17 @@ def test_a_lost_part_of_the_log_is_a_sample_ratio_mismatch(tmp_path: Path) -> No
     )
     assert "WARNING: sample ratio mismatch: 4" in text and "50.000 % should have" in text
     found = content(tmp_path / "out")
-    users = {arm: counts["users"] for arm, counts in found["parts"]["all"]["counts"].items()}
+    users = {arm: counts["users"] for arm, counts in found["cohorts"]["all"]["counts"].items()}
     from scipy.stats import chisquare
 
     half = sum(users.values()) / 2
-    assert found["checks"]["mismatch"]["p"] == pytest.approx(
+    assert found["checks"]["sample_ratio"]["p"] == pytest.approx(
         chisquare(list(users.values()), [half, half]).pvalue
     )
-    assert "were not checked" in told(str(tmp_path / "lost.parquet"), "--candidate", "b")
+    assert "were not checked" in abtest(str(tmp_path / "lost.parquet"), "--candidate", "b")
 
 
-def test_who_met_both_is_left_out_and_who_met_the_wrong_one_is_told(tmp_path: Path) -> None:
+def test_users_of_both_arms_are_left_out_and_misassigned_ones_are_reported(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", 1000, seed=4)
     users = sorted(set(log["user"].to_pylist()))
     both, swapped = users[:30], users[30:50]
@@ -157,18 +157,18 @@ def test_who_met_both_is_left_out_and_who_met_the_wrong_one_is_told(tmp_path: Pa
     ]
     rows += [row | {"version": "older"} for row in rows[:7]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
-    text = told(
+    text = abtest(
         str(tmp_path / "mixed.parquet"), *ALL, "--base", "a", "--out", str(tmp_path / "out")
     )
     assert (
-        "30 users (3.00 %) met both arms; they are left out; so many that the test itself is "
+        "30 users (3.00 %) saw both arms; they are left out; so many that the test itself is "
         "doubtful" in text
     )
-    assert "20 users met the version that the split does not give them" in text
+    assert "20 users saw the version that the split does not give them" in text
     assert "Left out: 7 impressions of version older." in text
     found = content(tmp_path / "out")
-    assert sum(counts["users"] for counts in found["parts"]["all"]["counts"].values()) == 970
-    assert found["parts"]["all"]["counts"]["base"]["impressions"] == sum(
+    assert sum(counts["users"] for counts in found["cohorts"]["all"]["counts"].values()) == 970
+    assert found["cohorts"]["all"]["counts"]["base"]["impressions"] == sum(
         row["version"] == "a" and row["user"] not in both for row in rows
     )
 
@@ -179,8 +179,8 @@ def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> Non
     late = pa.array(np.where(np.arange(len(log)) % 2 == 0, "b", "b2"))
     versions = pa.compute.if_else(pa.compute.equal(log["version"], "b"), late, log["version"])
     pq.write_table(text_users.set_column(1, "version", versions), tmp_path / "renewed.parquet")
-    told(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
-    told(
+    abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
+    abtest(
         str(tmp_path / "renewed.parquet"),
         *ALL,
         "--candidate",
@@ -195,9 +195,9 @@ def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> Non
     }
 
 
-def test_few_events_are_told(tmp_path: Path) -> None:
+def test_few_events_are_reported(tmp_path: Path) -> None:
     write_log(tmp_path / "log.parquet", 60, seed=6)
-    assert "users of the candidate had an event, too few for its interval" in told(
+    assert "users of the candidate had an event, too few for its interval" in abtest(
         str(tmp_path / "log.parquet"), *ALL
     )
 
@@ -208,24 +208,71 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
     assert len(log.users) == 50 and log.is_new_L is None and log.conversions_L is None
 
 
-@pytest.mark.parametrize(("change", "arguments", "message"), [
-    ({}, ["--split", "c=0.5"], "version 'c' should be one that the log has (a, b)"),
-    ({}, ["--split", "b=5"], "--split should be VERSION=SHARE with a share from 0 to 1"),
-    ({}, [], "which version is on trial? name it by --candidate"),
-    ({}, ["--candidate", "b", "--base", "b"], "version 'b' should be base or candidate, not both"),
-    ({}, ["--split", "b=0.5", "--share", "0.5"], "--split says the share already"),
-    ({}, ["--candidate", "b", "--click", "clicks"], "column 'clicks' is missing; the file has user, version, click"),
-    ({"click": [0, 1, 2]}, ["--candidate", "b"], "column 'click' should be 0 or 1, received 2 in row 2"),
-    ({"user": [1, None, 2]}, ["--candidate", "b"], "column 'user' should say it of every row, received 1 nulls"),
-    ({"version": ["a", None, "b"]}, ["--candidate", "b"], "column 'version' should say it of every row, received 1 nulls"),
-    ({"user": [1.0, 2.0, 3.0]}, ["--candidate", "b"], "column 'user' should hold integers or strings, found double"),
-    ({"version": ["b", "b", "b"]}, ["--candidate", "b"], "the log has 1 versions (b): say by --base"),
-    ({"version": ["a", "b", "c"]}, ["--candidate", "b"], "the log has 3 versions (a, b, c): say by --base"),
-    ({"user": [1, 1, 1]}, ["--candidate", "b"], "should have users of its own: all of them met the other arm too"),
-    ({"n": [1, -1, 1]}, ["--candidate", "b", "--impressions", "n"], "should hold counts, integers from 0 on"),
-    ({"n": [1, 0, 1], "click": [1, 1, 0]}, ["--candidate", "b", "--impressions", "n"], "received 1 clicks on 0 impressions"),
-])  # fmt: skip
-def test_bad_logs_and_arguments_are_told(
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({}, ["--split", "c=0.5"], "version 'c' should be one that the log has (a, b)"),
+        ({}, ["--split", "b=5"], "--split should be VERSION=SHARE with a share from 0 to 1"),
+        ({}, [], "which version is on trial? name it by --candidate"),
+        (
+            {},
+            ["--candidate", "b", "--base", "b"],
+            "version 'b' should be base or candidate, not both",
+        ),
+        ({}, ["--split", "b=0.5", "--share", "0.5"], "--split says the share already"),
+        (
+            {},
+            ["--candidate", "b", "--click", "clicks"],
+            "column 'clicks' is missing; the file has user, version, click",
+        ),
+        (
+            {"click": [0, 1, 2]},
+            ["--candidate", "b"],
+            "column 'click' should be 0 or 1, received 2 in row 2",
+        ),
+        (
+            {"user": [1, None, 2]},
+            ["--candidate", "b"],
+            "column 'user' should say it of every row, received 1 nulls",
+        ),
+        (
+            {"version": ["a", None, "b"]},
+            ["--candidate", "b"],
+            "column 'version' should say it of every row, received 1 nulls",
+        ),
+        (
+            {"user": [1.0, 2.0, 3.0]},
+            ["--candidate", "b"],
+            "column 'user' should hold integers or strings, found double",
+        ),
+        (
+            {"version": ["b", "b", "b"]},
+            ["--candidate", "b"],
+            "the log has 1 versions (b): say by --base",
+        ),
+        (
+            {"version": ["a", "b", "c"]},
+            ["--candidate", "b"],
+            "the log has 3 versions (a, b, c): say by --base",
+        ),
+        (
+            {"user": [1, 1, 1]},
+            ["--candidate", "b"],
+            "should have users of its own: all of them saw the other arm too",
+        ),
+        (
+            {"n": [1, -1, 1]},
+            ["--candidate", "b", "--impressions", "n"],
+            "should hold counts, integers from 0 on",
+        ),
+        (
+            {"n": [1, 0, 1], "click": [1, 1, 0]},
+            ["--candidate", "b", "--impressions", "n"],
+            "received 1 clicks on 0 impressions",
+        ),
+    ],
+)
+def test_bad_logs_and_arguments_are_reported(
     tmp_path: Path, change: dict[str, Any], arguments: list[str], message: str
 ) -> None:
     columns: dict[str, Any] = {"user": [1, 2, 3], "version": ["a", "b", "a"], "click": [0, 1, 1]}
@@ -233,7 +280,7 @@ def test_bad_logs_and_arguments_are_told(
     assert message in " ".join(refused(str(tmp_path / "log.parquet"), *arguments).split())
 
 
-def test_files_that_are_none_are_told(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     assert "no data at" in refused(str(tmp_path / "nowhere"), "--candidate", "b")
     (tmp_path / "log.parquet").write_text("user,version,click")
     assert "cannot be read as Parquet" in refused(str(tmp_path / "log.parquet"), "--candidate", "b")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mail_torchrec.abtest.estimates import FIGURES, compare
+from mail_torchrec.abtest.estimates import METRICS, compare_metric
 
 Floats = NDArray[np.float64]
 
@@ -17,11 +17,14 @@ def arm(random: np.random.Generator, num_users: int, lift: float = 0.0) -> Float
     return np.stack([impressions, clicks, random.binomial(clicks, 0.3)], axis=1).astype(np.float64)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_the_delta_method_agrees_with_a_bootstrap_of_users(figure: str) -> None:
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_delta_method_agrees_with_a_bootstrap_of_users(metric: str) -> None:
     random = np.random.default_rng(3)
     sums_U3 = {"base": arm(random, 3000), "candidate": arm(random, 1500, lift=0.2)}
-    delta, drawn = compare(sums_U3, figure), compare(sums_U3, figure, num_resamples=2000)
+    delta, drawn = (
+        compare_metric(sums_U3, metric),
+        compare_metric(sums_U3, metric, num_resamples=2000),
+    )
     for by_delta, by_bootstrap in (
         (delta.base, drawn.base),
         (delta.candidate, drawn.candidate),
@@ -40,10 +43,10 @@ def test_the_delta_method_agrees_with_a_bootstrap_of_users(figure: str) -> None:
 
 
 def test_a_jackknife_over_users_gives_the_same_error() -> None:
-    """Leave one user out, one after another: an estimate that shares no formula with ours."""
+    """Leaves one user out after another: an estimate that shares no formula with ours."""
     random = np.random.default_rng(5)
     sums_U3 = {"base": arm(random, 400), "candidate": arm(random, 300)}
-    found = compare(sums_U3, "CTR")
+    found = compare_metric(sums_U3, "CTR")
     assert found.candidate is not None
     sums = sums_U3["candidate"]
     without = (sums[:, 1].sum() - sums[:, 1]) / (sums[:, 0].sum() - sums[:, 0])
@@ -51,14 +54,16 @@ def test_a_jackknife_over_users_gives_the_same_error() -> None:
     assert (found.candidate.high - found.candidate.low) / 2 == pytest.approx(1.96 * error, rel=0.01)
 
 
-@pytest.mark.parametrize("figure", ["CTR", "CTCVR"])
+@pytest.mark.parametrize("metric", ["CTR", "CTCVR"])
 @pytest.mark.parametrize("lift", [0.0, 0.14])
-def test_95_of_100_intervals_hold_the_truth(figure: str, lift: float) -> None:
+def test_95_of_100_intervals_hold_the_truth(metric: str, lift: float) -> None:
     """A/A logs (no lift, of which a twentieth are called one) and a lift of 14 %, the paper's."""
     random = np.random.default_rng(8)
     held = called = 0
     for _ in range(1000):
-        found = compare({"base": arm(random, 400), "candidate": arm(random, 400, lift)}, figure)
+        found = compare_metric(
+            {"base": arm(random, 400), "candidate": arm(random, 400, lift)}, metric
+        )
         assert found.lift is not None and found.p is not None
         held += found.lift.low <= lift <= found.lift.high
         called += found.p < 0.05
@@ -68,13 +73,13 @@ def test_95_of_100_intervals_hold_the_truth(figure: str, lift: float) -> None:
 
 
 def test_intervals_of_impressions_alone_would_be_too_narrow() -> None:
-    """Why users are the unit: with 30 impressions each, the clustered interval is far wider than a binomial one."""
+    """With 30 impressions a user, the clustered interval is far wider than a binomial one."""
     random = np.random.default_rng(9)
     rates = random.beta(0.5, 4.5, 1000)
     sums_U3 = np.stack(
         [np.full(1000, 30), random.binomial(30, rates), np.zeros(1000)], axis=1
     ).astype(np.float64)
-    found = compare({"base": sums_U3, "candidate": sums_U3}, "CTR")
+    found = compare_metric({"base": sums_U3, "candidate": sums_U3}, "CTR")
     assert found.base is not None
     binomial = 2 * 1.96 * np.sqrt(found.base.value * (1 - found.base.value) / 30_000)
     assert found.base.high - found.base.low > 2 * binomial
@@ -83,9 +88,9 @@ def test_intervals_of_impressions_alone_would_be_too_narrow() -> None:
 def test_a_rate_of_nothing_has_no_lift() -> None:
     none = np.array([[3.0, 0.0, 0.0]] * 5)
     some = np.array([[3.0, 1.0, 0.0]] * 5)
-    assert compare({"base": none, "candidate": some}, "CTR").lift is None
-    assert compare({"base": none, "candidate": some}, "CVR").base is None
-    found = compare({"base": some, "candidate": some}, "CTR")
+    assert compare_metric({"base": none, "candidate": some}, "CTR").lift is None
+    assert compare_metric({"base": none, "candidate": some}, "CVR").base is None
+    found = compare_metric({"base": some, "candidate": some}, "CTR")
     assert (
         found.lift is not None and found.lift.value == 0 and found.p is None
     )  # no user differs from another

@@ -1,4 +1,4 @@
-"""LLAE: the closed form is the minimum, finds what was planted, and depends on no scale and no layout of the rows."""
+"""LLAE: its closed form is the minimum, recovers a planted map and depends on no scale."""
 
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 
 def data(seed: int = 0) -> tuple[Array, Array]:
-    """Attributes S [P, N] and behaviours X [Q, N], which have something to do with each other."""
+    """Attributes S [P, N] and behaviours X [Q, N], which correlate."""
     random = np.random.default_rng(seed)
     S = random.normal(size=(P, N))
     return S, random.normal(size=(Q, P)) @ S / 3 + random.normal(size=(Q, N))
@@ -104,7 +104,10 @@ def test_the_heavier_the_low_rank_term_the_less_is_left_of_the_other_singular_va
 
 
 def batch(num_rows: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Old rows of two fields, a number and two sequences whose pooled behaviours are a rank-2 map of them; all far from 0."""
+    """Warm users with two fields, a number and two sequences, all far from 0.
+
+    Their pooled behaviours are a rank-2 map of the fields and the number.
+    """
     random = torch.Generator().manual_seed(seed)
     fixed = torch.Generator().manual_seed(99)
     fields_NFD, numeric_NM = (
@@ -138,21 +141,24 @@ def pooled_by(made: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def error(model: LLAE, scale: float = 1.0) -> float:
-    """Of new rows' pooled behaviours, as a share of their variance; the mean over their elements."""
+    """Mean squared error of predicted pooled behaviours, as a share of their variance."""
     fields_NFD, numeric_NM, behaviours = batch(200, seed=1000, scale=scale)
-    wanted, found = pooled_by(behaviours), pooled_by(model.virtual(fields_NFD, numeric_NM))
+    wanted, found = (
+        pooled_by(behaviours),
+        pooled_by(model.virtual_behaviours(fields_NFD, numeric_NM)),
+    )
     return float(((found - wanted).square().mean(0) / wanted.var(0)).mean())
 
 
 def trained(model: LLAE, scale: float = 1.0, num_steps: int = 40) -> LLAE:
     for step in range(num_steps):
-        model.observe(*batch(50, seed=step, scale=scale))
+        model.update(*batch(50, seed=step, scale=scale))
     return model
 
 
 def test_a_planted_low_rank_map_is_found() -> None:
     model = trained(llae(weight=0.01, balance=0.01))
-    made = model.virtual(*batch(5, seed=1000)[:2])
+    made = model.virtual_behaviours(*batch(5, seed=1000)[:2])
     assert error(model) < 0.01
     assert made["long"][1].tolist() == [2] * 5 and made["short"][1].tolist() == [2] * 5
     assert made["long"][0][:, 2:].abs().max() == 0 and torch.equal(
@@ -162,10 +168,10 @@ def test_a_planted_low_rank_map_is_found() -> None:
 
 def test_before_any_solution_and_without_anything_to_learn_from_the_mean_is_filled() -> None:
     model = llae()
-    assert pooled_by(model.virtual(*batch(3, seed=0)[:2])).abs().max() == 0
+    assert pooled_by(model.virtual_behaviours(*batch(3, seed=0)[:2])).abs().max() == 0
     fields_NFD, numeric_NM, behaviours = batch(50, seed=0)
-    model.observe(torch.ones_like(fields_NFD), torch.zeros_like(numeric_NM), behaviours)
-    found = pooled_by(model.virtual(fields_NFD, numeric_NM))
+    model.update(torch.ones_like(fields_NFD), torch.zeros_like(numeric_NM), behaviours)
+    found = pooled_by(model.virtual_behaviours(fields_NFD, numeric_NM))
     torch.testing.assert_close(
         found, pooled_by(behaviours).mean(0).expand_as(found), rtol=1e-5, atol=1e-5
     )
@@ -181,14 +187,14 @@ def test_the_weight_is_of_a_sum_over_all_rows() -> None:
     """Ten times the rows of a kind, ten times the weight: the same solution."""
     rows = batch(50, seed=0)
     few, many, other = (llae(weight=weight, rank=1, solve_every=1) for weight in (3.0, 30.0, 300.0))
-    few.observe(*rows)
+    few.update(*rows)
     more = torch.arange(50).repeat(10)
-    many.observe(
+    many.update(
         *(part[more] for part in rows[:2]),
         {name: (values[more], lengths[more]) for name, (values, lengths) in rows[2].items()},
     )
     torch.testing.assert_close(few.map_PQ, many.map_PQ)
-    other.observe(*rows)
+    other.update(*rows)
     assert not torch.allclose(few.map_PQ, other.map_PQ, rtol=1e-2)
 
 
@@ -196,7 +202,7 @@ def test_the_equation_is_solved_every_so_many_steps_and_the_solution_is_saved() 
     model = llae(solve_every=3)
     maps = []
     for step in range(5):
-        model.observe(*batch(50, seed=step))
+        model.update(*batch(50, seed=step))
         maps.append(model.map_PQ.clone())
     assert [not torch.equal(first, second) for first, second in pairwise(maps)] == [
         False,
@@ -207,13 +213,15 @@ def test_the_equation_is_solved_every_so_many_steps_and_the_solution_is_saved() 
     again = llae()
     again.load_state_dict(model.state_dict())
     rows = batch(7, seed=1000)[:2]
-    assert torch.equal(pooled_by(again.virtual(*rows)), pooled_by(model.virtual(*rows)))
+    assert torch.equal(
+        pooled_by(again.virtual_behaviours(*rows)), pooled_by(model.virtual_behaviours(*rows))
+    )
 
 
-def test_a_step_without_old_rows_changes_nothing_but_their_count() -> None:
+def test_a_step_without_warm_rows_changes_nothing_but_their_count() -> None:
     model = trained(llae(solve_every=1), num_steps=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.observe(
+    model.update(
         *(part[:0] for part in batch(5, seed=0)[:2]),
         {name: (v[:0], n[:0]) for name, (v, n) in batch(5, seed=0)[2].items()},
     )

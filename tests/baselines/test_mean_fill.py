@@ -1,4 +1,4 @@
-"""Mean fill: new rows get what old rows have on average."""
+"""Mean fill: cold rows get the average behaviours of warm rows."""
 
 from typing import Any
 
@@ -28,13 +28,13 @@ def observed(*batches: dict[str, Any]) -> MeanFill:
     )
     for batch in batches:
         num_rows = len(batch["long"][1])
-        model.observe(torch.zeros(num_rows, 2, 3), torch.zeros(num_rows, 1), batch)
+        model.update(torch.zeros(num_rows, 2, 3), torch.zeros(num_rows, 1), batch)
     return model
 
 
-def test_new_rows_get_the_mean_sum_and_the_mean_number_of_old_rows_behaviours() -> None:
+def test_cold_rows_get_the_mean_sum_and_the_mean_number_of_warm_rows_behaviours() -> None:
     batch = rows(20, seed=0)
-    made = observed(batch).virtual(torch.zeros(3, 2, 3), torch.zeros(3, 1))
+    made = observed(batch).virtual_behaviours(torch.zeros(3, 2, 3), torch.zeros(3, 1))
     for name, (values, lengths) in batch.items():
         sums = [values[n, : lengths[n]].double().sum(0).numpy() for n in range(20)]
         found, number = made[name]
@@ -47,12 +47,13 @@ def test_new_rows_get_the_mean_sum_and_the_mean_number_of_old_rows_behaviours() 
             assert torch.equal(found[n, 0], found[n, number[n] - 1])
 
 
-def test_the_mean_moves_with_the_batches_and_a_batch_without_old_rows_leaves_it() -> None:
+def test_the_mean_moves_with_the_batches_and_a_batch_without_warm_rows_leaves_it() -> None:
     first, second = rows(20, seed=0), rows(5, seed=1)
     none = {name: (values[:0], lengths[:0]) for name, (values, lengths) in first.items()}
     models = observed(first), observed(first, none), observed(first, none, second)
     one, same, both = (
-        model.virtual(torch.zeros(1, 2, 3), torch.zeros(1, 1))["long"][0].sum(1) for model in models
+        model.virtual_behaviours(torch.zeros(1, 2, 3), torch.zeros(1, 1))["long"][0].sum(1)
+        for model in models
     )
     assert torch.equal(one, same)
     # Of the newest batch a tenth; before any the average was 0, which counts no more.

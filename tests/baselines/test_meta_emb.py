@@ -1,4 +1,4 @@
-"""MetaEmb: the two-phase loss and its gradient, pairs of rows of one user, and what the ranking tower sees."""
+"""MetaEmb: its two-phase loss and gradient, pairs of rows, and the inputs of the ranking tower."""
 
 from collections import Counter
 from typing import Any
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings, pairs
+from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings, pair_rows
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.model.features import user_id_field
+from mail_torchrec.model.builders import user_id_field
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs
 from mail_torchrec.towers.registry import build_tower
 from tests.support.random_inputs import random_inputs, ready, shapes
@@ -42,7 +42,8 @@ def meta_emb(**options: Any) -> MetaEmb:
     settings = MetaEmbSettings.model_validate(
         {"name": "meta_emb", "alpha": 0.3, "step_size": 0.7, "scale": 0.8} | options
     )
-    return ready(MetaEmb(settings, FIELD, LAYOUT.num_attributes, DIM, NUM_NUMERIC)).train()  # type: ignore[return-value]
+    module = MetaEmb(settings, FIELD, LAYOUT.num_attributes, DIM, NUM_NUMERIC)
+    return ready(module).train()  # type: ignore[return-value]
 
 
 def reference_loss(
@@ -53,7 +54,7 @@ def reference_loss(
     step_size: float,
     scale: float,
 ) -> float:
-    """Row by row in NumPy, the inner gradient by central differences; the mean over rows in pairs."""
+    """Row by row in NumPy, the inner gradient by central differences; the mean over paired rows."""
     weights, generator = np.linspace(-1, 1, 3 * DIM), p["layers.0.weight"]
     attributes, items = inputs.attributes_BAD.numpy(), inputs.items_BID.numpy()
 
@@ -87,8 +88,8 @@ def reference_loss(
 
 
 def mean_loss(model: MetaEmb, tower: nn.Module, inputs: RankingInputs, labels: Tensor) -> Tensor:
-    earlier_B, paired_B = pairs(USERS, OLD)
-    losses_B = model.losses(tower, inputs, inputs.numeric_BN[:, :NUM_NUMERIC], labels, earlier_B)
+    previous_B, paired_B = pair_rows(USERS, OLD)
+    losses_B = model.losses(tower, inputs, inputs.numeric_BN[:, :NUM_NUMERIC], labels, previous_B)
     return losses_B[paired_B].mean()
 
 
@@ -160,11 +161,11 @@ def test_an_error_in_the_tower_leaves_it_in_training() -> None:
     assert tower.training
 
 
-def test_new_rows_see_generated_vectors_and_old_ones_their_own() -> None:
+def test_cold_rows_get_generated_vectors_and_warm_ones_keep_their_own() -> None:
     model, inputs = meta_emb(), random_inputs(LAYOUT)
     inputs.attributes_BAD.requires_grad_()
     new_B, numeric_BM = ~OLD, inputs.numeric_BN[:, :NUM_NUMERIC]
-    filled = model.filled(inputs, numeric_BM, new_B)
+    filled = model.fill_ids(inputs, numeric_BM, new_B)
     assert torch.equal(filled.attributes_BAD[OLD], inputs.attributes_BAD[OLD])
     torch.testing.assert_close(
         filled.attributes_BAD[new_B, FIELD], model(inputs.attributes_BAD, numeric_BM)[new_B]
@@ -188,7 +189,9 @@ def test_pairs_are_different_rows_of_one_user_and_each_row_that_counts_is_in_two
     rows: list[tuple[int, bool]],
 ) -> None:
     users, counts = [user for user, _ in rows], [count for _, count in rows]
-    earlier, paired = (part.tolist() for part in pairs(torch.tensor(users), torch.tensor(counts)))
+    earlier, paired = (
+        part.tolist() for part in pair_rows(torch.tensor(users), torch.tensor(counts))
+    )
     together = Counter(user for user, count in rows if count)
     assert paired == [count and together[user] > 1 for user, count in rows]
     assert sorted(earlier) == list(range(len(rows)))
@@ -216,11 +219,24 @@ def test_the_id_is_found_by_the_group_keys_column_or_by_name() -> None:
 
 
 @pytest.mark.parametrize(("columns", "name", "message"), [
-    ({}, None, r"and no column of that group reads 'user' as the group key does; add schema\.columns\.user"),
+    (
+        {},
+        None,
+        r"and no column of that group reads 'user' as the group key does; "
+        r"add schema\.columns\.user",
+    ),
     ({"a": ID, "b": ID}, None, r"and \['a', 'b'\] of that group reads 'user'"),
     ({}, "hour", r"field should name an attribute column of one id \(age, city\), received 'hour'"),
-    ({}, "income", r"field should name an attribute column of one id \(age, city\), received 'income'"),
-    ({"city": {"group": "context"}, "income": {"group": "context", "kind": "numeric"}}, "age", "'age' is the only one; add others"),
+    (
+        {},
+        "income",
+        r"field should name an attribute column of one id \(age, city\), received 'income'",
+    ),
+    (
+        {"city": {"group": "context"}, "income": {"group": "context", "kind": "numeric"}},
+        "age",
+        "'age' is the only one; add others",
+    ),
 ])  # fmt: skip
 def test_a_schema_without_a_fitting_id_is_refused(
     columns: dict[str, Any], name: str | None, message: str

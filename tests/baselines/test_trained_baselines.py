@@ -1,4 +1,4 @@
-"""Baselines in whole training steps and runs: whom their losses train, what is saved."""
+"""Baselines in whole training steps and runs: parameters that their losses train, saved state."""
 
 import json
 from copy import deepcopy
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.optimizers import dense_parameters
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import evaluate_run, train
+from mail_torchrec.train.evaluation import evaluate_run
+from mail_torchrec.train.trainer import train
 from tests.model.test_wall import build, gradients
 from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
@@ -40,12 +41,15 @@ def whole(root: Path, name: str, **model: Any) -> tuple[Any, Any]:
 
 
 SWITCHES: list[dict[str, Any]] = [
-    {}, {"behaviour_dropout": 0.5}, {"cold_loss_weight": 1.0}, {"cold_loss_weight": 1.0, "new_user_tower": "own", "multi_task": {}},
+    {},
+    {"behaviour_dropout": 0.5},
+    {"cold_loss_weight": 1.0},
+    {"cold_loss_weight": 1.0, "new_user_tower": "own", "multi_task": {}},
     {"tower": "dmr", "tower_options": {"num_negatives": 20, "hidden_dims": [16, 8]}},
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
     root: Path, switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -61,7 +65,7 @@ def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
         torch.manual_seed(0)
         with monkeypatch.context() as patch:
             if "meta" in without:
-                patch.setattr(model.towers, "_meta_terms", lambda *_: {})
+                patch.setattr(model.towers, "_meta_emb_terms", lambda *_: {})
             if "rank" in without:
                 patch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
             model(batch)[0].backward()
@@ -78,8 +82,8 @@ def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
     assert all(value.abs().sum() > 0 for value in meta.values())
 
 
-@pytest.mark.usefixtures("alone")
-def test_new_users_own_ids_get_no_gradient_and_old_users_do(root: Path) -> None:
+@pytest.mark.usefixtures("single_process")
+def test_cold_users_own_ids_get_no_gradient_and_warm_users_do(root: Path) -> None:
     model, batch = whole(root, "meta_emb")
     model(batch)[0].backward()
     gradient = dict(model.named_parameters())["pooled_tables.embedding_bags.uid.weight"].grad
@@ -90,7 +94,7 @@ def test_new_users_own_ids_get_no_gradient_and_old_users_do(root: Path) -> None:
     assert (gradient[ids_B[~batch.is_cold_B], : SCHEMA["dim"]].abs().sum(1) > 0).all()
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize("kind", ["new", "old", "alone", "weightless"])
 def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(
     root: Path, kind: str
@@ -109,7 +113,7 @@ def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(
     assert all(torch.isfinite(value).all() for value in grads.values())
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 def test_the_meta_loss_is_of_rows_without_behaviours(root: Path) -> None:
     model, batch = whole(root, "meta_emb")
     for layer in (
@@ -125,10 +129,11 @@ def test_the_meta_loss_is_of_rows_without_behaviours(root: Path) -> None:
     assert torch.equal(before.losses["L_meta"], after.losses["L_meta"])
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> None:
     assembled, _ = build(root, **baseline_tree("meta_emb"))
-    groups = dense_parameters(assembled.model, assembled.model.fused_optimizer)  # type: ignore[arg-type]
+    fused = assembled.model.fused_optimizer
+    groups = dense_parameters(assembled.model, fused)  # type: ignore[arg-type]
     assert set(groups["zero_shot"]) == {
         name for name, _ in assembled.model.named_parameters() if "meta_emb" in name
     }
@@ -136,11 +141,14 @@ def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "model", "dim"), [
-    ("mean_fill", {}, 8), ("llae", {}, 8), ("llae", {"tower": "emblr", "tower_options": {}}, 1), ("meta_emb", {}, 8),
+    ("mean_fill", {}, 8),
+    ("llae", {}, 8),
+    ("llae", {"tower": "emblr", "tower_options": {}}, 1),
+    ("meta_emb", {}, 8),
     ("meta_emb", {"tower": "dmr", "tower_options": {"num_negatives": 5, "hidden_dims": [8]}}, 8),
     ("llae", {"cold_loss_weight": 1.0, "new_user_tower": "own"}, 8),
 ], ids=str)  # fmt: skip
-def test_a_run_is_evaluated_again_with_the_same_figures(
+def test_a_run_is_evaluated_again_with_the_same_metrics(
     root: Path, tmp_path: Path, name: str, model: dict[str, Any], dim: int
 ) -> None:
     sections = baseline_tree(name, **({"solve_every": 3} if name == "llae" else {}))
@@ -165,7 +173,7 @@ def test_a_run_is_evaluated_again_with_the_same_figures(
     assert without["new"]["auc"] != figures["new"]["auc"]
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 def test_a_tower_with_first_order_weights_is_refused(root: Path) -> None:
     sections = baseline_tree("meta_emb")
     sections["model"] |= {"tower": "wide_deep"}
@@ -183,7 +191,7 @@ def test_a_tower_with_first_order_weights_is_refused(root: Path) -> None:
         assemble(config, encoders, torch.device("cpu"))
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 def test_a_schema_without_the_id_is_refused_where_the_model_is_built(root: Path) -> None:
     with pytest.raises(ValueError, match="meta_emb needs the user's id as an attribute"):
         build(root, **baseline_tree("meta_emb") | {"schema": SCHEMA})

@@ -8,15 +8,22 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter, save
 
-from mail_torchrec.checkpoint.folder import SUMS, Checkpoints, digests, fault, read_sums, write_sums
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
+from mail_torchrec.checkpoint.folder import (
+    CHECKSUMS,
+    Checkpoints,
+    checksum_error,
+    read_checksums,
+    sha256_of_files,
+    write_checksums,
+)
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 
 
 def published(checkpoints: Checkpoints, step: int) -> Path:
     folder = checkpoints.prepare(step)
     (folder / "a").write_text(f"{step}")
     (folder / "b").write_bytes(bytes(range(100)))
-    write_sums(folder, digests(folder, ["a", "b"]))
+    write_checksums(folder, sha256_of_files(folder, ["a", "b"]))
     return checkpoints.publish(step)
 
 
@@ -48,7 +55,7 @@ def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
     def whole() -> bool:
         try:
             return not any(
-                fault(folder, name, expected) for name, expected in read_sums(folder).items()
+                checksum_error(folder, name, expected) for name, expected in read_checksums(folder).items()
             )
         except ValueError:
             return False
@@ -56,7 +63,7 @@ def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
     assert whole()
     assert (
         subprocess.run(
-            ["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=False
+            ["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=folder, check=False
         ).returncode
         == 0
     )
@@ -66,7 +73,7 @@ def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
             path.write_bytes(data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :])
             assert not whole(), (path.name, place)
         path.write_bytes(data[:-1])
-        assert not whole() or path.name == SUMS
+        assert not whole() or path.name == CHECKSUMS
         path.write_bytes(data)
     (folder / "b").unlink()
     assert not whole()
@@ -84,11 +91,11 @@ def test_metadata_that_would_run_code_is_refused(
     with pytest.raises(
         ValueError, match=r"metadata of a checkpoint: it names builtins.print, which"
     ):
-        saved_tensors(tmp_path)
+        read_tensor_metadata(tmp_path)
     assert capsys.readouterr().out == ""
     (tmp_path / ".metadata").write_bytes(b"\x80\x04cut")
     with pytest.raises(ValueError, match=r"cannot be read as the metadata of a checkpoint"):
-        saved_tensors(tmp_path)
+        read_tensor_metadata(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -100,7 +107,7 @@ def test_pickled_objects_are_refused_and_tensors_are_read(tmp_path: Path) -> Non
     save(dict(state), storage_writer=FileSystemWriter(tmp_path / "tensors"), no_dist=True)
     found = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
-        for key, item in saved_tensors(tmp_path / "tensors").items()
+        for key, item in read_tensor_metadata(tmp_path / "tensors").items()
     }
     read_tensors(found, tmp_path / "tensors")
     assert found.keys() == state.keys() and all(
@@ -108,4 +115,4 @@ def test_pickled_objects_are_refused_and_tensors_are_read(tmp_path: Path) -> Non
     )
     save(state | {"c": "text"}, storage_writer=FileSystemWriter(tmp_path / "more"), no_dist=True)
     with pytest.raises(ValueError, match=r"should hold tensors only, \['c'\] are something else"):
-        saved_tensors(tmp_path / "more")
+        read_tensor_metadata(tmp_path / "more")

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,16 +15,11 @@ import yaml
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.checkpoint.test_resume import as_killed, assert_equal_runs, configuration, log, tensors
+from tests.support.processes import free_port, without_launcher
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import write_rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def straight_and_resumed(root: str, folder: str, ports: list[str]) -> None:
@@ -50,7 +44,7 @@ def straight_and_resumed(root: str, folder: str, ports: list[str]) -> None:
 def test_two_ranks_end_as_if_never_stopped(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 250, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 60, seed=2)
-    ports = [free_port() for _ in range(3)]
+    ports = [str(free_port()) for _ in range(3)]
     run_ranks(
         2, straight_and_resumed, tmp_path / "ranks", str(tmp_path / "rows"), str(tmp_path), ports
     )
@@ -109,12 +103,8 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
     [step] = re.findall(r"told to stop: saved after step (\d+)", text)
     assert checkpoints.published()[-1].name == f"step-{int(step):08d}", text
     assert not RunDir(tmp_path / "run").metrics.exists()
-    done = subprocess.run(
-        [*command, "--resume", "data.num_workers=0"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=400,
-    )
-    assert f"going on after step {step}, in epoch 1" in done.stderr
+    resume = [*command[len(torchrun) - 1 :], "--resume", "data.num_workers=0"]
+    first, second = without_launcher(2, *resume)
+    assert (first.code, second.code) == (0, 0), first.output + second.output
+    assert f"going on after step {step}, in epoch 1" in first.output
     assert RunDir(tmp_path / "run").metrics.exists()

@@ -13,12 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
-from mail_torchrec.train.progress import Progress
+from mail_torchrec.train.evaluation import evaluate_run
+from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import evaluate_run, train
+from mail_torchrec.train.trainer import train
 from tests.support.small_rows import baseline_tree, config_tree, write_rows
 
 
@@ -52,7 +53,7 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     folder = RunDir(run_dir).checkpoints.published()[-1]
     state = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
-        for key, item in saved_tensors(folder).items()
+        for key, item in read_tensor_metadata(folder).items()
     }
     read_tensors(state, folder)
     return state
@@ -138,11 +139,11 @@ def test_so_does_every_kind_of_run(root: Path, tmp_path: Path, variant: str) -> 
 def at_steps(actions: dict[int, Callable[[], object]]) -> Callable[..., None]:
     """``Progress.step``, and something else at some steps."""
 
-    def patched(progress: Progress, *arguments: Any) -> None:
+    def patched(progress: MetricsWriter, *arguments: Any) -> None:
         original(progress, *arguments)
         actions.get(progress.num_done, lambda: None)()
 
-    original = Progress.step
+    original = MetricsWriter.record_step
     return patched
 
 
@@ -155,7 +156,7 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "step", at_steps({7: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+        patch.setattr(MetricsWriter, "record_step", at_steps({7: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
         with pytest.raises(SystemExit) as stopped:
             train(configuration(root, checkpoint={"every": 0}), RunDir(tmp_path / "run"))
     assert stopped.value.code == 143
@@ -201,7 +202,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_those_before_stay(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        Progress, "step", at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)})
+        MetricsWriter, "record_step", at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)})
     )
     train(configuration(root, checkpoint={"mode": "sync"}), RunDir(tmp_path / "run"))
     told = capsys.readouterr().err
@@ -329,7 +330,7 @@ def test_what_may_change_may_change(root: Path, finished: Path, tmp_path: Path) 
     config = configuration(
         root,
         train={"batch_size": 20, "log_every": 4},
-        sharding={"types": ["row_wise"]},
+        sharding={"sharding_types": ["row_wise"]},
         checkpoint={"keep": 1},
     )
     figures = train(config, RunDir(killed), resume=True)

@@ -1,18 +1,16 @@
 """The command line as a user sees it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
+from tests.support.processes import Ended, without_launcher
 from tests.support.small_rows import config_tree, write_rows
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def test_traceback_shows_where(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_figures(
+def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_metrics(
     config: Path, tmp_path: Path
 ) -> None:
     """101 test rows: the ranks' shares are uneven."""
@@ -91,56 +89,34 @@ def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_figures(
         str(config),
         "--run-dir",
         str(run_dir),
-        "sharding.types=[row_wise]",
+        "sharding.sharding_types=[row_wise]",
     ]
-    done = ranks(2, *arguments)
-    figures = json.loads((run_dir / "metrics.json").read_text())
-    assert json.loads(done.stdout.splitlines()[-1]) == {"small": figures}
-    assert figures["all"]["rows"] == 101
+    first, _ = without_launcher(2, *arguments)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert printed(first) == {"small": metrics}
+    assert metrics["all"]["rows"] == 101
     for num in (1, 3):
-        again = json.loads(
-            ranks(
-                num, "evaluate", "--run-dir", str(run_dir), "--data", str(tmp_path / "rows/test")
-            ).stdout
-        )
+        words = ["evaluate", "--run-dir", str(run_dir), "--data", str(tmp_path / "rows/test")]
+        again = printed(without_launcher(num, *words)[0])
         for part in ("new", "old", "all"):
-            assert again[part] == pytest.approx(figures[part], abs=1e-6)
+            assert again[part] == pytest.approx(metrics[part], abs=1e-6)
     compared = CliRunner().invoke(main, ["compare", str(run_dir), "--out", str(tmp_path / "out")])
     assert (
-        f"{figures['new']['auc']:.4f}" in compared.output and "loss_curves.png" in compared.output
+        f"{metrics['new']['auc']:.4f}" in compared.output and "loss_curves.png" in compared.output
     )
     assert (tmp_path / "out/comparison.png").stat().st_size
 
 
 @pytest.mark.distributed
 def test_an_error_on_one_rank_ends_all(config: Path, tmp_path: Path) -> None:
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        ranks(
-            2,
-            "train",
-            "--config",
-            str(config),
-            "--run-dir",
-            str(tmp_path / "run"),
-            "sharding.tables={itme: [row_wise]}",
-        )
-    assert error.value.stderr.count("Error: sharding.tables: no table is called ['itme']") >= 2
-    report = error.value.stderr[error.value.stderr.rindex("Root Cause") :]
-    assert "no table is called ['itme']" in report  # torchrun's own report at the end says it too
+    words = ["train", "--config", str(config), "--run-dir", str(tmp_path / "run")]
+    for ended in without_launcher(2, *words, "sharding.constraints.itme.sharding_types=[row_wise]"):
+        assert ended.code == 1
+        assert "Error: sharding.constraints: no table is called ['itme']" in ended.output
 
 
-def ranks(num: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(num),
-        "-m",
-        "mail_torchrec",
-        *arguments,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
-    )
+def printed(ended: Ended) -> dict[str, Any]:
+    """The metrics that a command printed."""
+    assert ended.code == 0, ended.output
+    found: dict[str, Any] = json.loads(ended.output[ended.output.rindex("\n{") :])
+    return found

@@ -1,4 +1,4 @@
-"""Who is hidden: a share of users, stable, nested, and salted."""
+"""Users hidden by the simulated cold start: a share, stable, nested, and salted."""
 
 import math
 from random import Random

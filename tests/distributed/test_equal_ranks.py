@@ -10,25 +10,27 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors, write_tensors
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors, write_tensors
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.chunk import Chunk
-from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble, table_keys
+from mail_torchrec.train.data_splits import negative_samplers
 from mail_torchrec.train.evaluation import evaluate
-from mail_torchrec.train.trainer import samplers
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
 
 pytestmark = pytest.mark.distributed
 
 PLANS = {
-    "table_wise": {"types": ["table_wise"]},
-    "row_wise": {"types": ["row_wise"]},
-    "column_wise": {"types": ["column_wise"], "min_partition": 4},
+    "table_wise": {"sharding_types": ["table_wise"]},
+    "row_wise": {"sharding_types": ["row_wise"]},
+    "column_wise": {"sharding_types": ["column_wise"], "min_partition": 4},
 }
 NUM_STEPS, NUM_ROWS = 4, 42
 
@@ -73,7 +75,7 @@ def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any
     """The figures of all rows, as the trainer takes them from batches of each rank's share."""
     reader = Reader(
         source, config.schema_, encoders, assembled.feature_tables, config.data,
-        share=Share(dist.get_rank(), dist.get_world_size()), batch_size=25, shuffle=False, seed=3,
+        rank_info=RankInfo(dist.get_rank(), dist.get_world_size()), batch_size=25, shuffle=False, seed=3,
     )  # fmt: skip
     return dict(evaluate(assembled, reader, reader)[0])  # type: ignore[arg-type]
 
@@ -86,7 +88,7 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     """
     reader = Reader(
         source, config.schema_, encoders, assembled.feature_tables, config.data,
-        share=Share(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=samplers(config, encoders, assembled.feature_tables),
+        rank_info=RankInfo(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=negative_samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
     window = Chunk.concatenate(
         [reader._encode(source.read(group), source.file(group)) for group in source.row_groups]
@@ -101,8 +103,9 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
         is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
         mine = np.array_split(np.arange(NUM_ROWS), dist.get_world_size())[dist.get_rank()]
-        rows, random = window.take(rows_of[step][mine]), partial(reader._random, 0, step)
-        result.append(reader._batching(rows, np.arange(len(rows)), is_real[mine], random))
+        rows = window.take(rows_of[step][mine])
+        random = partial(reader._rows.shuffle.random, 0, step)
+        result.append(reader._collate(rows, np.arange(len(rows)), is_real[mine], random))
     assert (
         dist.get_rank() < dist.get_world_size() - 1
         or dist.get_world_size() == 1
@@ -132,7 +135,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(weights: Path) -> dict[str, torch.Tensor]:
     state = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
-        for key, item in saved_tensors(weights).items()
+        for key, item in read_tensor_metadata(weights).items()
     }
     read_tensors(state, weights)
     return state

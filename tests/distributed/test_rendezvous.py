@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from mail_torchrec.distributed.rendezvous import meet
+from mail_torchrec.distributed.rendezvous import attempt_store
 
 SOON, LATER = timedelta(seconds=0.3), timedelta(seconds=20)
 
 
 def attempt(store: dist.Store, ranks: list[int], timeout: timedelta) -> list[object]:
     with ThreadPoolExecutor(len(ranks)) as threads:
-        coming = [threads.submit(meet, store, rank, 3, timeout) for rank in ranks]
+        coming = [threads.submit(attempt_store, store, rank, 3, timeout) for rank in ranks]
         return [future.exception() or future.result() for future in coming]
 
 

@@ -1,4 +1,4 @@
-"""Each mismatch that an installation can have is found, with its cause and a fix; a sound one has none."""
+"""Each mismatch of an installation is found with its cause and a fix; a sound one has none."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from mail_torchrec.doctor import checks as doctor
 from mail_torchrec.doctor.checks import diagnose, report
-from mail_torchrec.doctor.installation import Gpu, Installation, gather, parse_probe
+from mail_torchrec.doctor.installation import Gpu, Installation, inspect_installation, parse_probe
 
 H100 = Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30, capability=(9, 0))
 T4 = Gpu(name="Tesla T4", memory_bytes=16 * 2**30, capability=(7, 5))
@@ -31,7 +31,7 @@ CUDA = Installation(
 
 
 def having(installation: Installation, **versions: str | None) -> Installation:
-    """The installation with other distributions; None takes one away."""
+    """Returns the installation with other distributions; None removes one."""
     merged = dict(installation.distributions) | {
         name.replace("_", "-"): version for name, version in versions.items()
     }
@@ -186,7 +186,8 @@ def test_a_report_names_triple_devices_and_problems():
 
 
 def test_a_crash_while_importing_is_a_finding():
-    stdout = 'noise\nmail-torchrec facts: {"module": "torch", "cuda_build": null, "gpus": [], "backends": ["gloo"]}\nmore noise\n'
+    facts = '{"module": "torch", "cuda_build": null, "gpus": [], "backends": ["gloo"]}'
+    stdout = f"noise\nmail-torchrec facts: {facts}\nmore noise\n"
     found = parse_probe(stdout, "warning\nFatal Python error: Segmentation fault", -11)
     assert found["backends"] == ("gloo",)
     assert found["import_errors"] == {
@@ -201,7 +202,8 @@ def test_facts_of_gpus_survive_the_other_process():
     gpu = '{"name": "NVIDIA H100", "memory_bytes": 85899345920, "capability": [9, 0]}'
     stdout = "\n".join(
         [
-            f'mail-torchrec facts: {{"module": "torch", "cuda_build": "13.0", "gpus": [{gpu}], "backends": ["gloo", "nccl"]}}',
+            'mail-torchrec facts: {"module": "torch", "cuda_build": "13.0", '
+            f'"gpus": [{gpu}], "backends": ["gloo", "nccl"]}}',
             'mail-torchrec facts: {"module": "fbgemm_gpu", "error": "ImportError: no"}',
             'mail-torchrec facts: {"module": "torchrec"}',
         ]
@@ -216,19 +218,22 @@ def test_facts_of_gpus_survive_the_other_process():
 
 @pytest.mark.parametrize(("installation", "code"), [(CPU, 0), (having(CPU, torchrec="1.6.1"), 1)])
 def test_the_exit_code_says_whether_there_is_a_problem(installation, code, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "gather", lambda: installation)
+    monkeypatch.setattr(doctor, "inspect_installation", lambda: installation)
     assert doctor.main() == code
     assert report(installation, diagnose(installation)) in capsys.readouterr().out
 
 
 def test_this_installation_is_sound():
-    installation = gather()
+    installation = inspect_installation()
     assert diagnose(installation) == []
     assert installation.python == sys.version_info[:3]
     assert "gloo" in installation.backends
 
 
 def test_importing_does_nothing():
-    code = "import sys; import mail_torchrec.doctor.checks; print(sorted({'torch', 'torchrec', 'fbgemm_gpu'} & sys.modules.keys()))"
+    code = (
+        "import sys; import mail_torchrec.doctor.checks; "
+        "print(sorted({'torch', 'torchrec', 'fbgemm_gpu'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

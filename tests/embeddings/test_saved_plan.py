@@ -1,4 +1,4 @@
-"""Training by a saved plan: the same losses as by the planner's own; a run beside its estimate."""
+"""Training by a saved plan: the losses of the planner's own plan, and the run's estimate."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.reader import Reader, Share
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import assemble
+from mail_torchrec.train.data_splits import negative_samplers
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import samplers, train
+from mail_torchrec.train.trainer import train
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import config_tree, write_rows
 
@@ -76,8 +78,9 @@ def losses_by_plan(config: Path, plans: dict[str, Path | None]) -> dict[str, Any
             continue
         reader = Reader(
             source, settings.schema_, encoders, assembled.feature_tables, settings.data,
-            share=Share(dist.get_rank(), dist.get_world_size()), batch_size=8, shuffle=True, seed=3,
-            samplers=samplers(settings, encoders, assembled.feature_tables),
+            rank_info=RankInfo(dist.get_rank(), dist.get_world_size()),
+            batch_size=8, shuffle=True, seed=3,
+            samplers=negative_samplers(settings, encoders, assembled.feature_tables),
         )  # fmt: skip
         batches = iter(reader)
         found[name] = (
@@ -93,12 +96,12 @@ def test_a_saved_plan_trains_as_the_planners_own_and_is_refused_on_every_rank_el
     plans: dict[str, Path | None] = {
         "own": None,
         "saved": saved_plan(config, 2, tmp_path / "saved"),
-        "other": saved_plan(config, 2, tmp_path / "other", "sharding.types=[table_wise]"),
-        "of 4": saved_plan(config, 4, tmp_path / "of4", "sharding.types=[table_wise]"),
+        "other": saved_plan(config, 2, tmp_path / "other", "sharding.sharding_types=[table_wise]"),
+        "of 4": saved_plan(config, 4, tmp_path / "of4", "sharding.sharding_types=[table_wise]"),
     }
     for found in run_ranks(2, losses_by_plan, tmp_path / "ranks", config, plans):
         text, losses = found["own"]
-        # What `plan` writes is what a run leaves: this command and training plan alike.
+        # `mail-torchrec plan` and training write the same plan.
         assert (
             found["saved"] == (text, losses) and text == (tmp_path / "saved/plan.json").read_text()
         )
@@ -109,7 +112,7 @@ def test_a_saved_plan_trains_as_the_planners_own_and_is_refused_on_every_rank_el
 
 
 def test_a_run_by_a_saved_plan_stands_beside_its_estimate(config: Path, tmp_path: Path) -> None:
-    plan = saved_plan(config, 1, tmp_path / "plan", "sharding.types=[row_wise]")
+    plan = saved_plan(config, 1, tmp_path / "plan", "sharding.sharding_types=[row_wise]")
     run("train", "--config", str(config), "--run-dir", str(tmp_path / "run"), "--plan", str(plan))
     assert (tmp_path / "run/plan.json").read_text() == plan.read_text()
     for override, message in (

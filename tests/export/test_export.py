@@ -1,10 +1,9 @@
-"""Finished runs, exported: sharded ones, in every table type; scored by a process that has no torch."""
+"""Finished runs are exported: sharded ones, in every table type, scored without torch."""
 
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,31 +13,34 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.multiprocessing as mp
 from click.testing import CliRunner
 from torch.distributed.checkpoint import load
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
 from mail_torchrec.export.aoti import AotiModel
-from mail_torchrec.export.capture import capture
-from mail_torchrec.export.command import Order, export
-from mail_torchrec.export.finished_run import Run
-from mail_torchrec.inference.manifest import Manifest, read_golden
+from mail_torchrec.export.command import ExportOptions, export
+from mail_torchrec.export.exported_program import export_program
+from mail_torchrec.export.finished_run import FinishedRun
+from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.metrics.predictions import Predictions
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from tests.support.processes import free_port
+from tests.support.ranks import run_processes
 from tests.support.small_rows import config_tree, write_rows
 from tests.support.towers_of_users import MeanTower
-from tests.support.whole_export import Whole, requests_of
+from tests.support.uncompiled_package import without_compiling
+from tests.support.untrained_model import UntrainedModel, requests_of
 
 MODEL = config_tree(Path())["model"]
 PLANS = {
-    "item": ["row_wise"],
-    "item_output": ["column_wise"],
-    "city": ["row_wise"],
-    "hour": ["table_wise"],
+    "item": {"sharding_types": ["row_wise"]},
+    "item_output": {"sharding_types": ["column_wise"]},
+    "city": {"sharding_types": ["row_wise"]},
+    "hour": {"sharding_types": ["table_wise"]},
 }
 
 
@@ -52,7 +54,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_rank(rank: int, port: int, root: Path, run_dir: Path, sections: dict[str, Any]) -> None:
     """One of two ranks, as torchrun would start it."""
-    torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -65,37 +66,32 @@ def train_rank(rank: int, port: int, root: Path, run_dir: Path, sections: dict[s
 
 @pytest.fixture(scope="module")
 def on_two_ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of DMR with both towers and all tasks, its tables dealt to two ranks in every way."""
+    """A run of DMR with both towers and all tasks, its tables sharded in every way."""
     folder = tmp_path_factory.mktemp("two")
     sections = {
         "data": {"root": str(root), "cold_start": {"hide_share": 0.2}},
         "model": MODEL | {"multi_task": {}},
         "schema": config_tree(root)["schema"] | {"dim": 12},
-        "sharding": {"tables": PLANS, "min_partition": 4},
+        "sharding": {"constraints": PLANS, "min_partition": 4},
         "train": {
             "epochs": 3,
             "save_predictions": True,
             "tables": {"name": "adagrad", "learning_rate": 0.2},
         },
     }
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(
-        train_rank, (port, root, folder / "run", sections), nprocs=2, start_method="spawn"
-    )
+    run_processes(2, folder, train_rank, free_port(), root, folder / "run", sections)
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def exported(on_two_ranks: Path) -> Path:
-    export(Order(RunDir(on_two_ranks), on_two_ranks.parent / "model"))
+    export(ExportOptions(RunDir(on_two_ranks), on_two_ranks.parent / "model"))
     return on_two_ranks.parent / "model"
 
 
 @pytest.mark.distributed
 def test_every_table_comes_whole_from_two_ranks(on_two_ranks: Path, exported: Path) -> None:
-    run, manifest = Run.open(RunDir(on_two_ranks)), Manifest.read(exported)
+    run, manifest = FinishedRun.open(RunDir(on_two_ranks)), ArtifactManifest.read(exported)
     kinds = {
         name: entry["sharding_type"]
         for name, entry in json.loads((on_two_ranks / "plan.json").read_text())["tables"].items()
@@ -148,7 +144,7 @@ for name in ("torch", "torchrec", "fbgemm_gpu", "onnx", "onnxscript"):
     sys.modules[name] = None
 from mail_torchrec.inference.scorer import Scorer
 scorer = Scorer(Path({str(exported)!r}))
-print(scorer.difference())
+print(scorer.max_difference())
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
@@ -179,7 +175,7 @@ def test_golden_requests_cover_what_goes_wrong(exported: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_only_what_is_asked_for_comes_back_and_vectors_explain_themselves(exported: Path) -> None:
+def test_only_requested_outputs_come_back_and_specs_describe_the_vectors(exported: Path) -> None:
     scorer = Scorer(exported, threads=1)
     [request, *_] = [request for request, _ in read_golden(exported) if not request.user["history"]]
     outputs = {output.name: output for output in scorer.manifest.outputs}
@@ -201,23 +197,34 @@ def test_only_what_is_asked_for_comes_back_and_vectors_explain_themselves(export
         len(request.candidates),
         12,
     )
-    assert outputs["history.item"].shape == ("candidates", 12)
+    assert (outputs["history.item"].axis, outputs["history.item"].size) == ("candidates", (12,))
 
 
 @pytest.mark.distributed
-def test_the_manifest_tells_inputs_limits_and_metrics(on_two_ranks: Path, exported: Path) -> None:
-    manifest = Manifest.read(exported)
+def test_the_manifest_lists_inputs_limits_and_metrics(on_two_ranks: Path, exported: Path) -> None:
+    manifest = ArtifactManifest.read(exported)
     assert manifest.metrics == json.loads((on_two_ranks / "metrics.json").read_text())
     inputs = {spec.name: spec for spec in manifest.inputs}
     assert list(inputs) == [
-        "age", "city", "income", "history", "history.length", "actions", "hour", "item", "tags", "tags.length", "candidate.user",
-    ]  # fmt: skip
+        "age",
+        "city",
+        "income",
+        "history",
+        "history.length",
+        "actions",
+        "hour",
+        "item",
+        "tags",
+        "tags.length",
+        "candidate.user",
+    ]
     assert inputs["history"].shape == ("users", 6) and inputs["history.length"].high == 6
     assert (
         inputs["tags"].shape == ("candidates", "tags.width") and inputs["income"].dtype == "float32"
     )
     assert inputs["item"].high == manifest.tables["item"].rows - 1
-    assert manifest.new_users == {"at_most_behaviours": 0} and manifest.types["city"] == "string"
+    assert manifest.new_user_max_behaviours == 0 and manifest.new_user_input is None
+    assert manifest.value_types["city"] == "string"
 
 
 @pytest.mark.distributed
@@ -269,12 +276,12 @@ def test_smaller_tables_stay_within_their_bounds(
         ],
     )
     assert done.exit_code == 0, done.output
-    manifest = Manifest.read(tmp_path / "out")
-    agreement = manifest.agreement["onnx"]
+    manifest = ArtifactManifest.read(tmp_path / "out")
+    agreement = manifest.parity["onnx"]
     assert (
         1e-6
-        < agreement.largest_difference
-        < agreement.bound
+        < agreement.max_difference
+        < agreement.tolerance
         == {"float16": 1e-3, "int8": 2e-2}[table_type]
     )
     assert f"version {manifest.version}" in done.output
@@ -287,13 +294,19 @@ def test_smaller_tables_stay_within_their_bounds(
         sum((tmp_path / "out" / name).stat().st_size for name in item.files.values())
         == item.rows * per_row
     )
-    assert Scorer(tmp_path / "out").difference() == pytest.approx(agreement.largest_difference)
+    assert Scorer(tmp_path / "out").max_difference() == pytest.approx(agreement.max_difference)
 
 
-@pytest.mark.slow
-def test_a_compiled_package_scores_alike(small: RunDir, tmp_path: Path) -> None:
-    manifest = export(Order(small, tmp_path / "out", aoti=True))
-    assert manifest.agreement["aoti"].largest_difference < 1e-5
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.long])]
+)
+def test_a_compiled_package_scores_alike(
+    small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:
+        without_compiling(monkeypatch)
+    manifest = export(ExportOptions(small, tmp_path / "out", aoti=True))
+    assert manifest.parity["aoti"].max_difference < 1e-5
     assert (tmp_path / "out" / "model.pt2").stat().st_size < 8 * 2**20
     compiled, scorer = AotiModel(tmp_path / "out", manifest), Scorer(tmp_path / "out")
     for request, scores in read_golden(tmp_path / "out")[:3]:
@@ -312,17 +325,17 @@ def test_without_a_compiler_there_is_no_package(
 def test_scores_that_differ_are_refused_and_leave_nothing(
     small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Scorer, "difference", lambda _: 0.5)
+    monkeypatch.setattr(Scorer, "max_difference", lambda _: 0.5)
     with pytest.raises(
         ValueError,
-        match=r"differ by 0.5 from the trainer's, and with float32 tables by at most 1e-05; nothing was wri",
+        match=r"differ by 0.5 from the trainer's, and with float32 tables by at most 1e-05; nothing",
     ):
-        export(Order(small, tmp_path / "out"))
+        export(ExportOptions(small, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
 class Branching(MeanTower):
-    """Asks a value which way to go."""
+    """Tower that branches on a value."""
 
     def forward(self, inputs: Any) -> Any:
         return super().forward(inputs) * (2 if inputs.numeric_BN.sum() > 0 else 1)
@@ -341,7 +354,7 @@ def copy_of(small: RunDir, folder: Path) -> Path:
     return folder / "run"
 
 
-def test_bad_input_is_told(small: RunDir, tmp_path: Path) -> None:
+def test_bad_input_is_reported(small: RunDir, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     assert "'there' exists already".replace("there", str(tmp_path / "there")) in refused(
         small.path, tmp_path / "there"
@@ -400,7 +413,7 @@ def test_a_rule_that_cut_lists_cannot_tell_is_refused(small: RunDir, tmp_path: P
 
 
 def test_a_tower_that_cannot_be_traced_is_refused(root: Path, tmp_path: Path) -> None:
-    whole = Whole(
+    whole = UntrainedModel(
         root,
         tmp_path,
         model=MODEL
@@ -410,4 +423,4 @@ def test_a_tower_that_cannot_be_traced_is_refused(root: Path, tmp_path: Path) ->
         ValueError,
         match=r"model.tower 'mine' cannot be traced into one graph \(.*no branches on values",
     ):
-        capture(whole.twin, "mine")
+        export_program(whole.inference_model, "mine")

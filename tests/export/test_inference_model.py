@@ -1,4 +1,4 @@
-"""The plain twin scores as the trainer's model does, whatever the towers and switches."""
+"""The inference model scores as the trainer's does, whatever the towers and switches."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from mail_torchrec.inference.requests import Request
 from tests.support.small_rows import SCHEMA, WITH_ID, config_tree, write_rows
-from tests.support.whole_export import Whole, requests_of
+from tests.support.untrained_model import UntrainedModel, requests_of
 
 DIMS = {"hidden_dims": [16, 8]}
 MODEL = config_tree(Path())["model"]
@@ -35,24 +35,62 @@ OWN: dict[str, Any] = {"cold_loss_weight": 1.0, "new_user_tower": "own"}
 FLAG = SCHEMA | {"columns": SCHEMA["columns"] | {"flag": {"group": "new_user"}}}
 TWO = SCHEMA | {
     "columns": SCHEMA["columns"]
-    | {"seen": {"group": "behaviour", "kind": "list", "table": "place", "column": "history", "max_length": 3}}
-    | {"place": {"group": "item", "column": "item"}, "home": {"group": "attribute", "table": "place", "column": "age"}}
+    | {
+        "seen": {
+            "group": "behaviour",
+            "kind": "list",
+            "table": "place",
+            "column": "history",
+            "max_length": 3,
+        }
+    }
+    | {
+        "place": {"group": "item", "column": "item"},
+        "home": {"group": "attribute", "table": "place", "column": "age"},
+    }
     | {"labels": {"group": "attribute", "kind": "list", "column": "tags", "max_length": 2}}
     | {"noon": {"group": "context", "kind": "numeric"}},
     "dim": 7,
-}  # fmt: skip
+}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"mail-{tower}": {"model": model(tower)} for tower in ("dmr", "base_dnn", "deepfm", "wide_deep", "din")},
-    **{tower: {"model": model(tower, **WITHOUT)} for tower in ("dmr", "base_dnn", "deepfm", "wide_deep", "din")},
+    **{
+        f"mail-{tower}": {"model": model(tower)}
+        for tower in ("dmr", "base_dnn", "deepfm", "wide_deep", "din")
+    },
+    **{
+        tower: {"model": model(tower, **WITHOUT)}
+        for tower in ("dmr", "base_dnn", "deepfm", "wide_deep", "din")
+    },
     "mail-emblr": {"model": model("emblr"), "schema": SCHEMA | {"dim": 1}},
-    **{f"tasks-{tower}": {"model": model(tower, multi_task={})} for tower in ("dmr", "base_dnn", "deepfm")},
+    **{
+        f"tasks-{tower}": {"model": model(tower, multi_task={})}
+        for tower in ("dmr", "base_dnn", "deepfm")
+    },
     "tasks-own-dmr": {"model": model("dmr", multi_task={}, **OWN)},
     "own-plain": {"model": model("base_dnn", **WITHOUT, **OWN)},
-    "all_fields-dmr": {"model": model("dmr", **zero_shot(input_fields="all_fields", decoders="per_group"))},
-    "pooled": {"model": model("base_dnn", **zero_shot(reconstruction_target="pooled", pooling="concat", standardise_targets=True, virtual_length="predicted"))},
+    "all_fields-dmr": {
+        "model": model("dmr", **zero_shot(input_fields="all_fields", decoders="per_group"))
+    },
+    "pooled": {
+        "model": model(
+            "base_dnn",
+            **zero_shot(
+                reconstruction_target="pooled",
+                pooling="concat",
+                standardise_targets=True,
+                virtual_length="predicted",
+            ),
+        )
+    },
     "none": {"model": model("base_dnn", **zero_shot(variant="none"))},
-    **{name: {"model": model("base_dnn", **WITHOUT, baseline={"name": name})} for name in ("mean_fill", "llae")},
-    "meta_emb": {"model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}), "schema": WITH_ID},
+    **{
+        name: {"model": model("base_dnn", **WITHOUT, baseline={"name": name})}
+        for name in ("mean_fill", "llae")
+    },
+    "meta_emb": {
+        "model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}),
+        "schema": WITH_ID,
+    },
     "concat": {"model": model("dmr"), "schema": SCHEMA | {"actions": "concat"}},
     "ignore": {"model": model("din"), "schema": SCHEMA | {"actions": "ignore"}},
     "no-match": {"model": model("dmr", tower_options={"match_weight": 0.0, **DIMS})},
@@ -60,9 +98,13 @@ CASES: dict[str, dict[str, Any]] = {
     "two-sequences-dmr": {"model": model("dmr"), "schema": TWO},
     "flag": {"model": model("dmr"), "schema": FLAG},
     "few": {"model": model("dmr"), "data": {"new_user_max_behaviours": 3}},
-    "hashed": {"model": model("base_dnn"), "schema": SCHEMA | {"tables": {name: {"ids": "hash", "rows": 9} for name in ("item", "city")}}},
+    "hashed": {
+        "model": model("base_dnn"),
+        "schema": SCHEMA
+        | {"tables": {name: {"ids": "hash", "rows": 9} for name in ("item", "city")}},
+    },
     "users-own": {"model": model("tests.support.towers_of_users:MeanTower")},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +139,15 @@ def with_columns(table: pa.Table, *, unknown: bool) -> pa.Table:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_twin_scores_rows_as_the_trainer_does(root: Path, tmp_path: Path, case: str) -> None:
-    whole = Whole(root, tmp_path, **CASES[case])
-    expected = whole.trained(300)
+def test_the_inference_model_scores_rows_as_the_trainer_does(
+    root: Path, tmp_path: Path, case: str
+) -> None:
+    whole = UntrainedModel(root, tmp_path, **CASES[case])
+    expected = whole.trainer_scores(300)
     requests = requests_of(whole.path, whole.config.schema_, range(300))
     assert expected["pctr"].std() > 0.003
     for num_rows in (1, 2, 17, 300):
-        found = whole.by_twin(requests[:num_rows])
+        found = whole.inference_outputs(requests[:num_rows])
         for name, values in expected.items():
             torch.testing.assert_close(found[name], values[:num_rows], rtol=0, atol=1e-5)
 
@@ -115,7 +159,7 @@ def test_the_twin_scores_rows_as_the_trainer_does(root: Path, tmp_path: Path, ca
 def test_one_user_with_many_candidates_scores_as_rows_of_that_user(
     root: Path, tmp_path: Path, case: str
 ) -> None:
-    whole = Whole(root, tmp_path, **CASES[case])
+    whole = UntrainedModel(root, tmp_path, **CASES[case])
     rows = requests_of(whole.path, whole.config.schema_, range(40))
     candidates = [candidate for request in rows for candidate in request.candidates]
     shared = {"age", "tags"} if "two" in case else set()
@@ -130,16 +174,16 @@ def test_one_user_with_many_candidates_scores_as_rows_of_that_user(
         for request in requests
         for candidate in request.candidates
     ]
-    together, apart = whole.by_twin(requests), whole.by_twin(pairs)
+    together, apart = whole.inference_outputs(requests), whole.inference_outputs(pairs)
     for name in ("pctr", *(["pctcvr"] if "tasks" in case else [])):
         assert len(together[name]) == 11 + 12 + 13
         torch.testing.assert_close(together[name], apart[name], rtol=0, atol=1e-5)
 
 
 def test_vectors_on_demand(root: Path, tmp_path: Path) -> None:
-    whole = Whole(root, tmp_path, **CASES["mail-dmr"])
+    whole = UntrainedModel(root, tmp_path, **CASES["mail-dmr"])
     requests = requests_of(whole.path, whole.config.schema_, range(30))
-    found = whole.by_twin(requests)
+    found = whole.inference_outputs(requests)
     is_new = torch.tensor([not request.user["history"] for request in requests])
     assert 0 < is_new.sum() < 30
     assert (found["history.virtual"].abs().sum((1, 2)) > 0).equal(is_new)
@@ -149,7 +193,7 @@ def test_vectors_on_demand(root: Path, tmp_path: Path) -> None:
     ]
     assert found["history.item"].equal(item[:, :8])
     assert found["history.user"].shape == (30, 8)
-    assert set(whole.by_twin(requests)) == {
+    assert set(whole.inference_outputs(requests)) == {
         "pctr",
         "history.virtual",
         "history.user",

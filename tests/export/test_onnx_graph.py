@@ -7,28 +7,27 @@ import onnx_ir
 import onnxruntime
 import pytest
 
-from mail_torchrec.export.capture import capture
+from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.onnx_graph import write_onnx
 from mail_torchrec.inference.scorer import Arrays
 from tests.export.test_inference_model import CASES, root
-from tests.support.whole_export import Whole, requests_of
+from tests.support.untrained_model import UntrainedModel, requests_of
 
 __all__ = ["root"]  # the fixture
 
 
-def session(whole: Whole, folder: Path) -> onnxruntime.InferenceSession:
-    program, outputs = capture(whole.twin, "tower")
+def session(whole: UntrainedModel, folder: Path) -> onnxruntime.InferenceSession:
     write_onnx(
-        program,
+        export_program(whole.inference_model, "tower"),
         [spec.name for spec in whole.inputs],
-        list(outputs),
+        [spec.name for spec in whole.outputs],
         whole.files,
         folder / "model.onnx",
     )
     return onnxruntime.InferenceSession(folder / "model.onnx")
 
 
-def check_files(whole: Whole, folder: Path) -> None:
+def check_files(whole: UntrainedModel, folder: Path) -> None:
     """The graph names its tables' files, holds no table, and tells nothing of this machine."""
     model = onnx_ir.load(folder / "model.onnx")
     places = {
@@ -49,8 +48,8 @@ def check_files(whole: Whole, folder: Path) -> None:
 def test_onnx_runtime_scores_rows_as_the_trainer_does(
     root: Path, tmp_path: Path, case: str
 ) -> None:
-    whole = Whole(root, tmp_path, **CASES[case])
-    expected, runtime = whole.trained(300), session(whole, tmp_path)
+    whole = UntrainedModel(root, tmp_path, **CASES[case])
+    expected, runtime = whole.trainer_scores(300), session(whole, tmp_path)
     check_files(whole, tmp_path)
     requests = requests_of(whole.path, whole.config.schema_, range(300))
     assert {not request.user["history"] for request in requests[:2]} | {

@@ -14,13 +14,13 @@ import resource, sys
 from pathlib import Path
 import torch
 from mail_torchrec.export.stored_weights import StoredWeights
-from mail_torchrec.export.table_files import RawFile
+from mail_torchrec.export.table_files import TableFile
 
 stored = StoredWeights(Path(sys.argv[1]))
-file = RawFile(Path(sys.argv[2]), "float32", (399_000, 62))
+file = TableFile(Path(sys.argv[2]), "float32", (399_000, 62))
 file.create()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stored.stream("table", file.write)
+stored.stream("table", file.write_shard)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 

@@ -8,13 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.inference.requests import Request, RequestEncoder, model_inputs, value_types
+from mail_torchrec.data.source import Source
+from mail_torchrec.inference.request_encoder import RequestEncoder
+from mail_torchrec.inference.requests import Request, input_specs
+from mail_torchrec.inference.values import value_types
 from tests.support.small_rows import SCHEMA, write_rows
-from tests.support.whole_export import requests_of
+from tests.support.untrained_model import requests_of
 
 USER = {"age": 1, "city": "city1", "income": 0.5, "history": [4, 9], "actions": [1, 2], "hour": 3}
 ITEM = {"item": 4, "tags": [1, 0]}
@@ -38,7 +40,7 @@ def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: Reque
     schema, encoders = encode.schema, encode.encoders
     window = ChunkEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
     found = encode(requests_of(rows, schema, range(120)))
-    assert list(found) == [spec.name for spec in model_inputs(schema, encoders.num_rows)]
+    assert list(found) == [spec.name for spec in input_specs(schema, encoders.num_rows)]
     for i, name in enumerate(schema.scalars):
         assert np.array_equal(found[name], window.scalars_CR[i])
     assert np.array_equal(found["income"], window.numeric_RN[:, 0])
@@ -69,7 +71,7 @@ def test_inputs_have_the_promised_types_shapes_and_limits(encode: RequestEncoder
         ]
     )
     assert found["candidate.user"].tolist() == [0, 0, 0, 1, 1]
-    for spec in model_inputs(encode.schema, encode.encoders.num_rows):
+    for spec in input_specs(encode.schema, encode.encoders.num_rows):
         value = found[spec.name]
         assert str(value.dtype) == spec.dtype
         sizes = [
@@ -94,12 +96,21 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"history": [[1]]}, {}, "user: column 'history' should hold a list of integer values or null"),
     ({"income": "much"}, {}, "user: column 'income' should hold one number or null"),
     ({"income": float("nan")}, {}, "user: column 'income' should be finite, received nan"),
-    ({"actions": [1]}, {}, "user 0: column 'actions' should be as long as 'history' in every row, received 1 actions on 2 items"),
-    ({"colour": 1}, {}, "user: column 'colour' is none of this model's; it knows actions, age, city"),
+    (
+        {"actions": [1]},
+        {},
+        "user 0: column 'actions' should be as long as 'history' in every row, received 1 "
+        "actions on 2 items",
+    ),
+    (
+        {"colour": 1},
+        {},
+        "user: column 'colour' is none of this model's; it knows actions, age, city",
+    ),
     ({"item": 1}, {}, "user: column 'item' is none of this model's"),
     ({}, {"item": "x"}, "candidate: column 'item' should hold one integer or null"),
     ({}, {"age": 1}, "candidate: column 'age' is none of this model's; it knows item, tags"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 
 from tests.support.hosts import ROOT, environment
 from tests.support.kubernetes_manifest import pod, resources
-from tests.support.readme import commands
+from tests.support.pages import commands
 
 VERSIONS = ["1.31", "1.37"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hosts import ROOT, environment, ranks_of_plan
-from tests.support.readme import commands
+from tests.support.pages import commands
 
 
 @pytest.mark.distributed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hosts import SMALL, Hosts, hosts, needs_slurm, ranks_of_plan, wait_for
-from tests.support.readme import commands
+from tests.support.pages import commands
 
 pytestmark = [needs_slurm, pytest.mark.distributed, pytest.mark.slow]
 
@@ -89,6 +89,7 @@ def test_the_readme_s_command_trains_on_two_nodes(cluster: Hosts) -> None:
     assert ranks_of_plan(run) == {0, 1}
 
 
+@pytest.mark.long
 def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_requeued(cluster: Hosts) -> None:
     run = cluster.folder / "runs" / "requeued"
     arguments = ["--config", "launch/configs/synthetic.yaml", "--run_dir", str(run), "--j", "2x1"]

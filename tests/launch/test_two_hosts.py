@@ -9,7 +9,7 @@ import pytest
 from tests.support.hosts import ROOT, SMALL, Hosts, hosts, needs_hosts, wait_for
 from tests.support.kubernetes_manifest import pod
 
-pytestmark = [needs_hosts, pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [needs_hosts, pytest.mark.distributed, pytest.mark.slow, pytest.mark.long]
 
 OVERRIDES = [*SMALL, "train.epochs=12", "train.timeout=15", "checkpoint.every=5"]
 

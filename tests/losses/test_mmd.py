@@ -68,7 +68,7 @@ def test_shares_of_ranks_add_up_in_value_and_gradient(parts: list[int]) -> None:
     whole_gradients = torch.autograd.grad(whole, [P, Q])
     own = zip(P.split(parts), Q.split(parts), strict=True)
     share = torch.stack(
-        [mmd(own_P, own_Q, 1.0, all_P=P.detach(), all_Q=Q.detach()) for own_P, own_Q in own]
+        [mmd(own_P, own_Q, 1.0, all_P_MD=P.detach(), all_Q_MD=Q.detach()) for own_P, own_Q in own]
     ).sum()
     torch.testing.assert_close(share, whole)
     torch.testing.assert_close(torch.autograd.grad(share, [P, Q]), whole_gradients)

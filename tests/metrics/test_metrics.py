@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
-from torch.multiprocessing.spawn import spawn
 
 from mail_torchrec.distributed.collectives import gather_rows as gather
-from mail_torchrec.metrics.summary import Conversions, auc, gauc, report
+from mail_torchrec.metrics.cohorts import ConversionScores, auc, compute_metrics, gauc
+from tests.support.ranks import run_ranks
 
 
 def rows(
@@ -71,7 +72,7 @@ def test_the_order_of_the_rows_changes_no_bit(seed: int) -> None:
     """Integer arithmetic: the ranks' shares may be concatenated in any order."""
     columns = rows(seed, 200)
     order = np.random.default_rng(seed).permutation(200)
-    assert report(*columns) == report(*(column[order] for column in columns))
+    assert compute_metrics(*columns) == compute_metrics(*(column[order] for column in columns))
 
 
 def test_any_label_and_score_type() -> None:
@@ -90,14 +91,14 @@ def test_any_label_and_score_type() -> None:
 def test_undefined_figures_are_none_in_json() -> None:
     """One class, no user with both, no rows: None, never nan."""
     labels, users = np.array([1, 1, 0]), np.array([1, 2, 3])
-    figures = report(np.array([0.5, 0.1, 0.2]), labels, users, np.array([1, 1, 0]))
+    figures = compute_metrics(np.array([0.5, 0.1, 0.2]), labels, users, np.array([1, 1, 0]))
     assert json.loads(json.dumps(figures, allow_nan=False)) == {
         "new": {"auc": None, "gauc": None, "rows": 2, "users": 2},
         "old": {"auc": None, "gauc": None, "rows": 1, "users": 1},
         "all": {"auc": 0.5, "gauc": None, "rows": 3, "users": 3},
     }
     none = np.array([], np.float64)
-    assert report(none, none, none, none)["all"] == {
+    assert compute_metrics(none, none, none, none)["all"] == {
         "auc": None,
         "gauc": None,
         "rows": 0,
@@ -108,23 +109,23 @@ def test_undefined_figures_are_none_in_json() -> None:
 def test_report_splits_by_is_new() -> None:
     """Each part's figures are those of its rows alone."""
     scores, labels, users, is_new = rows(3)
-    figures = report(scores, labels, users, is_new)
+    figures = compute_metrics(scores, labels, users, is_new)
     assert figures["new"]["auc"] == auc(scores[is_new], labels[is_new])
     assert figures["old"]["gauc"] == gauc(scores[~is_new], labels[~is_new], users[~is_new])
     assert figures["all"]["rows"] == figures["new"]["rows"] + figures["old"]["rows"] == 500
 
 
-def conversions(seed: int, labels: np.ndarray) -> Conversions:
+def conversions(seed: int, labels: np.ndarray) -> ConversionScores:
     cvr, bought, ctcvr, _ = rows(seed + 1, len(labels))
-    return Conversions(labels * bought, cvr, ctcvr / 10**16)
+    return ConversionScores(labels * bought, cvr, ctcvr / 10**16)
 
 
 def test_conversions_are_judged_on_clicked_rows_and_on_all(tmp_path: Path) -> None:
     """And leave the figures of the clicks as they are."""
     scores, labels, users, is_new = rows(3)
     found = conversions(3, labels)
-    figures = report(scores, labels.astype(np.float32), users, is_new, found)
-    for name, part in report(scores, labels, users, is_new).items():
+    figures = compute_metrics(scores, labels.astype(np.float32), users, is_new, found)
+    for name, part in compute_metrics(scores, labels, users, is_new).items():
         assert part.items() <= figures[name].items()
     for name, own in (("new", is_new), ("old", ~is_new), ("all", is_new | True)):
         clicked = own & (labels == 1)
@@ -140,8 +141,8 @@ def test_conversions_are_judged_on_clicked_rows_and_on_all(tmp_path: Path) -> No
         assert figures[name]["ctcvr_gauc"] == pytest.approx(
             gauc_by_loop(found.ctcvr[own], found.labels[own], users[own]), abs=1e-14
         )
-    nobody = report(
-        scores, labels * 0, users, is_new, Conversions(labels * 0, found.cvr, found.ctcvr)
+    nobody = compute_metrics(
+        scores, labels * 0, users, is_new, ConversionScores(labels * 0, found.cvr, found.ctcvr)
     )["all"]
     assert [nobody[key] for key in ("cvr_auc", "cvr_gauc", "ctcvr_auc", "ctcvr_gauc")] == [None] * 4  # type: ignore[literal-required]
 
@@ -158,7 +159,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"is_new should have one entry a row, received shape \(1,\)"
     ):
-        report(*ok, np.array([1]))
+        compute_metrics(*ok, np.array([1]))
 
 
 def test_gather_is_the_identity_in_one_process() -> None:
@@ -167,11 +168,9 @@ def test_gather_is_the_identity_in_one_process() -> None:
     assert gather(tensor) is tensor
 
 
-def _rank(rank: int, shares: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=len(shares)
-    )
+def reported(shares: list[int]) -> Any:
+    """What a rank reports of all ranks' rows, of which it has its share."""
+    rank = torch.distributed.get_rank()
     start = sum(shares[:rank])
     mine = slice(start, start + shares[rank])
     tensors = [torch.from_numpy(column)[mine] for column in rows(7)]
@@ -184,21 +183,12 @@ def _rank(rank: int, shares: list[int], folder: str) -> None:
         torch.int64,
         torch.bool,
     ]
-    Path(folder, f"{rank}.json").write_text(
-        json.dumps(report(*(tensor.numpy() for tensor in gathered)))
-    )
-    torch.distributed.destroy_process_group()
+    return compute_metrics(*(tensor.numpy() for tensor in gathered))
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("shares", [[500], [199, 301], [450, 0, 50]])
-def test_the_report_is_the_same_on_any_number_of_ranks(
-    shares: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_is_the_same_on_any_number_of_ranks(shares: list[int], tmp_path: Path) -> None:
     """Uneven shares, one rank with nothing: every rank reports what one process reports, to the last bit."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    spawn(_rank, args=(shares, str(tmp_path)), nprocs=len(shares))
-    expected = report(*rows(7))
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(len(shares))] == [
-        expected
-    ] * len(shares)
+    expected = compute_metrics(*rows(7))
+    assert run_ranks(len(shares), reported, tmp_path, shares) == [expected] * len(shares)

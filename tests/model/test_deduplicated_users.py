@@ -1,4 +1,4 @@
-"""Rows that share users: the same losses, gradients and scores as with each row a user of its own."""
+"""Deduplicated users: the same losses, gradients and scores as with each row a user of its own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.batch import Batch, map_parts
-from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.model.lookup import looked_up
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.reading.batch import Batch, map_tensors
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.source import Source
+from mail_torchrec.model.lookup import feature_embeddings
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.trainer import samplers
+from mail_torchrec.train.data_splits import negative_samplers
 from tests.support.small_rows import WITH_ID, baseline_tree, config_tree, write_rows
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
 USERS = 20
 MAIL = config_tree(Path())["model"]
@@ -54,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
         }
     },
     "conversions": {"model": {"multi_task": {}}},
-    "met as new": {"model": {"cold_loss_weight": 0.5}},
+    "ranked as cold": {"model": {"cold_loss_weight": 0.5}},
     "own tower": {"model": {"cold_loss_weight": 1.0, "new_user_tower": "own"}},
     "base_dnn": {"model": {"tower": "base_dnn", **NO_DROPOUT}},
     "deepfm": {"model": {"tower": "deepfm", **NO_DROPOUT}},
@@ -93,7 +94,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def step_of(
     root: Path, sections: dict[str, Any], *, grouped: bool
 ) -> tuple[Batch, dict[str, torch.Tensor]]:
-    """One batch of all rows, and in float64 the losses, gradients and buffers of a training step on it, then its scores."""
+    """One batch of all rows, and the results of a float64 training step on it.
+
+    Results are losses, gradients, buffers, and the scores afterwards.
+    """
     data = {"root": str(root), "group_by_user": grouped}
     model = MAIL | sections.get("model", {})
     config = Config.model_validate(
@@ -105,8 +109,9 @@ def step_of(
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, CPU)
     reader = Reader(
-        source, config.schema_, encoders, assembled.feature_tables, config.data, share=Share(), batch_size=source.num_rows, shuffle=False, seed=1,
-        samplers=samplers(config, encoders, assembled.feature_tables),
+        source, config.schema_, encoders, assembled.feature_tables, config.data,
+        rank_info=RankInfo(), batch_size=source.num_rows, shuffle=False, seed=1,
+        samplers=negative_samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
     [batch] = reader
     batch.weights_B[-1] = 0  # a row that only fills up
@@ -139,9 +144,9 @@ def step_of(
 
 
 def in_float64(*args: Any) -> Any:
-    """TorchRec's whole tables give float32."""
-    return map_parts(
-        looked_up(*args), lambda part: part.double() if part.is_floating_point() else part
+    """Converts the looked-up vectors, which TorchRec's whole tables return in float32."""
+    return map_tensors(
+        feature_embeddings(*args), lambda part: part.double() if part.is_floating_point() else part
     )
 
 
@@ -149,7 +154,7 @@ def in_float64(*args: Any) -> Any:
 def test_a_step_on_shared_users_is_the_step_on_rows(
     root: Path, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mail_torchrec.model.mail.looked_up", in_float64)
+    monkeypatch.setattr("mail_torchrec.model.mail.feature_embeddings", in_float64)
     apart, expected = step_of(root, sections, grouped=False)
     together, found = step_of(root, sections, grouped=True)
     assert apart.dedup is None and together.dedup is not None

@@ -1,4 +1,4 @@
-"""First-order weights: one an id, in its table's row behind the vector, read and trained by the linear part alone."""
+"""First-order weights: one an id behind its vector, read and trained by the linear part alone."""
 
 from pathlib import Path
 
@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_feature_tables
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.schema.feature_tables import build_feature_tables
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.source import Source
 from mail_torchrec.towers.inputs import RankingInputs
-from mail_torchrec.train.assembly import Assembled, assemble
+from mail_torchrec.train.assembly import AssembledModel, assemble
 from tests.support.small_rows import SCHEMA, config_tree, write_rows
 
 FIELDS = ["age", "city", "hour", "item", "tags"]
 
 
-def whole_model(root: Path, dim: int) -> tuple[Assembled, Batch]:
+def whole_model(root: Path, dim: int) -> tuple[AssembledModel, Batch]:
     """DeepFM over whole tables that SGD trains, and a batch of 32 rows."""
     write_rows(root / "train" / "a.parquet", 64, seed=1)
     sections = {
@@ -36,13 +37,13 @@ def whole_model(root: Path, dim: int) -> tuple[Assembled, Batch]:
     assembled = assemble(config, encoders, torch.device("cpu"))
     reader = Reader(
         source, config.schema_, encoders, assembled.feature_tables, config.data,
-        share=Share(), batch_size=32, shuffle=False, seed=0, samplers={},
+        rank_info=RankInfo(), batch_size=32, shuffle=False, seed=0, samplers={},
     )  # fmt: skip
     return assembled, next(iter(reader))
 
 
-def tables(assembled: Assembled) -> dict[str, Tensor]:
-    """Table name -> its weights as they are stored, and no copies."""
+def tables(assembled: AssembledModel) -> dict[str, Tensor]:
+    """Table name -> its weights as they are stored, not copied."""
     return {
         key.split(".")[2]: value
         for key, value in assembled.model.state_dict().items()
@@ -56,7 +57,7 @@ def ids(batch: Batch, name: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("dim", [8, 7])
-def test_the_tower_sees_the_sum_of_the_ids_weights_beside_their_vectors(
+def test_the_tower_gets_the_sum_of_the_ids_weights_beside_their_vectors(
     tmp_path: Path, dim: int
 ) -> None:
     assembled, batch = whole_model(tmp_path, dim)
@@ -98,6 +99,6 @@ def test_weights_start_at_0_and_only_those_of_fields_are_trained(tmp_path: Path,
 
 def test_only_tables_of_fields_hold_weights() -> None:
     schema = Schema.model_validate(SCHEMA)
-    feature_tables = plan_feature_tables(schema, needs_match=False, needs_first_order=True)
+    feature_tables = build_feature_tables(schema, needs_match=False, needs_first_order=True)
     assert feature_tables.first_order == set(FIELDS)
-    assert plan_feature_tables(schema, needs_match=True).first_order == set()
+    assert build_feature_tables(schema, needs_match=True).first_order == set()

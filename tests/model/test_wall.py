@@ -8,27 +8,29 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
-from mail_torchrec.data.reading.reader import Reader, Share
-from mail_torchrec.train.assembly import Assembled, assemble
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.source import Source
+from mail_torchrec.train.assembly import AssembledModel, assemble
 from mail_torchrec.train.optimizers import dense_parameters
-from mail_torchrec.train.trainer import samplers
+from mail_torchrec.train.data_splits import negative_samplers
 from tests.support.small_rows import baseline_tree, config_tree
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
 
 
-def build(small_root: Path, **sections: dict[str, Any]) -> tuple[Assembled, Any]:
+def build(small_root: Path, **sections: dict[str, Any]) -> tuple[AssembledModel, Any]:
     """A model and an endless supply of its batches."""
     config = Config.model_validate(config_tree(small_root, **sections))
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, CPU)
     reader = Reader(
-        source, config.schema_, encoders, assembled.feature_tables, config.data, share=Share(), batch_size=32, shuffle=True, seed=1,
-        samplers=samplers(config, encoders, assembled.feature_tables),
+        source, config.schema_, encoders, assembled.feature_tables, config.data,
+        rank_info=RankInfo(), batch_size=32, shuffle=True, seed=1,
+        samplers=negative_samplers(config, encoders, assembled.feature_tables),
     )  # fmt: skip
 
     def endless() -> Iterator[Any]:
@@ -43,12 +45,13 @@ def with_head(small_root: Path, multi_task: dict[str, Any] | None) -> dict[str, 
     return config_tree(small_root)["model"] | {"multi_task": multi_task}
 
 
-def tables_and_state(assembled: Assembled) -> dict[str, torch.Tensor]:
-    """Every table and the fused optimizer's state, copied."""
+def tables_and_state(assembled: AssembledModel) -> dict[str, torch.Tensor]:
+    """Copies every table and the fused optimizer's state."""
     weights = {
         key: value for key, value in assembled.model.state_dict().items() if "tables." in key
     }
-    state = assembled.model.fused_optimizer.state_dict()["state"]  # type: ignore[union-attr,operator]
+    fused = assembled.model.fused_optimizer
+    state = fused.state_dict()["state"]  # type: ignore[union-attr,operator]
     flat = weights | {
         f"{key}/{name}": value for key, part in state.items() for name, value in part.items()
     }
@@ -89,7 +92,8 @@ def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
     monkeypatch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
     second, batches = build(small_root, **sections)
     second.model.load_state_dict(first.model.state_dict())
-    second.model.fused_optimizer.load_state_dict(first.model.fused_optimizer.state_dict())  # type: ignore[union-attr,operator]
+    saved = first.model.fused_optimizer.state_dict()  # type: ignore[union-attr,operator]
+    second.model.fused_optimizer.load_state_dict(saved)  # type: ignore[union-attr,operator]
     before, dense = (
         tables_and_state(second),
         {
@@ -122,7 +126,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def whole(small_root: Path, **model: Any) -> tuple[Any, Any]:
-    """An unsharded model, whose tables have gradients to look at, after some steps, and one more batch."""
+    """An unsharded model, whose tables have gradients, after some steps, and one more batch."""
     assembled, batches = build(
         small_root, sharding={"enabled": False}, model=config_tree(small_root)["model"] | model
     )
@@ -233,7 +237,7 @@ def test_rows_of_weight_0_count_in_no_loss(small_root: Path) -> None:
 
 
 def test_the_head_shares_click_and_conversion_losses_by_its_weight(small_root: Path) -> None:
-    """L_rt stays the clicks' cross-entropy, so that its curves compare; what is minimised is the weighted sum."""
+    """L_rt stays the clicks' cross-entropy, so that its curves compare; the sum is weighted."""
     model, batch = whole(
         small_root,
         tower="base_dnn",

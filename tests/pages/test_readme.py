@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""The first page is short, and the worked example of the pages trains, is exported and served."""
 
 import json
 import re
@@ -14,26 +14,19 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
-from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.inference.manifest import read_golden
-from mail_torchrec.model.builders import ModelSettings
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.reproduce.methods import METHODS
-from mail_torchrec.settings import Settings
-from mail_torchrec.towers.multi_task import MultiTaskSettings
-from mail_torchrec.towers.zero_shot import ZeroShotSettings
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from tests.support.pages import page
 from tools.served import running
-
-README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def worked_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of it in `run`."""
+    """A folder with a run of it in `runs/mine`."""
     tmp_path = tmp_path_factory.mktemp("worked")
-    [config] = re.findall(r"```yaml\n(name: mine\n.*?)```", README, re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(config)
+    (tmp_path / "mine.yaml").write_text(configuration("mail_torchrec/data/README.md"))
     row_1 = {
         "uid": 17,
         "age": "24-30",
@@ -81,9 +74,9 @@ def test_the_worked_example_trains(worked_example: Path) -> None:
 def test_the_worked_example_is_exported_served_and_scored(
     worked_example: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    section = README[README.index("### Serving it") : README.index("### By Triton or KServe")]
-    [commands] = re.findall(r"```bash\n(mail-torchrec export.*?)```", section, re.DOTALL)
-    [snippet] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    serving = page("mail_torchrec/serve/README.md")
+    [commands] = [b for b in serving.blocks("bash") if b.startswith("mail-torchrec export")]
+    [snippet] = [b for b in serving.blocks("python") if 'InferInput("request"' in b]
     export, serve, request = commands.split("\n", 2)
     assert CliRunner().invoke(main, at(export, worked_example)).exit_code == 0
     options = at(serve.removesuffix(" &"), worked_example)
@@ -114,32 +107,31 @@ def at(command: str, folder: Path) -> list[str]:
     ]
 
 
-def test_the_file_tour_names_every_module() -> None:
-    tour = README[README.index("## File tour") : README.index("## Your own Parquet")]
-    package = Path(__file__).parents[2] / "mail_torchrec"
-    quiet = {"__init__.py", "__main__.py", "quiet.py"}
-    others = [*(package.parent / "tools").glob("*.py"), *(package / "presets").glob("*.yaml")]
-    for path in [*package.rglob("*.py"), *others]:
-        if path.name not in quiet and path.parent.name != "losses":
-            assert path.name in tour, f"the README's file tour does not name {path}"
+def test_the_first_page_fits_on_220_lines_and_names_the_first_commands() -> None:
+    first = page("README.md")
+    assert first.text.count("\n") <= 220
+    starts = [line.split()[0] for line in first.shell_lines]
+    assert starts[:2] == ["./launch/quickstart.sh", "./launch/test.sh"]
 
 
-@pytest.mark.parametrize(
-    "settings", [ModelSettings, ZeroShotSettings, MultiTaskSettings, ColdStartSettings]
-)
-def test_every_switch_of_the_model_and_of_the_cold_start_is_explained(
-    settings: type[Settings],
+def test_the_configuration_on_the_first_page_is_whole_and_a_part_of_the_worked_example(
+    worked_example: Path, tmp_path: Path
 ) -> None:
-    for key in settings.model_fields:
-        assert re.search(rf"`([a-z_]+\.)*{key}[`=]|`\.{key}`", README), key
+    text = configuration("README.md")
+    assert text.count("\n") <= 10
+    (tmp_path / "mine.yaml").write_text(text)
+    columns = load_config(tmp_path / "mine.yaml", []).schema_.columns
+    known = load_config(worked_example / "mine.yaml", []).schema_.columns
+    assert columns.keys() < known.keys()
+    assert all(columns[name].group == known[name].group for name in columns)
+
+
+def configuration(name: str) -> str:
+    """The one configuration that a page shows."""
+    [found] = [block for block in page(name).blocks("yaml") if block.startswith("name: mine\n")]
+    return found
 
 
 def test_every_method_is_named() -> None:
-    for name in METHODS:
-        assert f"`{name.removesuffix(' oracle')}`" in README, name
-
-
-def test_files_that_the_readme_names_exist() -> None:
-    root = Path(__file__).parents[2]
-    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", README):
-        assert (root / target).exists(), target
+    text = page("mail_torchrec/reproduce/README.md").text
+    assert [name for name in METHODS if f"`{name.removesuffix(' oracle')}`" not in text] == []

@@ -1,4 +1,4 @@
-"""Answers of the planner: memory that adds up, remedies that help, questions that cannot be asked."""
+"""Plan estimates: memory that adds up, suggestions that help, scenarios that are refused."""
 
 import json
 from html.parser import HTMLParser
@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
 from mail_torchrec.losses.mmd import mmd
-from mail_torchrec.planning.command import ask
-from mail_torchrec.planning.estimate import TABLE_PARTS, Answer
-from mail_torchrec.planning.scenarios import Question, question
-from mail_torchrec.train.assembly import feature_tables_of
+from mail_torchrec.planning.command import estimate_grid
+from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
+from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
+from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.dense_cost import dense_cost
 from tests.support.small_rows import config_tree
 
@@ -36,31 +36,38 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked(config: Path, *overrides: str, **given: Any) -> Question:
-    words = {"hardware_name": "h100", "figures": (), "ranks": "4", "batch_sizes": None, "vary": ()}
-    return question(
+def grid(config: Path, *overrides: str, **given: Any) -> ScenarioGrid:
+    options = {
+        "hardware_name": "h100",
+        "hardware_overrides": (),
+        "ranks": "4",
+        "batch_sizes": None,
+        "vary": (),
+    }
+    return parse_grid(
         config,
         overrides,
         rows=tuple(f"{table}={rows}" for table, rows in ROWS.items()),
-        **words | given,
+        **options | given,
     )
 
 
-def short_of_memory(config: Path, *overrides: str, **given: Any) -> Answer:
-    """4 million items and their twins take 122 MiB a table, and with Adagrad's state as much again."""
-    [found] = ask(asked(config, *overrides, figures=("hbm_gib=0.1",), **given))
+def short_of_memory(config: Path, *overrides: str, **given: Any) -> PlanEstimate:
+    """Two tables of 4 million items take 122 MiB each, and Adagrad's state as much again."""
+    small = ("hbm_gib=0.1",)
+    [found] = estimate_grid(grid(config, *overrides, hardware_overrides=small, **given))
     return found
 
 
 def test_memory_adds_up_from_the_shards_of_the_plan_file(config: Path) -> None:
-    [found] = ask(asked(config, "train.tables.name=rowwise_adagrad"))
+    [found] = estimate_grid(grid(config, "train.tables.name=rowwise_adagrad"))
     assert found.fits
     weights_R, state_R = np.zeros(4), np.zeros(4)
     for table in json.loads(found.plan_text())["tables"].values():
         for rank, _, _, rows, columns in table["shards"]:
             weights_R[rank] += 4 * rows * columns
             state_R[rank] += 4 * rows
-    parts = found.content()["table_memory_of_ranks"]
+    parts = found.as_json()["table_memory_of_ranks"]
     assert (
         parts["table weights"] == weights_R.tolist()
         and parts["optimizer state"] == state_R.tolist()
@@ -68,18 +75,18 @@ def test_memory_adds_up_from_the_shards_of_the_plan_file(config: Path) -> None:
     assert weights_R.sum() >= 4 * 8 * 2 * ROWS["item"]
     assert min(found.table_memory_R[TABLE_PARTS[2]]) >= 0
     assert found.peak_memory == pytest.approx(
-        found.layout.memory_R["hbm"].max() + sum(found.dense_memory.values())
+        found.plan.memory_R["hbm"].max() + sum(found.dense_memory.values())
     )
 
 
-def test_what_is_short_is_short_by_that_much_and_the_remedies_that_help_do(config: Path) -> None:
+def test_the_shortage_would_be_enough_and_suggestions_that_help_do(config: Path) -> None:
     missed = short_of_memory(config)
-    assert not missed.fits and "GPU memory" in missed.lacks
+    assert not missed.fits and "GPU memory" in missed.shortage
     lacking = missed.peak_memory - missed.capacity
     enough = f"hbm_gib={0.1 + (lacking + 1e4) / 0.9 / 2**30}"
-    assert ask(asked(config, figures=(enough,)))[0].fits
-    helping = {remedy.change for remedy in missed.remedies if remedy.answer.fits}
-    assert {"--ranks 8", "sharding.kernels=[fused, fused_uvm_caching]"} <= helping
+    assert estimate_grid(grid(config, hardware_overrides=(enough,)))[0].fits
+    helping = {suggestion.change for suggestion in missed.suggestions if suggestion.estimate.fits}
+    assert {"--ranks 8", "sharding.compute_kernels=[fused, fused_uvm_caching]"} <= helping
     assert "train.batch_size=16" not in helping
     for change in helping:
         ranks = (
@@ -91,30 +98,55 @@ def test_what_is_short_is_short_by_that_much_and_the_remedies_that_help_do(confi
         assert short_of_memory(config, *overrides, ranks=ranks).fits, change
 
 
+def test_a_suggestion_lifts_the_constraints_of_single_tables(config: Path) -> None:
+    constrained = (
+        "sharding.constraints.item.sharding_types=[table_wise]",
+        "sharding.constraints.item.compute_kernels=[fused]",
+    )
+    missed = short_of_memory(config, *constrained)
+    estimates = {suggestion.change: suggestion.estimate for suggestion in missed.suggestions}
+    assert (
+        "sharding.sharding_types=[table_wise, column_wise, row_wise] "
+        "sharding.constraints.item.sharding_types=null"
+    ) in estimates
+    change = (
+        "sharding.compute_kernels=[fused, fused_uvm_caching] "
+        "sharding.constraints.item.compute_kernels=null"
+    )
+    assert not missed.fits and estimates[change].fits
+    again = short_of_memory(config, *constrained, *_settings(change))
+    assert again.fits and again.peak_memory == estimates[change].peak_memory
+
+
 def _settings(change: str) -> list[str]:
-    """The settings of a remedy as the command line would take them."""
+    """The settings of a suggestion as the command line would take them."""
     parts = change.replace(", ", ",").split(" ")
     return [part.replace(",", ", ") for part in parts]
 
 
-def test_a_point_that_fits_fits_with_more_memory_and_more_of_the_grid_changes_no_point(
-    config: Path,
-) -> None:
-    fits = [ask(asked(config, figures=(f"hbm_gib={gib}",)))[0].fits for gib in (0.05, 0.2, 0.5)]
+def test_more_memory_keeps_a_fit_and_a_larger_grid_changes_no_scenario(config: Path) -> None:
+    fits = [
+        estimate_grid(grid(config, hardware_overrides=(f"hbm_gib={gib}",)))[0].fits
+        for gib in (0.05, 0.2, 0.5)
+    ]
     assert fits == sorted(fits) and fits[-1] and not fits[0]
-    grid = ask(
-        asked(config, ranks="2,4", batch_sizes="32,64", vary=("train.tables.name=sgd;adam",))
+    estimates = estimate_grid(
+        grid(config, ranks="2,4", batch_sizes="32,64", vary=("train.tables.name=sgd;adam",))
     )
-    assert [found.case.name for found in grid[:3]] == [
-        "2 x 32, train.tables.name=sgd", "2 x 64, train.tables.name=sgd", "4 x 32, train.tables.name=sgd"
+    assert [found.scenario.name for found in estimates[:3]] == [
+        "2 x 32, train.tables.name=sgd",
+        "2 x 64, train.tables.name=sgd",
+        "4 x 32, train.tables.name=sgd",
     ]  # fmt: skip
-    [alone] = ask(asked(config, "train.tables.name=adam", batch_sizes="64"))
-    assert grid[-1].peak_memory == alone.peak_memory and grid[-1].step == alone.step
+    [alone] = estimate_grid(grid(config, "train.tables.name=adam", batch_sizes="64"))
+    assert estimates[-1].peak_memory == alone.peak_memory
+    assert estimates[-1].step_time == alone.step_time
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--hardware", "h1000"], "unknown hardware 'h1000'; known are a100-40, a100-80, h100, h200, b200, cpu"),
-    (["--set", "hbm=90"], "hardware has no figure 'hbm'; it has ranks_a_host, hbm_gib"),
+    (["--hardware", "h1000"],
+     "unknown hardware 'h1000'; known are a100-40, a100-80, h100, h200, b200, cpu"),
+    (["--set", "hbm=90"], "hardware has no key 'hbm'; it has local_world_size, hbm_gib"),
     (["--set", "hbm_gib=much"], "--set hbm_gib should be a number, received 'much'"),
     (["--set", "inter_gb_s=-1"], "--set inter_gb_s: should be a positive number"),
     (["--ranks", "0"], "--ranks should be at least 1, received 0"),
@@ -122,17 +154,26 @@ def test_a_point_that_fits_fits_with_more_memory_and_more_of_the_grid_changes_no
     (["--rows", "itme=9"], "--rows: no table is called ['itme']"),
     (["--rows", "item=many"], "--rows should be TABLE=N with a positive number"),
     (["--vary", "train.tables.name"], "--vary should be KEY=VALUE;VALUE"),
-    (["--hardware", "cpu", "sharding.kernels=[fused_uvm]"], "exist on CUDA alone, and the tables lie on CPU"),
+    (["--hardware", "cpu", "sharding.compute_kernels=[fused_uvm]"],
+     "exist on CUDA alone, and the tables lie on CPU"),
     (["--hardware", "cpu", "train.tables.name=adam"], "FBGEMM has no fused 'adam' on CPU"),
-    (["sharding.kernels=[key_value]"], "key_value tables train with rowwise_adagrad, received train.tables.name=adagrad"),
-    (["sharding.table_kernels={itme: [fused]}"], "sharding.table_kernels: no table is called ['itme']"),
-    (["sharding.types=[table_row_wise]", "--ranks", "12"], "12 ranks do not fill hosts of 8"),
-    (["sharding.types=[grid_shard]"], "no choice is left for a table"),
-    (["sharding.tables={item: []}"], "['item'] should be allowed something"),
-    (["sharding.lengths={history: 7}"], "sharding.lengths.history should lie between 0 and its max_length, 6, received 7"),
-    (["sharding.lengths={age: 1}"], "no list column is called 'age'; the lists are actions, history, tags"),
+    (["sharding.compute_kernels=[key_value]"],
+     "key_value tables train with rowwise_adagrad, received train.tables.name=adagrad"),
+    (["sharding.constraints.itme.compute_kernels=[fused]"],
+     "sharding.constraints: no table is called ['itme']"),
+    (["sharding.sharding_types=[table_row_wise]", "--ranks", "12"],
+     "12 ranks do not fill hosts of 8"),
+    (["sharding.sharding_types=[grid_shard]"], "no sharding option is left for a table"),
+    (["sharding.constraints.item.sharding_types=[]"],
+     "sharding.constraints.item.sharding_types: List should have at least 1 item"),
+    (["sharding.constraints.item.sharding_types=[by_row]"],
+     "sharding.constraints.item.sharding_types.0: Input should be 'table_wise', 'column_wise'"),
+    (["sharding.pooling_factors={history: 7}"],
+     "sharding.pooling_factors.history should lie between 0 and its max_length, 6, received 7"),
+    (["sharding.pooling_factors={age: 1}"],
+     "no list column is called 'age'; the lists are actions, history, tags"),
 ])  # fmt: skip
-def test_a_question_that_cannot_be_asked_is_one_message(
+def test_an_impossible_scenario_is_refused_with_one_message(
     config: Path, words: list[str], message: str
 ) -> None:
     done = CliRunner().invoke(
@@ -141,20 +182,23 @@ def test_a_question_that_cannot_be_asked_is_one_message(
     assert done.exit_code == 1 and message in done.output, done.output
 
 
-def test_a_vocabulary_of_unknown_size_is_asked_for(config: Path) -> None:
+def test_a_vocabulary_of_unknown_size_is_refused_with_its_option(
+    config: Path,
+) -> None:
     done = CliRunner().invoke(
         main,
         ["plan", "--config", str(config), "--ranks", "4", "--hardware", "h100", "--rows", "item=9"],
     )
     assert (
-        "how many rows have the vocabularies of actions, age, city, hour, tags?" in done.output
-        and "--rows actions=N" in done.output
+        "the vocabularies of actions, age, city, hour, tags should have a known number of rows"
+        in done.output
     )
+    assert "--rows actions=N" in done.output
 
 
 def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     settings = load_config(config, [])
-    cost = dense_cost(settings, feature_tables_of(settings), ROWS)
+    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
     one, two = (cost.memory(rows, 1)["activations"] for rows in (64, 128))
     assert two == pytest.approx(2 * one, rel=0.1) and one > 64 * 6 * 8 * 4
     assert cost.memory(64, 1)[
@@ -168,7 +212,9 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     }
     assert cost.memory(64, 4)["mmd over all ranks"] == pytest.approx(kept[4] - kept[1], rel=0.1)
     own = load_config(config, ["model.mmd_over_all_ranks=false"])
-    assert "mmd over all ranks" not in dense_cost(own, feature_tables_of(own), ROWS).memory(64, 4)
+    assert "mmd over all ranks" not in dense_cost(own, config_feature_tables(own), ROWS).memory(
+        64, 4
+    )
 
 
 def _kept(rows: torch.Tensor, all_rows: torch.Tensor) -> int:
@@ -183,7 +229,7 @@ def _kept(rows: torch.Tensor, all_rows: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-class _Page(HTMLParser):
+class _Report(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sources: list[str] = []
@@ -195,9 +241,7 @@ class _Page(HTMLParser):
         self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
 
 
-def test_the_report_has_every_point_and_asks_nobody_for_anything(
-    config: Path, tmp_path: Path
-) -> None:
+def test_the_report_has_every_scenario_and_makes_no_requests(config: Path, tmp_path: Path) -> None:
     words = [
         "plan",
         "--config",
@@ -214,18 +258,18 @@ def test_the_report_has_every_point_and_asks_nobody_for_anything(
     assert done.exit_code == 0, done.output
     assert "does not fit: it lacks" in done.output and "--ranks" in done.output
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [(point["ranks"], point["fits"]) for point in report["points"]] == [
+    assert [(scenario["ranks"], scenario["fits"]) for scenario in report["scenarios"]] == [
         (1, False),
         (16, True),
     ]
     assert (
-        report["figures"]["hbm_gib"] == 0.1
-        and "set by hand: hbm_gib=0.1" in report["figures"]["source"]
+        report["hardware_specs"]["hbm_gib"] == 0.1
+        and "set by hand: hbm_gib=0.1" in report["hardware_specs"]["source"]
     )
-    page = _Page((tmp_path / "report.html").read_text())
-    assert len(page.sources) == 3 and all(
-        source.startswith("data:image/png;base64,") for source in page.sources
+    html = _Report((tmp_path / "report.html").read_text())
+    assert len(html.sources) == 3 and all(
+        source.startswith("data:image/png;base64,") for source in html.sources
     )
-    assert not page.tags & {"script", "link", "iframe"}
+    assert not html.tags & {"script", "link", "iframe"}
     assert sorted(path.name for path in tmp_path.glob("plan*.json")) == ["plan-16x32.json"]
     assert done.output.splitlines()[0] in (tmp_path / "report.md").read_text().splitlines()

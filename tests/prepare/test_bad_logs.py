@@ -1,4 +1,4 @@
-"""Files that are not as published: each fault has a message, and no line is lost without a count."""
+"""Files that are not as published: each fault has a message, and every lost line is counted."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.prepare import settings
-from mail_torchrec.prepare.run import prepare
+from mail_torchrec.prepare.pipeline import prepare
 from mail_torchrec.prepare.settings import PrepareSettings, prepare_settings
 from tests.support import raw_logs
 
@@ -77,7 +77,10 @@ def test_line_ends_of_windows_a_byte_order_mark_and_blank_lines_are_no_fault(raw
 
 def test_too_many_malformed_lines_are_an_error_that_shows_one(raw: Path) -> None:
     edit(raw / "raw_sample.csv", lambda lines: [*lines, *["1,2,3\n"] * 20])
-    expected = r"raw_sample.csv: 20 of 112 lines are malformed \(17.86%, the limit is 1.00%\), such as '1,2,3'; .* with --max-malformed"
+    expected = (
+        r"raw_sample.csv: 20 of 112 lines are malformed \(17.86%, the limit is 1.00%\), "
+        r"such as '1,2,3'; .* with --max-malformed"
+    )
     with pytest.raises(ValueError, match=expected):
         prepared(raw)
     assert prepared(raw, max_malformed=0.2)["files"]["raw_sample.csv"] == {
@@ -116,7 +119,8 @@ def test_a_missing_file_is_named_with_the_places_looked_at(raw: Path, tmp_path: 
     (raw / "behavior_log.csv").unlink()
     with pytest.raises(
         ValueError,
-        match=r"no file 'behavior_log.csv' in '.*' \(looked at .*\); --raw names the unpacked folder",
+        match=r"no file 'behavior_log.csv' in '.*' \(looked at .*\); --raw names the unpacked "
+        r"folder",
     ):
         prepared(raw)
     with pytest.raises(ValueError, match=r"no file 'users.dat' in .*ml-1m/users.dat"):
@@ -127,7 +131,8 @@ def test_another_header_is_an_error_that_shows_both(raw: Path) -> None:
     edit(raw / "raw_sample.csv", lambda lines: ["user_id,clk\n", *lines[1:]])
     with pytest.raises(
         ValueError,
-        match=r"should be the header user,time_stamp,adgroup_id,pid,nonclk,clk, received user_id,clk",
+        match=r"should be the header user,time_stamp,adgroup_id,pid,nonclk,clk, received "
+        r"user_id,clk",
     ):
         prepared(raw)
 
@@ -136,7 +141,8 @@ def test_an_ad_that_stands_twice_is_an_error(raw: Path) -> None:
     edit(raw / "ad_feature.csv", lambda lines: [*lines, *lines[1:]])
     with pytest.raises(
         ValueError,
-        match=r"92 impressions became 184 rows: a file that should hold each user, item or ad once holds one twice",
+        match=r"92 impressions became 184 rows: a file that should hold each user, item or ad "
+        r"once holds one twice",
     ):
         prepared(raw)
 
@@ -144,7 +150,8 @@ def test_an_ad_that_stands_twice_is_an_error(raw: Path) -> None:
 def test_a_log_of_one_day_has_no_training_rows(raw: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"all impressions lie in the last 8 days, which are for testing; choose fewer with --test-days",
+        match=r"all impressions lie in the last 8 days, which are for testing; choose fewer with "
+        r"--test-days",
     ):
         prepared(raw, test_days=8)
 
@@ -190,7 +197,8 @@ def test_an_engine_that_is_not_installed_is_named_with_the_remedy(
     )
     with pytest.raises(
         ValueError,
-        match=rf"'{engine}' needs the package '{missing}', which is not installed; .*mail-torchrec\[{extra}\]",
+        match=rf"'{engine}' needs the package '{missing}', which is not installed; "
+        rf".*mail-torchrec\[{extra}\]",
     ):
         prepare_settings({"engine": engine})
 
@@ -200,9 +208,9 @@ def test_the_command_lines_defaults_are_those_of_the_settings(
 ) -> None:
     received: list[object] = []
     monkeypatch.setattr(
-        "mail_torchrec.prepare.run.prepare", lambda *arguments: received.extend(arguments)
+        "mail_torchrec.prepare.pipeline.prepare", lambda *arguments: received.extend(arguments)
     )
-    monkeypatch.setattr("mail_torchrec.prepare.run.summary", lambda *_: "done")
+    monkeypatch.setattr("mail_torchrec.prepare.publish.summary", lambda *_: "done")
     assert (
         CliRunner().invoke(main, ["prepare", "alimama", "--raw", "here", "--out", "there"]).output
         == "done\n"

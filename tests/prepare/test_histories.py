@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mail_torchrec.prepare.histories import with_histories
+from mail_torchrec.prepare.histories import add_histories
 from tests.support.raw_logs import newest_before
 
 INSTANTS = st.tuples(st.integers(0, 2), st.integers(-3, 8))
@@ -36,7 +36,7 @@ def histories(
     log = ibis.table({f"c{i}": "int64" for i in range(4)}, name="e").rename(
         user="c0", time="c1", item="c2", action="c3"
     )
-    found = with_histories(table, log, {"items": "item", "actions": "action"}, length).order_by(
+    found = add_histories(table, log, {"items": "item", "actions": "action"}, length).order_by(
         "place"
     )
     return CONNECTION.execute(
@@ -84,7 +84,7 @@ def test_many_events_worked_on_in_parallel_stay_in_order() -> None:
     log, rows = (
         ibis.table({"user": "int64", "time": "int64"}, name=name) for name in ("many", "last")
     )
-    query = with_histories(rows, log.mutate(at=log.time), {"times": "at"}, 3_000).select(
+    query = add_histories(rows, log.mutate(at=log.time), {"times": "at"}, 3_000).select(
         "user", "times"
     )
     found = dict(CONNECTION.execute(str(ibis.to_sql(query, dialect="duckdb"))).fetchall())

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.prepare import run
+from mail_torchrec.prepare import pipeline, publish
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support import raw_logs
@@ -26,7 +26,7 @@ SMALL = [
 
 
 def prepare(dataset: str, raw: Path, out: Path, *options: str) -> str:
-    """What the command prints; its error where it fails."""
+    """Runs the command and returns its output; raises its error where it fails."""
     done = CliRunner().invoke(
         main, ["prepare", dataset, "--raw", str(raw), "--out", str(out), "--threads", "1", *options]
     )
@@ -295,7 +295,7 @@ def test_a_killed_preparation_goes_on_and_keeps_what_was_finished(
     raw, out = tmp_path / "raw", tmp_path / "out"
     raw_logs.kuairand(raw)
     done: list[str] = []
-    rows, read = run._rows, run._read
+    rows, read = pipeline._build_rows, pipeline._parse_file
 
     def counting(*arguments: Any) -> Any:
         folder = arguments[-1]
@@ -305,12 +305,13 @@ def test_a_killed_preparation_goes_on_and_keeps_what_was_finished(
             raise KeyboardInterrupt
         return (rows if folder.name.startswith("rows") else read)(*arguments)
 
-    monkeypatch.setattr(run, "_rows", counting)
-    monkeypatch.setattr(run, "_read", counting)
+    monkeypatch.setattr(pipeline, "_build_rows", counting)
+    monkeypatch.setattr(pipeline, "_parse_file", counting)
     with pytest.raises(ValueError):
         prepare("kuairand", raw, out, "--buckets", "3")  # Click reports the interruption
-    assert done == [*(f"read-{name}.half" for name in (*raw_logs.KUAIRAND_LOGS, "user_features_pure.csv", "video_features_basic_pure.csv")),
-                    "rows-00000.half", "rows-00001.half"]  # fmt: skip
+    tables = ("user_features_pure.csv", "video_features_basic_pure.csv")
+    read_first = [f"read-{name}.half" for name in (*raw_logs.KUAIRAND_LOGS, *tables)]
+    assert done == [*read_first, "rows-00000.half", "rows-00001.half"]
     assert not (out / "train").exists() and not (out / "prepared.json").exists()
     prepare("kuairand", raw, out, "--buckets", "3")
     assert done[6:] == ["rows-00001.half", "rows-00002.half"]
@@ -331,7 +332,7 @@ def test_a_preparation_killed_while_it_publishes_loses_no_rows(
     raw, out = tmp_path / "raw", tmp_path / "out"
     raw_logs.kuairand(raw)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "config_text", lambda *_: 1 / 0)
+        patch.setattr(publish, "config_text", lambda *_: 1 / 0)
         with pytest.raises(ValueError):
             prepare("kuairand", raw, out, "--buckets", "2")
     prepare("kuairand", raw, out, "--buckets", "2")
@@ -344,7 +345,8 @@ def test_other_settings_or_files_are_refused_for_a_begun_folder(tmp_path: Path) 
     prepare("movielens", raw, out)
     with pytest.raises(
         ValueError,
-        match=r"begun with other settings or files: history was 100, now 5; choose another --out, or delete it",
+        match=r"begun with other settings or files: history was 100, now 5; choose another --out, "
+        r"or delete it",
     ):
         prepare("movielens", raw, out, "--history", "5")
     (raw / "users.dat").write_text((raw / "users.dat").read_text() + "9::F::25::1::4\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.processes import PreloadedPopen
 from tests.support.small_rows import config_tree, write_rows
 
 
@@ -18,3 +19,9 @@ def config(tmp_path: Path) -> Path:
     )
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "small.yaml"
+
+
+@pytest.fixture
+def preloaded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings are processes that need not import torch first."""
+    monkeypatch.setattr("mail_torchrec.reproduce.runner.subprocess.Popen", PreloadedPopen)

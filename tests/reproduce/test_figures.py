@@ -1,4 +1,4 @@
-"""Figures 4 to 6: which sets of vectors are compared, and that they are what the model makes."""
+"""Figures 4 to 6: the sets of vectors compared, and that the model makes them."""
 
 import json
 from html.parser import HTMLParser
@@ -13,18 +13,18 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
 from mail_torchrec.reproduce import warmup
-from mail_torchrec.reproduce.figures import make_figures, pairs_of
-from mail_torchrec.reproduce.interests import Interests, interests_of
-from mail_torchrec.reproduce.methods import methods_of
-from mail_torchrec.reproduce.runner import Run
+from mail_torchrec.reproduce.figures import make_figures, vector_pairs
+from mail_torchrec.reproduce.jobs import TrainingJob
+from mail_torchrec.reproduce.methods import section_methods
+from mail_torchrec.reproduce.user_vectors import UserVectors, collect_user_vectors
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.small_rows import config_tree, write_rows
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A trained run of the small rows; its tables' optimizer is one that whole tables do not have."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    """A trained run of small rows; its tables' optimizer is one that whole tables do not have."""
     folder = tmp_path_factory.mktemp("figures")
     write_rows(folder / "rows/train/a.parquet", 120, seed=1)
     write_rows(folder / "rows/test/b.parquet", 500, seed=2)
@@ -35,18 +35,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     config = Config.model_validate(tree)
     train(config, RunDir(folder / "run"))
-    return Run("MAIL-DMR", 1, folder / "run", config)
+    return TrainingJob("MAIL-DMR", 1, folder / "run", config)
 
 
-def some(num_users: int, *, with_history: bool = True) -> Interests:
+def some(num_users: int, *, with_history: bool = True) -> UserVectors:
     random = np.random.default_rng(0)
     vectors = random.normal(size=(3, num_users, 4))
     is_new = np.arange(num_users) % 2 == 0
-    return Interests(np.arange(num_users), is_new, ~is_new | with_history, *vectors)
+    return UserVectors(np.arange(num_users), is_new, ~is_new | with_history, *vectors)
 
 
-def test_real_and_virtual_behaviours_are_read_from_the_run(run: Run) -> None:
-    found = interests_of(run.run_dir, num_users=1000)
+def test_real_and_virtual_behaviours_are_read_from_the_run(run: TrainingJob) -> None:
+    found = collect_user_vectors(run.run_dir, num_users=1000)
     rows = pq.read_table(Path(run.config.data.root) / "test").to_pylist()
     has_history = {row["user"]: bool(row["history"]) for row in rows}
     assert len(found.users_U) == len(has_history) and found.has_real_U.sum() == sum(
@@ -62,8 +62,8 @@ def test_real_and_virtual_behaviours_are_read_from_the_run(run: Run) -> None:
     assert len(np.unique(found.virtual_UD.round(6), axis=0)) > 10  # of each user's own attributes
 
 
-def test_as_many_users_of_each_kind_as_were_asked_for_the_same_each_time(run: Run) -> None:
-    found, again, more = (interests_of(run.run_dir, number) for number in (15, 15, 25))
+def test_as_many_users_of_each_kind_as_were_asked_for_the_same_each_time(run: TrainingJob) -> None:
+    found, again, more = (collect_user_vectors(run.run_dir, number) for number in (15, 15, 25))
     assert found.is_new_U.sum() == 15 == (~found.is_new_U).sum() and np.array_equal(
         found.virtual_UD, again.virtual_UD
     )
@@ -71,63 +71,72 @@ def test_as_many_users_of_each_kind_as_were_asked_for_the_same_each_time(run: Ru
 
 
 def test_real_meets_virtual_of_the_same_users_and_new_meets_old() -> None:
-    interests = some(100)
-    pairs = pairs_of(interests)
+    found = some(100)
+    pairs = vector_pairs(found)
     assert [(pair.figure, pair.title) for pair in pairs] == [
-        ("5", "behaviours of old users"), ("5", "behaviours of new users"), ("6", "pooled attributes h_a"), ("6", "virtual behaviours")
-    ]  # fmt: skip
-    assert np.array_equal(pairs[0].first_ND, interests.real_UD[1::2]) and np.array_equal(
-        pairs[0].second_MD, interests.virtual_UD[1::2]
+        ("5", "behaviours of old users"),
+        ("5", "behaviours of new users"),
+        ("6", "pooled attributes h_a"),
+        ("6", "virtual behaviours"),
+    ]
+    assert np.array_equal(pairs[0].first_ND, found.real_UD[1::2]) and np.array_equal(
+        pairs[0].second_MD, found.virtual_UD[1::2]
     )
-    assert np.array_equal(pairs[2].first_ND, interests.attributes_UE[1::2]) and np.array_equal(
-        pairs[3].second_MD, interests.virtual_UD[::2]
+    assert np.array_equal(pairs[2].first_ND, found.attributes_UE[1::2]) and np.array_equal(
+        pairs[3].second_MD, found.virtual_UD[::2]
     )
-    assert set(pairs[0].numbers()) == {"told_apart", "r2", "r2_scaled", "cosine"} and set(
-        pairs[2].numbers()
-    ) == {"told_apart"}
+    assert set(pairs[0].similarity_metrics()) == {
+        "two_sample_auc",
+        "r2",
+        "rescaled_r2",
+        "cosine",
+    } and set(pairs[2].similarity_metrics()) == {"two_sample_auc"}
 
 
 def test_perfect_virtual_behaviours_are_not_told_apart_and_explain_all() -> None:
-    interests = some(1000)
-    perfect = Interests(
-        interests.users_U,
-        interests.is_new_U,
-        interests.has_real_U,
-        *[interests.real_UD] * 2,
-        interests.attributes_UE,
+    found = some(1000)
+    perfect = UserVectors(
+        found.users_U,
+        found.is_new_U,
+        found.has_real_U,
+        *[found.real_UD] * 2,
+        found.attributes_UE,
     )
-    numbers = pairs_of(perfect)[0].numbers()
+    numbers = vector_pairs(perfect)[0].similarity_metrics()
     assert (
-        numbers["told_apart"] == pytest.approx(0.5, abs=0.06)
-        and numbers["r2"] == numbers["r2_scaled"] == 1
+        numbers["two_sample_auc"] == pytest.approx(0.5, abs=0.06)
+        and numbers["r2"] == numbers["rescaled_r2"] == 1
     )
     assert numbers["cosine"] == pytest.approx(1)
 
 
 def test_users_without_known_behaviours_and_small_sets_are_left_out(
-    run: Run, tmp_path: Path
+    run: TrainingJob, tmp_path: Path
 ) -> None:
-    assert [pair.title for pair in pairs_of(some(100, with_history=False))][0:2] == [
+    assert [pair.title for pair in vector_pairs(some(100, with_history=False))][0:2] == [
         "behaviours of old users",
         "pooled attributes h_a",
     ]
-    assert pairs_of(some(18)) == []
+    assert vector_pairs(some(18)) == []
     with pytest.raises(
         ValueError,
-        match=r"figures: MAIL-DMR should have met 10 new and as many old users in the test data; take more rows",
+        match=r"figures: MAIL-DMR should have met 10 new and as many old users in the test data; "
+        r"take more rows",
     ):
         make_figures([run], tmp_path, num_users=5)
 
 
-def test_figures_of_a_run_have_pictures_numbers_and_verdicts(run: Run, tmp_path: Path) -> None:
+def test_figures_of_a_run_have_pictures_numbers_and_verdicts(
+    run: TrainingJob, tmp_path: Path
+) -> None:
     section = make_figures([run], tmp_path, num_users=100)
-    assert [file for file in section.pictures if not (tmp_path / file).stat().st_size] == []
-    assert list(section.pictures) == [
+    assert [file for file in section.plots if not (tmp_path / file).stat().st_size] == []
+    assert list(section.plots) == [
         "figure4-MAIL-DMR.png",
         "figure5-MAIL-DMR.png",
         "figure6-MAIL-DMR.png",
     ]
-    assert [len(pair["numbers"]) for pair in section.content["pairs"]] == [4, 4, 1, 1] and len(
+    assert [len(pair["metrics"]) for pair in section.content["pairs"]] == [4, 4, 1, 1] and len(
         section.verdicts
     ) == 4
     assert (
@@ -137,7 +146,7 @@ def test_figures_of_a_run_have_pictures_numbers_and_verdicts(run: Run, tmp_path:
 
 
 def test_methods_with_a_zero_shot_tower_alone_have_figures() -> None:
-    assert methods_of("figures", []) == ["MAIL-BaseDNN"] and methods_of(
+    assert section_methods("figures", []) == ["MAIL-BaseDNN"] and section_methods(
         "figures", ["MAIL-DMR"]
     ) == ["MAIL-DMR"]
     for section, method in (
@@ -147,12 +156,13 @@ def test_methods_with_a_zero_shot_tower_alone_have_figures() -> None:
         ("warmup", "LLAE"),
     ):
         with pytest.raises(ValueError, match=rf"{section} has no method \['{method}'\]; it has: "):
-            methods_of(section, [method])
+            section_methods(section, [method])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded_runs")
 def test_everything_is_reproduced_with_one_command(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warmup, "KEPT", (0, 2))
     arguments = [
@@ -175,7 +185,7 @@ def test_everything_is_reproduced_with_one_command(
     HTMLParser().feed(html)
     assert (
         html.count("<img ") == 6 == html.count("data:image/png;base64,")
-        and "The paper&#x27;s own figures (public dataset)" in html
+        and "The paper&#x27;s own metrics (public dataset)" in html
     )
     assert "--method MAIL-BaseDNN" in html and str(tmp_path / "out/report.html") in done.stdout
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("*.npz")}

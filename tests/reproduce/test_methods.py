@@ -1,4 +1,4 @@
-"""What each method changes in a configuration."""
+"""Each method's changes of a configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,14 @@ import pytest
 import yaml
 
 from mail_torchrec.config import preset_overrides
-from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3, TOWERS, Method, resolve
+from mail_torchrec.reproduce.methods import (
+    METHODS,
+    TABLE_2,
+    TABLE_3,
+    TOWERS,
+    Method,
+    resolve_config,
+)
 from tests.support.small_rows import config_tree
 
 
@@ -21,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def resolved(name: str, path: Path, *overrides: str, seed: int = 3) -> dict[str, Any]:
-    tree: dict[str, Any] = resolve(METHODS[name], path, overrides, seed).model_dump()
+    tree: dict[str, Any] = resolve_config(METHODS[name], path, overrides, seed).model_dump()
     return tree
 
 
@@ -97,11 +104,12 @@ def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps
         assert resolved(method, path)["model"]["baseline"] is None, method
 
 
-def test_metaemb_and_its_control_have_the_users_id_as_an_attribute_and_differ_by_the_generator_alone(
+def test_metaemb_and_its_control_have_the_users_id_and_differ_by_the_generator_alone(
     path: Path,
 ) -> None:
     found, control, plain = (
-        resolve(METHODS[name], path, (), 1) for name in ("MetaEmb", "BaseDNN + user id", "BaseDNN")
+        resolve_config(METHODS[name], path, (), 1)
+        for name in ("MetaEmb", "BaseDNN + user id", "BaseDNN")
     )
     assert (
         found.schema_ == control.schema_ and found.data == control.data and found.data.group_by_user
@@ -118,13 +126,13 @@ def test_metaemb_and_its_control_have_the_users_id_as_an_attribute_and_differ_by
 def test_a_schema_that_has_the_users_id_keeps_it(path: Path) -> None:
     with_id = "schema.columns.uid={group: attribute, column: user, table: users}"
     assert (
-        resolve(METHODS["MetaEmb"], path, (with_id,), 1).schema_
-        == resolve(METHODS["BaseDNN"], path, (with_id,), 1).schema_
+        resolve_config(METHODS["MetaEmb"], path, (with_id,), 1).schema_
+        == resolve_config(METHODS["BaseDNN"], path, (with_id,), 1).schema_
     )
 
 
 def test_emblr_has_one_weight_an_id(path: Path) -> None:
-    config = resolve(METHODS["Emblr"], path, (), 1)
+    config = resolve_config(METHODS["Emblr"], path, (), 1)
     assert {config.schema_.table(name).dim for name in config.schema_.table_names} == {1}
 
 
@@ -170,7 +178,7 @@ def test_a_preset_is_a_list_of_overrides_on_top(
     assert preset_overrides("wide") == [
         'model.zero_shot.padding="masked"', "model.zero_shot.encoder_dims=[4, 2]", "train.epochs=2"
     ]  # fmt: skip
-    config = resolve(
+    config = resolve_config(
         Method("wide", "DMR", ("model.zero_shot.variant=full",), preset="wide"),
         path,
         ("train.epochs=5",),

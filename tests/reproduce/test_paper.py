@@ -1,14 +1,14 @@
-"""The paper's figures: as printed, and shown only where the data is the paper's."""
+"""The paper's metrics: as printed, and shown only where the data is the paper's."""
 
 from pathlib import Path
 
 import pytest
 
-from mail_torchrec.prepare.run import prepare
+from mail_torchrec.prepare.pipeline import prepare
 from mail_torchrec.prepare.settings import PrepareSettings
+from mail_torchrec.reproduce.bootstrap import relative_improvement
 from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3
-from mail_torchrec.reproduce.paper import paper_figures, papers_dataset
-from mail_torchrec.reproduce.statistics import relative_improvement
+from mail_torchrec.reproduce.paper import dataset_of_paper, paper_metrics
 from tests.support.raw_logs import WRITERS
 
 PRINTED = {
@@ -21,10 +21,12 @@ PRINTED = {
         "MAIL-BaseDNN": (1.15, 0.51, 0.07, 0.01), "MAIL-DMR": (1.05, 0.70, 0.06, 0.10),
     },
     ("table3", "public"): {
-        "BaseDNN": (-1.21, 0.00), "MAIL-None": (-1.68, -0.12), "MAIL-Single": (-1.51, -0.06), "MAIL-Dual": (-0.62, 0.01),
+        "BaseDNN": (-1.21, 0.00), "MAIL-None": (-1.68, -0.12),
+        "MAIL-Single": (-1.51, -0.06), "MAIL-Dual": (-0.62, 0.01),
     },
     ("table3", "industrial"): {
-        "BaseDNN": (-1.13, 0.00), "MAIL-None": (-1.37, -0.07), "MAIL-Single": (-1.24, -0.05), "MAIL-Dual": (-0.68, 0.00),
+        "BaseDNN": (-1.13, 0.00), "MAIL-None": (-1.37, -0.07),
+        "MAIL-Single": (-1.24, -0.05), "MAIL-Dual": (-0.68, 0.00),
     },
 }  # fmt: skip
 """RI in percent, in the order of the paper's columns."""
@@ -32,13 +34,13 @@ PRINTED = {
 
 @pytest.mark.parametrize(("table", "dataset"), PRINTED)
 def test_relative_improvements_are_the_printed_ones(table: str, dataset: str) -> None:
-    figures = paper_figures(table, dataset)
+    metrics = paper_metrics(table, dataset)
     for name, printed in PRINTED[table, dataset].items():
         base = "MAIL-BaseDNN" if table == "table3" else METHODS[name].tower
         pairs = [
-            (figures[name][part][kind], figures[base][part][kind])
-            for part in ("new", "old")
-            for kind in figures[name][part]
+            (metrics[name][cohort][metric], metrics[base][cohort][metric])
+            for cohort in ("new", "old")
+            for metric in metrics[name][cohort]
         ]
         assert [relative_improvement(*pair) for pair in pairs] == pytest.approx(
             printed, abs=0.016
@@ -47,15 +49,15 @@ def test_relative_improvements_are_the_printed_ones(table: str, dataset: str) ->
 
 @pytest.mark.parametrize("dataset", ["public", "industrial"])
 def test_the_papers_methods_are_ours(dataset: str) -> None:
-    assert list(paper_figures("table2", dataset)) == TABLE_2[:7]
-    assert list(paper_figures("table3", dataset)) == TABLE_3[:5]
+    assert list(paper_metrics("table2", dataset)) == TABLE_2[:7]
+    assert list(paper_metrics("table3", dataset)) == TABLE_3[:5]
 
 
 def test_prepared_data_says_whose_it_is(tmp_path: Path) -> None:
-    assert papers_dataset(str(tmp_path)) is None and papers_dataset("s3://bucket/rows") is None
+    assert dataset_of_paper(str(tmp_path)) is None and dataset_of_paper("s3://bucket/rows") is None
     for dataset, expected in (("alimama", "public"), ("movielens", None)):
         WRITERS[dataset](tmp_path / "raw" / dataset)
         prepare(dataset, PrepareSettings(threads=1), tmp_path / "raw" / dataset, tmp_path / dataset)
-        assert papers_dataset(str(tmp_path / dataset)) == expected
+        assert dataset_of_paper(str(tmp_path / dataset)) == expected
     (tmp_path / "prepared.json").write_text("{}")  # of somebody else
-    assert papers_dataset(str(tmp_path)) is None
+    assert dataset_of_paper(str(tmp_path)) is None

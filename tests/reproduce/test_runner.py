@@ -1,4 +1,4 @@
-"""Runs side by side: what is kept, repeated, refused and told. A shell script stands in for the training."""
+"""Jobs side by side: kept, repeated, refused. A shell script stands in for the training."""
 
 import fcntl
 import signal
@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from mail_torchrec.config import dump_config
-from mail_torchrec.reproduce.runner import Run, plan, run_all
+from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
+from mail_torchrec.reproduce.runner import run_jobs
 from tests.support.small_rows import config_tree, write_rows
 
 TRAINING = """#!/bin/sh
@@ -43,20 +44,20 @@ def stand_in(
     return calls
 
 
-def planned(config: Path, *overrides: str, seeds: int = 2) -> list[Run]:
-    return plan(config, config.parent / "out", METHODS, seeds, overrides)
+def planned(config: Path, *overrides: str, seeds: int = 2) -> list[TrainingJob]:
+    return plan_trainings(config, config.parent / "out", METHODS, seeds, overrides)
 
 
 def test_finished_runs_are_kept_and_more_seeds_are_added(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = stand_in(monkeypatch, tmp_path)
-    run_all(planned(config), tmp_path / "out", at_once=2, threads=1)
+    run_jobs(planned(config), tmp_path / "out", num_processes=2, threads=1)
     folders = [f"out/runs/{method}/seed-{seed}" for seed in (1, 2) for method in METHODS]
     assert sorted(calls.read_text().split()) == sorted(str(tmp_path / folder) for folder in folders)
-    run_all(planned(config), tmp_path / "out", at_once=2, threads=1)
+    run_jobs(planned(config), tmp_path / "out", num_processes=2, threads=1)
     assert len(calls.read_text().split()) == 4
-    run_all(planned(config, seeds=3), tmp_path / "out", at_once=2, threads=1)
+    run_jobs(planned(config, seeds=3), tmp_path / "out", num_processes=2, threads=1)
     assert len(calls.read_text().split()) == 6
 
 
@@ -68,7 +69,7 @@ def test_an_unfinished_run_starts_again_and_says_so(
 ) -> None:
     calls = stand_in(monkeypatch, tmp_path)
     (tmp_path / "out/runs/BaseDNN/seed-1/checkpoints").mkdir(parents=True)
-    run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
+    run_jobs(planned(config, seeds=1), tmp_path / "out", num_processes=1, threads=1)
     assert "BaseDNN, seed 1 was not finished; it starts again" in capsys.readouterr().err
     assert (
         len(calls.read_text().split()) == 2
@@ -82,8 +83,11 @@ def test_a_failed_run_stops_no_other_and_its_log_is_named(
     calls = stand_in(monkeypatch, tmp_path, fail="*/runs/BaseDNN/seed-1")
     log = tmp_path / "out/runs/BaseDNN/seed-1.log"
     with pytest.raises(ValueError) as error:
-        run_all(planned(config), tmp_path / "out", at_once=1, threads=1)
-    expected = f"1 of 4 runs failed; the others are finished and kept:\n  BaseDNN, seed 1: {log}: Error: no luck"
+        run_jobs(planned(config), tmp_path / "out", num_processes=1, threads=1)
+    expected = (
+        "1 of 4 runs failed; the others are finished and kept:\n"
+        f"  BaseDNN, seed 1: {log}: Error: no luck"
+    )
     assert str(error.value) == expected and len(calls.read_text().split()) == 4
 
 
@@ -107,7 +111,7 @@ def test_an_interruption_ends_the_runs_and_leaves_what_is_finished(
     monkeypatch.setattr(subprocess, "Popen", remembered)
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_all(runs, tmp_path / "out", at_once=2, threads=1)
+        run_jobs(runs, tmp_path / "out", num_processes=2, threads=1)
     assert sorted(process.returncode for process in started) == [-signal.SIGTERM, 0, 0, 0]
     assert [run.is_finished() for run in runs] == [True, False, True, True]
 
@@ -116,12 +120,15 @@ def test_runs_of_another_configuration_are_refused_with_what_differs(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, tmp_path)
-    run_all(planned(config, seeds=1), tmp_path / "out", at_once=1, threads=1)
+    run_jobs(planned(config, seeds=1), tmp_path / "out", num_processes=1, threads=1)
     with pytest.raises(
         ValueError,
-        match=r"seed-1' was trained with another configuration; choose another --out.*\n  train.epochs: 1 there, 2 now",
+        match=r"seed-1' was trained with another configuration; choose another --out.*\n"
+        r"  train.epochs: 1 there, 2 now",
     ):
-        run_all(planned(config, "train.epochs=2", seeds=1), tmp_path / "out", at_once=1, threads=1)
+        run_jobs(
+            planned(config, "train.epochs=2", seeds=1), tmp_path / "out", num_processes=1, threads=1
+        )
 
 
 def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
@@ -147,21 +154,22 @@ def test_methods_that_cannot_be_trained_are_named_before_any_run(
     monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"cannot be trained here; correct this, or name the others with --method:\nMAIL-DMR tuned: no preset",
+        match=r"cannot be trained here; correct this, or name the others with --method:\n"
+        r"MAIL-DMR tuned: no preset",
     ):
-        plan(config, tmp_path / "out", ["DMR", "MAIL-DMR tuned"], 1, ())
+        plan_trainings(config, tmp_path / "out", ["DMR", "MAIL-DMR tuned"], 1, ())
     with pytest.raises(ValueError, match=r"DMR: tower 'dmr': unknown option 'width'"):
-        plan(config, tmp_path / "out", ["DMR"], 1, ("model.tower_options.width=3",))
+        plan_trainings(config, tmp_path / "out", ["DMR"], 1, ("model.tower_options.width=3",))
     with pytest.raises(
         ValueError, match=r"small.yaml \(with overrides\) does not fit:\n  train.epoch: unknown key"
     ):
-        plan(config, tmp_path / "out", ["DMR"], 1, ("train.epoch=3",))
+        plan_trainings(config, tmp_path / "out", ["DMR"], 1, ("train.epoch=3",))
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_is_told_before_any_run(config: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        plan(config, tmp_path / "out", ["DMR"], 1, ("data.test=nowhere",))
+        plan_trainings(config, tmp_path / "out", ["DMR"], 1, ("data.test=nowhere",))
 
 
 def test_two_processes_do_not_share_a_folder(
@@ -175,4 +183,4 @@ def test_two_processes_do_not_share_a_folder(
             ValueError,
             match=r"another process reproduces into '.*out'; wait for it, or choose another --out",
         ):
-            run_all(planned(config), tmp_path / "out", at_once=1, threads=1)
+            run_jobs(planned(config), tmp_path / "out", num_processes=1, threads=1)

@@ -1,13 +1,13 @@
-"""Numbers beside the pictures: on vectors whose likeness is known."""
+"""Similarity metrics on vectors whose similarity is known."""
 
 import numpy as np
 import pytest
 
 from mail_torchrec.reproduce.similarity import (
-    explainable_variance,
     explained_variance,
     mean_cosine,
-    on_a_plane,
+    rescaled_explained_variance,
+    tsne_embedding,
     two_sample_auc,
 )
 
@@ -44,12 +44,12 @@ def test_explained_variance_of_known_parts() -> None:
 
 def test_shift_and_scale_do_not_change_what_can_be_explained() -> None:
     signal, noise = 2 * FIRST, SECOND
-    assert explainable_variance(signal + noise, 7 - 0 * signal) == 0
+    assert rescaled_explained_variance(signal + noise, 7 - 0 * signal) == 0
     for scale, shift in ((1, 0), (0.01, 3), (100, -2)):
-        assert explainable_variance(signal + noise, scale * signal + shift) == pytest.approx(
+        assert rescaled_explained_variance(signal + noise, scale * signal + shift) == pytest.approx(
             4 / 5, abs=0.04
         )
-    assert explainable_variance(signal, -signal) == 0  # no factor above 0 helps
+    assert rescaled_explained_variance(signal, -signal) == 0  # no factor above 0 helps
 
 
 def test_cosines_are_means_over_users_and_0_without_a_direction() -> None:
@@ -61,7 +61,7 @@ def test_cosines_are_means_over_users_and_0_without_a_direction() -> None:
 
 def test_sets_that_are_apart_are_apart_on_the_plane_whatever_their_scale() -> None:
     for scale in (1e-6, 1.0, 1e6):
-        first, second = on_a_plane(scale * FIRST[:40], scale * (SECOND[:30] + 20))
+        first, second = tsne_embedding(scale * FIRST[:40], scale * (SECOND[:30] + 20))
         assert first.shape == (40, 2) and second.shape == (30, 2)
         between = np.linalg.norm(first.mean(0) - second.mean(0))
         assert between > max(
@@ -71,6 +71,6 @@ def test_sets_that_are_apart_are_apart_on_the_plane_whatever_their_scale() -> No
 
 def test_the_plane_is_the_same_each_time_and_bears_equal_points() -> None:
     assert np.array_equal(
-        on_a_plane(FIRST[:20], SECOND[:20])[0], on_a_plane(FIRST[:20], SECOND[:20])[0]
+        tsne_embedding(FIRST[:20], SECOND[:20])[0], tsne_embedding(FIRST[:20], SECOND[:20])[0]
     )
-    assert np.isfinite(on_a_plane(np.ones((10, 3)), np.ones((10, 3)))[0]).all()
+    assert np.isfinite(tsne_embedding(np.ones((10, 3)), np.ones((10, 3)))[0]).all()

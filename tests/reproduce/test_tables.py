@@ -9,26 +9,37 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.metrics.predictions import Predictions
-from mail_torchrec.reporting.comparison import Interval
-from mail_torchrec.reproduce.methods import methods_of
-from mail_torchrec.reproduce.runner import Run, plan
-from mail_torchrec.reproduce.tables import gain_word, interval_text, make_table, percent
+from mail_torchrec.reporting.intervals import Interval
+from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
+from mail_torchrec.reproduce.methods import section_methods
+from mail_torchrec.reproduce.table_text import (
+    classify_difference,
+    format_difference,
+    format_share,
+)
+from mail_torchrec.reproduce.tables import make_table
 
 GAINS = {
-    "BaseDNN": 0.2, "MAIL-BaseDNN": 1.0, "BaseDNN oracle": 1.8, "DMR": 0.2, "MAIL-None": 0.2, "MAIL-Single": 2.0, "MAIL-Dual": 0.5
-}  # fmt: skip
+    "BaseDNN": 0.2,
+    "MAIL-BaseDNN": 1.0,
+    "BaseDNN oracle": 1.8,
+    "DMR": 0.2,
+    "MAIL-None": 0.2,
+    "MAIL-Single": 2.0,
+    "MAIL-Dual": 0.5,
+}
 
 
-def finished(config: Path, methods: list[str], seeds: int) -> list[Run]:
+def finished(config: Path, methods: list[str], seeds: int) -> list[TrainingJob]:
     """Runs whose scores know the labels as well as GAINS says."""
-    runs = plan(config, config.parent / "out", methods, seeds, ())
+    runs = plan_trainings(config, config.parent / "out", methods, seeds, ())
     data = np.random.default_rng(0)
     labels, users = data.integers(2, size=1000), data.integers(300, size=1000)
     for run in runs:
         run.path.mkdir(parents=True)
         noise = np.random.default_rng([run.seed, 7]).normal(size=1000)
         gain = np.where(users % 2 == 0, GAINS[run.method], 0.2) + 0.01 * run.seed
-        Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(
+        Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0).save(
             run.run_dir.predictions
         )
         run.run_dir.metrics.write_text(
@@ -38,7 +49,11 @@ def finished(config: Path, methods: list[str], seeds: int) -> list[Run]:
 
 
 def made(
-    name: str, runs: list[Run], out: Path, dataset: str | None = None, num_resamples: int = 20
+    name: str,
+    runs: list[TrainingJob],
+    out: Path,
+    dataset: str | None = None,
+    num_resamples: int = 20,
 ) -> str:
     section = make_table(name, runs, out, dataset, num_resamples)
     section.save(out, "mail-torchrec reproduce", "name: small")
@@ -73,7 +88,7 @@ def test_a_table_says_which_gains_are_real(config: Path, tmp_path: Path) -> None
         and "], a gain; old users +.0000 [+.0000, +.0000], none. It recovers " in mail["verdict"]
     )
     assert mail["verdict"] in text and "- DMR" not in text
-    new = {line["name"]: line["figures"]["new"]["auc"]["mean"] for line in table["methods"]}
+    new = {line["name"]: line["metrics"]["new"]["auc"]["mean"] for line in table["methods"]}
     assert mail["differences"]["new"]["auc"]["mean"] == pytest.approx(
         new["MAIL-BaseDNN"] - new["BaseDNN"]
     )
@@ -107,7 +122,9 @@ def test_table_3_checks_the_papers_order_and_is_relative_to_mail(
 ) -> None:
     runs = finished(
         config,
-        methods_of("table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]),
+        section_methods(
+            "table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]
+        ),
         seeds=2,
     )
     made("table3", runs, tmp_path / "out", num_resamples=100)
@@ -129,14 +146,14 @@ def test_table_3_checks_the_papers_order_and_is_relative_to_mail(
     ]
 
 
-def test_the_papers_figures_stand_beside_ours(config: Path, tmp_path: Path) -> None:
+def test_the_papers_metrics_stand_beside_ours(config: Path, tmp_path: Path) -> None:
     text = made(
         "table2",
         finished(config, ["BaseDNN", "MAIL-BaseDNN", "BaseDNN oracle"], seeds=2),
         tmp_path / "out",
         "public",
     )
-    _, beside = text.split("The paper's own figures (public dataset) beside ours:")
+    _, beside = text.split("The paper's own metrics (public dataset) beside ours:")
     line = next(line for line in beside.splitlines() if line.startswith("| MAIL-BaseDNN"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert (cells[2], cells[4], cells[6], cells[8]) == (
@@ -145,39 +162,47 @@ def test_the_papers_figures_stand_beside_ours(config: Path, tmp_path: Path) -> N
         ".5710",
         "+0.92 %",
     ) and "oracle" not in beside
-    assert (
-        cells[1]
-        == f"{json.loads((tmp_path / 'out/table2.json').read_text())['methods'][1]['figures']['new']['auc']['mean']:.4f}"[
-            1:
-        ]
-    )
+    mail = json.loads((tmp_path / "out/table2.json").read_text())["methods"][1]
+    assert cells[1] == f"{mail['metrics']['new']['auc']['mean']:.4f}"[1:]
     assert (tmp_path / "out/table2.png").stat().st_size
 
 
 def test_numbers_are_short() -> None:
-    assert interval_text(Interval(0.0012, -0.0003, 0.00271, 5)) == "+.0012 [-.0003, +.0027]"
+    assert format_difference(Interval(0.0012, -0.0003, 0.00271, 5)) == "+.0012 [-.0003, +.0027]"
     assert (
-        interval_text(Interval(-0.0012, None, None, 1)) == "-.0012" and interval_text(None) == "-"
+        format_difference(Interval(-0.0012, None, None, 1)) == "-.0012"
+        and format_difference(None) == "-"
     )
-    assert percent(Interval(0.123, -0.05, 1.2, 5)) == "12 % [-5 %, 120 %]" and percent(None) == "-"
+    assert (
+        format_share(Interval(0.123, -0.05, 1.2, 5)) == "12 % [-5 %, 120 %]"
+        and format_share(None) == "-"
+    )
 
 
-@pytest.mark.parametrize(("interval", "word"), [
-    (Interval(0.2, 0.1, 0.3, 5), "a gain"), (Interval(-0.2, -0.3, -0.1, 5), "a loss"), (Interval(0.1, -0.1, 0.3, 5), "none"),
-    (Interval(-0.1, -0.3, 0.1, 5), "none"), (Interval(0.1, 0.0, 0.2, 5), "none"), (None, "unknown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        (Interval(0.2, 0.1, 0.3, 5), "a gain"),
+        (Interval(-0.2, -0.3, -0.1, 5), "a loss"),
+        (Interval(0.1, -0.1, 0.3, 5), "none"),
+        (Interval(-0.1, -0.3, 0.1, 5), "none"),
+        (Interval(0.1, 0.0, 0.2, 5), "none"),
+        (None, "unknown"),
+    ],
+)
 def test_a_difference_whose_interval_holds_0_is_none(interval: Interval | None, word: str) -> None:
-    assert gain_word(interval) == word
+    assert classify_difference(interval) == word
 
 
 def test_a_method_that_the_table_does_not_have_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"table3 has no method \['MetaEmb'\]; it has: BaseDNN, MAIL-None"
     ):
-        methods_of("table3", ["BaseDNN", "MetaEmb"])
+        section_methods("table3", ["BaseDNN", "MetaEmb"])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded_runs")
 def test_tables_are_trained_resumed_and_share_their_runs(config: Path, tmp_path: Path) -> None:
     arguments = [
         "--config",
@@ -203,7 +228,7 @@ def test_tables_are_trained_resumed_and_share_their_runs(config: Path, tmp_path:
         ]
         for part in ("new", "old"):
             for figure in ("auc", "gauc"):
-                assert method["figures"][part][figure]["mean"] == pytest.approx(
+                assert method["metrics"][part][figure]["mean"] == pytest.approx(
                     np.mean([run[part][figure] for run in metrics]), abs=1e-9
                 )
     written = {

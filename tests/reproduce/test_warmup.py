@@ -1,4 +1,4 @@
-"""The warm-up sweep: what is evaluated, and what is said of it."""
+"""The warm-up sweep: its evaluations, and the verdicts on them."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
 from mail_torchrec.metrics.predictions import Predictions
-from mail_torchrec.reproduce.runner import Run, plan
-from mail_torchrec.reproduce.warmup import KEPT, evaluations, make_warmup
+from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
+from mail_torchrec.reproduce.warmup import KEPT, make_warmup, plan_evaluations
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 
@@ -21,15 +21,17 @@ REAL = {0: 0.1, 1: 0.1, 2: 0.4, 5: 1.5, 10: 1.6, 20: 1.7}
 virtual ones are worth 0.5."""
 
 
-def swept(config: Path, methods: list[str], gains: dict[int, float], seeds: int = 2) -> list[Run]:
+def swept(
+    config: Path, methods: list[str], gains: dict[int, float], seeds: int = 2
+) -> list[TrainingJob]:
     """Finished runs whose scores know the labels as well as ``gains`` says."""
-    runs = plan(config, config.parent / "out", methods, seeds, ())
+    runs = plan_trainings(config, config.parent / "out", methods, seeds, ())
     data = np.random.default_rng(0)
     labels, users = data.integers(2, size=2000), data.integers(600, size=2000)
     paths = [(run, 0, run.run_dir.predictions) for run in runs]
     paths += [
-        (each.run, kept, each.predictions)
-        for each, kept in zip(evaluations(runs), np.repeat(KEPT[1:], len(runs)), strict=True)
+        (each.training, kept, each.predictions)
+        for each, kept in zip(plan_evaluations(runs), np.repeat(KEPT[1:], len(runs)), strict=True)
     ]
     for run, kept, path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,14 +41,15 @@ def swept(config: Path, methods: list[str], gains: dict[int, float], seeds: int 
             if run.method.startswith("MAIL") and kept == 0
             else gains[int(kept)] + 0.3 * (kept == 2) * (run.seed - 1)
         )
-        Predictions.of(noise + gain * labels, labels, users, users % 2 == 0).save(path)
+        Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0).save(path)
     return runs
 
 
 def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> None:
-    runs = plan(config, config.parent / "out", ["BaseDNN", "MAIL-BaseDNN"], 2, ())
+    runs = plan_trainings(config, config.parent / "out", ["BaseDNN", "MAIL-BaseDNN"], 2, ())
     asked = {
-        (each.run.title, each.arguments()[-1], each.predictions.name) for each in evaluations(runs)
+        (each.training.title, each.arguments()[-1], each.predictions.name)
+        for each in plan_evaluations(runs)
     }
     assert asked == {
         (run.title, f"data.cold_start.keep={kept}", f"keep-{kept}.npz")
@@ -57,7 +60,8 @@ def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> 
 
 @pytest.mark.parametrize(("override", "message"), [
     ("data.cold_start.keep=1", "sweeps data.cold_start.keep itself, from 0 on; leave it out"),
-    ("data.new_user_max_behaviours=2", "data.new_user_max_behaviours=2 gives users with so many virtual ones; set it 0"),
+    ("data.new_user_max_behaviours=2",
+     "data.new_user_max_behaviours=2 gives users with so many virtual ones; set it 0"),
 ])  # fmt: skip
 def test_what_the_sweep_cannot_measure_is_refused_before_any_run(
     config: Path, tmp_path: Path, override: str, message: str
@@ -84,7 +88,7 @@ def test_the_point_where_virtual_behaviours_stop_paying_is_named(
         "MAIL-BaseDNN on virtual behaviours: BaseDNN passes at 5 real ones (5 real less virtual"
     )
     [sweep] = section.content["sweeps"]
-    lines = sweep["figures"]["auc"]
+    lines = sweep["metrics"]["auc"]
     assert (
         lines["plain"][2:] != lines["real"][:-2]
         and lines["plain"][1:] == lines["real"][1:]
@@ -115,9 +119,10 @@ def test_a_method_or_a_base_alone_is_swept(config: Path, tmp_path: Path) -> None
     section = make_warmup(
         swept(config, ["DMR", "MAIL-BaseDNN"], REAL, seeds=1), tmp_path / "out", num_resamples=20
     )
-    assert [(sweep["method"], sweep["base"], len(sweep["figures"]["auc"])) for sweep in section.content["sweeps"]] == [
-        ("MAIL-BaseDNN", None, 3), (None, "DMR", 1)
-    ]  # fmt: skip
+    assert [
+        (sweep["method"], sweep["base"], len(sweep["metrics"]["auc"]))
+        for sweep in section.content["sweeps"]
+    ] == [("MAIL-BaseDNN", None, 3), (None, "DMR", 1)]
     assert len(section.verdicts) == 1
 
 

@@ -1,4 +1,4 @@
-"""Requests made of the server's own description, and gRPC messages made of anything: each is answered as described, and none harms it."""
+"""Requests generated from the server's description, and random gRPC messages, do no harm."""
 
 import json
 import struct
@@ -15,11 +15,11 @@ from schemathesis import GenerationMode
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
-from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.scorer import Scorer
-from mail_torchrec.serve.openapi import REQUEST_FORMAT
-from tests.serve.conftest import version_in
+from mail_torchrec.serve.openapi_schemas import REQUEST_FORMAT
 from tests.serve.test_protocol import INFER, body
+from tests.support.exported_models import version_in
 from tools.served import Running
 
 PATHS = [
@@ -37,7 +37,7 @@ CALM = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_
 
 @pytest.fixture(autouse=True)
 def unharmed(server: Running, exported: Path) -> Any:
-    """Afterwards each golden request has its scores."""
+    """Checks afterwards that each golden request has its scores."""
     yield
     for request, scores in read_golden(exported / "first"):
         status, answer = server.ask(INFER, body(request))
@@ -58,7 +58,7 @@ def api(server: Running) -> Any:
 
 
 def described_values(parts: dict[str, Any], schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values of what the description uses for a request's columns; independent of the server's code."""
+    """Generates values of a schema of the description, independently of the server's code."""
     if "$ref" in schema:
         return described_values(parts, parts[schema["$ref"].rpartition("/")[2]])
     if "anyOf" in schema:
@@ -141,7 +141,7 @@ PARAMETERS = st.builds(pb.InferParameter) | st.builds(
 
 @st.composite
 def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
-    """Of the right or another model, with few or many, right or wrong tensors."""
+    """Generates messages for the right or another model, with right or wrong tensors."""
     version = draw(st.sampled_from(["", "", "", "first", "9"]))
     message = pb.ModelInferRequest(
         model_name=draw(st.sampled_from(["ads", "ads", "ads", "other"])), model_version=version
@@ -164,7 +164,7 @@ def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
 
 @st.composite
 def spoilt(draw: st.DrawFn, good: pb.ModelInferRequest) -> pb.ModelInferRequest:
-    """A good call, of which one tensor was changed."""
+    """Generates changes of one tensor of a good call."""
     message = pb.ModelInferRequest()
     message.CopyFrom(good)
     i = draw(st.integers(0, len(message.inputs) - 1))
@@ -189,7 +189,7 @@ def spoilt(draw: st.DrawFn, good: pb.ModelInferRequest) -> pb.ModelInferRequest:
 
 
 def encoded_message(exported: Path) -> pb.ModelInferRequest:
-    """Three users' tensors."""
+    """Builds a call with three users' tensors."""
     names = {"int64": "INT64", "float32": "FP32", "bool": "BOOL"}
     message = pb.ModelInferRequest(model_name="ads")
     for name, array in (

@@ -1,4 +1,4 @@
-"""What is handed to KServe: its containers follow Kubernetes' schema, and the command in the first serves."""
+"""KServe's manifests follow Kubernetes' schema, and the command in the first one serves."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.launch.test_kubernetes import VERSIONS, check
-from tests.serve.conftest import version_in
+from tests.support.exported_models import version_in
 from tests.support.kubernetes_manifest import resources
 from tools.served import ROOT, running
 
@@ -15,7 +15,7 @@ OF_KSERVE = {"modelFormat", "protocolVersion", "runtime", "storageUri"}
 
 
 def predictor(name: str) -> dict[str, Any]:
-    """What a manifest asks of KServe, which knows these keys beside those of a pod."""
+    """Reads a manifest's predictor; KServe has these keys beside those of a pod."""
     resource = yaml.safe_load((ROOT / "launch" / "kubernetes" / name).read_text())
     assert (resource["apiVersion"], resource["kind"], set(resource["spec"])) == (
         "serving.kserve.io/v1beta1",

@@ -1,4 +1,4 @@
-"""Golden requests through real clients: the golden scores; and what is wrong is refused, told, and harms nobody."""
+"""Golden requests by real clients get the golden scores; bad requests are refused."""
 
 import json
 import time
@@ -14,10 +14,10 @@ import tritonclient.http
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Scorer
-from tests.serve.conftest import version_in
+from tests.support.exported_models import version_in
 from tools.served import Running, as_json, raw, tensors
 
 INFER = "/v2/models/ads/infer"
@@ -77,14 +77,23 @@ def test_health_and_metadata_are_those_of_the_manifest(
 ) -> None:
     with connect(client, server) as to:
         assert to.is_server_live() and to.is_server_ready() and to.is_model_ready("ads")
-        told = to.get_model_metadata(
+        metadata = to.get_model_metadata(
             "ads", **({} if client is tritonclient.http else {"as_json": True})
         )
-    assert told["versions"] == [version_in(exported / "first")]
-    assert [entry["name"] for entry in told["inputs"]] == [
+    assert metadata["versions"] == [version_in(exported / "first")]
+    assert [entry["name"] for entry in metadata["inputs"]] == [
         "request",
         *(spec.name for spec in Scorer(exported / "first").manifest.inputs),
     ]
+    outputs = {
+        entry["name"]: (entry["datatype"], [int(size) for size in entry["shape"]])
+        for entry in metadata["outputs"]
+    }
+    assert outputs == {
+        **dict.fromkeys(("pctr", "pcvr", "pctcvr"), ("FP32", [-1])),
+        "history.virtual": ("FP32", [-1, 6, 8]),
+        **dict.fromkeys(("history.user", "history.item"), ("FP32", [-1, 8])),
+    }
 
 
 def test_plain_json_gets_the_golden_scores_and_the_version(server: Running, exported: Path) -> None:
@@ -142,28 +151,82 @@ BAD: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "no UTF-8": (lambda _: b"\xff\xfe\x00", 400, "should be JSON in UTF-8"),
     "nested": (lambda _: b"[" * 40_000, 400, "nested so deep"),
     "no inputs": (lambda _: {}, 400, "inputs: Field required"),
-    "a NaN": (lambda _: b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}', 400, "NaN is no JSON number"),
-    "beyond float32": (lambda e: with_data(e, "income", [1e39]), 400, "input 'income' should be finite"),
-    "strings for numbers": (lambda e: with_data(e, "city", ["1"]), 400, "input 'city': 'data' should be INT64, received other values"),
+    "a NaN": (
+        lambda _: b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}',
+        400,
+        "NaN is no JSON number",
+    ),
+    "beyond float32": (
+        lambda e: with_data(e, "income", [1e39]),
+        400,
+        "input 'income' should be finite",
+    ),
+    "strings for numbers": (
+        lambda e: with_data(e, "city", ["1"]),
+        400,
+        "input 'city': 'data' should be INT64, received other values",
+    ),
     "an unknown key": (lambda e: changed(e) | {"x": 1}, 400, "x: Extra inputs"),
-    "a negative id": (lambda e: changed(e, city=np.array([-1])), 400, "input 'city' should be at least 0, received -1"),
-    "an id too large": (lambda e: changed(e, city=np.array([99])), 400, "input 'city' should be at most 5, received 99"),
-    "another type": (lambda e: changed(e, city=np.array([1.0], np.float32)), 400, "input 'city' should be INT64, received FP32"),
-    "another shape": (lambda e: changed(e, city=np.array([[1]])), 400, "input 'city' should have the shape ['users'], received [1, 1]"),
+    "a negative id": (
+        lambda e: changed(e, city=np.array([-1])),
+        400,
+        "input 'city' should be at least 0, received -1",
+    ),
+    "an id too large": (
+        lambda e: changed(e, city=np.array([99])),
+        400,
+        "input 'city' should be at most 5, received 99",
+    ),
+    "another type": (
+        lambda e: changed(e, city=np.array([1.0], np.float32)),
+        400,
+        "input 'city' should be INT64, received FP32",
+    ),
+    "another shape": (
+        lambda e: changed(e, city=np.array([[1]])),
+        400,
+        "input 'city' should have the shape ['users'], received [1, 1]",
+    ),
     "two sizes": (lambda e: changed(e, city=np.array([1, 1])), 400, "with users = 1, received [2]"),
-    "nobody's candidate": (lambda e: changed(e, **{"candidate.user": np.array([1])}), 400, "'candidate.user' should be below 1"),
+    "nobody's candidate": (
+        lambda e: changed(e, **{"candidate.user": np.array([1])}),
+        400,
+        "'candidate.user' should be below 1",
+    ),
     "an unknown input": (lambda e: changed(e, shoe=np.array([1])), 400, "unknown: ['shoe']"),
-    "raw: a wrong type": (lambda e: with_user(e, city=3), 400, "user: column 'city' should hold one string or null"),
-    "raw: an unknown column": (lambda e: with_user(e, shoe=3), 400, "column 'shoe' is none of this model's"),
-    "raw: a NaN": (lambda _: raw_text('{"user": {"income": NaN}, "candidates": [{}]}'), 400, "NaN is no JSON number"),
-    "raw: no candidates": (lambda _: raw_text('{"user": {}, "candidates": []}'), 400, "candidates: List should have at least 1 item"),
-    "too many candidates": (lambda _: raw_text(json.dumps({"user": {}, "candidates": [{}] * 41})), 413, "at most 40 candidates"),
+    "raw: a wrong type": (
+        lambda e: with_user(e, city=3),
+        400,
+        "user: column 'city' should hold one string or null",
+    ),
+    "raw: an unknown column": (
+        lambda e: with_user(e, shoe=3),
+        400,
+        "column 'shoe' is none of this model's",
+    ),
+    "raw: a NaN": (
+        lambda _: raw_text('{"user": {"income": NaN}, "candidates": [{}]}'),
+        400,
+        "NaN is no JSON number",
+    ),
+    "raw: no candidates": (
+        lambda _: raw_text('{"user": {}, "candidates": []}'),
+        400,
+        "candidates: List should have at least 1 item",
+    ),
+    "too many candidates": (
+        lambda _: raw_text(json.dumps({"user": {}, "candidates": [{}] * 41})),
+        413,
+        "at most 40 candidates",
+    ),
     "too many bytes": (lambda _: b" " * 50_001, 413, "at most 50000 bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_told(server: Running, exported: Path, case: str) -> None:
+def test_a_bad_request_is_refused_with_the_reason(
+    server: Running, exported: Path, case: str
+) -> None:
     make, expected, message = BAD[case]
     status, answer = server.ask(INFER, make(exported))
     assert status == expected and message in answer["error"], answer
@@ -186,9 +249,14 @@ def test_other_models_versions_outputs_paths_and_methods_are_refused(
     assert status == 400 and "output 'pay' should be one of pctr, pcvr, pctcvr" in answer["error"]
 
 
-@pytest.mark.parametrize(("name", "text", "code"), [
-    ("ads", "{", "INVALID_ARGUMENT"), ("other", "{}", "NOT_FOUND"), ("ads", " " * 50_001, "RESOURCE_EXHAUSTED"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("ads", "{", "INVALID_ARGUMENT"),
+        ("other", "{}", "NOT_FOUND"),
+        ("ads", " " * 50_001, "RESOURCE_EXHAUSTED"),
+    ],
+)
 def test_grpc_has_a_status_for_each(server: Running, name: str, text: str, code: str) -> None:
     client = tritonclient.grpc
     with (
@@ -241,25 +309,25 @@ def test_no_body_is_a_fault_of_the_server(
 
 
 def test_the_description_lists_what_there_is(server: Running) -> None:
-    status, told = server.ask("/openapi.json")
-    assert status == 200 and told["openapi"].startswith("3.")
-    for path, item in told["paths"].items():
+    status, described = server.ask("/openapi.json")
+    assert status == 200 and described["openapi"].startswith("3.")
+    for path, item in described["paths"].items():
         if "get" in item and "{" not in path:
             assert server.ask(path)[0] == 200, path
-    assert {"inputs", "outputs"} <= told["components"]["schemas"]["InferenceRequest"][
+    assert {"inputs", "outputs"} <= described["components"]["schemas"]["InferenceRequest"][
         "properties"
     ].keys()
 
 
 def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, exported: Path) -> None:
     golden, version = read_golden(exported / "first"), version_in(exported / "first")
-    before = server.figures()
+    before = server.metrics()
     new = next(request for request, _ in golden if not request.user["history"])
     unseen = golden[-1][0]
     for request in (new, new, unseen):
         assert server.ask(INFER, body(request))[0] == 200
     assert server.ask(INFER, {})[0] == 400
-    after = server.figures()
+    after = server.metrics()
 
     def more(key: str) -> float:
         return after[key] - before.get(key, 0)
@@ -280,7 +348,7 @@ def test_metrics_count_new_users_unknown_ids_and_refusals(server: Running, expor
 
 
 def test_an_idle_connection_is_kept(server: Running) -> None:
-    """A load balancer keeps its connections for a minute or ten, and what it sends into one that is being closed is lost."""
+    """Load balancers keep connections for minutes; requests into a closing one are lost."""
     connection = HTTPConnection(server.http)
     for pause in (6, 0):
         connection.request("GET", "/v2/health/ready")

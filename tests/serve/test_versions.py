@@ -13,14 +13,14 @@ import tritonclient.grpc
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.inference.errors import RefusedError
-from mail_torchrec.inference.manifest import read_golden
-from mail_torchrec.inference.traffic_split import Split
-from mail_torchrec.serve.prometheus import Metrics
-from mail_torchrec.serve.versions import Versions
-from tests.serve.conftest import version_in
+from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.traffic_split import TrafficSplit
+from mail_torchrec.serve.prometheus import ServerMetrics
+from mail_torchrec.serve.versions import ModelVersions
 from tests.serve.test_protocol import INFER, body
-from tools.served import Running, make_liar, make_version, put, raw, running, wait_for
+from tests.support.exported_models import version_in
+from tools.served import Running, make_bad_version, make_version, publish, raw, running, wait_for
 
 Ask = Callable[[Any], tuple[str, Any]]
 """A request -> the version that answered, and ``pctr``."""
@@ -87,7 +87,7 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
         version_in(exported / "second"),
     )
     root.mkdir()
-    put(exported / "first", root / "a")
+    publish(exported / "first", root / "a")
     make_version(
         exported / "first", tmp_path / "third", created="2999-01-01T00:00:00+00:00", factor=0.5
     )
@@ -114,17 +114,19 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
                 exported / "second", root / "damaged"
             )  # its tables are not those of the manifest
             (root / "damaged" / "tables" / "city.float32").write_bytes(b"half")
-            make_liar(exported / "second", root / ".liar", created="3000-01-01T00:00:00+00:00")
-            (root / ".liar").rename(root / "liar")
+            make_bad_version(
+                exported / "second", root / ".bad", created="3000-01-01T00:00:00+00:00"
+            )
+            (root / ".bad").rename(root / "bad")
             wait_for(lambda: "differ by 0.05 from the trainer's" in server.log.read_text())
             wait_for(
                 lambda: "city.float32' is not the file that was exported" in server.log.read_text()
             )
             assert server.ask("/v2/models/ads")[1]["versions"] == [first]
 
-            put(exported / "second", root / "b")
+            publish(exported / "second", root / "b")
             wait_for(lambda: fewest(second) > 3)
-            put(tmp_path / "third", root / "c")
+            publish(tmp_path / "third", root / "c")
             wait_for(lambda: fewest(version_in(tmp_path / "third")) > 3)
             shutil.rmtree(root / "c")  # back
             before = rest.answered[second], of_grpc.answered[second]
@@ -145,18 +147,18 @@ def test_versions_are_switched_under_load_and_bad_ones_refused_without_a_failed_
 
 def test_users_are_split_and_the_answer_says_which_version(exported: Path, tmp_path: Path) -> None:
     request, _ = read_golden(exported / "first")[3]
-    split = Split("first", 0.5)
+    split = TrafficSplit("first", 0.5)
     with running(
         exported, tmp_path / "log", "--name", "ads", "--threads", "1", "--split", "first=0.5"
     ) as server:
         for user in range(12):
             status, answer = server.ask(INFER, body(request, parameters={"user": user}))
-            expected = exported / ("first" if split.takes(str(user)) else "second")
+            expected = exported / ("first" if split.is_assigned(str(user)) else "second")
             assert status == 200 and answer["model_version"] == version_in(expected)
             assert np.allclose(answer["outputs"][0]["data"], pctr(expected)[3], atol=1e-5)
         status, answer = server.ask(INFER, body(request))  # by the group key among the raw values
         assert answer["model_version"] == version_in(
-            exported / ("first" if split.takes(str(request.user["user"])) else "second")
+            exported / ("first" if split.is_assigned(str(request.user["user"])) else "second")
         )
         status, answer = server.ask(
             INFER,
@@ -172,13 +174,14 @@ def test_users_are_split_and_the_answer_says_which_version(exported: Path, tmp_p
 def test_a_split_has_its_share_and_another_salt_deals_anew() -> None:
     users = [str(i) for i in range(2000)]
     one, other = (
-        [Split("b", 0.1, salt).takes(user) for user in users] for salt in ("one", "other")
+        [TrafficSplit("b", 0.1, salt).is_assigned(user) for user in users]
+        for salt in ("one", "other")
     )
     assert (
         abs(sum(one) - 200) < 60 and 5 < sum(a and b for a, b in zip(one, other, strict=True)) < 45
     )  # 4.5 and 3.5 deviations
-    assert all(Split("b", 1.0).takes(user) for user in users[:50]) and not any(
-        Split("b", 0.0).takes(user) for user in users[:50]
+    assert all(TrafficSplit("b", 1.0).is_assigned(user) for user in users[:50]) and not any(
+        TrafficSplit("b", 0.0).is_assigned(user) for user in users[:50]
     )
 
 
@@ -187,8 +190,8 @@ def test_a_half_copied_version_is_taken_in_when_it_is_whole_and_the_last_is_neve
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    put(exported / "first", root / "a")
-    versions = Versions(root, Metrics(), threads=1)
+    publish(exported / "first", root / "a")
+    versions = ModelVersions(root, ServerMetrics(), threads=1)
     shutil.copytree(exported / "second", root / "b", ignore=shutil.ignore_patterns("model.onnx"))
     [problem] = versions.refresh()
     assert (
@@ -204,17 +207,26 @@ def test_a_half_copied_version_is_taken_in_when_it_is_whole_and_the_last_is_neve
     [last] = versions.all
     request, scores = read_golden(exported / {"a": "first", "b": "second"}[last.folder.name])[0]
     assert np.abs(last.score(request)["pctr"] - scores["pctr"]).max() <= 1e-5
-    with pytest.raises(RefusedError, match="version 'a' should be one of"):
-        Versions(exported, Metrics(), threads=1).choose("a", None)
+    with pytest.raises(InvalidRequestError, match="version 'a' should be one of"):
+        ModelVersions(exported, ServerMetrics(), threads=1).choose("a", None)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--model", "nowhere"], "none is good"),
-    (["--model", "MODELS", "--split", "0.5"], "--split should be VERSION=SHARE with a share from 0 to 1, received '0.5'"),
-    (["--model", "MODELS", "--split", "first=2"], "a share from 0 to 1, received 'first=2'"),
-    (["--model", "MODELS", "--split", "third=0.5"], "--split: version 'third' should be one of"),
-    (["--model", "MODELS", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1:8080"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere"], "none is good"),
+        (
+            ["--model", "MODELS", "--split", "0.5"],
+            "--split should be VERSION=SHARE with a share from 0 to 1, received '0.5'",
+        ),
+        (["--model", "MODELS", "--split", "first=2"], "a share from 0 to 1, received 'first=2'"),
+        (
+            ["--model", "MODELS", "--split", "third=0.5"],
+            "--split: version 'third' should be one of",
+        ),
+        (["--model", "MODELS", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1:8080"),
+    ],
+)
 def test_a_server_that_cannot_serve_says_why(
     exported: Path, options: list[str], message: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Logs whose truth is known."""
+"""Exposure logs with a known lift."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mail_torchrec.inference.traffic_split import Split
+from mail_torchrec.inference.traffic_split import TrafficSplit
 
 
 def write_log(
@@ -19,14 +19,14 @@ def write_log(
     share: float = 0.5,
     spread: float = 20.0,
 ) -> pa.Table:
-    """Users differ in how often they come and in how much they click, so that impressions of a user belong together.
+    """Writes a log of users who differ in visits and click rates, so impressions are clustered.
 
     Version ``b`` serves a share of the users by the server's own rule, and they click ``1 + lift``
     times as often.
     """
     random = np.random.default_rng(seed)
     users = np.arange(num_users) + num_users * seed
-    in_b = Split("b", share).takes_all(pa.array(users))
+    in_b = TrafficSplit("b", share).assigned_mask(pa.array(users))
     rates = random.beta(0.1 * spread, 0.9 * spread, num_users) * np.where(in_b, 1 + lift, 1)
     user_of_R: NDArray[np.int64] = np.repeat(np.arange(num_users), 1 + random.poisson(rates * 40))
     clicked = random.random(len(user_of_R)) < rates[user_of_R]

@@ -1,4 +1,4 @@
-"""A tower that fails on one rank at one step, but not after a restart, for tests of what the other ranks do."""
+"""Ranking tower that fails on one rank at one step, but not after a restart."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Rows of a small schema as plain Python dicts, and what becomes of them, worked out without the code under test.
+"""Rows of a small schema as plain Python dicts, and a plain reference of their encoding.
 
 The reference decides nothing about who is hidden: tests say which users are.
 """
@@ -153,14 +153,14 @@ def seen(row: Row, column: str, hidden: set[int]) -> list[Any]:
 
 
 def vocabularies(rows: Sequence[Row], hidden: set[int]) -> dict[str, list[Any]]:
-    """Table -> its values by row."""
+    """Returns the values of each table in the order of their rows."""
     counts: dict[str, Counter[Any]] = {table: Counter() for table in TABLES.values()}
     for row in rows:
         for column, table in TABLES.items():
             counts[table].update(value for value in seen(row, column, hidden) if value is not None)
     # Strings are ordered by their UTF-8 bytes.
     return {
-        table: dealt(
+        table: spread_evenly(
             [
                 value
                 for _, _, value in sorted(
@@ -172,8 +172,8 @@ def vocabularies(rows: Sequence[Row], hidden: set[int]) -> dict[str, list[Any]]:
     }
 
 
-def dealt(values: list[Any]) -> list[Any]:
-    """Values, most frequent first, by row: in the order of k times the golden section, modulo 1, of the k-th."""
+def spread_evenly(values: list[Any]) -> list[Any]:
+    """Orders values, most frequent first, by k times the golden ratio, modulo 1, of the k-th."""
     return [
         values[k]
         for k in sorted(range(len(values)), key=lambda k: math.modf(k * (math.sqrt(5) - 1) / 2)[0])

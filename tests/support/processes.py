@@ -1,13 +1,16 @@
-"""Commands of the package on several ranks, each a real process: alone as under srun, or under torchrun."""
+"""Commands of the package on several ranks, each a process: as under srun, or under torchrun."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
 
-ROOT = Path(__file__).parents[2]
+from tests.support.preloaded import ROOT, PreloadedProcess, command
 
 
 @dataclass
@@ -20,49 +23,98 @@ class Ended:
 
 
 def without_launcher(world_size: int, *arguments: str, timeout: float = 120) -> list[Ended]:
-    """``mail-torchrec`` on ranks that nobody looks after; their ends in the order of the ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """``mail-torchrec`` on ranks that nobody looks after; their ends in the order of the ranks.
+
+    They are forked from a process that has imported the package, which is no part of any claim.
+    """
     environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-        "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
-    command = [sys.executable, "-m", "mail_torchrec", *arguments]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank)},
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
-    finally:
+    with TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"{rank}.log" for rank in range(world_size)]
+        ranks = [
+            start(list(arguments), log, environment | {"RANK": str(rank)})
+            for rank, log in enumerate(logs)
+        ]
+        end = time.monotonic() + timeout
+        for rank in ranks:
+            rank.join(max(0.0, end - time.monotonic()))
+        late = [number for number, rank in enumerate(ranks) if rank.exitcode is None]
         for rank in ranks:
             rank.kill()
-    return [Ended(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+            rank.join()
+        outputs = [log.read_text() for log in logs]
+    assert not late, f"ranks {late} ran longer than {timeout} s:\n" + "\n=====\n".join(outputs)
+    return [Ended(rank.exitcode, output) for rank, output in zip(ranks, outputs, strict=True)]  # type: ignore[arg-type]
+
+
+class PreloadedPopen:
+    """``subprocess.Popen`` of ``python -m mail_torchrec``, as far as `reproduce` uses it."""
+
+    def __init__(
+        self,
+        words: list[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        env: dict[str, str],
+    ) -> None:
+        assert words[:3] == [sys.executable, "-m", "mail_torchrec"]
+        assert stdin == subprocess.DEVNULL
+        streams = (stdout.fileno(), stderr.fileno())
+        self._process = PreloadedProcess(command, (words[3:], os.getcwd()), env, *streams)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """Of an ended process its exit status."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit status of an ended process."""
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        self._process.terminate()
+
+    def wait(self) -> None:
+        """Waits for its end."""
+        self._process.join()
+
+
+def start(
+    arguments: list[str], log: Path, environment: dict[str, str] | None = None, cwd: Path = ROOT
+) -> PreloadedProcess:
+    """Starts ``mail-torchrec`` with these arguments; what it prints goes to the end of the log."""
+    with log.open("ab") as file:
+        streams = (file.fileno(), file.fileno())
+        process = PreloadedProcess(command, (arguments, str(cwd)), environment, *streams)
+        process.start()
+    return process
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def under_torchrun(
     world_size: int, *arguments: str, options: tuple[str, ...] = (), timeout: float = 180
 ) -> Ended:
-    """``mail-torchrec`` under a real torchrun on this host."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(world_size),
-        *options,
-    ]
+    """``mail-torchrec`` under a real torchrun on this host, in fresh interpreters."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*launcher, "-m", "mail_torchrec", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-    )  # fmt: skip
+        [*launcher, f"--nproc-per-node={world_size}", *options, "-m", "mail_torchrec", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+    )
     return Ended(done.returncode, done.stdout)

@@ -6,13 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mail_torchrec.towers.inputs import (
-    BehaviourSequence,
-    InputShapes,
-    Match,
-    RankingInputs,
-    SequenceShape,
-)
+from mail_torchrec.towers.inputs import InputShapes, RankingInputs, SequenceShape
+from mail_torchrec.towers.layers.sequences import BehaviourSequence, MatchInputs
 
 NUM_NEGATIVES = 6
 
@@ -48,7 +43,7 @@ def random_inputs(shapes: InputShapes, num_rows: int = 7, seed: int = 0) -> Rank
         lengths_B = whole(shape.max_length + 1, num_rows)
         lengths_B[:2] = torch.tensor([0, shape.max_length])[:num_rows]
         match_dim = shape.match_dim or shape.dim
-        match = Match(
+        match = MatchInputs(
             target_BD=normal(num_rows, match_dim),
             last_UD=normal(num_rows, match_dim),
             negatives_KD=normal(NUM_NEGATIVES, match_dim),
@@ -78,7 +73,10 @@ def random_inputs(shapes: InputShapes, num_rows: int = 7, seed: int = 0) -> Rank
 
 
 def numpy_row(inputs: RankingInputs, row: int) -> dict[str, Any]:
-    """One row for the reference: ``groups`` (attributes, context, items), ``numeric``, ``sequences``; no first-order weights."""
+    """Converts one row for the reference, without first-order weights.
+
+    Keys are ``groups`` (attributes, context, items), ``numeric`` and ``sequences``.
+    """
     sequences = []
     for sequence in inputs.sequences.values():
         match = sequence.match
@@ -109,7 +107,7 @@ def numpy_row(inputs: RankingInputs, row: int) -> dict[str, Any]:
 
 
 def rows_of(inputs: RankingInputs, rows: Tensor) -> RankingInputs:
-    """The inputs with these rows, in this order."""
+    """Selects rows [R] of the inputs, in this order."""
 
     def taken(sequence: BehaviourSequence) -> BehaviourSequence:
         match = sequence.match
@@ -136,7 +134,7 @@ def rows_of(inputs: RankingInputs, rows: Tensor) -> RankingInputs:
 
 
 def with_padding(inputs: RankingInputs, extra: int, garbage: float) -> RankingInputs:
-    """Longer sequences, and garbage in all positions behind the rows' lengths."""
+    """Lengthens the sequences, with garbage in all positions behind the rows' lengths."""
 
     def padded(sequence: BehaviourSequence) -> BehaviourSequence:
         values_BTD = torch.nn.functional.pad(sequence.values_BTD, (0, 0, 0, extra))
@@ -154,7 +152,10 @@ def with_padding(inputs: RankingInputs, extra: int, garbage: float) -> RankingIn
 
 
 def ready(tower: nn.Module, seed: int = 0) -> nn.Module:
-    """The tower in float64 and evaluation mode, with random parameters and batch statistics away from their initial values."""
+    """Returns the tower in float64 and evaluation mode.
+
+    Parameters and batch statistics are random and away from their initial values.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, value in tower.double().state_dict().items():
         if value.is_floating_point():

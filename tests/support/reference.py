@@ -1,4 +1,6 @@
-"""The method's formulas in float64 NumPy, row by row and position by position, written from the papers and not from the code.
+"""Formulas of the method in float64 NumPy, row by row and position by position.
+
+They are written from the papers, not from the code under test.
 
 Parameters are read from a ``state_dict`` by name; everything is as in evaluation (no dropout,
 running batch statistics).
@@ -57,7 +59,7 @@ def esmm(
     conversion: int,
     click_weight: float,
 ) -> tuple[float, ...]:
-    """One row: pCVR, pCTCVR and the weighted loss (Ma et al. 2018, Eqs. 1 and 4), with probabilities multiplied as they stand."""
+    """Computes pCVR, pCTCVR and the weighted loss of one row (Ma et al. 2018, Eqs. 1 and 4)."""
     layers = sorted({int(name.split(".")[1]) for name in p if name.endswith("weight")})
     x = representation
     for layer in layers[:-1]:
@@ -338,10 +340,10 @@ def din(
         for t in range(s["length"]):
             e = s["values"][t]
             hidden = dense(
-                p, f"interests.{index}.score.0", np.concatenate([target, e, target - e, target * e])
+                p, f"pooling.{index}.score.0", np.concatenate([target, e, target - e, target * e])
             )
-            hidden = prelu(hidden, p[f"interests.{index}.score.1.weight"])
-            weights.append(float(dense(p, f"interests.{index}.score.2", hidden)[0]))
+            hidden = prelu(hidden, p[f"pooling.{index}.score.1.weight"])
+            weights.append(float(dense(p, f"pooling.{index}.score.2", hidden)[0]))
         if normalise == "softmax" and weights:
             weights = list(softmax(np.array(weights)))
         parts.append(
@@ -379,7 +381,10 @@ def dmr_scores(p: Parameters, name: str, s: dict[str, Any], target: Array | None
 
 
 def dmr_users(p: Parameters, name: str, s: dict[str, Any]) -> list[Array]:
-    """``u_0 .. u_L`` by the full prefix definition: ``u_t`` attends to the first t behaviours; ``u_0`` to none."""
+    """Computes ``u_0 .. u_L`` by the full prefix definition.
+
+    ``u_t`` attends to the first t behaviours; ``u_0`` to none.
+    """
     scores = dmr_scores(p, f"{name}.scores", s, None)
     users = []
     for t in range(s["length"] + 1):
@@ -395,7 +400,10 @@ def dmr(
     sequences: list[dict[str, Any]],
     has_match: bool,
 ) -> tuple[float, list[float | None]]:
-    """The logit, and of each sequence the match loss or None where it does not count. ``groups``: attributes, context, items."""
+    """Computes the logit, and the match loss of each sequence or None where it does not count.
+
+    ``groups`` are attributes, context and items.
+    """
     attributes, context, items = groups
     parts, losses = [attributes.ravel(), items.ravel(), context.ravel(), numeric], []
     for index, s in enumerate(sequences):

@@ -1,4 +1,7 @@
-"""The synthetic world is what its README says: the same bits for a seed, a non-linear map, histories that reveal it, a known best AUC."""
+"""The synthetic world is what its README says.
+
+The same bits for a seed, a non-linear map, histories that reveal it, a known best AUC.
+"""
 
 import hashlib
 import json
@@ -16,8 +19,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
-from mail_torchrec.synthetic.world import context_effect, draw_from_rows
-from mail_torchrec.synthetic.writer import ATTRIBUTES, WorldSettings, world_truth, write_world
+from mail_torchrec.synthetic.rows import ATTRIBUTES, ground_truth
+from mail_torchrec.synthetic.world import context_effect, sample_columns
+from mail_torchrec.synthetic.writer import WorldSettings, write_world
 
 SMALL = WorldSettings(users=3000, items=150, files=3, row_group_rows=1000, chunk_values=60_000)
 NULLABLE = {"attr_gender", "attr_following", "price"}
@@ -126,7 +130,7 @@ def test_a_user_is_the_same_in_every_row(world: Path) -> None:
 
 def history_vectors(table: pa.Table) -> np.ndarray:
     """The mean vector of each row's history, by a plain lookup in the truth."""
-    items, _ = world_truth(SMALL)
+    items, _ = ground_truth(SMALL)
     ids = {int((number + 1) * 0x2545F4914F6CDD1D) % 2**62: number for number in range(SMALL.items)}
     return np.array(
         [
@@ -138,11 +142,11 @@ def history_vectors(table: pa.Table) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def users(world: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every user: attribute levels, true interests (but for the personal part), mean history vector."""
+    """Users' attribute levels, true interests (but the personal part), mean history vectors."""
     table = rows(world, "train")
     _, first = np.unique(table["user_id"].to_numpy(), return_index=True)
     table = table.take(pa.array(first))
-    _, interest_map = world_truth(SMALL)
+    _, interest_map = ground_truth(SMALL)
     return levels(table), interest_map(levels(table)), history_vectors(table)
 
 
@@ -160,14 +164,14 @@ def test_histories_reveal_interests(users: tuple[np.ndarray, np.ndarray, np.ndar
 def test_an_additive_model_of_attributes_explains_little(
     users: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """One weight for every level of every attribute explains next to nothing; the level pairs explain everything."""
+    """A weight for each level explains next to nothing; the pairs of levels explain everything."""
     attributes, interests, _ = users
     single = np.concatenate([np.eye(column.max() + 1)[column] for column in attributes.T], axis=1)
     assert (
         LinearRegression().fit(single[::2], interests[::2]).score(single[1::2], interests[1::2])
         < 0.05
     )
-    _, interest_map = world_truth(SMALL)
+    _, interest_map = ground_truth(SMALL)
     paired = np.concatenate(
         [np.eye(100)[attributes[:, a] * 10 + attributes[:, b]] for a, b in interest_map.pairs_K2],
         axis=1,
@@ -187,7 +191,7 @@ def test_interests_are_standardised(users: tuple[np.ndarray, np.ndarray, np.ndar
 def test_actions_follow_affinity(world: Path) -> None:
     """Liked items are nearer to the rest of the history than items that were only watched."""
     table = rows(world, "train").slice(0, 1000)
-    items, _ = world_truth(SMALL)
+    items, _ = ground_truth(SMALL)
     ids = {int((number + 1) * 0x2545F4914F6CDD1D) % 2**62: number for number in range(SMALL.items)}
     mean = np.repeat(
         history_vectors(table), pc.list_value_length(table["history"]).to_numpy(), axis=0
@@ -240,7 +244,7 @@ def test_a_world_of_one_user(tmp_path: Path) -> None:
 def test_draws_follow_their_weights(seed: int) -> None:
     """Row by row; a column of weight zero is never drawn."""
     weights = np.array([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]])
-    drawn_rows, columns = draw_from_rows(weights, np.array([4000, 10]), np.random.default_rng(seed))
+    drawn_rows, columns = sample_columns(weights, np.array([4000, 10]), np.random.default_rng(seed))
     assert drawn_rows.tolist() == [0] * 4000 + [1] * 10
     assert set(columns[4000:]) == {0}
     assert 0 not in columns[:4000]

@@ -1,4 +1,4 @@
-"""Products rounded as bfloat16 units round them are those of PyTorch's own bfloat16, forward and backward."""
+"""Rounded products equal those of PyTorch's own bfloat16, forward and backward."""
 
 import torch
 

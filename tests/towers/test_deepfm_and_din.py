@@ -1,4 +1,4 @@
-"""What sets DeepFM, Wide & Deep and DIN apart from the other towers."""
+"""DeepFM, Wide & Deep and DIN: their own parts and options."""
 
 from dataclasses import replace
 from typing import Any
@@ -53,7 +53,10 @@ def test_one_field_has_no_second_order() -> None:
 def test_deepfm_says_which_dimensions_differ(change: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'deepfm' .*one dimension for all, received .*'items': 4.*set schema.dim .*or choose wide_deep",
+        match=(
+            r"'deepfm' .*one dimension for all, received .*'items': 4.*set schema.dim "
+            r".*or choose wide_deep"
+        ),
     ):
         build_tower("deepfm", {}, shapes(dim=4, **change))
 
@@ -125,12 +128,14 @@ def test_raw_weights_tell_how_often_a_behaviour_was_seen_and_softmax_does_not() 
             inputs,
             sequences={
                 "history": replace(
-                    history, values_BTD=history.values_BTD[1:2, :1].expand(7, 5, 4), lengths_B=torch.full((7,), length)
+                    history,
+                    values_BTD=history.values_BTD[1:2, :1].expand(7, 5, 4),
+                    lengths_B=torch.full((7,), length),
                 )
             },
         )
         for length in (1, 3)
-    )  # fmt: skip
+    )
     raw, softmax = (
         ready(build_tower("din", SMALL | {"normalise": normalise}, layout))
         for normalise in ("none", "softmax")

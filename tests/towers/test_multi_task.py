@@ -1,4 +1,4 @@
-"""The multi-task head: ESMM's product and loss, in float64 against the formula and in float32 where probabilities round to 0 and 1."""
+"""Multi-task head: the product and loss of ESMM, also where float32 rounds to 0 and 1."""
 
 from typing import Any
 
@@ -23,7 +23,8 @@ class Tower(nn.Module):
 
 
 def head(**options: Any) -> MultiTaskHead:
-    return ready(MultiTaskHead(MultiTaskSettings(**options), Tower(), "some"))  # type: ignore[return-value]
+    module = MultiTaskHead(MultiTaskSettings(**options), Tower(), "some")
+    return ready(module)  # type: ignore[return-value]
 
 
 def ranked(num_rows: int) -> RankingOutput:
@@ -110,7 +111,7 @@ def test_gradients_equal_finite_differences_of_the_formula() -> None:
 
 
 def exact_loss(x: float, y: float, both: int) -> tuple[float, float]:
-    """BCE of sigmoid(x) sigmoid(y) and its derivative in x, in float64 and from terms that do not cancel."""
+    """BCE of sigmoid(x) sigmoid(y) and its derivative in x, in float64 without cancellation."""
     x, y = np.float64(x), np.float64(y)
     odds_against = np.exp(-x) + np.exp(-y) + np.exp(-x - y)  # (1 - p) / p
     p, by_x = 1 / (1 + odds_against), np.exp(-x) + np.exp(-x - y)  # by_x is -d odds_against / dx
@@ -155,7 +156,10 @@ def test_a_product_of_probabilities_is_below_both() -> None:
 def test_a_tower_without_representation_is_refused() -> None:
     emblr = build_tower("emblr", {}, shapes(dim=1))
     assert isinstance(emblr, EmbLR)
-    message = r"model.multi_task: tower 'emblr' gives no representation .*representation_dim.*choose another tower, or model.multi_task=null"
+    message = (
+        r"model.multi_task: tower 'emblr' gives no representation .*representation_dim.*"
+        r"choose another tower, or model.multi_task=null"
+    )
     with pytest.raises(ValueError, match=message):
         MultiTaskHead(MultiTaskSettings(), emblr, "emblr")
 
@@ -163,13 +167,16 @@ def test_a_tower_without_representation_is_refused() -> None:
 @pytest.mark.parametrize(
     ("representation_BR", "received"), [(None, "none"), (torch.zeros(3, DIM + 1), r"\(3, 7\)")]
 )
-def test_a_tower_that_does_not_keep_its_word_is_named(
+def test_a_tower_without_its_declared_representation_is_named(
     representation_BR: Tensor | None, received: str
 ) -> None:
     output = RankingOutput(torch.zeros(3), representation_BR=representation_BR)
     with pytest.raises(
         ValueError,
-        match=rf"tower 'some' should return .*representation_BR of shape \(3, 6\), .*received {received}",
+        match=(
+            r"tower 'some' should return .*representation_BR of shape \(3, 6\), "
+            rf".*received {received}"
+        ),
     ):
         MultiTaskHead(MultiTaskSettings(), Tower(), "some")(output)
 
@@ -177,6 +184,6 @@ def test_a_tower_that_does_not_keep_its_word_is_named(
 @pytest.mark.parametrize(
     "option", [{"click_weight": 0.0}, {"click_weight": 1.0}, {"hidden_dims": [0]}]
 )
-def test_settings_refuse_what_trains_one_task_alone(option: dict[str, Any]) -> None:
+def test_settings_refuse_weights_that_train_one_task_alone(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
         MultiTaskSettings(**option)

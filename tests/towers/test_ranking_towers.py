@@ -1,4 +1,4 @@
-"""Every ranking tower equals its formula in NumPy, and no score depends on padding or on the other rows."""
+"""Ranking towers equal their formulas; no score depends on padding or on the other rows."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def tower_of(name: str, shapes: InputShapes, **options: Any) -> nn.Module:
 
 def logits(tower: nn.Module, inputs: RankingInputs) -> Tensor:
     with torch.no_grad():
-        return RankingOutput.of(tower(inputs)).logits_B
+        return RankingOutput.wrap(tower(inputs)).logits_B
 
 
 def expected_logits(
@@ -118,7 +118,7 @@ def test_every_parameter_gets_a_finite_gradient_even_without_behaviours(name: st
     tower, inputs = tower_of(name, layout).train(), random_inputs(layout)
     for sequence in inputs.sequences.values():
         sequence.lengths_B = torch.zeros_like(sequence.lengths_B)
-    output = RankingOutput.of(tower(inputs))
+    output = RankingOutput.wrap(tower(inputs))
     loss = output.logits_B.sum() + sum(
         (losses_B * weights_B).sum() for losses_B, weights_B, _ in output.auxiliary.values()
     )
@@ -135,7 +135,7 @@ def test_towers_compile_without_graph_breaks(name: str) -> None:
     torch.testing.assert_close(logits(compiled, inputs), logits(tower, inputs))
 
 
-def test_emblr_says_which_dimensions_are_not_1() -> None:
+def test_emblr_names_dimensions_that_are_not_1() -> None:
     with pytest.raises(
         ValueError,
         match=r"'emblr' needs tables of dimension 1, received .*'attributes': 4.*set schema.dim=1",
@@ -198,7 +198,7 @@ def test_dmr_without_output_table_takes_the_target_itself() -> None:
 @pytest.mark.parametrize("name", ["base_dnn", "din", "dmr"])
 @pytest.mark.parametrize("hidden_dims", [[8, 5], []])
 def test_the_logit_is_linear_in_the_representation(name: str, hidden_dims: list[int]) -> None:
-    """So a head on the representation starts from what the tower's own last layer sees."""
+    """So a head on the representation starts from the inputs of the tower's own last layer."""
     layout = shapes_for(name)
     tower, inputs = (
         tower_of(name, layout, hidden_dims=hidden_dims),
@@ -213,6 +213,6 @@ def test_the_logit_is_linear_in_the_representation(name: str, hidden_dims: list[
 
 def test_bare_logits_are_wrapped() -> None:
     logits_B = torch.ones(3)
-    output = RankingOutput.of(logits_B)
+    output = RankingOutput.wrap(logits_B)
     assert output.logits_B is logits_B and output.auxiliary == {}
-    assert RankingOutput.of(output) is output
+    assert RankingOutput.wrap(output) is output

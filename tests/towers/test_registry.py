@@ -1,4 +1,4 @@
-"""Towers by name, a user's own by import path, and what is said when that fails."""
+"""Towers by name, a user's own by import path, and the messages of failures."""
 
 from pathlib import Path
 
@@ -86,7 +86,10 @@ def test_a_users_tower_with_settings_gets_them_validated(own: str) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown tower 'dnr'; known are emblr, base_dnn, wide_deep, deepfm, din, dmr, or name your own as package.module:ClassName",
+        match=(
+            r"unknown tower 'dnr'; known are emblr, base_dnn, wide_deep, deepfm, din, dmr, "
+            r"or name your own as package.module:ClassName"
+        ),
     ):
         build_tower("dnr", {}, shapes())
 
@@ -94,7 +97,10 @@ def test_unknown_name() -> None:
 def test_import_path_that_does_not_import() -> None:
     with pytest.raises(
         ValueError,
-        match=r"tower 'no_such.place:Tower': cannot import 'no_such.place' \(ModuleNotFoundError.*PYTHONPATH",
+        match=(
+            r"tower 'no_such.place:Tower': cannot import 'no_such.place' "
+            r"\(ModuleNotFoundError.*PYTHONPATH"
+        ),
     ):
         build_tower("no_such.place:Tower", {}, shapes())
 

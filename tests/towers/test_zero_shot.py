@@ -1,4 +1,4 @@
-"""Each variant and switch of the zero-shot tower equals its formula; every variant trains all that it has."""
+"""Zero-shot tower: variants and switches equal their formulas and train all their parameters."""
 
 from itertools import product
 from typing import Any
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.towers.inputs import SequenceShape
-from mail_torchrec.towers.layers.behaviours import join
-from mail_torchrec.towers.zero_shot import ZeroShotLosses, ZeroShotSettings, ZeroShotTower
+from mail_torchrec.towers.layers.behaviours import concat_sequences
+from mail_torchrec.towers.zero_shot import ZeroShotTower
+from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses, reconstruction_losses
+from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
 from tests.support import reference
 from tests.support.random_inputs import ready
 
@@ -56,7 +58,7 @@ def rows(num_rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Sequences]:
 
 
 def total(losses: ZeroShotLosses) -> Tensor:
-    parts = [row_losses.sum() for row_losses in losses.rows.values()]
+    parts = [row_losses.sum() for row_losses in losses.row_losses.values()]
     if losses.P_NH is not None and losses.Q_NH is not None:
         parts.append(mmd(losses.P_NH, losses.Q_NH, 1.0))
     return torch.stack(parts).sum()
@@ -160,9 +162,11 @@ def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(
         (fields - torch.from_numpy(mean)) / torch.from_numpy(deviation), numeric
     )
     torch.testing.assert_close(found.P_NH, code)
-    [(decoder, target, mask), *_] = plain._targets(
-        fields, list(sequences.values()), *join(list(sequences.values())), torch.ones(40)
+    behaviours = list(sequences.values())
+    behaviour_target = plain._behaviour_target(
+        behaviours, *concat_sequences(behaviours), torch.ones(40)
     )
+    target, mask = behaviour_target.vectors_NVD, behaviour_target.mask_NV
     columns = (
         target.flatten(1).numpy()
         if "reconstruction_target" in switches
@@ -170,11 +174,14 @@ def test_standardised_losses_are_the_plain_ones_of_standardised_vectors(
     )
     counted = columns[mask.flatten().numpy()] if mask is not None else columns
     flat = (columns - counted.mean(0)) / counted.std(0)
-    targets = [(decoder, torch.from_numpy(flat).view_as(target), mask)]
-    targets.append(
-        (plain.field_decoders[0], torch.from_numpy((fields.numpy() - mean) / deviation), None)
+    scaled_fields = torch.from_numpy((fields.numpy() - mean) / deviation)
+    targets = [
+        behaviour_target._replace(vectors_NVD=torch.from_numpy(flat).view_as(target)),
+        *plain._field_targets(scaled_fields, torch.ones(40)),
+    ]
+    torch.testing.assert_close(
+        found.a_N, reconstruction_losses([code], targets, plain.settings.reduction)[0]
     )
-    torch.testing.assert_close(found.a_N, plain._reconstructions([code], targets)[0])
 
 
 def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real_ones() -> None:
@@ -186,7 +193,7 @@ def test_a_standardising_tower_gives_virtual_behaviours_in_the_scale_of_the_real
         for name, (values, lengths) in sequences.items()
     }
     tower.losses(fields, numeric, sequences)
-    for values, _ in tower.eval().virtual(fields, numeric).values():
+    for values, _ in tower.eval().virtual_behaviours(fields, numeric).values():
         assert 450 < values.mean() < 550
 
 
@@ -208,7 +215,7 @@ def test_virtual_behaviours_equal_the_formula(switches: dict[str, Any]) -> None:
     tower = tower_of(**switches)
     p = reference.parameters(ready(tower))
     fields, numeric, _ = rows(8)
-    found = tower.virtual(fields, numeric)
+    found = tower.virtual_behaviours(fields, numeric)
     for row in range(8):
         expected = reference.virtual(
             p, fields[row].numpy(), numeric[row].numpy(), LENGTHS, 4, tower.settings
@@ -226,7 +233,7 @@ def test_predicted_lengths_are_clamped_to_one_and_the_longest() -> None:
         torch.nn.init.constant_(tower.length_head.bias, bias)
         torch.nn.init.zeros_(tower.length_head.weight)
         fields, numeric, _ = rows(2)
-        found = tower.float().virtual(fields.float(), numeric.float())
+        found = tower.float().virtual_behaviours(fields.float(), numeric.float())
         assert [int(lengths[0]) for _, lengths in found.values()] == expected
         assert all(values[:, int(lengths[0]) :].eq(0).all() for values, lengths in found.values())
 
@@ -260,7 +267,7 @@ def test_a_variant_has_only_its_losses_and_modules(variant: str, present: set[st
     assert {name for name, value in vars(losses).items() if value is not None} - {
         "weights_N"
     } == present
-    assert set(losses.rows) == {name[0] for name in present if name in ("a_N", "v_N")}
+    assert set(losses.row_losses) == {name[0] for name in present if name in ("a_N", "v_N")}
     names = {name.split(".")[0] for name in tower.state_dict()}
     assert ("behaviour_encoder" in names) == (variant == "dual")
     assert (names == {"linear"}) == (variant == "none")
@@ -307,9 +314,10 @@ def test_rows_do_not_depend_on_their_order_nor_on_that_of_the_sequences() -> Non
     )
     assert expected.a_N is not None and expected.v_N is not None
     torch.testing.assert_close([found.a_N, found.v_N], [expected.a_N[order], expected.v_N[order]])
-    for name, (values, lengths) in tower.virtual(fields[order], numeric[order]).items():
+    for name, (values, lengths) in tower.virtual_behaviours(fields[order], numeric[order]).items():
         torch.testing.assert_close(
-            (values, lengths), tuple(part[order] for part in tower.virtual(fields, numeric)[name])
+            (values, lengths),
+            tuple(part[order] for part in tower.virtual_behaviours(fields, numeric)[name]),
         )
 
 
@@ -329,7 +337,7 @@ def test_training_brings_virtual_behaviours_near_the_real_ones() -> None:
     optimizer = torch.optim.Adam(tower.parameters(), 3e-3)
 
     def distance() -> float:
-        found = tower.virtual(fields, numeric)
+        found = tower.virtual_behaviours(fields, numeric)
         return float(
             sum(
                 (found[name][0].detach() - values).square().mean()
@@ -371,7 +379,10 @@ def test_sequences_of_different_dimension_are_refused() -> None:
     shapes = {"long": SequenceShape(5, 4, 0), "short": SequenceShape(5, 8, 0)}
     with pytest.raises(
         ValueError,
-        match=r"needs sequences of one dimension, received {'long': 4, 'short': 8}; give their tables the same dim",
+        match=(
+            r"needs sequences of one dimension, received {'long': 4, 'short': 8}; "
+            r"give their tables the same dim"
+        ),
     ):
         ZeroShotTower(
             ZeroShotSettings(),
@@ -385,14 +396,20 @@ def test_sequences_of_different_dimension_are_refused() -> None:
 def test_no_fields_or_no_behaviours_are_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"should see a categorical field, received none; add a column with group 'attribute'",
+        match=(
+            r"should have a categorical field, received none; "
+            r"add a column with group 'attribute'"
+        ),
     ):
         ZeroShotTower(
             ZeroShotSettings(), group_fields={}, field_dim=4, num_numeric=1, sequences=SHAPES
         )
     with pytest.raises(
         ValueError,
-        match=r"should have behaviours to rebuild, received none; add a column with group 'behaviour'",
+        match=(
+            r"should have behaviours to reconstruct, received none; "
+            r"add a column with group 'behaviour'"
+        ),
     ):
         ZeroShotTower(
             ZeroShotSettings(),
@@ -406,7 +423,10 @@ def test_no_fields_or_no_behaviours_are_refused() -> None:
 def test_switches_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"variant 'none' observes nothing, so it cannot standardise; set standardise_targets false",
+        match=(
+            r"variant 'none' trains nothing, so it cannot standardise; "
+            r"set standardise_targets false"
+        ),
     ):
         ZeroShotSettings(variant="none", standardise_targets=True)
     with pytest.raises(
@@ -419,7 +439,10 @@ def test_switches_that_contradict_each_other_are_refused() -> None:
 def test_variant_none_cannot_predict_lengths() -> None:
     with pytest.raises(
         ValueError,
-        match=r"variant 'none' trains nothing, so it cannot predict lengths; set virtual_length 'full'",
+        match=(
+            r"variant 'none' trains nothing, so it cannot predict lengths; "
+            r"set virtual_length 'full'"
+        ),
     ):
         ZeroShotSettings(variant="none", virtual_length="predicted")
 
@@ -428,8 +451,8 @@ def test_virtual_behaviours_feel_the_dropout_in_training_unless_told_not_to() ->
     fields, numeric, _ = rows(6)
     for virtual_dropout in (True, False):
         tower = ready(tower_of(virtual_dropout=virtual_dropout))
-        expected = tower.virtual(fields, numeric)["history"][0]
+        expected = tower.virtual_behaviours(fields, numeric)["history"][0]
         assert (
-            torch.equal(tower.train().virtual(fields, numeric)["history"][0], expected)
+            torch.equal(tower.train().virtual_behaviours(fields, numeric)["history"][0], expected)
             is not virtual_dropout
         )

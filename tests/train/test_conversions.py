@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.metrics.summary import Figures, report
+from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
+from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import evaluate_run, train
+from mail_torchrec.train.trainer import train
 from tests.support.small_rows import SCHEMA, config_tree, write_rows
 from tests.train.test_trainer import weights
 
@@ -26,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(
     root: Path, run_dir: Path, schema: dict[str, Any] = SCHEMA, **model: Any
-) -> dict[str, Figures]:
+) -> dict[str, CohortMetrics]:
     tree = config_tree(
         root,
         schema=schema,
@@ -101,8 +102,8 @@ def test_the_figures_are_of_what_they_are_called(
     """A product is below both factors, and whoever converted clicked."""
     seen: list[Any] = []
     monkeypatch.setattr(
-        "mail_torchrec.train.evaluation.report",
-        lambda *columns: (seen.append(columns), report(*columns))[1],
+        "mail_torchrec.train.evaluation.compute_metrics",
+        lambda *columns: (seen.append(columns), compute_metrics(*columns))[1],
     )
     run(root, tmp_path / "run", zero_shot=None, multi_task={})
     [(scores, clicks, users, _, conversions)] = seen

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
+from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import evaluate_run, train
+from mail_torchrec.train.trainer import train
 from tests.support.small_rows import config_tree, write_rows
 
 pytestmark = [
@@ -70,7 +71,7 @@ def test_tables_may_lie_in_host_memory(root: Path, tmp_path: Path, kernel: str) 
     curves = {}
     for name, sharding in (
         ("fused", {}),
-        (kernel, {"kernels": [kernel], "cache_load_factor": 0.1}),
+        (kernel, {"compute_kernels": [kernel], "cache_load_factor": 0.1}),
     ):
         tree = config_tree(
             root, train={"batch_size": 50, "log_every": 1, "device": "cuda"}, sharding=sharding

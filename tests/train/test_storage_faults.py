@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from mail_torchrec.config import Config
-from mail_torchrec.metrics.summary import Figures
+from mail_torchrec.metrics.cohorts import CohortMetrics
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from mail_torchrec.utils.file_lock import locked
+from mail_torchrec.utils.file_lock import lock_folder
 from tests.support.small_rows import config_tree, write_rows
 
 
-def run(root: Path, run_dir: Path, *, resume: bool = False, **sections: Any) -> dict[str, Figures]:
+def run(root: Path, run_dir: Path, *, resume: bool = False, **sections: Any) -> dict[str, CohortMetrics]:
     data = {"root": str(root), "test": "train"}
     return train(
         Config.model_validate(config_tree(root, data=data, **sections)),
@@ -47,7 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_directory_in_use_is_refused(root: Path, tmp_path: Path, resume: bool) -> None:
     with (
-        locked(tmp_path / "run"),
+        lock_folder(tmp_path / "run"),
         pytest.raises(
             ValueError, match=r"run' is in use by another job \(host .*, pid \d+, since 20"
         ),

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from mail_torchrec.model.mail import Outputs
-from mail_torchrec.train.precision import has_bfloat16
+from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.train.precision import has_native_bfloat16
 from tests.model.test_wall import build
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
 
 
 def steps_of(
     small_root: Path, train: dict[str, Any], **sections: dict[str, Any]
-) -> tuple[list[Outputs], dict[str, torch.Tensor]]:
+) -> tuple[list[StepOutputs], dict[str, torch.Tensor]]:
     """What some steps returned, and the weights behind them."""
     assembled, batches = build(small_root, train=train, **sections)
     found = [assembled.pipeline.progress(batches) for _ in range(10)]
@@ -32,7 +32,7 @@ def steps_of(
     }
 
 
-def assert_close(found: list[Outputs], expected: list[Outputs], tolerance: float) -> None:
+def assert_close(found: list[StepOutputs], expected: list[StepOutputs], tolerance: float) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.losses.keys() == other.losses.keys()
         for name, value in other.losses.items():
@@ -84,7 +84,7 @@ def test_bfloat16_is_near_float32_and_keeps_weights_losses_and_evaluation(
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {
         torch.float32
     }
-    assert ("it is emulated" in capsys.readouterr().err) == (not has_bfloat16(CPU))
+    assert ("it is emulated" in capsys.readouterr().err) == (not has_native_bfloat16(CPU))
 
 
 def test_tf32_is_refused_on_a_cpu(small_root: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_step_s_memory_is_not_asked_of_the_system_again() -> None:
     """In a process of its own: it holds for all of it."""
     code = """
 import resource, torch
-from mail_torchrec.train.host_memory import keep_freed_memory
+from mail_torchrec.utils.host_memory import keep_freed_memory
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(size)

@@ -11,19 +11,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from mail_torchrec.checkpoint.storage import read_tensors, saved_tensors
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
 from mail_torchrec.metrics.predictions import Predictions
-from mail_torchrec.metrics.summary import Figures, report
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.progress import NonFiniteLossError, Progress
+from mail_torchrec.train.evaluation import evaluate_run
+from mail_torchrec.train.metrics_writer import MetricsWriter, NonFiniteLossError
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import evaluate_run, train
+from mail_torchrec.train.trainer import train
 from tests.support.small_rows import SCHEMA, config_tree, write_rows
 from tests.support.towers_of_users import MeanTower
 
@@ -37,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, Figures]:
+def run(root: Path, run_dir: Path, **sections: dict[str, Any]) -> dict[str, CohortMetrics]:
     return train(Config.model_validate(config_tree(root, **sections)), RunDir(run_dir))
 
 
@@ -45,13 +46,14 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     folder = RunDir(run_dir).checkpoints.published()[-1]
     state = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
-        for key, item in saved_tensors(folder).items()
+        for key, item in read_tensor_metadata(folder).items()
         if key.startswith("model.")
     }
     read_tensors(state, folder)
     return {key.removeprefix("model."): value for key, value in state.items()}
 
 
+@pytest.mark.usefixtures("drawn_loss_curves")
 def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -> None:
     figures = run(root, tmp_path / "run", train={"epochs": 2})
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == figures
@@ -84,11 +86,11 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
 def test_predictions_are_saved_where_asked_and_give_the_figures(root: Path, tmp_path: Path) -> None:
     figures = run(root, tmp_path / "run", train={"save_predictions": True})
     rows = Predictions.load(tmp_path / "run/predictions.npz")
-    assert report(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == figures
+    assert compute_metrics(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == figures
     assert (
         rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
     )
-    assert len(rows.part(is_new=True).scores_R) == figures["new"]["rows"]
+    assert len(rows.cohort(is_new=True).scores_R) == figures["new"]["rows"]
     run(root, tmp_path / "other")
     with pytest.raises(
         ValueError,
@@ -194,13 +196,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_pa
 
 def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
     fine, infinite = torch.tensor(0.5), torch.tensor(float("inf"))
-    with Progress(RunDir(tmp_path), num_steps=4, every=2) as progress:
-        progress.step({"L_rt": fine, "L_d": infinite}, 8)
+    with MetricsWriter(RunDir(tmp_path), num_steps=4, every=2) as writer:
+        writer.record_step({"L_rt": fine, "L_d": infinite}, 8)
         with pytest.raises(
             NonFiniteLossError,
             match=r"loss L_d is inf between steps 1 and 2 \(the others: L_rt 0.5000\)",
         ):
-            progress.step({"L_rt": fine, "L_d": fine}, 8)
+            writer.record_step({"L_rt": fine, "L_d": fine}, 8)
 
 
 SWITCHES: list[dict[str, Any]] = [
@@ -370,18 +372,20 @@ def test_unknown_ids_and_cut_lists_are_counted(root: Path, tmp_path: Path) -> No
 
 
 def test_the_plan_is_written_down(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "run", sharding={"types": ["row_wise"], "tables": {"age": ["table_wise"]}})
+    constraints = {"age": {"sharding_types": ["table_wise"]}}
+    sharding = {"sharding_types": ["row_wise"], "constraints": constraints}
+    run(root, tmp_path / "run", sharding=sharding)
     plan = json.loads((tmp_path / "run/plan.json").read_text())["tables"]
     assert plan["age"]["sharding_type"] == "table_wise"
     assert plan["item"]["sharding_type"] == "row_wise"
     assert plan["item"]["shards"] == [[0, 0, 0, 1024, 8]]
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["sharding"]["tables"] == {
-        "age": ["table_wise"]
-    }
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["sharding"]
+    assert written["constraints"]["age"]["sharding_types"] == ["table_wise"]
 
 
 def test_a_constraint_on_an_unknown_table_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no table is called \['itme'\]; the tables are age, city"
     ):
-        run(root, tmp_path / "run", sharding={"tables": {"itme": ["row_wise"]}})
+        constraints = {"itme": {"sharding_types": ["row_wise"]}}
+        run(root, tmp_path / "run", sharding={"constraints": constraints})

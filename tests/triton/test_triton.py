@@ -1,4 +1,4 @@
-"""A real Triton serves the repository of the Python backend: golden scores, versions, refusals; and goes on."""
+"""A real Triton serves the repository of the Python backend, and survives bad requests."""
 
 import json
 import shutil
@@ -17,9 +17,9 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.requests import Request
-from mail_torchrec.triton.repository import Order, lay_out
+from mail_torchrec.triton.repository import RepositoryOptions, write_repository
 from tests.serve.test_protocol import as_json
 from tools.served import ROOT, wait_for
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass
 class Triton:
-    """A Triton that is up: protocol -> address."""
+    """Running Triton; addresses by client module."""
 
     addresses: dict[Any, str]
 
@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_ready(triton: Triton) -> bool:
-    """Over both protocols."""
+    """Asks over both protocols."""
     try:
         for client in CLIENTS:
             with client.InferenceServerClient(triton.addresses[client]) as to:
@@ -69,8 +69,10 @@ def triton(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Version 2 of `ads` serves, which `second` is; away from all that it was made of."""
     folder = tmp_path_factory.mktemp("triton")
     for version, name in enumerate(["first", "second"], start=1):
-        lay_out(
-            Order(exported / name, folder / "here", "python", "ads", version, max_candidates=40)
+        write_repository(
+            RepositoryOptions(
+                exported / name, folder / "here", "python", "ads", version, max_candidates=40
+            )
         )
     shutil.copytree(folder / "here", folder / "repository")
     shutil.rmtree(folder / "here")
@@ -128,7 +130,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_is_wrong_is_told_and_the_next_is_served(
+def test_an_error_is_reported_and_the_next_request_is_served(
     triton: Triton, exported: Path, client: Any, case: str
 ) -> None:
     text, message = BAD[case]
@@ -160,7 +162,7 @@ def test_requests_that_wait_are_joined_and_a_bad_one_among_them_harms_nobody(
     local = threading.local()
 
     def ask(i: int) -> float:
-        """The difference from the golden scores; of a refusal 0."""
+        """Computes the difference from the golden scores; 0 for a refused request."""
         if not hasattr(local, "to"):
             local.to = tritonclient.grpc.InferenceServerClient(triton.addresses[tritonclient.grpc])
         request, scores = golden[i % len(golden)]

@@ -1,4 +1,4 @@
-"""What is laid out for Triton: its config.pbtxt says what the manifest does, the graph keeps joined requests apart, versions add up."""
+"""Triton's repository: config.pbtxt follows the manifest, joined requests stay apart."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from mail_torchrec.inference.batch_first import users_first
-from mail_torchrec.inference.manifest import read_golden
+from mail_torchrec.inference.batch_first import batch_first
+from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Scorer
-from mail_torchrec.triton.repository import Order, lay_out
+from mail_torchrec.triton.repository import RepositoryOptions, write_repository
 
 SCORES = ["pctr", "pcvr", "pctcvr"]
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
@@ -31,11 +31,11 @@ def described(tensors: Any) -> dict[str, tuple[str, list[int]]]:
 
 
 @pytest.fixture(scope="module")
-def laid_out(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model `ads` of the ONNX Runtime backend, moved away from the export that it was made of."""
+def repository_model(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model `ads` of the ONNX Runtime backend, moved away from its export."""
     folder = tmp_path_factory.mktemp("triton")
     shutil.copytree(exported / "first", folder / "model")
-    lay_out(Order(folder / "model", folder / "here", "onnxruntime", "ads"))
+    write_repository(RepositoryOptions(folder / "model", folder / "here", "onnxruntime", "ads"))
     shutil.copytree(folder / "here", folder / "there")
     shutil.rmtree(folder / "here")
     shutil.rmtree(folder / "model")
@@ -43,14 +43,17 @@ def laid_out(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(laid_out: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(laid_out / "1" / "model.onnx")
+def session(repository_model: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(repository_model / "1" / "model.onnx")
 
 
 def test_the_config_of_the_onnx_runtime_backend_is_the_manifest_s(
-    laid_out: Path, session: onnxruntime.InferenceSession
+    repository_model: Path, session: onnxruntime.InferenceSession
 ) -> None:
-    config, manifest = parsed(laid_out), json.loads((laid_out / "1" / "manifest.json").read_text())
+    config, manifest = (
+        parsed(repository_model),
+        json.loads((repository_model / "1" / "manifest.json").read_text()),
+    )
     assert (
         config.backend == "onnxruntime"
         and config.max_batch_size == 64
@@ -79,7 +82,11 @@ def test_the_config_of_the_onnx_runtime_backend_is_the_manifest_s(
 def test_the_config_of_the_python_backend_takes_raw_requests(
     exported: Path, tmp_path: Path
 ) -> None:
-    lay_out(Order(exported / "first", tmp_path, "python", "ads", max_batch=7, max_candidates=40))
+    write_repository(
+        RepositoryOptions(
+            exported / "first", tmp_path, "python", "ads", max_batch=7, max_candidates=40
+        )
+    )
     config = parsed(tmp_path / "ads")
     assert (
         config.backend == "python"
@@ -92,14 +99,14 @@ def test_the_config_of_the_python_backend_takes_raw_requests(
 
 
 def joined(exported: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The golden users, each with the candidates of one of them; and their pctr [U, N], one user after the other."""
+    """Golden users, each with the candidates of one of them, and their pctr [U, N]."""
     scorer, golden = (
         Scorer(exported / "first"),
         [request for request, _ in read_golden(exported / "first")],
     )
     requests = [Request(request.user, golden[2].candidates) for request in golden]
     expected = np.stack([scorer.score(request)["pctr"] for request in requests])
-    return users_first(scorer.encode(requests), scorer.manifest.inputs), expected
+    return batch_first(scorer.encode(requests), scorer.manifest.inputs), expected
 
 
 def test_a_graph_that_was_copied_gives_the_golden_scores(
@@ -109,7 +116,7 @@ def test_a_graph_that_was_copied_gives_the_golden_scores(
     for request, expected in read_golden(exported / "first"):
         for name, scores in zip(
             SCORES,
-            session.run(SCORES, users_first(scorer.encode([request]), scorer.manifest.inputs)),
+            session.run(SCORES, batch_first(scorer.encode([request]), scorer.manifest.inputs)),
             strict=True,
         ):
             assert (
@@ -127,7 +134,7 @@ def test_joined_requests_get_the_scores_that_they_get_alone(
         Request(request.user, read_golden(exported / "first")[2][0].candidates)
         for request, _ in read_golden(exported / "first")
     ]
-    alone = [users_first(scorer.encode([request]), scorer.manifest.inputs) for request in requests]
+    alone = [batch_first(scorer.encode([request]), scorer.manifest.inputs) for request in requests]
     by_triton = {
         name: np.concatenate([part[name] for part in alone]) for name in inputs
     }  # what it does with requests of one shape
@@ -136,10 +143,20 @@ def test_joined_requests_get_the_scores_that_they_get_alone(
     assert len(pctr) > 5 and np.abs(pctr - expected).max() <= 1e-6
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("city", 99), ("city", -1), ("item", 2**40), ("history", -7), ("history.length", 7), ("tags", 99), ("tags.length", 4),
-    ("income", np.nan), ("income", np.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("city", 99),
+        ("city", -1),
+        ("item", 2**40),
+        ("history", -7),
+        ("history.length", 7),
+        ("tags", 99),
+        ("tags.length", 4),
+        ("income", np.nan),
+        ("income", np.inf),
+    ],
+)
 def test_a_bad_value_costs_its_own_user_the_scores_and_nobody_else(
     session: onnxruntime.InferenceSession, exported: Path, name: str, value: float
 ) -> None:
@@ -156,12 +173,15 @@ def test_users_with_other_numbers_of_candidates_are_no_rectangle(exported: Path)
     scorer = Scorer(exported / "first")
     encoded = scorer.encode([request for request, _ in read_golden(exported / "first")[:3]])
     with pytest.raises(ValueError, match=r"as many candidates each, received \[ 1  2 17\]"):
-        users_first(encoded, scorer.manifest.inputs)
+        batch_first(encoded, scorer.manifest.inputs)
 
 
 def test_versions_are_added_and_files_are_linked(exported: Path, tmp_path: Path) -> None:
-    assert lay_out(Order(exported / "first", tmp_path, "python")) == tmp_path / "small" / "1"
-    lay_out(Order(exported / "second", tmp_path, "python", version=2))
+    assert (
+        write_repository(RepositoryOptions(exported / "first", tmp_path, "python"))
+        == tmp_path / "small" / "1"
+    )
+    write_repository(RepositoryOptions(exported / "second", tmp_path, "python", version=2))
     assert {
         path.name for path in tmp_path.rglob("*") if path.parent in (tmp_path, tmp_path / "small")
     } == {
@@ -177,19 +197,25 @@ def test_versions_are_added_and_files_are_linked(exported: Path, tmp_path: Path)
         )
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({}, "1' exists already; choose another --version"),
-    ({"version": 2, "max_batch": 8}, "has another config.pbtxt: its versions have other inputs or settings"),
-    ({"name": "../ads"}, "a model's name should be letters, digits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "1' exists already; choose another --version"),
+        (
+            {"version": 2, "max_batch": 8},
+            "has another config.pbtxt: its versions have other inputs or settings",
+        ),
+        ({"name": "../ads"}, "a model's name should be letters, digits"),
+    ],
+)
 def test_what_cannot_be_added_is_refused_and_changes_nothing(
     exported: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     order = {"model": exported / "first", "out": tmp_path / "out", "backend": "onnxruntime"}
-    lay_out(Order(**order))
+    write_repository(RepositoryOptions(**order))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
-        lay_out(Order(**order | changes))
+        write_repository(RepositoryOptions(**order | changes))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -197,5 +223,5 @@ def test_a_damaged_export_is_refused(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported / "first", tmp_path / "model")
     (tmp_path / "model" / "dense.bin").write_bytes(b"half")
     with pytest.raises(ValueError, match="is not the file that was exported"):
-        lay_out(Order(tmp_path / "model", tmp_path / "out", "python"))
+        write_repository(RepositoryOptions(tmp_path / "model", tmp_path / "out", "python"))
     assert not (tmp_path / "out").exists()

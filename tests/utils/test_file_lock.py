@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mail_torchrec.utils.file_lock import locked
+from mail_torchrec.utils.file_lock import lock_folder
 
 HOLD = """
 import sys, time, pathlib
-from mail_torchrec.utils.file_lock import locked
-with locked(pathlib.Path(sys.argv[1])):
+from mail_torchrec.utils.file_lock import lock_folder
+with lock_folder(pathlib.Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(60)
 """
@@ -38,7 +38,7 @@ def test_a_second_job_is_refused_and_told_who_holds_the_folder_since_when(tmp_pa
     try:
         who = rf"host {re.escape(socket.gethostname())}, pid {process.pid}, since 20\d\d-\d\d-\d\dT"
         said = rf"in use by another job \({who}.*nothing to delete"
-        with pytest.raises(ValueError, match=said), locked(tmp_path / "new" / "run"):
+        with pytest.raises(ValueError, match=said), lock_folder(tmp_path / "new" / "run"):
             pass
     finally:
         process.kill()
@@ -48,20 +48,20 @@ def test_a_killed_owner_blocks_nobody(tmp_path: Path) -> None:
     process = holder(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
-    with locked(tmp_path):  # and neither does one that ended well
+    with lock_folder(tmp_path):  # and neither does one that ended well
         pass
 
 
 def test_a_restart_waits_for_an_owner_that_is_about_to_end(tmp_path: Path) -> None:
     process = holder(tmp_path)
     start = time.monotonic()
-    with pytest.raises(ValueError, match="in use"), locked(tmp_path, patience=1.5):
+    with pytest.raises(ValueError, match="in use"), lock_folder(tmp_path, timeout=1.5):
         pass
     assert time.monotonic() - start >= 1.5
     process.kill()  # not waited for
-    with locked(tmp_path, patience=30):
+    with lock_folder(tmp_path, timeout=30):
         pass
     process.wait()
 
@@ -78,6 +78,6 @@ def test_a_file_system_without_locks_is_refused(
             ValueError,
             match=r"cannot lock files \(Operation not supported\), so two jobs could write",
         ),
-        locked(tmp_path),
+        lock_folder(tmp_path),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A trained DMR's vectors in files and in an index, against the trainer, the artefact and brute force."""
+"""A trained DMR's vectors and index agree with trainer, artefact and brute force."""
 
 import json
 import shutil
@@ -17,18 +17,20 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
 from mail_torchrec.data.ids.hashing import hash64
-from mail_torchrec.export.command import Order, export
+from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.export.compact_tables import CompactTables
-from mail_torchrec.export.finished_run import Run
+from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.export.parity import golden_batch, trainer_scores
-from mail_torchrec.inference.manifest import MANIFEST, Manifest, read_golden
+from mail_torchrec.inference.artifact_files import MANIFEST
+from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from mail_torchrec.vectors import command, index
+from mail_torchrec.vectors import command, index, recall
 from mail_torchrec.vectors.embedder import Embedder
 from tests.support.small_rows import config_tree, write_rows
-from tests.support.whole_export import requests_of
+from tests.support.untrained_model import requests_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def model(root: Path) -> Path:
         ),
         RunDir(root / "run"),
     )
-    export(Order(RunDir(root / "run"), root / "model"))
+    export(ExportOptions(RunDir(root / "run"), root / "model"))
     return root / "model"
 
 
@@ -109,13 +111,13 @@ def test_items_are_all_raw_ids_of_training_and_users_the_rows_of_the_file(
         assert table.schema.field("vector").type.equals(
             pa.list_(pa.field("element", pa.float32()), 8)
         )
-        assert set(table["version"].to_pylist()) == {Manifest.read(model).version}
+        assert set(table["version"].to_pylist()) == {ArtifactManifest.read(model).version}
 
 
 def test_products_are_the_artefacts_relevance_of_whole_requests(
     root: Path, model: Path, files: Path
 ) -> None:
-    """Context, tags and the other candidates are there in one and not in the other; new users are among them."""
+    """Whole requests have context, tags and other candidates; new users are among them."""
     scorer = Scorer(model)
     requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
     found = scorer.run(scorer.encode(requests), ["history.user", "history.item", "history.virtual"])
@@ -138,13 +140,13 @@ def test_products_are_the_artefacts_relevance_of_whole_requests(
 
 def test_vectors_are_the_trainers(root: Path, model: Path, tmp_path: Path) -> None:
     """Users' against what the trainer's network gives out, items' against the stored table V'."""
-    run, manifest = Run.open(RunDir(root / "run")), Manifest.read(model)
+    run, manifest = FinishedRun.open(RunDir(root / "run")), ArtifactManifest.read(model)
     requests = [request for request, _ in read_golden(model)]
     batch = golden_batch(
-        requests, manifest.types, run.config, run.encoders, run.feature_tables, tmp_path
+        requests, manifest.value_types, run.config, run.encoders, run.feature_tables, tmp_path
     )
     compact = CompactTables(run.config.schema_, run.feature_tables, run.encoders.num_rows, batch)
-    run.write_tables(tmp_path / "tables", "float32", also=compact.take)
+    run.write_tables(tmp_path / "tables", "float32", compact.copy_shard)
     seen: list[torch.Tensor] = []
     run.towers.ranking.user_to_item[0].register_forward_hook(
         lambda *arguments: seen.append(arguments[2][0])
@@ -166,14 +168,16 @@ def test_vectors_are_the_trainers(root: Path, model: Path, tmp_path: Path) -> No
 
 def test_recall_is_that_of_brute_force_with_the_library_alone(files: Path) -> None:
     """Eight cells of 40 items, one looked into: far from exact."""
-    told = json.loads((files / "vectors.json").read_text())["recall"]
+    report = json.loads((files / "vectors.json").read_text())["recall"]
     users, items = matrix(files / "users.parquet"), matrix(files / "items.parquet")
     _, found = faiss.read_index(str(files / "items.faiss")).search(users, 10)
     exact = np.argsort(-(users.astype(np.float64) @ items.T.astype(np.float64)), axis=1)
     for k in (3, 10):
         hits = [len(set(exact[user, :k]) & set(found[user, :k])) / k for user in range(len(users))]
-        assert told["recall"][str(k)] == pytest.approx(np.mean(hits)) and 0.1 < np.mean(hits) < 0.95
-    assert told["users"] == 120
+        assert (
+            report["recall"][str(k)] == pytest.approx(np.mean(hits)) and 0.1 < np.mean(hits) < 0.95
+        )
+    assert report["users"] == 120
 
 
 def test_a_small_catalogue_is_searched_exactly_and_the_number_of_items_chooses(
@@ -184,33 +188,38 @@ def test_a_small_catalogue_is_searched_exactly_and_the_number_of_items_chooses(
         "index Flat: " in text
         and "100.0% of the 10 best, 100.0% of the 40 best, mean of 120 users" in text
     )
-    chosen = {count: index.IndexSettings().filled_in(count) for count in (1_999, 7_238, 10_000_000)}
+    chosen = {count: index.IndexSettings().resolve(count) for count in (1_999, 7_238, 10_000_000)}
     assert [(of.factory, of.parameters) for of in chosen.values()] == [
-        ("Flat", ""), ("IVF128,Flat", "nprobe=16"), ("IVF8192,Flat", "nprobe=128"),
-    ]  # fmt: skip
+        ("Flat", ""),
+        ("IVF128,Flat", "nprobe=16"),
+        ("IVF8192,Flat", "nprobe=128"),
+    ]
 
 
 def test_pieces_make_no_difference(
     root: Path, model: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for where, name in (
-        (command, "_ITEMS_AT_A_TIME"),
-        (command, "_USERS_AT_A_TIME"),
-        (index, "_AT_A_TIME"),
+        (command, "_ITEM_BATCH"),
+        (command, "_USER_BATCH"),
+        (index, "BATCH_SIZE"),
+        (recall, "BATCH_SIZE"),
     ):
         monkeypatch.setattr(where, name, 7)
     options = ("--users", str(root / "test"), "--index", "IVF8,Flat", "--recall-at", "3,10")
     written(model, tmp_path / "out", *options)
     for name in ("items.parquet", "users.parquet"):
         assert np.allclose(matrix(tmp_path / "out" / name), matrix(files / name), atol=1e-6)
-    recall = [
+    recalls = [
         json.loads((folder / "vectors.json").read_text())["recall"]["recall"]
         for folder in (files, tmp_path / "out")
     ]
-    assert recall[0] == recall[1]
+    assert recalls[0] == recalls[1]
     users_UD = matrix(files / "users.parquet")
     expected = np.argsort(-(users_UD @ matrix(files / "items.parquet").T), axis=1)[:, :5]
-    assert np.array_equal(index.nearest(users_UD, tmp_path / "out" / "items.parquet", 5), expected)
+    assert np.array_equal(
+        recall.exact_search(users_UD, tmp_path / "out" / "items.parquet", 5), expected
+    )
 
 
 def test_chosen_items_and_no_index(root: Path, model: Path, tmp_path: Path) -> None:
@@ -261,14 +270,23 @@ def test_users_need_no_context_and_may_come_in_other_arrow_types(
     )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"history": None}, "column 'history' is missing"),
-    ({"user": None}, "column 'user', whose row it is, is missing"),
-    ({"city": [1, 2]}, "column 'city' should hold string values, as in training: received int64 values"),
-    ({"age": [0.5, 1.0]}, "column 'age' should hold integer values"),
-    ({"actions": [[1], [1, 2]]}, "user 0: column 'actions' should be as long as 'history' in every row"),
-])  # fmt: skip
-def test_bad_users_are_told(
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history": None}, "column 'history' is missing"),
+        ({"user": None}, "column 'user', whose row it is, is missing"),
+        (
+            {"city": [1, 2]},
+            "column 'city' should hold string values, as in training: received int64 values",
+        ),
+        ({"age": [0.5, 1.0]}, "column 'age' should hold integer values"),
+        (
+            {"actions": [[1], [1, 2]]},
+            "user 0: column 'actions' should be as long as 'history' in every row",
+        ),
+    ],
+)
+def test_bad_users_are_reported(
     root: Path, model: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     table = pq.read_table(root / "test" / "c.parquet")
@@ -284,30 +302,39 @@ def test_bad_users_are_told(
     )
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--sequence", "actions"], "--sequence should be one of history, received 'actions'"),
-    (["--index", "IVF4096"], "FAISS cannot make index 'IVF4096'"),
-    (["--index", "Nonsense"], "FAISS cannot make index 'Nonsense'"),
-    (["--index", "HNSW8", "--parameters", "depth=3"], "FAISS cannot make index 'HNSW8' (depth=3)"),
-    (["--recall-at", "ten"], "--recall-at should be numbers from 1 on, such as 10,100, received 'ten'"),
-    (["--users", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of users"),
-    (["--items", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of items"),
-])  # fmt: skip
-def test_bad_arguments_are_told(
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sequence", "actions"], "--sequence should be one of history, received 'actions'"),
+        (["--index", "IVF4096"], "FAISS cannot make index 'IVF4096'"),
+        (["--index", "Nonsense"], "FAISS cannot make index 'Nonsense'"),
+        (
+            ["--index", "HNSW8", "--parameters", "depth=3"],
+            "FAISS cannot make index 'HNSW8' (depth=3)",
+        ),
+        (
+            ["--recall-at", "ten"],
+            "--recall-at should be numbers from 1 on, such as 10,100, received 'ten'",
+        ),
+        (["--users", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of users"),
+        (["--items", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of items"),
+    ],
+)
+def test_bad_arguments_are_reported(
     model: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     assert message in refused(model, tmp_path / "out", *options)
 
 
-def test_models_without_such_vectors_are_told(
+def test_models_without_such_vectors_are_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(manifest: dict[str, Any]) -> None:
         manifest["outputs"], manifest["tower"] = manifest["outputs"][:1], "din"
 
     def by_candidate(manifest: dict[str, Any]) -> None:
-        [user] = [output for output in manifest["outputs"] if output["name"] == "history.user"]
-        user["shape"][0] = "candidates"
+        [user] = [output for output in manifest["outputs"] if output["role"] == "user_vector"]
+        user["axis"] = "candidates"
 
     assert "tower 'din' has no user and item vectors; 'dmr' has" in refused(
         changed(model, tmp_path / "a", without), tmp_path / "out"

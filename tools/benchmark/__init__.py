@@ -1,1 +1,1 @@
-"""The parts of ``tools/bench.py``, in the order in which a figure is made: rows, sides, measurements, judgement, report."""
+"""Measures training speed, for ``tools/bench.py``."""

@@ -1,4 +1,4 @@
-"""Whether what is fast is as good: AUC of the trainer and of the reference, trained alike on the same rows with several seeds."""
+"""Compares the AUC of the variants with the reference's, trained on the same rows and seeds."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,35 +7,42 @@ from typing import Any
 import torch
 
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.reporting.comparison import seed_interval
-from tools.benchmark.growth import Say
-from tools.benchmark.setting import Setting, Variant
-from tools.benchmark.sides import REFERENCE, side_of
+from mail_torchrec.reporting.intervals import seed_interval
+from tools.benchmark.scaling import Log
+from tools.benchmark.trainers import REFERENCE, make_trainer
+from tools.benchmark.workload import Variant, Workload
 
 
-def qualities(
-    setting: Setting,
+def compare_auc(
+    workload: Workload,
     variants: Sequence[Variant],
     device: torch.device,
     encoders: Encoders,
     *,
     seeds: int,
     epochs: int,
-    say: Say,
+    log: Log,
 ) -> dict[str, Any]:
-    """Side -> ``aucs``, one a seed, and ``difference`` from the reference's: mean and Student's 95 % interval, paired by seed."""
+    """Trains all variants and the reference with several seeds.
+
+    Returns:
+        For each name ``aucs``, one a seed, and ``difference`` from the reference's: mean and
+        Student's 95 % interval, paired by seed.
+    """
     aucs: dict[str, list[float]] = {}
     for seed in range(1, seeds + 1):
-        seeded = Setting(setting.path, (*setting.overrides, f"train.seed={seed}"))
+        seeded = Workload(workload.path, (*workload.overrides, f"train.seed={seed}"))
         for variant in (None, *variants):
-            side = side_of(seeded, variant, device, encoders)
+            trainer = make_trainer(seeded, variant, device, encoders)
             for epoch in range(epochs):
-                for _ in side.epoch(epoch):
+                for _ in trainer.epoch(epoch):
                     pass
-            aucs.setdefault(side.name, []).append(side.auc())
-            say(f"AUC of {side.name}, seed {seed}: {aucs[side.name][-1]:.4f}")
+            auc = trainer.auc()
+            aucs.setdefault(trainer.name, []).append(auc)
+            log(f"AUC of {trainer.name}, seed {seed}: {auc:.4f}")
+    base = aucs[REFERENCE]
     return {
-        name: {"aucs": values, "difference": _difference(values, aucs[REFERENCE])}
+        name: {"aucs": values, "difference": _difference(values, base)}
         for name, values in aucs.items()
     }
 

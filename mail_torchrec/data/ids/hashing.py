@@ -1,19 +1,27 @@
-"""A stable 64-bit hash of column values, the same on every machine and in every version.
+"""Stable 64-bit hash of column values, the same on every machine and in every version.
 
-It decides which table row an id gets and which users a simulated cold start hides, so a serving
-system in another language must be able to repeat it. The whole definition, all arithmetic modulo
-2^64::
+It decides which table row a hashed id gets and which users a simulated cold start hides, so a
+serving system in another language must be able to repeat it. The whole definition, all arithmetic
+modulo 2^64::
 
-    fnv1a(bytes):  h = 0xcbf29ce484222325;  for each byte b:  h = (h xor b) * 0x100000001b3
-    mix(z):        z = (z xor z >> 30) * 0xbf58476d1ce4e5b9;  z = (z xor z >> 27) * 0x94d049bb133111eb;  z xor z >> 31
-    hash64(x)    = mix(word(x) xor fnv1a(UTF-8 of the salt))
+    fnv1a(bytes):
+        h = 0xcbf29ce484222325
+        for each byte b:  h = (h xor b) * 0x100000001b3
+    mix(z):
+        z = (z xor z >> 30) * 0xbf58476d1ce4e5b9
+        z = (z xor z >> 27) * 0x94d049bb133111eb
+        return z xor z >> 31
+    hash64(x) = mix(word(x) xor fnv1a(UTF-8 of the salt))
 
-    word(integer) = its two's complement in 64 bits   (a boolean is 0 or 1; an int8 and an int64 of one value agree)
+    word(integer) = its two's complement in 64 bits
+                    (a boolean is 0 or 1; an int8 and an int64 of one value agree)
     word(string)  = fnv1a(its UTF-8 bytes)            (binary values: their bytes)
     word(null)    = 0x9e3779b97f4a7c15
 
 Sources: FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv/; the finaliser is splitmix64's (Steele,
-    Lea and Flood, OOPSLA 2014).
+Lea and Flood, OOPSLA 2014).
+
+Shapes: ``N`` values.
 """
 
 import numpy as np
@@ -29,15 +37,15 @@ _Words = NDArray[np.uint64]
 
 
 def hash64(values: pa.Array | pa.ChunkedArray, salt: str) -> _Words:
-    """Hash every value of a column; the module's docstring is the definition.
+    """Hashes every value of a column; the module's docstring is the definition.
 
     Args:
-        values: integers of any width, booleans, strings, binary, all-null, or a dictionary of
-            those; slices and chunks are welcome.
+        values: [N], integers of any width, booleans, strings, binary, all-null, or a dictionary of
+            those; they may be slices and chunked.
         salt: names the purpose, so that two hashes of one column are independent of each other.
 
     Returns:
-        One uint64 a value, ``[len(values)]``.
+        One uint64 a value, [N].
 
     Raises:
         ValueError: the values are of a type without a stable bit pattern (floats, decimals, times,
@@ -52,12 +60,12 @@ def hash64(values: pa.Array | pa.ChunkedArray, salt: str) -> _Words:
 
 
 def hash64_of(text: str, salt: str) -> int:
-    """Hash one string as :func:`hash64` does."""
+    """Hashes one string as :func:`hash64` does."""
     return int(hash64(pa.array([text], pa.string()), salt)[0])
 
 
 def _words(values: pa.Array) -> _Words:
-    """The 64-bit word of every value, before salt and finaliser."""
+    """Returns the 64-bit word of every value, before salt and finaliser."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         return _dictionary_words(values)
@@ -96,7 +104,7 @@ def _is_null(values: pa.Array) -> NDArray[np.bool_]:
 
 
 def _dictionary_words(values: pa.DictionaryArray) -> _Words:
-    """Hash each dictionary entry once, then look the entries up (one more entry stands for null)."""
+    """Hashes each dictionary entry once and takes the entries' words; one more is for nulls."""
     entries = np.append(_words(values.dictionary), np.uint64(NULL_WORD))
     indices = pc.fill_null(values.indices.cast(pa.int64()), len(entries) - 1)
     words: _Words = entries[indices.to_numpy(zero_copy_only=False)]
@@ -111,7 +119,10 @@ def _integer_words(values: pa.Array) -> _Words:
 
 
 def _fnv1a(values: pa.Array) -> _Words:
-    """FNV-1a of every value of a large_binary array: a loop over byte positions, all values that are long enough at once."""
+    """Returns FNV-1a of every value of a large_binary array.
+
+    The loop is over byte positions, for all values that are long enough at once.
+    """
     words = np.full(len(values), FNV_OFFSET, np.uint64)
     _, offsets_buffer, data_buffer = values.buffers()
     if len(values) == 0 or data_buffer is None:
@@ -131,7 +142,10 @@ def _fnv1a(values: pa.Array) -> _Words:
 
 
 def _mix(words: _Words) -> _Words:
-    """splitmix64's finaliser: a bijection of 64-bit words after which every output bit depends on every input bit."""
+    """Applies splitmix64's finaliser.
+
+    It is a bijection of 64-bit words after which every output bit depends on every input bit.
+    """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

@@ -1,182 +1,192 @@
-"""Raw ids -> table rows.
+"""Id policy ``vocabulary``: each value of the training data has a row of its own.
 
-Row 0 of every table is for ids outside its vocabulary, row 1 for nulls; values begin at row 2.
+Shapes: ``N`` ids, ``V`` values of a vocabulary.
 """
 
 from functools import cached_property
 from itertools import count
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from mail_torchrec.data.ids.counts import IdCounts
 from mail_torchrec.data.ids.hashing import hash64
+from mail_torchrec.data.ids.policy import (
+    FIRST_ROW,
+    UNKNOWN_ROW,
+    IdEncoder,
+    IdManifestEntry,
+    IdPolicy,
+    fill_missing_rows,
+)
 from mail_torchrec.data.parquet.arrow import Ints, one_chunk
 
-UNKNOWN_ROW = 0
-MISSING_ROW = 1
-FIRST_ROW = 2
-# An integer vocabulary is looked up in a plain array where that takes at most so many entries a
-# value, otherwise by bisection.
+# Integers are encoded by a plain array where it takes at most so many entries a value, otherwise
+# by bisection.
 _MAX_SPREAD = 16
 # Multiples of it, modulo 1, fill 0..1 evenly from the first few on.
-_GOLDEN = (5**0.5 - 1) / 2
-# Arrow puts a whole vocabulary of strings into a hash table for each call: half a second for a
-# million, were it done for each request.
-_MAX_COPIED = 1000
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+# Arrow's index_in puts a whole vocabulary of strings into a hash table at each call: half a second
+# for a million values, too long for each request.
+_MAX_INDEX_IN = 1000
 
 
-class IdEncoder(Protocol):
-    """How the ids of one table become rows."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table."""
-
-    def encode(self, ids: pa.Array) -> Ints:
-        """Rows of ``ids`` (int64 or large_string, nulls allowed)."""
-
-
-class Vocabulary:
-    """The values seen in training, in the order of their rows.
+class Vocabulary(IdEncoder):
+    """Encodes the values seen in training as rows of their own, all others as row 0.
 
     Args:
-        values: distinct values (int64 or large_string).
-        counts: how often each was seen.
+        values: distinct values [V] in the order of their rows (int64 or large_string).
+        counts_V: occurrences of each value in the training data.
     """
 
-    def __init__(self, values: pa.Array, counts: Ints) -> None:
-        assert len(values) == len(counts)
-        self.values, self.counts = values, counts
-        self._rows_of_integers = (
+    def __init__(self, values: pa.Array, counts_V: Ints) -> None:
+        assert len(values) == len(counts_V)
+        self._values, self._counts_V = values, counts_V
+        self._integer_rows = (
             _IntegerRows(values.to_numpy()) if pa.types.is_integer(values.type) else None
         )
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table: one a value, and those for unknown and missing ids."""
-        return len(self.values) + FIRST_ROW
+        """Number of rows of the table: one a value, and those for unknown and null ids."""
+        return len(self._values) + FIRST_ROW
+
+    @property
+    def values(self) -> pa.Array:
+        """Known values [V] in the order of their rows."""
+        return self._values
+
+    @property
+    def counts_V(self) -> Ints:
+        """Occurrences of each value in the training data."""
+        return self._counts_V
 
     def encode(self, ids: pa.Array) -> Ints:
-        """Rows of ``ids``; ids that are not in the vocabulary become row 0, nulls row 1.
+        """Encodes ids [N] as table rows [N]; unknown ids become row 0, nulls row 1.
 
         Raises:
             ValueError: strings where the vocabulary holds integers, or the other way round.
         """
-        if ids.type != self.values.type:
+        if ids.type != self._values.type:
             raise ValueError(
-                f"ids should be {self.values.type}, as in the training data, received {ids.type}; "
+                f"ids should be {self._values.type}, as in the training data, received {ids.type}; "
                 "cast the column in the file"
             )
-        if self._rows_of_integers is not None:
-            rows = self._rows_of_integers(_filled(ids, 0).to_numpy())
-        elif len(self.values) > max(len(ids), _MAX_COPIED):
-            rows = self._rows_of_strings(ids)
+        if self._integer_rows is not None:
+            rows_N = self._integer_rows(_fill_null(ids, 0).to_numpy())
+        elif len(self._values) > max(len(ids), _MAX_INDEX_IN):
+            rows_N = self._string_rows(ids)
         else:
-            rows = (
-                _filled(pc.index_in(ids, value_set=self.values), UNKNOWN_ROW - FIRST_ROW)
-                .to_numpy()
-                .astype(np.int64)
-                + FIRST_ROW
-            )
-        return _with_missing(rows, ids)
+            found = pc.index_in(ids, value_set=self._values)
+            indices_N = _fill_null(found, UNKNOWN_ROW - FIRST_ROW).to_numpy()
+            rows_N = indices_N.astype(np.int64) + FIRST_ROW
+        return fill_missing_rows(rows_N, ids)
+
+    def save(self, folder: Path, table: str) -> None:
+        """Writes ``TABLE.parquet`` with columns ``value`` and ``count``, in the order of rows."""
+        columns = {"value": self._values, "count": self._counts_V}
+        pq.write_table(pa.table(columns), folder / f"{table}.parquet")
+
+    def manifest_entry(self, folder: str, table: str) -> IdManifestEntry:
+        """Describes the encoding by the file of its values."""
+        return IdManifestEntry(VocabularyPolicy.name, vocabulary=f"{folder}/{table}.parquet")
 
     @cached_property
-    def _rows_of_strings(self) -> "_StringRows":
-        return _StringRows(self.values)
+    def _string_rows(self) -> "_StringRows":
+        return _StringRows(self._values)
 
 
-class HashedIds:
-    """A fixed number of rows that all values share by a hash; nothing to build and nothing unknown.
+class VocabularyPolicy(IdPolicy):
+    """Gives each value that occurs ``min_count`` times a row, the most frequent ones first.
 
-    Args:
-        table: salts the hash, so that two tables do not share their collisions.
-        num_rows: rows of the table, those for unknown and missing ids included.
+    Frequent values are spread evenly over the rows: row-wise sharding gives each rank consecutive
+    rows, and in the order of frequency the first rank would serve nearly all lookups.
     """
 
-    def __init__(self, table: str, num_rows: int) -> None:
-        self._table, self.num_rows = table, num_rows
+    name = "vocabulary"
+    needs_counts = True
 
-    def encode(self, ids: pa.Array) -> Ints:
-        """Rows of ``ids``: row 1 for nulls, else ``2 + hash mod (rows - 2)``."""
-        rows = (hash64(ids, self._table) % np.uint64(self.num_rows - FIRST_ROW)).astype(
-            np.int64
-        ) + FIRST_ROW
-        return _with_missing(rows, ids)
+    def check_settings(self) -> None:
+        """Accepts any settings."""
+
+    @property
+    def rows_without_data(self) -> int | None:
+        """Maximum number of rows; None where the settings name none."""
+        return self.settings.rows
+
+    def fit(self, counts: IdCounts) -> Vocabulary:
+        """Takes the most frequent values, ties in the order of their values."""
+        kept = counts.table.filter(pc.field("count") >= self.settings.min_count)
+        kept = kept.sort_by([("count", "descending"), ("value", "ascending")])
+        if self.settings.rows is not None:
+            kept = kept.slice(0, max(self.settings.rows - FIRST_ROW, 0))
+        order_V = np.argsort(np.arange(len(kept)) * _GOLDEN_RATIO % 1)
+        return _vocabulary_of(kept.take(pa.array(order_V)))
+
+    def load(self, folder: Path) -> Vocabulary:
+        """Reads ``TABLE.parquet``."""
+        return _vocabulary_of(pq.read_table(folder / f"{self.table}.parquet"))
 
 
-def _filled(values: pa.Array, value: int | bool) -> pa.Array:
+def _vocabulary_of(table: pa.Table) -> Vocabulary:
+    return Vocabulary(one_chunk(table["value"]), table["count"].to_numpy().astype(np.int64))
+
+
+def _fill_null(values: pa.Array, value: int | bool) -> pa.Array:
     return pc.fill_null(values, value) if values.null_count else values
 
 
-def _with_missing(rows: Ints, ids: pa.Array) -> Ints:
-    if ids.null_count:
-        rows[pc.is_null(ids).to_numpy(zero_copy_only=False)] = MISSING_ROW
-    return rows
-
-
 class _IntegerRows:
-    """Table row of an integer, row 0 for one that is not among the values."""
+    """Finds the table row of an integer; row 0 for one that is not among the values.
 
-    def __init__(self, values: Ints) -> None:
-        order = np.argsort(values)
-        self._sorted, self._rows = values[order], order + FIRST_ROW
-        self._low, high = (int(self._sorted[0]), int(self._sorted[-1])) if len(values) else (0, -1)
-        self._table: Ints | None = None
-        if (span := high - self._low + 1) <= _MAX_SPREAD * len(values):
-            self._table = np.full(
-                span + 1, UNKNOWN_ROW
-            )  # the last entry answers everything outside the span
-            self._table[self._sorted - self._low] = self._rows
+    Args:
+        values_V: distinct values in the order of their rows.
+    """
 
-    def __call__(self, ids: Ints) -> Ints:
-        if self._table is not None:
-            offsets = (ids - self._low).view(
-                np.uint64
-            )  # what lies below the span wraps round to far above it
-            return self._table[np.minimum(offsets, len(self._table) - 1).view(np.int64)]
-        found = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
-        return np.where(self._sorted[found] == ids, self._rows[found], UNKNOWN_ROW)
+    def __init__(self, values_V: Ints) -> None:
+        order_V = np.argsort(values_V)
+        self._sorted_V, self._rows_V = values_V[order_V], order_V + FIRST_ROW
+        self._low, high = (
+            (int(self._sorted_V[0]), int(self._sorted_V[-1])) if len(values_V) else (0, -1)
+        )
+        self._row_by_offset: Ints | None = None
+        if (span := high - self._low + 1) <= _MAX_SPREAD * len(values_V):
+            # The last entry is the row of every integer outside the span.
+            self._row_by_offset = np.full(span + 1, UNKNOWN_ROW)
+            self._row_by_offset[self._sorted_V - self._low] = self._rows_V
+
+    def __call__(self, ids_N: Ints) -> Ints:
+        """Returns table rows [N]."""
+        if self._row_by_offset is not None:
+            # As unsigned integers, ids below the span wrap round to far above it.
+            offsets_N = (ids_N - self._low).view(np.uint64)
+            last = len(self._row_by_offset) - 1
+            return self._row_by_offset[np.minimum(offsets_N, last).view(np.int64)]
+        found_N = np.minimum(np.searchsorted(self._sorted_V, ids_N), len(self._sorted_V) - 1)
+        return np.where(self._sorted_V[found_N] == ids_N, self._rows_V[found_N], UNKNOWN_ROW)
 
 
 class _StringRows:
-    """Table row of a string, row 0 for one that is not among the values: found by its hash, then compared."""
+    """Finds the table row of a string by its hash and compares the string; else row 0.
+
+    Args:
+        values: distinct values [V] in the order of their rows.
+    """
 
     def __init__(self, values: pa.Array) -> None:
         self._values = values
-        for salt in map(str, count()):  # until no two values share a hash
-            words = hash64(values, salt).view(np.int64)
-            if len(np.unique(words)) == len(words):
+        for salt in map(str, count()):  # until no two values have the same hash
+            hashes_V = hash64(values, salt).view(np.int64)
+            if len(np.unique(hashes_V)) == len(hashes_V):
                 break
-        self._salt, self._rows = salt, _IntegerRows(words)
+        self._salt, self._rows_of_hashes = salt, _IntegerRows(hashes_V)
 
     def __call__(self, ids: pa.Array) -> Ints:
-        rows = self._rows(hash64(ids, self._salt).view(np.int64))
-        same = pc.equal(self._values.take(pa.array(np.maximum(rows - FIRST_ROW, 0))), ids)
-        return np.where(_filled(same, False).to_numpy(zero_copy_only=False), rows, UNKNOWN_ROW)
-
-
-def count_values(previous: pa.Table | None, ids: pa.Array) -> pa.Table:
-    """Adds the value counts of ``ids`` to those counted before (a table of ``value`` and ``count``)."""
-    counted = pc.value_counts(ids.drop_null())
-    table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-    if previous is None:
-        return table
-    both = pa.concat_tables([previous, table])
-    return both.group_by("value").aggregate([("count", "sum")]).rename_columns(["value", "count"])
-
-
-def vocabulary_from_counts(counts: pa.Table, *, min_count: int, max_rows: int | None) -> Vocabulary:
-    """The most frequent values (ties by value) counted at least ``min_count`` times, at most ``max_rows`` table rows.
-
-    Frequent values are spread evenly over the rows: row-wise sharding gives each rank consecutive
-    ones, and in the order of frequency the first rank would look up nearly everything.
-    """
-    kept = counts.filter(pc.field("count") >= min_count).sort_by(
-        [("count", "descending"), ("value", "ascending")]
-    )
-    if max_rows is not None:
-        kept = kept.slice(0, max(max_rows - FIRST_ROW, 0))
-    kept = kept.take(pa.array(np.argsort(np.arange(len(kept)) * _GOLDEN % 1)))
-    return Vocabulary(one_chunk(kept["value"]), kept["count"].to_numpy().astype(np.int64))
+        """Returns the table rows [N] of ids [N]."""
+        rows_N = self._rows_of_hashes(hash64(ids, self._salt).view(np.int64))
+        candidates = self._values.take(pa.array(np.maximum(rows_N - FIRST_ROW, 0)))
+        is_equal = _fill_null(pc.equal(candidates, ids), False)
+        return np.where(is_equal.to_numpy(zero_copy_only=False), rows_N, UNKNOWN_ROW)

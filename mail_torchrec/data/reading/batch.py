@@ -1,4 +1,8 @@
-"""What the rows of a batch became: ids by key, numbers, labels."""
+"""Batch of one rank: jagged ids by feature key, numbers, labels, sampled negatives.
+
+Shapes: ``B`` rows, ``U`` deduplicated users (B where none are deduplicated), ``N`` numeric columns,
+``K`` sampled negatives.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -10,100 +14,115 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from mail_torchrec.data.reading.ipc import pack, unpack
+from mail_torchrec.data.reading.ipc import rebuild_tensor, reduce_tensor
 
 
 @dataclass
 class MatchIds:
-    """Sampled negatives of one sequence; ``K`` ids shared by the batch, 0 outside training."""
+    """Last behaviours and sampled negatives of one sequence's match loss.
+
+    The batch shares its K negatives; outside training K is 0. The log-q values correct the sampled
+    softmax (``data/negatives.py``).
+    """
 
     last_U: Tensor
     """Row of each user's newest behaviour in the item table (0 where there is none)."""
     negatives_K: Tensor
+    """Rows of the negatives in the item table."""
     last_log_q_U: Tensor
+    """Log of how often each ``last_U`` is expected among the negatives."""
     negatives_log_q_K: Tensor
+    """Log of how often each ``negatives_K`` is expected among them."""
 
 
 @dataclass
 class DedupIndices:
-    """Which rows hold the same of one user."""
+    """Deduplicated users of a batch (RecD, Zhao et al. 2023)."""
 
     first_rows_U: Tensor
-    """The first row of each user, rising."""
+    """First row of each user, in rising order."""
     inverse_indices_B: Tensor
-    """The place of each row's user in ``first_rows_U``."""
+    """Index of each row's user in ``first_rows_U``."""
 
 
 @dataclass
 class Batch(Pipelineable):
-    """One rank's rows of one step.
+    """Rows of one rank in one step.
 
-    ``pooled`` and ``unpooled`` are jagged by key and row. Two rows, keys ``age`` (one id) and
-    ``tags`` (a list)::
+    ``pooled`` and ``unpooled`` are jagged by feature key and row. Two rows, keys ``age`` (one id)
+    and ``tags`` (a list)::
 
                  row 0      row 1
         age      [3]        [5]
         tags     [7, 8]     []           lengths = [1, 1, 2, 0]   values = [3, 5, 7, 8]
 
-    The sampled negatives stand under a key of ``unpooled`` as well, dealt evenly to the rows: they
-    belong to the batch, not to a row, and only their order counts.
+    The sampled negatives stand under a key of ``unpooled`` as well, spread evenly over the rows:
+    they belong to the batch, not to a row, and only their order counts.
 
-    Where rows share users, the keys of the user's side (attributes, behaviours) have ids in the
-    first row of each user alone, and nothing in the others: so they are looked up once a user, and
-    all ranks still have keys of equally many rows.
+    Where users are deduplicated, user-side keys (attributes, behaviours) have ids in the first row
+    of each user alone and none in the others: so each is looked up once a user, and the keys of all
+    ranks still have equally many rows.
     """
 
     pooled: KeyedJaggedTensor
     unpooled: KeyedJaggedTensor
     numeric_BN: Tensor
+    """Standardised numeric columns (float)."""
     labels_B: Tensor
+    """1 where the row was clicked, else 0 (float)."""
     conversions_B: Tensor
     """1 where the row was clicked and converted, else 0; all 0 where the schema has no conversion
     column (float)."""
     weights_B: Tensor
-    """Weight of each row in losses and figures: 1, or 0 on a row that only fills a batch up
+    """Weight of each row in losses and metrics: 1, or 0 on a row that only fills the batch up
     (float)."""
     users_B: Tensor
-    """The group key as an int64 (a hash), for GAUC."""
+    """Hash of the group key (int64), for GAUC."""
     is_cold_B: Tensor
-    """Rows whose behaviours the model must do without (Eq. 9)."""
+    """Rows that the model must score without usable behaviours (Eq. 9)."""
     is_new_B: Tensor
-    """Rows reported as new users': hidden by the simulated cold start or without history; the
-    oracle reports them too."""
+    """Rows reported as new users': hidden by the simulated cold start, or without history in the
+    data. The oracle reports them too."""
     match: dict[str, MatchIds]
+    """Last behaviours and negatives by sequence; empty where the tower has no match loss."""
     counts: Tensor
-    """What was met on the way (unknown ids a column, rows cut a list), in the order of
-    ``Reader.count_names``."""
+    """Counts of the rows (unknown ids a column, cut lists, ...), [len(``Reader.count_names``)]."""
     dedup: DedupIndices | None = None
-    """Which rows share a user; None: none do."""
+    """Deduplicated users; None where users are not deduplicated."""
 
     @property
     def is_cold_U(self) -> Tensor:
-        """``is_cold_B`` of each user; a row is a user where none is shared."""
-        return self.of_users(self.is_cold_B)
+        """``is_cold_B`` of each user."""
+        return self.per_user(self.is_cold_B)
 
     @property
     def weights_U(self) -> Tensor:
-        """The weight of each user's rows together."""
+        """Sum of the weights of each user's rows."""
         if self.dedup is None:
             return self.weights_B
-        return self.weights_B.new_zeros(len(self.dedup.first_rows_U)).index_add(
-            0, self.dedup.inverse_indices_B, self.weights_B
-        )
+        zeros_U = self.weights_B.new_zeros(len(self.dedup.first_rows_U))
+        return zeros_U.index_add(0, self.dedup.inverse_indices_B, self.weights_B)
 
-    def of_users(self, x_B: Tensor) -> Tensor:
-        """Of values that a user's rows have in common, one a user."""
+    def per_user(self, x_B: Tensor) -> Tensor:
+        """Takes values that all rows of a user share once a user.
+
+        Args:
+            x_B: [B, ...].
+
+        Returns:
+            [U, ...]
+        """
         return x_B if self.dedup is None else x_B.index_select(0, self.dedup.first_rows_U)
 
     def __len__(self) -> int:
         return int(self.labels_B.shape[0])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The batch on another device."""
+        """Copies the batch to a device."""
         return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory."""
+        """Copies the batch to page-locked memory."""
         return self._map(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -111,32 +130,36 @@ class Batch(Pipelineable):
         self._map(lambda part: (part.record_stream(stream), part)[1])
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
-        mapped: Self = map_parts(self, function)
+        mapped: Self = map_tensors(self, function)
         return mapped
 
 
-def map_parts(part: Any, function: Callable[[Any], Any]) -> Any:
-    """The same dataclass or dict, ``function`` of every tensor in it; None stays None."""
+def map_tensors(part: Any, function: Callable[[Any], Any]) -> Any:
+    """Applies a function to every tensor of nested dataclasses and dicts; None stays None.
+
+    Args:
+        part: a dataclass, a dict, a tensor [...], a KeyedJaggedTensor, or None.
+        function: of a tensor or KeyedJaggedTensor.
+    """
     if part is None:
         return None
     if isinstance(part, dict):
-        return {key: map_parts(value, function) for key, value in part.items()}
+        return {key: map_tensors(value, function) for key, value in part.items()}
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(
-            part,
-            **{
-                field.name: map_parts(getattr(part, field.name), function) for field in fields(part)
-            },
-        )
+        values = {
+            field.name: map_tensors(getattr(part, field.name), function) for field in fields(part)
+        }
+        return replace(part, **values)
     return function(part)
 
 
-def _sent(batch: Batch) -> tuple[Any, ...]:
-    return _received, tuple(map_parts(getattr(batch, field.name), pack) for field in fields(batch))
+def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
+    parts = (map_tensors(getattr(batch, field.name), reduce_tensor) for field in fields(batch))
+    return _rebuild_batch, tuple(parts)
 
 
-def _received(*parts: Any) -> Batch:
-    return Batch(*(map_parts(part, unpack) for part in parts))
+def _rebuild_batch(*parts: Any) -> Batch:
+    return Batch(*(map_tensors(part, rebuild_tensor) for part in parts))
 
 
-ForkingPickler.register(Batch, _sent)
+ForkingPickler.register(Batch, _reduce_batch)

@@ -1,4 +1,8 @@
-"""Encoded rows in memory: what a row group becomes before it is shuffled and cut into batches."""
+"""Encoded rows in memory, and the encoding of a row group's Arrow columns.
+
+Shapes: ``R`` rows, ``C`` columns of one id (``schema.scalars``), ``L`` list columns
+(``schema.lists``), ``N`` numeric columns (``schema.numeric()``).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,81 +11,81 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mail_torchrec.data.cold_start import ALL, ColdStartSettings, hidden_users, most_behaviours
-from mail_torchrec.data.encoders import Encoders, misaligned, most_ids
+from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
 from mail_torchrec.data.ids.hashing import hash64
-from mail_torchrec.data.parquet.arrow import (
-    Bools,
-    Floats,
-    Ints,
-    JaggedArray,
-    binary,
-    list_lengths,
-    numbers,
-    plain_ids,
-)
-from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.numeric import numeric_values
+from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary, plain_ids
+from mail_torchrec.data.parquet.jagged import JaggedArray
+from mail_torchrec.data.schema.schema import Schema
 
 
 @dataclass
 class Chunk:
-    """Rows as NumPy arrays.
-
-    ``R`` rows, ``C`` columns of one id (``schema.scalars``), ``L`` list columns (``schema.lists``),
-    ``N`` numeric columns.
-    """
+    """Encoded rows, which are shuffled together and cut into batches."""
 
     lists: dict[str, JaggedArray]
-    """List column -> table rows."""
+    """Table rows of each list column."""
     scalars_CR: Ints
     """Table rows, column by column as batches hold them."""
     numeric_RN: Floats
     labels_R: Bools
     conversions_R: Bools
-    """The conversion column as it is in the files, also on rows without a click; all False where
-    the schema has none."""
+    """Conversion column as it is in the files, also on rows without a click; all False where the
+    schema has none."""
     users_R: Ints
+    """Hash of the group key."""
     is_cold_R: Bools
+    """Rows that the model must score without usable behaviours."""
     is_new_R: Bools
+    """Rows reported as new users'."""
     is_cut_RL: Bools
-    """True where a list was cut to its newest entries."""
+    """Rows whose list was cut to its newest ``max_length`` entries."""
 
     def __len__(self) -> int:
         return len(self.labels_R)
 
     def take(self, rows: Ints | slice) -> "Chunk":
-        """These rows, in this order."""
-        lists = {name: ragged.take(rows) for name, ragged in self.lists.items()}
-        scalars = (
-            self.scalars_CR[:, rows]
-            if isinstance(rows, slice)
-            else self.scalars_CR.take(rows, axis=1)
-        )
-        return Chunk(lists, scalars, *(array[rows] for array in self._by_row()))
+        """Returns some of the rows, in the given order.
+
+        Args:
+            rows: their indices [rows], or a slice.
+        """
+        lists = {name: jagged.take(rows) for name, jagged in self.lists.items()}
+        if isinstance(rows, slice):
+            scalars_CR = self.scalars_CR[:, rows]
+        else:
+            scalars_CR = self.scalars_CR.take(rows, axis=1)  # faster than an index
+        return Chunk(lists, scalars_CR, *(array[rows] for array in self._row_arrays()))
 
     @staticmethod
     def concatenate(parts: "list[Chunk]") -> "Chunk":
-        """Rows of several windows, one after another."""
+        """Appends the rows of several chunks to one another."""
         lists = {
             name: JaggedArray.concatenate([part.lists[name] for part in parts])
             for name in parts[0].lists
         }
         scalars = np.concatenate([part.scalars_CR for part in parts], axis=1)
-        arrays = [
-            np.concatenate(arrays)
-            for arrays in zip(*(part._by_row() for part in parts), strict=True)
-        ]
-        return Chunk(lists, scalars, *arrays)
+        arrays = zip(*(part._row_arrays() for part in parts), strict=True)
+        return Chunk(lists, scalars, *map(np.concatenate, arrays))
 
-    def _by_row(self) -> tuple[Any, ...]:
-        """What has a row's entries side by side, in the order of the constructor."""
+    def _row_arrays(self) -> tuple[Any, ...]:
+        """Returns the arrays whose first axis is the rows, in the order of the constructor."""
         rows = self.labels_R, self.conversions_R, self.users_R, self.is_cold_R, self.is_new_R
         return self.numeric_RN, *rows, self.is_cut_RL
 
 
 @dataclass(frozen=True)
 class ChunkEncoder:
-    """Arrow rows -> :class:`Chunk`."""
+    """Checks and encodes the rows of row groups.
+
+    Args:
+        schema: columns and tables.
+        encoders: of ids and numbers.
+        cold_start: settings of the simulation.
+        new_user_max_behaviours: rows with at most so many behaviours are new users'.
+    """
 
     schema: Schema
     encoders: Encoders
@@ -91,55 +95,44 @@ class ChunkEncoder:
     def __call__(self, table: pa.Table, file: str) -> Chunk:
         """Checks and encodes the rows of one row group.
 
+        Args:
+            table: R rows with the files' columns.
+            file: for messages.
+
         Raises:
             ValueError: a value that cannot be trained on; the message names file, column, row,
                 value and remedy.
         """
-        schema = self.schema
-        if (found := misaligned(table, schema)) is not None:
+        if (found := find_misaligned_row(table, self.schema)) is not None:
             raise ValueError(
                 f"{file}: {found} in row {found.row} of its row group; align the two lists"
             )
         users = self._users(table, file)
-        hidden = hidden_users(users, self.cold_start)
-        most_R = most_behaviours(hidden, self.cold_start)
-        native_new = self._native_new(table, file)
+        limits = HistoryLimits.simulated(self.schema, users, self.cold_start)
+        is_new_R = self._is_new(table, limits, file)
         return Chunk(
-            {name: self._list(table, name, file, most_R) for name in schema.lists},
-            _side_by_side(
-                [self._scalar(table, name, file) for name in schema.scalars],
-                len(table),
-                np.int64,
-                axis=0,
-            ),
-            _side_by_side(
-                [self._numbers(table, name, file) for name in schema.numeric()],
-                len(table),
-                np.float32,
-            ),
-            self._binary(table, schema.label, file),
-            self._binary(table, schema.conversion, file)
-            if schema.conversion
-            else np.zeros(len(table), np.bool_),
-            hash64(users, "user").view(np.int64),
-            native_new | self._made_new(table, most_R),
-            native_new | hidden,
-            _side_by_side(
-                [self._is_cut(table, name, most_R) for name in schema.lists], len(table), np.bool_
+            lists={name: self._list(table, name, file, limits) for name in self.schema.lists},
+            scalars_CR=self._scalars(table, file),
+            numeric_RN=self._numeric(table, file),
+            labels_R=self._binary(table, self.schema.label, file),
+            conversions_R=self._conversions(table, file),
+            users_R=hash64(users, "user").view(np.int64),
+            is_cold_R=is_new_R | self._is_emptied(table, limits),
+            is_new_R=is_new_R | limits.is_hidden_R,
+            is_cut_RL=_stack(
+                [limits.is_cut(table, name) for name in self.schema.lists], len(table), np.bool_
             ),
         )
 
-    def _list(self, table: pa.Table, name: str, file: str, most_R: Ints) -> JaggedArray:
-        column = table[self.schema.file_column(name)]
-        kept = JaggedArray(np.zeros(0, np.int64), list_lengths(column)).newest(
-            most_ids(self.schema, name, most_R)
-        )
-        ids = plain_ids(pc.list_flatten(column), file=file, name=self.schema.file_column(name))
-        if 2 * kept.lengths.sum() < len(
-            ids
-        ):  # else to encode what nobody needs is cheaper than to pick what is needed
-            ids, kept = ids.take(pa.array(kept.positions)), JaggedArray(kept.stored, kept.lengths)
-        return JaggedArray(self._encode(name, file, ids), kept.lengths, kept.begins)
+    def _list(self, table: pa.Table, name: str, file: str, limits: HistoryLimits) -> JaggedArray:
+        file_column = self.schema.file_column(name)
+        shown = limits.shown(table, name)
+        ids = plain_ids(pc.list_flatten(table[file_column]), file=file, name=file_column)
+        if 2 * shown.lengths.sum() >= len(ids):
+            # To encode all ids is cheaper than to pick the shown ones.
+            return JaggedArray(self._encode(name, file, ids), shown.lengths, shown.given_starts)
+        shown_ids = ids.take(pa.array(shown.positions))
+        return JaggedArray(self._encode(name, file, shown_ids), shown.lengths)
 
     def _users(self, table: pa.Table, file: str) -> pa.Array:
         name = self.schema.file_column(self.schema.group_key)
@@ -153,9 +146,15 @@ class ChunkEncoder:
             )
         return users
 
-    def _scalar(self, table: pa.Table, name: str, file: str) -> Ints:
-        column = self.schema.file_column(name)
-        return self._encode(name, file, plain_ids(table[column], file=file, name=column))
+    def _scalars(self, table: pa.Table, file: str) -> Ints:
+        """Encodes the columns of one id, [C, R]."""
+        columns = []
+        for name in self.schema.scalars:
+            file_column = self.schema.file_column(name)
+            ids = plain_ids(table[file_column], file=file, name=file_column)
+            columns.append(self._encode(name, file, ids))
+        scalars_CR: Ints = _stack(columns, len(table), np.int64, axis=0)
+        return scalars_CR
 
     def _encode(self, name: str, file: str, ids: pa.Array) -> Ints:
         try:
@@ -165,45 +164,40 @@ class ChunkEncoder:
                 f"{file}: column '{self.schema.file_column(name)}': {error}"
             ) from error
 
-    def _is_cut(self, table: pa.Table, name: str, most_R: Ints) -> Bools:
-        column = self.schema.columns[name]
-        is_cut: Bools = list_lengths(table[self.schema.file_column(name)]) > column.max_length
-        return is_cut & (most_R > column.max_length) if column.group is Group.BEHAVIOUR else is_cut
-
-    def _numbers(self, table: pa.Table, name: str, file: str) -> Floats:
-        column = self.schema.file_column(name)
-        values = numbers(table[column], self.schema.columns[name].transform, file=file, name=column)
-        return self.encoders.scales[name].apply(values)
+    def _numeric(self, table: pa.Table, file: str) -> Floats:
+        """Standardises the numeric columns, [R, N]."""
+        columns = []
+        for name in self.schema.numeric():
+            column, transform = self.schema.file_column(name), self.schema.columns[name].transform
+            values_R = numeric_values(table[column], transform, file=file, name=column)
+            columns.append(self.encoders.scales[name].apply(values_R))
+        numeric_RN: Floats = _stack(columns, len(table), np.float32)
+        return numeric_RN
 
     def _binary(self, table: pa.Table, name: str, file: str) -> Bools:
         column = self.schema.file_column(name)
         return binary(table[column], file=file, name=column)
 
-    def _native_new(self, table: pa.Table, file: str) -> Bools:
+    def _conversions(self, table: pa.Table, file: str) -> Bools:
+        if (conversion := self.schema.conversion) is None:
+            return np.zeros(len(table), np.bool_)
+        return self._binary(table, conversion, file)
+
+    def _is_new(self, table: pa.Table, limits: HistoryLimits, file: str) -> Bools:
+        """Finds rows that are new users' in the data itself, [R]."""
         if (flag := self.schema.new_user) is not None:
             return self._binary(table, flag, file)
-        few: Bools = (
-            self._num_behaviours(table, np.full(len(table), ALL)) <= self.new_user_max_behaviours
-        )
-        return few
+        is_new_R: Bools = limits.num_behaviours(table, hidden=True) <= self.new_user_max_behaviours
+        return is_new_R
 
-    def _made_new(self, table: pa.Table, most_R: Ints) -> Bools:
-        """Rows that the simulated cold start left no more behaviours than a new user may have."""
-        return (most_R < ALL) & (
-            self._num_behaviours(table, most_R) <= self.new_user_max_behaviours
-        )
-
-    def _num_behaviours(self, table: pa.Table, most_R: Ints) -> Ints:
-        """How many each row has in all sequences together, ``most_R`` of each counted."""
-        lengths = [
-            list_lengths(table[self.schema.file_column(name)]) for name in self.schema.sequences
-        ]
-        num_R: Ints = np.sum(np.minimum(lengths, most_R), axis=0)
-        return num_R
+    def _is_emptied(self, table: pa.Table, limits: HistoryLimits) -> Bools:
+        """Finds rows that the simulated cold start left no more than a new user's behaviours."""
+        is_new_R = limits.num_behaviours(table) <= self.new_user_max_behaviours
+        return limits.is_limited_R & is_new_R
 
 
-def _side_by_side(columns: list[Any], num_rows: int, dtype: Any, axis: int = 1) -> Any:
-    """Columns as one array [num_rows, len(columns)], or the other way round along axis 0."""
+def _stack(columns: list[Any], num_rows: int, dtype: Any, axis: int = 1) -> Any:
+    """Stacks columns as [num_rows, len(columns)], or as [len(columns), num_rows] for axis 0."""
     if columns:
         return np.stack(columns, axis=axis)
     return np.zeros((num_rows, 0) if axis else (0, num_rows), dtype)

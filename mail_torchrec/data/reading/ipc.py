@@ -1,7 +1,8 @@
-"""A tensor on its way to another process: plain bytes in the narrowest type that holds them.
+"""Serialization of tensors that reader processes send to the training process.
 
-As shared memory, torch's way, each tensor costs a file descriptor and a connection: more than to
-copy what a batch holds.
+A tensor is sent as plain bytes of the narrowest integer type that holds its values. As shared
+memory, torch's way, each tensor costs a file descriptor and a connection: more than a copy of what
+a batch holds.
 """
 
 from typing import Any, NamedTuple
@@ -14,43 +15,49 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 _NARROW = [(np.iinfo(kind).min, np.iinfo(kind).max, kind) for kind in (np.int8, np.int16, np.int32)]
 
 
-class _Values(NamedTuple):
-    """A tensor."""
+class _ReducedTensor(NamedTuple):
+    """Serialized form of a tensor."""
 
     narrow: Any
-    """A NumPy array of its shape."""
+    """NumPy array of the tensor's shape, in a narrower type perhaps."""
     dtype: torch.dtype
 
 
-class _Keyed(NamedTuple):
-    """A KeyedJaggedTensor."""
+class _ReducedKeyedJagged(NamedTuple):
+    """Serialized form of a KeyedJaggedTensor."""
 
     keys: list[str]
-    values: _Values
-    lengths: _Values
+    values: _ReducedTensor
+    lengths: _ReducedTensor
 
 
-def pack(part: Tensor | KeyedJaggedTensor) -> Any:
-    """What to send of a tensor on the CPU; integers take as few bytes as the largest of them needs."""
+def reduce_tensor(part: Tensor | KeyedJaggedTensor) -> Any:
+    """Returns the picklable form of a tensor on the CPU.
+
+    Args:
+        part: a tensor of any shape [...], or a KeyedJaggedTensor without weights.
+    """
     if isinstance(part, KeyedJaggedTensor):
         assert part.weights_or_none() is None
-        return _Keyed(part.keys(), pack(part.values()), pack(part.lengths()))
+        return _ReducedKeyedJagged(
+            part.keys(), reduce_tensor(part.values()), reduce_tensor(part.lengths())
+        )
     values = part.numpy()
-    return _Values(
-        _narrowed(values) if values.dtype == np.int64 and values.size else values, part.dtype
-    )
+    if values.dtype == np.int64 and values.size:
+        values = _narrowed(values)
+    return _ReducedTensor(values, part.dtype)
 
 
-def unpack(part: Any) -> Tensor | KeyedJaggedTensor:
-    """What :func:`pack` was given."""
-    if isinstance(part, _Keyed):
-        return KeyedJaggedTensor(part.keys, unpack(part.values), lengths=unpack(part.lengths))
+def rebuild_tensor(part: Any) -> Tensor | KeyedJaggedTensor:
+    """Returns the tensor that :func:`reduce_tensor` was given."""
+    if isinstance(part, _ReducedKeyedJagged):
+        return KeyedJaggedTensor(
+            part.keys, rebuild_tensor(part.values), lengths=rebuild_tensor(part.lengths)
+        )
     return torch.from_numpy(part.narrow).to(part.dtype)
 
 
 def _narrowed(values: Any) -> Any:
     low, high = values.min(), values.max()
-    return values.astype(
-        next((kind for least, most, kind in _NARROW if least <= low and high <= most), np.int64),
-        copy=False,
-    )
+    kinds = (kind for least, most, kind in _NARROW if least <= low and high <= most)
+    return values.astype(next(kinds, np.int64), copy=False)

@@ -1,15 +1,15 @@
-"""How the rows of an epoch are dealt to ranks, reader processes and steps, and what is left of them when a run stops on the way.
+"""Partition of an epoch's rows over ranks, reader processes and steps, and resumption within it.
 
-The pieces (row groups, whole or in part) form one sequence of N rows. It is cut into equal runs,
-one a rank (a piece on a border is read by both sides), each run into the same number of steps
+Slices of row groups, end to end, form one sequence of N rows. It is cut into equal ranges, one a
+rank (a row group on a border is read by both ranks), and each range into the same number of steps,
 ``ceil(N / (ranks * batch_size))``, again of equal size. So no rank runs out before another, every
-row is read once, and there is no small last batch: the tail is spread over all batches, which hold
-``batch_size`` rows or a few less. Where N is no multiple of the ranks, the runs that are one row
-short repeat their last row with weight 0: row-wise sharded tables need batches of one size on all
-ranks. Weight 0 keeps it out of losses and figures; only batch norm's statistics see it.
+row is read once, and there is no small last batch: the remainder is spread over all batches, which
+hold ``batch_size`` rows or a few less. Where N is no multiple of the ranks, the ranges that are one
+row short repeat their last row with weight 0: row-wise sharded tables need batches of one size on
+all ranks. Weight 0 keeps it out of losses and metrics; only batch norm's statistics see it.
 
-With several reader processes, each reads a contiguous part of its rank's steps, and they take
-turns. Steps whose rows are shuffled together are a window.
+With several reader processes, each reads consecutive steps of its rank, and they take turns. The
+rows of consecutive steps that are shuffled together are a chunk.
 """
 
 from bisect import bisect_left, bisect_right
@@ -22,149 +22,173 @@ import numpy as np
 from pydantic import Field
 
 from mail_torchrec.data.parquet.arrow import Ints
-from mail_torchrec.data.parquet.source import RowGroup
+from mail_torchrec.data.source import RowGroup
 from mail_torchrec.settings import Settings
 
 
-class Layout(Settings):
-    """What decides who reads which rows in which order, beside the seed and the epoch."""
+@dataclass(frozen=True)
+class RankInfo:
+    """Rank that a reader reads for, and the number of ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class ReaderLayout(Settings):
+    """Numbers that decide, with seed and epoch, which rank reads which rows in which order."""
 
     ranks: int = Field(ge=1)
     workers: int = Field(ge=1)
-    """Reader processes a rank; 1 where the training process reads too."""
+    """Reader processes of each rank; 1 where the training process reads."""
     batch_size: int = Field(ge=1)
+    """Maximum number of rows of a rank's batch."""
     shuffle_buffer_size: int = Field(ge=1)
+    """Minimum number of rows of a chunk, but for the last one of a reader process."""
 
 
 class ConsumedSteps(Settings):
-    """The first so many steps of a deal."""
+    """First steps of a partition that were trained on."""
 
-    layout: Layout
+    layout: ReaderLayout
     steps: int = Field(ge=0)
 
 
-class Position(Settings):
-    """Where a run stands in its data: an epoch, and the deals of which steps were taken in it, each of what the one before left over."""
+class DataPosition(Settings):
+    """Position of a run in its data, saved in checkpoints."""
 
     epoch: int = Field(ge=0)
     """From 0."""
-    taken: tuple[ConsumedSteps, ...] = ()
+    consumed: tuple[ConsumedSteps, ...] = ()
+    """Steps trained on in the epoch; each entry partitions the rows that the one before left."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows of a row group, in the order of the file."""
+class RowGroupSlice:
+    """Some rows of a row group, in the order of the file."""
 
     group: RowGroup
     rows: range | Ints
-    """Their places in the group."""
+    """Their indices in the row group, [rows]."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def places(self, part: slice) -> slice | Ints:
-        """Where the rows of a part of it are in the group."""
+    def indices(self, part: slice) -> slice | Ints:
+        """Returns the indices in the row group of a part of these rows, [rows] or a slice."""
         rows = self.rows[part]
         return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 @dataclass(frozen=True)
 class EpochPartition:
-    """Pieces dealt under a layout.
+    """Partitions row group slices over the ranks, reader processes and steps of a layout.
 
     Args:
-        pieces: one after another, the sequence of rows.
+        slices: end to end, the sequence of rows.
         layout: of the ranks.
-        first_step: steps of the epoch that were taken before; random draws are keyed by the step in
-            the epoch.
+        first_step: number of steps of the epoch that were trained on before; random draws are keyed
+            by the step in the epoch.
     """
 
-    pieces: list[Piece]
-    layout: Layout
+    slices: list[RowGroupSlice]
+    layout: ReaderLayout
     first_step: int = 0
 
     @cached_property
     def ends(self) -> list[int]:
-        """Where each piece ends in the sequence."""
-        return list(accumulate(map(len, self.pieces)))
+        """End of each slice in the sequence."""
+        return list(accumulate(map(len, self.slices)))
 
     @property
     def num_rows(self) -> int:
-        """Rows in the sequence."""
-        return self.ends[-1] if self.pieces else 0
+        """Number of rows in the sequence."""
+        return self.ends[-1] if self.slices else 0
 
     def __len__(self) -> int:
-        """Steps."""
+        """Number of steps."""
         return num_steps(self.num_rows, self.layout)
 
-    def run(self, rank: int) -> range:
-        """The rows of a rank in the sequence; empty where there are fewer rows than ranks."""
-        return _cut(self.num_rows, self.layout.ranks, rank)
+    def rank_rows(self, rank: int) -> range:
+        """Returns a rank's rows in the sequence; none where there are fewer rows than ranks."""
+        return _part_of(self.num_rows, self.layout.ranks, rank)
 
-    def bounds(self, rank: int) -> list[int]:
-        """Where each step of a rank begins, and where the last one ends: at most one row behind the rank's run."""
-        start, longest = self.run(rank).start, -(-self.num_rows // self.layout.ranks)
+    def step_bounds(self, rank: int) -> list[int]:
+        """Returns where each step of a rank begins in the sequence, and where the last one ends.
+
+        It ends at most one row behind the rank's rows: the row that is repeated with weight 0.
+        """
+        start, longest = self.rank_rows(rank).start, -(-self.num_rows // self.layout.ranks)
         return [start + longest * step // max(len(self), 1) for step in range(len(self) + 1)]
 
-    def windows(self, rank: int, worker: int) -> Iterator[range]:
-        """The steps of a reader process, cut into windows of ``shuffle_buffer_size`` rows, the last one less."""
-        steps, bounds = self._part(worker), self.bounds(rank)
+    def worker_steps(self, worker: int) -> range:
+        """Returns the steps of a reader process, the same on all ranks."""
+        return _part_of(len(self), self.layout.workers, worker)
+
+    def chunks(self, rank: int, worker: int) -> Iterator[range]:
+        """Cuts the steps of a reader process into chunks of ``shuffle_buffer_size`` rows or more.
+
+        The last chunk may have fewer.
+        """
+        steps, bounds = self.worker_steps(worker), self.step_bounds(rank)
         start = steps.start
         for stop in range(steps.start + 1, steps.stop + 1):
-            if (
-                bounds[stop] - bounds[start] >= self.layout.shuffle_buffer_size
-                or stop == steps.stop
-            ):
+            is_full = bounds[stop] - bounds[start] >= self.layout.shuffle_buffer_size
+            if is_full or stop == steps.stop:
                 yield range(start, stop)
                 start = stop
 
-    def turns(self) -> list[tuple[int, int]]:
-        """The steps of a rank in the order in which they are trained on: (reader process, step)."""
-        parts = [self._part(worker) for worker in range(self.layout.workers)]
-        rounds = range(max(map(len, parts)))
+    def training_order(self) -> list[tuple[int, int]]:
+        """Returns the steps of a rank in the order of training, as (reader process, step)."""
+        parts = [self.worker_steps(worker) for worker in range(self.layout.workers)]
         return [
-            (worker, part[turn])
-            for turn in rounds
+            (worker, part[i])
+            for i in range(max(map(len, parts)))
             for worker, part in enumerate(parts)
-            if turn < len(part)
+            if i < len(part)
         ]
 
-    def untaken(self, steps: int) -> list[int]:
-        """The first step of each reader process behind the first ``steps`` steps of all."""
-        first = [self._part(worker).start for worker in range(self.layout.workers)]
-        for worker, step in self.turns()[:steps]:
-            first[worker] = step + 1
-        return first
+    def next_steps(self, num_consumed: int) -> list[int]:
+        """Returns the next step of each reader process when the first steps are trained on.
 
-    def slices(self, start: int, stop: int) -> Iterator[tuple[int, Piece, slice]]:
-        """Rows ``start .. stop`` of the sequence: where a piece begins in it, the piece, and which of its rows."""
+        Args:
+            num_consumed: steps trained on, in the order of training.
+        """
+        steps = [self.worker_steps(worker).start for worker in range(self.layout.workers)]
+        for worker, step in self.training_order()[:num_consumed]:
+            steps[worker] = step + 1
+        return steps
+
+    def slices_between(self, start: int, stop: int) -> Iterator[tuple[int, RowGroupSlice, slice]]:
+        """Finds rows ``start .. stop`` of the sequence.
+
+        Yields:
+            Start of a row group slice in the sequence, the slice, and which of its rows.
+        """
         for i in range(bisect_right(self.ends, start), bisect_left(self.ends, stop) + 1):
             before = self.ends[i - 1] if i else 0
-            yield (
-                before,
-                self.pieces[i],
-                slice(max(start - before, 0), min(stop, self.ends[i]) - before),
-            )
+            rows = slice(max(start - before, 0), min(stop, self.ends[i]) - before)
+            yield before, self.slices[i], rows
 
-    def part_of(self, places: range | Ints) -> Iterator[Piece]:
-        """The pieces that hold these rows of the sequence; ``places`` rise."""
-        if not len(places):
+    def select(self, rows: range | Ints) -> Iterator[RowGroupSlice]:
+        """Selects rows of the sequence.
+
+        Args:
+            rows: their places in the sequence, rising, [rows].
+        """
+        if not len(rows):
             return
-        for before, piece, rows in self.slices(int(places[0]), int(places[-1]) + 1):
-            if isinstance(places, range):
-                yield Piece(piece.group, piece.rows[rows])
-            elif len(inside := places[(places >= before) & (places < before + len(piece))]):
-                yield Piece(piece.group, np.asarray(piece.rows)[inside - before])
-
-    def _part(self, worker: int) -> range:
-        return _cut(len(self), self.layout.workers, worker)
+        for before, part, inside in self.slices_between(int(rows[0]), int(rows[-1]) + 1):
+            if isinstance(rows, range):
+                yield RowGroupSlice(part.group, part.rows[inside])
+            elif len(chosen := rows[(rows >= before) & (rows < before + len(part))]):
+                yield RowGroupSlice(part.group, np.asarray(part.rows)[chosen - before])
 
 
-def num_steps(num_rows: int, layout: Layout) -> int:
-    """Steps that so many rows are dealt to."""
+def num_steps(num_rows: int, layout: ReaderLayout) -> int:
+    """Returns the number of steps that so many rows make."""
     return -(-num_rows // (layout.ranks * layout.batch_size))
 
 
-def _cut(num: int, parts: int, part: int) -> range:
-    """Part ``part`` of ``num`` things cut into equal runs."""
+def _part_of(num: int, parts: int, part: int) -> range:
+    """Returns part ``part`` of ``num`` things that are cut into equal ranges."""
     return range(num * part // parts, num * (part + 1) // parts)

@@ -1,14 +1,24 @@
-"""What a schema is made of: columns, the groups they belong to, and tables."""
+"""Parts of a schema: columns, the groups they belong to, and embedding tables."""
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from mail_torchrec.data.ids.registry import ID_POLICIES, known_policy
+from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.settings import Settings
+
+IdPolicyName = Annotated[
+    str,
+    AfterValidator(known_policy),
+    WithJsonSchema({"type": "string", "enum": list(ID_POLICIES)}),
+]
+"""Name of an id policy in ``data/ids/registry.py``."""
 
 
 class Group(StrEnum):
-    """What a column is for: the paper's four feature groups, and what training needs beside them."""
+    """Role of a column: one of the paper's four feature groups, or one that training needs."""
 
     ATTRIBUTE = "attribute"
     BEHAVIOUR = "behaviour"
@@ -21,22 +31,15 @@ class Group(StrEnum):
 
 
 class Kind(StrEnum):
-    """How a column is stored: one id a row, a list of ids a row, or one number a row."""
+    """Storage of a column: one id a row, a list of ids a row, or one number a row."""
 
     CATEGORICAL = "categorical"
     LIST = "list"
     NUMERIC = "numeric"
 
 
-class Ids(StrEnum):
-    """How raw values become table rows: a vocabulary built from the training data, or a hash."""
-
-    VOCABULARY = "vocabulary"
-    HASH = "hash"
-
-
 class Actions(StrEnum):
-    """How the embedding of an action joins that of its item: elementwise product (the paper), behind it, or not at all."""
+    """Combination of action and item embeddings: product (the paper), concatenation, or none."""
 
     PRODUCT = "product"
     CONCAT = "concat"
@@ -44,50 +47,50 @@ class Actions(StrEnum):
 
 
 class Transform(StrEnum):
-    """What is done to a number before it is standardised: nothing, or ``log(1 + x)``."""
+    """Transform of a number before it is standardised: none, or ``log(1 + x)``."""
 
     NONE = "none"
     LOG = "log"
 
 
 class Column(Settings):
-    """One input column. Its name in the schema is its name everywhere but in the files, where ``column`` may differ."""
+    """One input column; its name in the schema is used everywhere but in the files."""
 
     group: Group
-    """The group: attribute, behaviour, context, item, label, conversion, group_key or new_user."""
+    """Role of the column: `attribute`, `behaviour`, `context` or `item` (features), `label`
+    (clicked or not), `conversion` (converted after the click), `group_key` (the user) or `new_user`
+    (flag of a new user's row)."""
     kind: Kind = Kind.CATEGORICAL
-    """categorical (one id), list (ids) or numeric (one number). Behaviours are lists; labels and
-    keys need no kind."""
+    """Storage: `categorical` (one id a row), `list` (a list of ids) or `numeric` (one number).
+    Behaviours are lists; labels, flags and keys need no kind."""
     column: str | None = None
-    """The column in the files, where it is not the schema's name (one file column can serve two
-    schema columns)."""
+    """Column of the files, where its name differs from the schema's. One file column can serve
+    several schema columns."""
     table: str | None = None
-    """The table looked up; by default the column's own. Columns that name the same table share
-    it."""
+    """Embedding table of the ids; by default one with the column's name. Columns that name the same
+    table share it."""
     max_length: int = Field(default=50, ge=1)
-    """List columns: only the newest ``max_length`` entries are kept (the rest is counted).
-    Behaviours: the T of the paper."""
+    """Maximum length of a list column: only the newest entries are kept, and rows that were cut are
+    counted. For behaviours the T of the paper."""
     action_of: str | None = None
-    """Behaviours: this list holds the actions on the items of that other list, entry by entry."""
+    """Behaviour column of items whose actions (clicked, bought ...) this list holds, entry by
+    entry."""
     transform: Transform = Transform.NONE
-    """Numeric columns: applied before standardising."""
+    """Transform of a numeric column before it is standardised: `none`, or `log` for
+    `log(1 + x)`."""
 
 
-class Table(Settings):
-    """One embedding table."""
+class EmbeddingTableSettings(IdSettings):
+    """Settings of one embedding table: id policy, dimension and initial weights."""
 
-    ids: Ids = Ids.VOCABULARY
-    """vocabulary (built from the training data, saved with the model) or hash."""
-    rows: int | None = Field(default=None, ge=3)
-    """Hash tables: the number of rows. Vocabulary tables: at most so many, of the most frequent
-    values. Unknown and null ids take two."""
-    min_count: int = Field(default=1, ge=1)
-    """Vocabulary tables: values seen less often than this in training share row 0, as do values
-    never seen."""
+    ids: IdPolicyName = "vocabulary"
+    """Id policy, which turns raw ids into table rows: `vocabulary` (one row for each value of the
+    training data, saved with the model) or `hash` (a fixed number of rows that all values share;
+    needs `rows`)."""
     dim: int | None = Field(default=None, ge=1)
-    """The embedding dimension; by default the schema's."""
+    """Embedding dimension; by default `schema.dim`."""
     init_mean: float = 0.0
-    """Initial weights are uniform around this value. 1 suits an action table that multiplies item
-    vectors."""
+    """Centre of the uniform distribution of initial weights. 1 suits an action table whose vectors
+    multiply item vectors."""
     init_range: float = Field(default=0.01, ge=0.0)
-    """... from ``init_mean - init_range`` to ``init_mean + init_range``."""
+    """Initial weights lie between `init_mean - init_range` and `init_mean + init_range`."""

@@ -1,4 +1,8 @@
-"""Which keys are looked up in which tables: what the reader writes and the table collections read."""
+"""Features of a batch and the embedding tables that each looks up.
+
+The reader writes these features, and the table collections read them. TorchRec calls them the
+``feature_names`` of an embedding table.
+"""
 
 from dataclasses import dataclass
 
@@ -6,41 +10,46 @@ from mail_torchrec.data.schema.schema import Schema
 
 
 @dataclass(frozen=True)
-class MatchKeys:
-    """The keys of one sequence's lookups in the output-side item table V' (DMR's match loss and relevance)."""
+class MatchFeatures:
+    """Features of a sequence's lookups in the output-side item table V' (DMR, Lyu et al. 2020)."""
 
     target: str
+    """Target item."""
     last: str
+    """Newest behaviour of each user, the positive of the match loss."""
     negatives: str
+    """Sampled negatives of the match loss."""
 
 
 @dataclass(frozen=True)
 class FeatureTables:
-    """Key -> table, of the pooled and of the unpooled collection; keys in the order of the batch."""
+    """Tables by feature of the pooled and the unpooled collection, in the order of the batch."""
 
     pooled: dict[str, str]
+    """Tables by feature of the EmbeddingBagCollection: one vector a row."""
     unpooled: dict[str, str]
-    match: dict[str, MatchKeys]
-    """Sequence -> its keys in the output-side table; empty where the tower has no match loss."""
+    """Tables by feature of the EmbeddingCollection: one vector an id."""
+    match: dict[str, MatchFeatures]
+    """Features of the output-side table by sequence; empty where the tower has no match loss."""
     first_order: frozenset[str] = frozenset()
-    """Tables whose rows are one column wider than their vectors: the id's first-order weight stands
-    there."""
+    """Tables whose rows are one column wider than their vectors, for the id's first-order weight
+    (wide part of a factorization machine)."""
 
 
 def output_table(table: str) -> str:
-    """The name of the output-side twin of an item table."""
+    """Returns the name of the output-side table V' of an item table."""
     return f"{table}_output"
 
 
-def plan_feature_tables(
+def build_feature_tables(
     schema: Schema, *, needs_match: bool, needs_first_order: bool = False
 ) -> FeatureTables:
-    """The lookups of a schema.
+    """Builds the features of a schema's batches.
 
     Args:
         schema: columns and tables.
-        needs_match: every item table that behaviours use gets an output-side twin.
-        needs_first_order: every table of attribute, context or item fields holds a first-order
+        needs_match: give every item table that behaviours look up an output-side table.
+        needs_first_order: give every table of attribute, context or item fields a first-order
             weight an id.
 
     Raises:
@@ -51,26 +60,29 @@ def plan_feature_tables(
             "schema.columns: at least one column should look up a table that holds no behaviours, "
             "found none"
         )
-    unpooled = {name: schema.table_of(name) for name in schema.unpooled}
-    match: dict[str, MatchKeys] = {}
-    for sequence in schema.sequences if needs_match else []:
-        keys = MatchKeys(
-            f"{schema.target_of(sequence)}_output", f"{sequence}_last", f"{sequence}_negatives"
-        )
-        match[sequence] = keys
-        twin = output_table(schema.table_of(sequence))
-        if clash := {twin} & set(schema.table_names) or {
-            keys.target,
-            keys.last,
-            keys.negatives,
-        } & set(schema.columns):
-            raise ValueError(
-                "schema: the match loss adds tables and keys of its own, and the schema has "
-                f"{sorted(clash)}; rename it there"
-            )
-        unpooled |= {keys.target: twin, keys.last: twin, keys.negatives: twin}
-    fields = [*schema.pooled, *schema.unpooled_scalars] if needs_first_order else []
     pooled = {name: schema.table_of(name) for name in schema.pooled}
-    return FeatureTables(
-        pooled, unpooled, match, frozenset(schema.table_of(name) for name in fields)
+    unpooled = {name: schema.table_of(name) for name in schema.unpooled}
+    match = {name: _match_features(schema, name) for name in schema.sequences if needs_match}
+    for sequence, features in match.items():
+        table = output_table(schema.table_of(sequence))
+        unpooled |= dict.fromkeys((features.target, features.last, features.negatives), table)
+    fields = [*schema.pooled, *schema.unpooled_scalars] if needs_first_order else []
+    first_order = frozenset(schema.table_of(name) for name in fields)
+    return FeatureTables(pooled, unpooled, match, first_order)
+
+
+def _match_features(schema: Schema, sequence: str) -> MatchFeatures:
+    """Names the match features of a sequence; they and their table must be new to the schema."""
+    features = MatchFeatures(
+        target=f"{schema.target_of(sequence)}_output",
+        last=f"{sequence}_last",
+        negatives=f"{sequence}_negatives",
     )
+    table = output_table(schema.table_of(sequence))
+    names = {features.target, features.last, features.negatives}
+    if clash := {table} & set(schema.table_names) or names & set(schema.columns):
+        raise ValueError(
+            "schema: the match loss adds tables and keys of its own, and the schema has "
+            f"{sorted(clash)}; rename it there"
+        )
+    return features

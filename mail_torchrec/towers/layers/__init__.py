@@ -1,1 +1,1 @@
-"""Layers that towers are made of."""
+"""Layers of the towers, and the behaviour sequences that they work on."""

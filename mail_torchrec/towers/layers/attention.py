@@ -1,4 +1,8 @@
-"""Attention over a row's vectors: pooling (Feng et al. 2021, Eqs. 1 and 2), and the scores of behaviours."""
+"""Attention over behaviours: pooling (Feng et al. 2021, Eqs. 1 and 2) and pairwise scores.
+
+Shape letters: ``N`` or ``B`` rows, ``T`` positions, ``P`` the positions of
+``layers/positions.py``, ``D`` elements of a vector, ``H`` hidden elements.
+"""
 
 from collections.abc import Callable
 
@@ -6,12 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mail_torchrec.towers.inputs import BehaviourSequence
-from mail_torchrec.towers.layers.positions import Positions, positions_of
+from mail_torchrec.towers.layers.positions import Positions, select_positions
+from mail_torchrec.towers.layers.sequences import BehaviourSequence
 
 
 def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Softmax over the True positions of each row, 0 elsewhere; a row without any is all 0, with gradient 0."""
+    """Softmax over the True positions of each row, 0 elsewhere.
+
+    A row without any is all 0, with gradient 0.
+
+    Args:
+        scores_NT: raw scores, finite where masked.
+        mask_NT: True on the positions that take part (bool).
+    """
     # The least finite number, not -inf: a row of -inf alone would be NaN, and so would its
     # gradient.
     least = torch.finfo(scores_NT.dtype).min
@@ -26,50 +37,64 @@ def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
 def pair_scores(
     g: nn.Sequential,
     sequence: BehaviourSequence,
-    query_of: Callable[[Positions], Tensor],
+    make_query: Callable[[Positions], Tensor],
     *,
-    of_rows: Tensor | None = None,
+    row_query_BD: Tensor | None = None,
 ) -> Tensor:
-    """``g([q, e, q - e, q * e])`` of each query and behaviour, [B, T].
+    """Scores ``g([q, e, q - e, q * e])`` of each query and behaviour, [B, T].
 
-    The first layer of ``g`` is taken apart, ``W [q, e, q - e, q * e] = (W1 + W3) q + (W2 - W3) e +
-    W4 (q * e)``: what it makes of the behaviours alone is computed once a user, what it makes of
-    queries that a row's behaviours have in common once a row, and the four vectors never stand side
-    by side in memory.
+    The first layer of ``g`` is split, ``W [q, e, q - e, q * e] = (W1 + W3) q + (W2 - W3) e +
+    W4 (q * e)``: the term of the behaviours is computed once a user, the term of queries that a
+    row's behaviours have in common once a row, and the four vectors never stand side by side in
+    memory.
 
     Args:
         g: dense layers that map 4 D elements to one.
         sequence: the behaviours.
-        query_of: the queries at given positions, [P, D].
-        of_rows: the queries [B, D] where all behaviours of a row have the same.
+        make_query: returns the queries [P, D] at given positions.
+        row_query_BD: the queries where all behaviours of a row have the same.
     """
     first, *others = g
     W1_HD, W2_HD, W3_HD, W4_HD = first.weight.chunk(4, dim=1)
-    positions, users = positions_of(sequence), sequence.users
-    behaviours_PD, query_PD = positions.of_users(users.real_BTD), query_of(positions)
-    if users is sequence:
-        hidden_PH = functional.linear(behaviours_PD, W2_HD - W3_HD, first.bias)
-    else:
-        hidden_PH = positions.of_users(functional.linear(users.real_BTD, W2_HD - W3_HD, first.bias))
-    if of_rows is None:
+    positions = select_positions(sequence)
+    behaviours_PD = positions.gather_users(sequence.users.real_BTD)
+    query_PD = make_query(positions)
+    hidden_PH = _behaviour_term(positions, sequence, behaviours_PD, W2_HD - W3_HD, first.bias)
+    if row_query_BD is None:
         both = torch.cat([query_PD, query_PD * behaviours_PD], dim=-1)
-        hidden_PH = _added(hidden_PH, both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
+        hidden_PH = _add_product(hidden_PH, both, torch.cat([W1_HD + W3_HD, W4_HD], dim=1))
     else:
-        hidden_PH = hidden_PH + positions.of_rows(functional.linear(of_rows, W1_HD + W3_HD))
-        hidden_PH = _added(hidden_PH, query_PD * behaviours_PD, W4_HD)
+        query_BH = functional.linear(row_query_BD, W1_HD + W3_HD)
+        hidden_PH = hidden_PH + positions.gather_rows(query_BH)
+        hidden_PH = _add_product(hidden_PH, query_PD * behaviours_PD, W4_HD)
     scores_P: Tensor = nn.Sequential(*others)(hidden_PH).squeeze(-1)
-    return positions.back(
-        scores_P.to(query_PD.dtype)
-    )  # in lower precision the products are, sums over positions are not
+    # Products may be in lower precision, sums over positions are not.
+    return positions.to_padded(scores_P.to(query_PD.dtype))
 
 
-def _added(sum_PH: Tensor, x_PD: Tensor, weight_HD: Tensor) -> Tensor:
+def _behaviour_term(
+    positions: Positions,
+    sequence: BehaviourSequence,
+    behaviours_PD: Tensor,
+    weight_HD: Tensor,
+    bias_H: Tensor,
+) -> Tensor:
+    """The dense layer on the behaviours at their positions [P, H], computed once a user."""
+    users = sequence.users
+    if users is sequence:
+        return functional.linear(behaviours_PD, weight_HD, bias_H)
+    return positions.gather_users(functional.linear(users.real_BTD, weight_HD, bias_H))
+
+
+def _add_product(sum_PH: Tensor, x_PD: Tensor, weight_HD: Tensor) -> Tensor:
     """``sum + x W^T`` in one pass over the largest tensors of the tower."""
     return torch.addmm(sum_PH.flatten(0, -2), x_PD.flatten(0, -2), weight_HD.T).view_as(sum_PH)
 
 
 class AttentionPooling(nn.Module):
-    """``h = sum_i alpha_i x_i`` with ``alpha = softmax(e)`` and ``e_i = z^T tanh(W x_i + b)``, [N, T, D] -> [N, D].
+    """Attention pooling ``h = sum_i alpha_i x_i``, [N, T, D] -> [N, D].
+
+    ``alpha = softmax(e)`` with ``e_i = z^T tanh(W x_i + b)`` (Feng et al. 2021, Eqs. 1 and 2).
 
     Args:
         dim: D.

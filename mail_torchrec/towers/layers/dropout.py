@@ -1,4 +1,4 @@
-"""Dropout whose draws cost little on a CPU."""
+"""Dropout with cheap random draws on CPUs."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,9 @@ _BITS = 16
 
 
 class Dropout(nn.Module):
-    """As ``nn.Dropout``; on a CPU, where that draws one number an element from one thread, one draw decides four elements.
+    """Dropout as ``nn.Dropout``, in which one random draw on a CPU serves four elements.
+
+    PyTorch's own draws one number an element there, from one thread.
 
     Args:
         p: share of elements that become 0; on a CPU rounded to a multiple of 2^-16.
@@ -19,7 +21,11 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of any shape; the elements that stay grow by ``1 / (1 - p)``."""
+        """Drops elements; those that stay grow by ``1 / (1 - p)``.
+
+        Args:
+            x: any shape [...].
+        """
         if not self.training or not self.p:
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():

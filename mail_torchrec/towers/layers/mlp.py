@@ -1,4 +1,7 @@
-"""Layers that several towers are made of."""
+"""Dense layers and activations.
+
+Shape letters: ``B`` rows, ``C`` elements of the last axis.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,15 +12,21 @@ from torch.nn import functional
 
 
 class LastDimPReLU(nn.PReLU):
-    """PReLU with one slope for each element of the last axis (PyTorch's own has it for axis 1)."""
+    """PReLU with one slope for each element of the last axis (PyTorch's own: of axis 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of any shape that ends in the number of slopes."""
+        """Activates a tensor.
+
+        Args:
+            x: [..., slopes].
+        """
         return functional.prelu(x.flatten(0, -2), self.weight).view_as(x)
 
 
 class Dice(nn.Module):
-    """``p x + (1 - p) slope x`` with ``p = sigmoid(batch norm of x)``: a PReLU that bends where the data lies (Zhou et al. 2018, Eq. 9).
+    """Dice activation, a PReLU that adapts to the data (DIN, Zhou et al. 2018, Eq. 9).
+
+    ``p x + (1 - p) slope x`` with ``p = sigmoid(batch norm of x)``.
 
     Args:
         dim: elements of the last axis of [B, dim], each with a slope of its own.
@@ -29,7 +38,7 @@ class Dice(nn.Module):
         self.slope = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """[B, dim] -> [B, dim]."""
+        """Activates [B, dim]."""
         p_BC = torch.sigmoid(self.norm(x_BC))
         return x_BC * (p_BC + (1 - p_BC) * self.slope)
 
@@ -37,7 +46,13 @@ class Dice(nn.Module):
 def dense_layers(
     in_dim: int, dims: Sequence[int], activation: Callable[[int], nn.Module]
 ) -> list[nn.Module]:
-    """Dense and activation for each of ``dims``; ``activation`` is given the width."""
+    """Builds a dense layer and an activation for each width of ``dims``.
+
+    Args:
+        in_dim: width of the input.
+        dims: widths of the layers, of which there may be none.
+        activation: makes the activation for a width.
+    """
     return [
         module
         for width, dim in pairwise([in_dim, *dims])
@@ -46,7 +61,13 @@ def dense_layers(
 
 
 def regularised_layers(in_dim: int, dims: Sequence[int], dropout: float) -> list[nn.Module]:
-    """Dropout, Dense, BatchNorm and LeakyReLU for each of ``dims`` (Feng et al. 2021, Eq. 12)."""
+    """Builds Dropout, Dense, BatchNorm and LeakyReLU for each width (Feng et al. 2021, Eq. 12).
+
+    Args:
+        in_dim: width of the input.
+        dims: widths of the dense layers, of which there may be none.
+        dropout: before each dense layer.
+    """
     return [
         module
         for width, dim in pairwise([in_dim, *dims])
@@ -60,5 +81,5 @@ def regularised_layers(in_dim: int, dims: Sequence[int], dropout: float) -> list
 
 
 def last_dim(in_dim: int, dims: Sequence[int]) -> int:
-    """Width behind hidden layers of ``dims``, of which there may be none."""
+    """Returns the output width of hidden layers ``dims``, of which there may be none."""
     return [in_dim, *dims][-1]

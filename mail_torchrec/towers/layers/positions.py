@@ -1,75 +1,79 @@
-"""The positions of behaviour sequences that work is done on: the real ones alone, or all of them."""
+"""Gathering of per-user and per-row values to the real positions of behaviour sequences, and back.
+
+Shape letters: ``B`` rows, ``U`` users, ``T`` positions of a sequence, ``N`` real positions of all
+rows, ``X`` elements; ``P`` stands for the leading axes that a :class:`Positions` works on.
+"""
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mail_torchrec.towers.inputs import BehaviourSequence, DedupSequence
+from mail_torchrec.towers.layers.sequences import BehaviourSequence, DedupSequence
 
 
 class Positions(Protocol):
-    """Brings what users and rows have to the positions ``P``, and what was computed there back."""
+    """Access to the positions ``P`` at which work on a sequence is done."""
 
-    def of_users(self, x_UTX: Tensor) -> Tensor:
-        """What each user has at each position, at the positions of the rows."""
+    def gather_users(self, x_UTX: Tensor) -> Tensor:
+        """Gathers per-user values of each position, [U, T, X] -> [P, X]."""
 
-    def of_rows(self, x_BX: Tensor) -> Tensor:
-        """What each row has, at its positions or so that it broadcasts to them."""
+    def gather_rows(self, x_BX: Tensor) -> Tensor:
+        """Gathers per-row values, [B, X] -> [P, X] or a shape that broadcasts to it."""
 
-    def back(self, x_P: Tensor) -> Tensor:
-        """Numbers of the positions as [B, T]; finite behind a row's length, and without meaning there."""
+    def to_padded(self, x_P: Tensor) -> Tensor:
+        """Returns per-position values as [B, T]: finite, but undefined behind a row's length."""
 
 
-class AllPositions:
-    """[B, T], padding and all: of fixed shape, as compilers want it."""
+class PaddedPositions:
+    """All positions [B, T], padding included: shapes are fixed, as compilers want them."""
 
     def __init__(self, sequence: BehaviourSequence) -> None:
         self._sequence = sequence
 
-    def of_users(self, x_UTX: Tensor) -> Tensor:
-        """[B, T, X]."""
-        return self._sequence.spread(x_UTX)
+    def gather_users(self, x_UTX: Tensor) -> Tensor:
+        """[U, T, X] -> [B, T, X]."""
+        return self._sequence.to_rows(x_UTX)
 
-    def of_rows(self, x_BX: Tensor) -> Tensor:
-        """[B, 1, X]."""
+    def gather_rows(self, x_BX: Tensor) -> Tensor:
+        """[B, X] -> [B, 1, X]."""
         return x_BX.unsqueeze(1)
 
-    def back(self, x_BT: Tensor) -> Tensor:
-        """As it is."""
+    def to_padded(self, x_BT: Tensor) -> Tensor:
+        """[B, T] -> the same."""
         return x_BT
 
 
 class RealPositions:
-    """``N`` positions, those of a row side by side: nothing is computed for padding."""
+    """The ``N`` real positions, row by row: nothing is computed for padding."""
 
     def __init__(self, sequence: BehaviourSequence) -> None:
         mask_BT = sequence.mask_BT
+        num_positions = mask_BT.shape[1]
         self._shape = mask_BT.shape
         self._place_N = torch.nonzero(mask_BT.flatten()).squeeze(1)
-        self._row_N = self._place_N // mask_BT.shape[1]
-        self._place_of_user_N = self._place_N
+        self._row_N = self._place_N // num_positions
+        self._user_place_N = self._place_N
         if isinstance(sequence, DedupSequence):
-            self._place_of_user_N = (
-                sequence.user_of_row_B[self._row_N] * mask_BT.shape[1]
-                + self._place_N % mask_BT.shape[1]
-            )
+            user_N = sequence.inverse_indices_B[self._row_N]
+            self._user_place_N = user_N * num_positions + self._place_N % num_positions
 
-    def of_users(self, x_UTX: Tensor) -> Tensor:
-        """[N, X]."""
-        return x_UTX.flatten(0, 1).index_select(0, self._place_of_user_N)
+    def gather_users(self, x_UTX: Tensor) -> Tensor:
+        """[U, T, X] -> [N, X]."""
+        return x_UTX.flatten(0, 1).index_select(0, self._user_place_N)
 
-    def of_rows(self, x_BX: Tensor) -> Tensor:
-        """[N, X]."""
+    def gather_rows(self, x_BX: Tensor) -> Tensor:
+        """[B, X] -> [N, X]."""
         return x_BX.index_select(0, self._row_N)
 
-    def back(self, x_N: Tensor) -> Tensor:
-        """Zeros behind a row's length."""
-        return (
-            x_N.new_zeros(self._shape.numel()).index_copy(0, self._place_N, x_N).view(self._shape)
-        )
+    def to_padded(self, x_N: Tensor) -> Tensor:
+        """[N] -> [B, T] with zeros behind each row's length."""
+        padded = x_N.new_zeros(self._shape.numel()).index_copy(0, self._place_N, x_N)
+        return padded.view(self._shape)
 
 
-def positions_of(sequence: BehaviourSequence) -> Positions:
-    """The real ones, but for a compiler all of them."""
-    return AllPositions(sequence) if torch.compiler.is_compiling() else RealPositions(sequence)
+def select_positions(sequence: BehaviourSequence) -> Positions:
+    """Selects the real positions of a sequence, or all of them under torch.compile and export."""
+    if torch.compiler.is_compiling():
+        return PaddedPositions(sequence)
+    return RealPositions(sequence)

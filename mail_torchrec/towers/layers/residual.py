@@ -1,4 +1,7 @@
-"""The residual autoencoder of the zero-shot tower (Feng et al. 2021, Figure 3, Eqs. 15 and 16)."""
+"""Residual encoder and decoder of the zero-shot tower (Feng et al. 2021, Eqs. 15 and 16).
+
+Shape letters: ``N`` rows, ``I`` elements of the input, ``H`` elements of the code.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +13,10 @@ from mail_torchrec.towers.layers.dropout import Dropout
 
 
 class _ResidualStack(nn.Module):
-    """Dense layers; each sees the previous one's output beside the stack's input. Dropout before all layers but the last."""
+    """Dense layers that each read the previous output and the stack's input side by side.
+
+    Dropout acts before all layers but the last.
+    """
 
     def __init__(self, in_dim: int, layer_dims: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -22,17 +28,16 @@ class _ResidualStack(nn.Module):
 
     def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
         *hidden_layers, last_layer = self.layers
-        seen = x_NI
+        inputs = x_NI
         for layer in hidden_layers:
-            seen = torch.cat(
-                [functional.leaky_relu(layer(self.dropout(seen) if drop else seen)), x_NI], dim=1
-            )
-        out: Tensor = last_layer(seen)
+            dropped = self.dropout(inputs) if drop else inputs
+            inputs = torch.cat([functional.leaky_relu(layer(dropped)), x_NI], dim=1)
+        out: Tensor = last_layer(inputs)
         return out
 
 
 class ResidualEncoder(_ResidualStack):
-    """Eq. 15, [N, in_dim] -> [N, layer_dims[-1]]: a residual stack with a LeakyReLU behind the last layer too.
+    """Residual stack with a LeakyReLU behind the last layer too (Eq. 15), [N, I] -> [N, H].
 
     Args:
         in_dim: width of the input.
@@ -41,12 +46,12 @@ class ResidualEncoder(_ResidualStack):
     """
 
     def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
-        """Encodes each row, without dropout if told so."""
+        """Encodes each row; ``drop=False`` leaves the dropout out."""
         return functional.leaky_relu(super().forward(x_NI, drop=drop))
 
 
 class ResidualDecoder(_ResidualStack):
-    """Eq. 16, [N, code_dim] -> [N, out_dim]: a residual stack whose last layer is linear.
+    """Residual stack whose last layer is linear (Eq. 16), [N, H] -> [N, out_dim].
 
     Args:
         code_dim: width of the code.
@@ -61,5 +66,5 @@ class ResidualDecoder(_ResidualStack):
         super().__init__(code_dim, [*hidden_dims, out_dim], dropout)
 
     def forward(self, code_NH: Tensor, *, drop: bool = True) -> Tensor:
-        """Decodes each row, without dropout if told so."""
+        """Decodes each row; ``drop=False`` leaves the dropout out."""
         return super().forward(code_NH, drop=drop)

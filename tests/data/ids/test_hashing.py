@@ -52,7 +52,7 @@ def test_core_equals_the_published_vectors() -> None:
 
 
 def test_finaliser_equals_the_published_stream() -> None:
-    """splitmix64 seeded with 0 gives these numbers first: the finaliser of multiples of its constant."""
+    """splitmix64 seeded with 0 begins with these: the finaliser of its constant's multiples."""
     stream = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [mix((0x9E3779B97F4A7C15 * k) & MASK) for k in (1, 2, 3)] == stream
     states = np.array([(0x9E3779B97F4A7C15 * k) & MASK for k in (1, 2, 3)], np.uint64) ^ np.uint64(
@@ -62,7 +62,7 @@ def test_finaliser_equals_the_published_stream() -> None:
 
 
 def test_golden_values_never_change() -> None:
-    """A changed hash would move every id of every saved model; these were computed by the reference above."""
+    """A changed hash would move every id of every saved model; the reference computed these."""
     assert hash64(pa.array([0, 1, -124, None]), "mail").tolist() == [
         reference(v, "mail") for v in (0, 1, -124, None)
     ]
@@ -138,7 +138,7 @@ def test_unsigned_widths_agree(kind: pa.DataType) -> None:
 
 
 def test_other_types() -> None:
-    """Booleans are integers; all-null, null dictionary entries, fixed-size binary and no chunks at all are hashed too."""
+    """Booleans as integers, all-null, null dictionary entries, fixed-size binary, no chunks."""
     assert hash64(pa.array([True, False, None]), "s").tolist() == [
         reference(v, "s") for v in (1, 0, None)
     ]
@@ -165,7 +165,7 @@ def test_types_without_a_stable_pattern_are_refused(values: pa.Array) -> None:
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
 def test_uniform(kind: pa.DataType) -> None:
-    """Consecutive ids fill 64 buckets evenly, by the high bits and by the low ones, whatever the salt (chi-square, 63 degrees)."""
+    """Consecutive ids fill 64 buckets evenly, by high and by low bits (chi-square, 63 degrees)."""
     hashes = hash64(pa.array(np.arange(64_000)).cast(kind), "uniform")
     for bucket in (hashes >> np.uint64(58), hashes % np.uint64(64)):
         counts = np.bincount(bucket.astype(np.int64), minlength=64)

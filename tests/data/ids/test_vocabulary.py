@@ -1,4 +1,4 @@
-"""Ids -> table rows: unknown 0, null 1, then values, the frequent ones evenly among the others."""
+"""Policy ``vocabulary``: unknown ids 0, nulls 1, frequent values evenly among the others."""
 
 from collections import Counter
 from typing import Any
@@ -10,14 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mail_torchrec.data.ids import vocabulary as vocabularies
+from mail_torchrec.data.ids.counts import IdCounts
 from mail_torchrec.data.ids.hashing import hash64
-from mail_torchrec.data.ids.vocabulary import (
-    HashedIds,
-    Vocabulary,
-    count_values,
-    vocabulary_from_counts,
-)
-from tests.support.plain import dealt
+from mail_torchrec.data.ids.settings import IdSettings
+from mail_torchrec.data.ids.vocabulary import Vocabulary, VocabularyPolicy
+from tests.support.plain import spread_evenly
 
 INTEGERS = st.lists(st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), max_size=20)
 TEXTS = st.lists(st.none() | st.text(max_size=3), max_size=20)
@@ -97,43 +94,26 @@ def test_integers_where_training_had_strings_are_refused(values: list[str]) -> N
 def test_a_vocabulary_holds_the_most_frequent_values_in_rows_far_apart(
     parts: list[list[int | None]], min_count: int, max_rows: int | None
 ) -> None:
-    counts = None
+    counts = IdCounts()
     for part in parts:
-        counts = count_values(counts, pa.array(part, pa.int64()))
-    assert counts is not None
-    found = vocabulary_from_counts(counts, min_count=min_count, max_rows=max_rows)
+        counts.add(pa.array(part, pa.int64()))
+    found = VocabularyPolicy("item", IdSettings(min_count=min_count, rows=max_rows)).fit(counts)
     counted = Counter(x for part in parts for x in part if x is not None)
     order = sorted((-n, value) for value, n in counted.items() if n >= min_count)[
         : None if max_rows is None else max_rows - 2
     ]
     assert [
         (-n, value)
-        for n, value in zip(found.counts.tolist(), found.values.to_pylist(), strict=True)
-    ] == dealt(order)
+        for n, value in zip(found.counts_V.tolist(), found.values.to_pylist(), strict=True)
+    ] == spread_evenly(order)
     assert found.num_rows == len(order) + 2
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8, 64])
-def test_ranks_that_hold_consecutive_rows_look_up_alike(ranks: int) -> None:
+def test_ranks_that_hold_consecutive_rows_serve_equally_many_lookups(ranks: int) -> None:
     counts = (1e9 / np.arange(1, 10_001)).astype(np.int64)  # by Zipf's law
-    found = vocabulary_from_counts(
-        pa.table({"value": np.arange(len(counts)), "count": counts}), min_count=1, max_rows=None
+    found = VocabularyPolicy("item", IdSettings()).fit(
+        IdCounts(pa.table({"value": np.arange(len(counts)), "count": counts}))
     )
-    busiest = max(part.sum() for part in np.array_split(found.counts, ranks)) / counts.sum()
+    busiest = max(part.sum() for part in np.array_split(found.counts_V, ranks)) / counts.sum()
     assert busiest < 1 / ranks + counts[0] / counts.sum()  # one of them has the most frequent value
-
-
-@given(INTEGERS, st.integers(3, 50))
-def test_hashed_ids_are_the_hash_modulo_the_rows(ids: list[int | None], num_rows: int) -> None:
-    array = pa.array(ids, pa.int64())
-    words = hash64(array, "table").tolist()
-    found = HashedIds("table", num_rows).encode(array).tolist()
-    assert found == [
-        1 if x is None else 2 + word % (num_rows - 2) for x, word in zip(ids, words, strict=True)
-    ]
-
-
-def test_two_hashed_tables_collide_differently() -> None:
-    ids = pa.array(range(1000))
-    one, other = (HashedIds(table, 100).encode(ids) for table in ("one", "other"))
-    assert np.mean(one == other) < 0.05

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.schema.schema import Schema
-from tests.data.test_encoders import hidden
+from mail_torchrec.data.source import Source
+from tests.data.test_fitting import hidden
 from tests.support import plain
 from tests.support.plain import TYPES, any_rows, encoded, row, vocabularies, write
 
@@ -24,7 +24,7 @@ files = settings(
 )
 
 
-def window_of(
+def chunk_of(
     folder: Path,
     train: list[plain.Row],
     rows: list[plain.Row],
@@ -45,12 +45,12 @@ def window_of(
     )
 
 
-def ids_of(window: Chunk, column: str) -> list[list[int]]:
+def ids_of(chunk: Chunk, column: str) -> list[list[int]]:
     if column not in plain.MAX_LENGTHS:
-        return [[x] for x in window.scalars_CR[plain.schema().scalars.index(column)].tolist()]
-    values = iter(window.lists[column].values.tolist())
+        return [[x] for x in chunk.scalars_CR[plain.schema().scalars.index(column)].tolist()]
+    values = iter(chunk.lists[column].values.tolist())
     return [
-        [next(values) for _ in range(length)] for length in window.lists[column].lengths.tolist()
+        [next(values) for _ in range(length)] for length in chunk.lists[column].lengths.tolist()
     ]
 
 
@@ -64,31 +64,31 @@ def test_every_column_equals_a_plain_encoding(
     oracle: bool,
     new_at_most: int,
 ) -> None:
-    """Unknown ids 0, nulls 1, lists cut to the newest, hidden behaviours emptied, and given back to the oracle."""
+    """Unknown ids 0, nulls 1, lists cut; hidden behaviours gone, but not for the oracle."""
     cold_start = ColdStartSettings(hide_share=share, oracle=oracle)
-    window = window_of(tmp_path, train, rows, cold_start, new_at_most=new_at_most)
+    chunk = chunk_of(tmp_path, train, rows, cold_start, new_at_most=new_at_most)
     cold = hidden(train + rows, cold_start)
     emptied = set() if oracle else cold
     known = vocabularies(train, emptied)
     for column in plain.TABLES:
-        assert ids_of(window, column) == [encoded(row, column, known, emptied) for row in rows], (
+        assert ids_of(chunk, column) == [encoded(row, column, known, emptied) for row in rows], (
             column
         )
     native_new = [len(row["history"] or []) <= new_at_most for row in rows]
-    assert window.is_cold_R.tolist() == [
+    assert chunk.is_cold_R.tolist() == [
         new or row["user"] in emptied for new, row in zip(native_new, rows, strict=True)
     ]
-    assert window.is_new_R.tolist() == [
+    assert chunk.is_new_R.tolist() == [
         new or row["user"] in cold for new, row in zip(native_new, rows, strict=True)
     ]
-    assert window.labels_R.tolist() == [row["clicked"] == 1 for row in rows]
+    assert chunk.labels_R.tolist() == [row["clicked"] == 1 for row in rows]
     for i, column in enumerate(plain.schema().lists):
         is_hidden = [column in plain.BEHAVIOURS and row["user"] in emptied for row in rows]
         cut = [
             len(row[column] or []) > plain.MAX_LENGTHS[column] and not gone
             for row, gone in zip(rows, is_hidden, strict=True)
         ]
-        assert window.is_cut_RL[:, i].tolist() == cut
+        assert chunk.is_cut_RL[:, i].tolist() == cut
 
 
 @files
@@ -109,9 +109,9 @@ def test_hidden_users_keep_their_newest_behaviours(
         gone = max(len(row["history"] or []) - keep, 0) if row["user"] in cold and not oracle else 0
         return row | {name: row[name] and row[name][gone:] for name in plain.BEHAVIOURS}
 
-    found = window_of(tmp_path, train, rows, cold_start, new_at_most=new_at_most)
+    found = chunk_of(tmp_path, train, rows, cold_start, new_at_most=new_at_most)
     parts = [[shortened(row) for row in part] for part in (train, rows)]
-    expected = window_of(tmp_path, *parts, ColdStartSettings(), new_at_most=new_at_most)
+    expected = chunk_of(tmp_path, *parts, ColdStartSettings(), new_at_most=new_at_most)
     for column in plain.TABLES:
         assert ids_of(found, column) == ids_of(expected, column), column
     assert found.is_cold_R.tolist() == expected.is_cold_R.tolist()
@@ -123,17 +123,17 @@ def test_hidden_users_keep_their_newest_behaviours(
 
 
 def test_users_are_equal_where_their_keys_are(tmp_path: Path) -> None:
-    window = window_of(
+    chunk = chunk_of(
         tmp_path, [row()], [row(user=user) for user in (3, 2**62, 3, -1)], ColdStartSettings()
     )
-    assert window.users_R[0] == window.users_R[2]
-    assert len(set(window.users_R.tolist())) == 3
+    assert chunk.users_R[0] == chunk.users_R[2]
+    assert len(set(chunk.users_R.tolist())) == 3
 
 
 def test_numbers_are_standardised_by_the_training_data(tmp_path: Path) -> None:
     train = [row(income=1.0), row(income=3.0), row(income=None)]
-    window = window_of(tmp_path, train, [row(income=4.0), row(income=None)], ColdStartSettings())
-    assert window.numeric_RN.tolist() == [[2.0], [0.0]]
+    chunk = chunk_of(tmp_path, train, [row(income=4.0), row(income=None)], ColdStartSettings())
+    assert chunk.numeric_RN.tolist() == [[2.0], [0.0]]
 
 
 def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
@@ -165,7 +165,10 @@ def test_a_flag_says_who_is_new(tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "null label": (
         {"clicked": None},
-        r"column 'clicked' should be 0 or 1, received null in row 1 of its row group \(1 nulls\); drop",
+        (
+            r"column 'clicked' should be 0 or 1, received null in row 1 of its row group "
+            r"\(1 nulls\); drop"
+        ),
     ),
     "label 2": (
         {"clicked": 2},
@@ -173,7 +176,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "null key": (
         {"user": None},
-        r"column 'user' \(the group key\) should not be null, received null in row 1 of its row group .*drop the row",
+        (
+            r"column 'user' \(the group key\) should not be null, received null in row 1 "
+            r"of its row group .*drop the row"
+        ),
     ),
     "NaN": (
         {"income": float("nan")},
@@ -198,16 +204,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_is_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path}/test/b\.parquet, row group 0: {message}"):
-        window_of(tmp_path, [row()], [row(), row(**values)], ColdStartSettings())
+        chunk_of(tmp_path, [row()], [row(), row(**values)], ColdStartSettings())
 
 
 def test_strings_where_training_had_integers_are_named(tmp_path: Path) -> None:
     types = TYPES.set(TYPES.get_field_index("history"), pa.field("history", pa.list_(pa.string())))
     with pytest.raises(
         ValueError,
-        match=r"b\.parquet, row group 0: column 'history': ids should be int64, as in the training data, received large_string",
+        match=(
+            r"b\.parquet, row group 0: column 'history': ids should be int64, as in the "
+            r"training data, received large_string"
+        ),
     ):
-        window_of(
+        chunk_of(
             tmp_path, [row()], [row(history=["1"], actions=[1])], ColdStartSettings(), types=types
         )
 
@@ -217,13 +226,13 @@ def test_strings_where_training_had_integers_are_named(tmp_path: Path) -> None:
 def test_take_and_concatenate_move_whole_rows(
     tmp_path: Path, rows: list[plain.Row], data: st.DataObject
 ) -> None:
-    window = window_of(tmp_path, rows, rows, ColdStartSettings())
+    chunk = chunk_of(tmp_path, rows, rows, ColdStartSettings())
     cut = data.draw(st.integers(0, len(rows)))
-    back = Chunk.concatenate([window.take(slice(0, cut)), window.take(slice(cut, len(rows)))])
+    back = Chunk.concatenate([chunk.take(slice(0, cut)), chunk.take(slice(cut, len(rows)))])
     order = data.draw(st.permutations(range(len(rows))))
     moved = back.take(np.array(order))
     assert len(moved) == len(rows)
-    assert moved.users_R.tolist() == window.users_R[order].tolist()
+    assert moved.users_R.tolist() == chunk.users_R[order].tolist()
     for column in plain.TABLES:
-        whole = ids_of(window, column)
+        whole = ids_of(chunk, column)
         assert ids_of(moved, column) == [whole[i] for i in order]

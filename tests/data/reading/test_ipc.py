@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mail_torchrec.data.reading.batch import Batch, map_parts
-from mail_torchrec.data.reading.ipc import pack, unpack
+from mail_torchrec.data.reading.batch import Batch, map_tensors
+from mail_torchrec.data.reading.ipc import rebuild_tensor, reduce_tensor
 from tests.data.reading.test_reader import Readers, write_files
 from tests.support.plain import some_rows
 
@@ -23,7 +23,7 @@ EDGES = [
 
 def tensors(batch: Batch) -> list[Tensor]:
     found: list[Tensor] = []
-    map_parts(
+    map_tensors(
         batch,
         lambda part: found.extend(
             [part] if isinstance(part, Tensor) else [part.values(), part.lengths()]
@@ -44,7 +44,7 @@ def test_a_batch_arrives_as_it_was_sent(tmp_path: Path, group_by_user: bool) -> 
             sent.pooled.keys(),
             sent.unpooled.keys(),
         ]
-        assert (received.shared is None) == (not group_by_user)
+        assert (received.dedup is None) == (not group_by_user)
 
 
 @given(
@@ -52,9 +52,9 @@ def test_a_batch_arrives_as_it_was_sent(tmp_path: Path, group_by_user: bool) -> 
     | st.sampled_from([[edge] for edge in EDGES])
 )
 def test_integers_arrive_whole(values: list[int]) -> None:
-    received: Any = unpack(pack(torch.tensor(values, dtype=torch.int64)))
+    received: Any = rebuild_tensor(reduce_tensor(torch.tensor(values, dtype=torch.int64)))
     assert (received.dtype, received.tolist()) == (torch.int64, values)
 
 
 def test_small_integers_travel_as_few_bytes() -> None:
-    assert len(ForkingPickler.dumps(pack(torch.zeros(10_000, dtype=torch.int64)))) < 11_000
+    assert len(ForkingPickler.dumps(reduce_tensor(torch.zeros(10_000, dtype=torch.int64)))) < 11_000

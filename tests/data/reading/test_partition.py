@@ -1,4 +1,4 @@
-"""Stopped and resumed: the next batches are those that would have followed, or every row that is left comes once."""
+"""Resumed epochs: the next batches are the same, or every remaining row comes once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.support.plain import some_rows
 
 
 def in_turns(reader: Reader, num_workers: int) -> list[Batch]:
-    """The batches as a DataLoader hands them out: its reader processes take turns, those that have no more are left out."""
+    """Batches in a DataLoader's order: reader processes take turns while they have any."""
     if not num_workers:
         return list(reader)
     iterators, batches = (
@@ -82,15 +82,15 @@ def test_under_the_same_layout_the_next_batches_are_those_that_would_have_follow
             rank, world_size, batch_size, num_workers=num_workers, shuffle=True, negatives=True
         )
         reader.set_epoch(1)
-        straight, taken = in_turns(reader, num_workers), ()
+        straight, consumed = in_turns(reader, num_workers), ()
         assert len(straight) == len(reader)
         for steps in data.draw(
             st.lists(st.integers(0, len(straight)), max_size=3)
         ):  # stopped several times
             steps = min(steps, reader.steps_left)
-            taken = reader.taken(steps)
-            reader.set_epoch(1, taken)
-        assert reader.steps_left == len(straight) - (taken[0].steps if taken else 0)
+            consumed = reader.consumed(steps)
+            reader.set_epoch(1, consumed)
+        assert reader.steps_left == len(straight) - (consumed[0].steps if consumed else 0)
         rest = in_turns(reader, num_workers)
         assert [bits(batch) for batch in rest] == [
             bits(batch) for batch in straight[len(straight) - reader.steps_left :]
@@ -118,7 +118,7 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
     num_rows = sum(map(sum, parts))
     write_files(tmp_path, some_rows(num_rows), parts)
     found: list[int] = []
-    taken: tuple[ConsumedSteps, ...] = ()
+    consumed: tuple[ConsumedSteps, ...] = ()
     for number, (world_size, num_workers, batch_size, shuffle_buffer_size) in enumerate(layouts):
         readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size, group_by_user=by_user)
         world_size = min(world_size, num_rows)
@@ -127,7 +127,7 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
             for rank in range(world_size)
         ]
         for reader in ranks:
-            reader.set_epoch(2, taken)
+            reader.set_epoch(2, consumed)
         left, is_last = ranks[0].steps_left, number == len(layouts) - 1
         steps = left if is_last else data.draw(st.integers(0, left))
         sizes = set()
@@ -137,7 +137,7 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
             sizes.add(tuple(map(len, batches)))
             found += readers.numbers(batches[:steps])
         assert len(sizes) == 1, "row-wise tables need batches of one size on all ranks"
-        taken = ranks[0].taken(steps)
+        consumed = ranks[0].consumed(steps)
     assert sorted(found) == list(range(num_rows))
 
 
@@ -148,7 +148,7 @@ def test_reader_processes_go_on_where_they_were(tmp_path: Path, steps: int) -> N
 
     def rest(num_done: int) -> list[Batch]:
         reader = readers.reader(batch_size=6, num_workers=2, shuffle=True)
-        reader.set_epoch(3, reader.taken(num_done))
+        reader.set_epoch(3, reader.consumed(num_done))
         return list(DataLoader(reader, batch_size=None, num_workers=2))
 
     assert [bits(batch) for batch in rest(steps)] == [bits(batch) for batch in rest(0)[steps:]]
@@ -158,7 +158,7 @@ def test_row_groups_that_were_read_are_not_read_again(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(40), [[4] * 10])
     readers = Readers(tmp_path, shuffle_buffer_size=8)
     reader = readers.reader(shuffle=True)
-    reader.set_epoch(0, reader.taken(6))
+    reader.set_epoch(0, reader.consumed(6))
     with patch.object(
         type(readers.source), "read", autospec=True, side_effect=type(readers.source).read
     ) as reading:

@@ -1,4 +1,4 @@
-"""Work ahead of need: the same things in the same order, one of them early, none beyond."""
+"""Prefetching: the same items in the same order, one of them in advance, none beyond."""
 
 import threading
 

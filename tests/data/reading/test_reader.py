@@ -1,4 +1,4 @@
-"""Batches: every row once, every rank alike, the same bits for the same seed; and what a batch holds."""
+"""Batches: every row once, equal steps on all ranks, the same bits for the same seed."""
 
 import pickle
 from collections.abc import Iterator
@@ -15,13 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mail_torchrec.data.encoders import Encoders, fit_encoders
-from mail_torchrec.data.negatives import Negatives, NegativeSampler
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.negatives import NegativeDistribution, NegativeSampler
 from mail_torchrec.data.reading import reader as reader_module
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.reader import DataSettings, Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_feature_tables
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.reading.shuffle import EpochShuffle
+from mail_torchrec.data.schema.feature_tables import build_feature_tables
+from mail_torchrec.data.settings import DataSettings
+from mail_torchrec.data.source import Source
 from tests.support import plain
 from tests.support.plain import any_rows, encoded, numbers, row, some_rows, vocabularies, write
 
@@ -43,7 +47,7 @@ class Readers:
         self.encoders: Encoders = fit_encoders(
             Source(str(train or folder), self.schema), self.schema, self.settings.cold_start
         )
-        self.feature_tables = plan_feature_tables(self.schema, needs_match=needs_match)
+        self.feature_tables = build_feature_tables(self.schema, needs_match=needs_match)
         self.ages: list[int] = self.encoders.tables["age"].values.to_pylist()  # type: ignore[attr-defined]
 
     def reader(
@@ -60,7 +64,10 @@ class Readers:
         samplers = (
             {
                 "history": NegativeSampler(
-                    Negatives.UNIFORM, NUM_NEGATIVES, self.encoders.tables["item"], "item"
+                    NegativeDistribution.UNIFORM,
+                    NUM_NEGATIVES,
+                    self.encoders.tables["item"],
+                    "item",
                 )
             }
             if negatives
@@ -72,7 +79,7 @@ class Readers:
             self.encoders,
             self.feature_tables,
             self.settings.model_copy(update={"num_workers": num_workers}),
-            share=Share(rank, world_size),
+            rank_info=RankInfo(rank, world_size),
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
@@ -238,8 +245,8 @@ def test_the_shuffle_depends_on_seed_and_epoch_and_nothing_else(tmp_path: Path) 
     assert len({str(order) for order in orders.values()}) == 4
 
 
-@pytest.mark.parametrize("taken", [0, 3])
-def test_what_was_prepared_is_what_comes(tmp_path: Path, taken: int) -> None:
+@pytest.mark.parametrize("num_done", [0, 3])
+def test_prefetched_chunks_are_the_ones_that_come(tmp_path: Path, num_done: int) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 3, [15] * 2])
     readers = Readers(tmp_path, shuffle_buffer_size=25, needs_match=True)
     expected = {}
@@ -248,19 +255,19 @@ def test_what_was_prepared_is_what_comes(tmp_path: Path, taken: int) -> None:
         plain_reader.set_epoch(epoch)
         expected[epoch] = [bits(batch) for batch in plain_reader]
     reader = readers.reader(shuffle=True, negatives=True)
-    position = reader.taken(taken) if taken else ()
-    with patch.object(Reader, "_begin", autospec=True, side_effect=Reader._begin) as begin:
+    position = reader.consumed(num_done) if num_done else ()
+    with patch.object(Reader, "_prefetch", autospec=True, side_effect=Reader._prefetch) as prefetch:
         reader.set_epoch(0, position)
-        reader.prepare()
+        reader.prefetch()
         reader.set_epoch(0, position, followed=True)
-        assert [bits(batch) for batch in reader] == expected[0][taken:]
-        assert begin.call_count == 2, "this epoch's and the next one's, each begun once"
-        assert [bits(batch) for batch in reader] == expected[0][taken:], (
-            "another time, although the next epoch was begun"
+        assert [bits(batch) for batch in reader] == expected[0][num_done:]
+        assert prefetch.call_count == 2, "this epoch's and the next one's, each once"
+        assert [bits(batch) for batch in reader] == expected[0][num_done:], (
+            "another time, although the next epoch was prefetched"
         )
         reader.set_epoch(1, followed=True)
         assert [bits(batch) for batch in reader] == expected[1]
-        reader.set_epoch(0)  # not what was prepared for
+        reader.set_epoch(0)  # not the epoch that was prefetched
         assert [bits(batch) for batch in reader] == expected[0]
         reader.set_epoch(2)
         assert [bits(batch) for batch in reader] == expected[2]
@@ -270,18 +277,16 @@ def test_the_shuffle_mixes_within_and_across_row_groups(tmp_path: Path) -> None:
     write_files(tmp_path, some_rows(60), [[10] * 6])
     readers = Readers(tmp_path, shuffle_buffer_size=20)
     found = readers.numbers(list(readers.reader(shuffle=True, batch_size=5)))
-    windows = [found[i : i + 20] for i in range(0, 60, 20)]
-    assert any(
-        sorted(window) != list(range(20 * i, 20 * i + 20)) for i, window in enumerate(windows)
-    )
-    for window in windows:
-        groups = {number // 10 for number in window}
-        assert len(groups) == 2, "a window is two whole row groups"
-        assert {number // 10 for number in window[:10]} == groups, "and its rows are mixed"
+    chunks = [found[i : i + 20] for i in range(0, 60, 20)]
+    assert any(sorted(chunk) != list(range(20 * i, 20 * i + 20)) for i, chunk in enumerate(chunks))
+    for chunk in chunks:
+        groups = {number // 10 for number in chunk}
+        assert len(groups) == 2, "a chunk is two whole row groups"
+        assert {number // 10 for number in chunk[:10]} == groups, "and its rows are mixed"
 
 
 def visits_of(rows: list[plain.Row]) -> list[tuple[int, int]]:
-    """User and number of the visit of each row: rows of a user, one after the other, that say the same of it."""
+    """User of each row, and how many states of the user (attributes, histories) came so far."""
     sides: dict[int, list[list[Any]]] = {}
     visits = []
     for each in rows:
@@ -306,7 +311,7 @@ def test_jagged_tensors_hold_the_rows_of_each_key(
     grouped: bool,
     data: st.DataObject,
 ) -> None:
-    """Where rows share users, columns of the user's side hold each user once, and the places of the rows lead there."""
+    """Deduplicated user-side columns hold each user once, where the inverse indices lead."""
     rows = (
         data.draw(st.permutations([{**row, "item": item} for row in rows for item in range(3)]))
         if grouped
@@ -336,7 +341,7 @@ def test_jagged_tensors_hold_the_rows_of_each_key(
             assert jagged.values().tolist() == [x for value in values for x in value]
         if batch.dedup is not None:
             assert len(batch.dedup.first_rows_U) <= len(set(visits[start - len(batch) : start])), (
-                "rows share wherever they can"
+                "rows are deduplicated wherever they can be"
             )
         assert batch.labels_B.tolist() == [float(row["clicked"]) for row in part]
         assert (batch.labels_B.dtype, batch.numeric_BN.dtype, batch.weights_B.dtype) == (
@@ -381,11 +386,11 @@ def test_hidden_users_lose_their_behaviours_and_the_oracle_gets_them_back(tmp_pa
     assert lengths == {False: [0] * 14, True: [min(i % 7, 4) for i in range(14)]}
 
 
-def test_negatives_are_rows_of_the_item_table_dealt_evenly(tmp_path: Path) -> None:
+def test_negatives_are_rows_of_the_item_table_spread_evenly(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", some_rows(13))
     readers = Readers(tmp_path, needs_match=True)
     for batch in readers.reader(batch_size=5, negatives=True):
-        match, dealt = batch.match["history"], batch.unpooled["history_negatives"]
+        match, spread = batch.match["history"], batch.unpooled["history_negatives"]
         assert batch.unpooled.keys() == [
             "history",
             "actions",
@@ -394,10 +399,10 @@ def test_negatives_are_rows_of_the_item_table_dealt_evenly(tmp_path: Path) -> No
             "history_last",
             "history_negatives",
         ]
-        assert dealt.values().tolist() == match.negatives_K.tolist()
+        assert spread.values().tolist() == match.negatives_K.tolist()
         assert all(2 <= x < readers.encoders.num_rows["item"] for x in match.negatives_K.tolist())
-        assert dealt.lengths().sum() == NUM_NEGATIVES
-        assert int(dealt.lengths().max() - dealt.lengths().min()) <= 1
+        assert spread.lengths().sum() == NUM_NEGATIVES
+        assert int(spread.lengths().max() - spread.lengths().min()) <= 1
         last = [
             part.tolist()[-1] if len(part) else 0 for part in batch.unpooled["history"].to_dense()
         ]
@@ -435,7 +440,7 @@ def rows_of_users(users: list[int]) -> list[plain.Row]:
     st.integers(1, 9),
     st.integers(0, 3),
 )
-def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_window_lie_together(
+def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_chunk_lie_together(
     tmp_path: Path,
     parts: list[list[int]],
     world_size: int,
@@ -453,15 +458,15 @@ def test_grouped_by_user_every_row_is_read_once_and_a_users_rows_of_a_window_lie
         reader = readers.reader(rank, world_size, batch_size, num_workers=num_workers, shuffle=True)
         reader.set_epoch(epoch)
         with patch.object(
-            Reader, "_permutation", autospec=True, side_effect=Reader._permutation
+            EpochShuffle, "permutation", autospec=True, side_effect=EpochShuffle.permutation
         ) as permuting:
             batches = list(with_workers(reader, num_workers))
         sizes = [call.args[3] for call in permuting.call_args_list]
         assert sum(sizes) == sum(map(len, batches))
         users = [user for batch in batches for user in batch.users_B.tolist()]
         for stop, size in zip(accumulate(sizes), sizes, strict=True):
-            window = users[stop - size : stop]
-            assert sum(a != b for a, b in pairwise(window)) == len(set(window)) - 1, (
+            chunk = users[stop - size : stop]
+            assert sum(a != b for a, b in pairwise(chunk)) == len(set(chunk)) - 1, (
                 "each user's rows are one run"
             )
         found += readers.numbers(batches)
@@ -563,11 +568,3 @@ def test_a_file_that_shrinks_after_it_was_opened_is_named(tmp_path: Path) -> Non
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
         list(reader)
-
-
-@pytest.mark.parametrize(
-    ("root", "path"),
-    [("", "train"), ("x", "x/train"), ("x/", "x/train"), ("s3://b/c", "s3://b/c/train")],
-)
-def test_paths_below_the_root(root: str, path: str) -> None:
-    assert DataSettings(root=root).path("train") == path

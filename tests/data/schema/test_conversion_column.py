@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.data.encoders import fit_encoders
-from mail_torchrec.data.parquet.source import Source
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
-from mail_torchrec.data.reading.reader import DataSettings, Reader, Share
-from mail_torchrec.data.schema.feature_tables import plan_feature_tables
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.schema.feature_tables import build_feature_tables
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.settings import DataSettings
+from mail_torchrec.data.source import Source
 from tests.support import plain
 from tests.support.plain import TYPES, row, write
 
@@ -30,7 +32,7 @@ def write_bought(folder: Path, pairs: list[tuple[float, float]], kind: pa.DataTy
     return Source(str(folder), SCHEMA)
 
 
-def window_of(source: Source) -> Chunk:
+def chunk_of(source: Source) -> Chunk:
     encoder = ChunkEncoder(
         SCHEMA, fit_encoders(source, SCHEMA, ColdStartSettings()), ColdStartSettings(), 0
     )
@@ -43,7 +45,7 @@ def batches_of(
     """All ranks' batches, and their counts."""
     encoders, feature_tables = (
         fit_encoders(source, schema, ColdStartSettings()),
-        plan_feature_tables(schema, needs_match=False),
+        build_feature_tables(schema, needs_match=False),
     )
     options: dict[str, Any] = {"batch_size": 3, "shuffle": False, "seed": 0}
     readers = [
@@ -53,7 +55,7 @@ def batches_of(
             encoders,
             feature_tables,
             DataSettings(),
-            share=Share(rank, world_size),
+            rank_info=RankInfo(rank, world_size),
             **options,
         )
         for rank in range(world_size)
@@ -64,9 +66,9 @@ def batches_of(
 
 
 def test_it_is_read_as_it_stands_with_or_without_a_click(tmp_path: Path) -> None:
-    window = window_of(write_bought(tmp_path, [(0, 0), (0, 1), (1, 0), (1, 1)], pa.float32()))
-    assert window.labels_R.tolist() == [False, False, True, True]
-    assert window.conversions_R.tolist() == [False, True, False, True]
+    chunk = chunk_of(write_bought(tmp_path, [(0, 0), (0, 1), (1, 0), (1, 1)], pa.float32()))
+    assert chunk.labels_R.tolist() == [False, False, True, True]
+    assert chunk.conversions_R.tolist() == [False, True, False, True]
 
 
 def test_a_value_beside_0_and_1_is_named(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_a_value_beside_0_and_1_is_named(tmp_path: Path) -> None:
         ValueError,
         match=r"a: column 'bought' should be 0 or 1, received 0\.5 in row 1 of its row group; drop",
     ):
-        window_of(write_bought(tmp_path, [(1, 1), (1, 0.5)], pa.float32()))
+        chunk_of(write_bought(tmp_path, [(1, 1), (1, 0.5)], pa.float32()))
 
 
 def test_text_is_refused_when_the_files_are_opened(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a schema refuses and what it says of its columns."""
+"""Rules of a schema, and the groups of columns that follow from it."""
 
 from copy import deepcopy
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mail_torchrec.data.schema.feature_tables import plan_feature_tables
+from mail_torchrec.data.schema.feature_tables import build_feature_tables
 from mail_torchrec.data.schema.schema import Actions, Group, Schema
 from tests.support.plain import TREE
 
@@ -252,4 +252,4 @@ def test_a_schema_whose_fields_all_share_the_item_table_is_refused() -> None:
     with pytest.raises(
         ValueError, match="at least one column should look up a table that holds no behaviours"
     ):
-        plan_feature_tables(Schema.model_validate({"columns": columns}), needs_match=False)
+        build_feature_tables(Schema.model_validate({"columns": columns}), needs_match=False)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mail_torchrec.towers.inputs import DedupSequence, RankingInputs, RankingOutput
-from mail_torchrec.towers.layers.positions import AllPositions, RealPositions
+from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
+from mail_torchrec.towers.layers.positions import PaddedPositions, RealPositions
+from mail_torchrec.towers.layers.sequences import DedupSequence
 from tests.support.random_inputs import random_inputs, shapes
 from tests.towers.test_ranking_towers import tower_of
 
@@ -17,7 +18,9 @@ def shared(inputs: RankingInputs) -> RankingInputs:
     """As many rows, of three of the users."""
     inverse_indices_B = torch.arange(len(inputs.numeric_BN)) % 3
     sequences = {
-        name: DedupSequence.of(sequence, inverse_indices_B, sequence.target_BD, sequence.match)
+        name: DedupSequence.from_users(
+            sequence, inverse_indices_B, sequence.target_BD, sequence.match
+        )
         for name, sequence in inputs.sequences.items()
         if sequence.match is not None
     }
@@ -40,7 +43,7 @@ def emptied(inputs: RankingInputs) -> RankingInputs:
 def step(name: str, of: Callable[[RankingInputs], RankingInputs]) -> list[Tensor]:
     tower, inputs = tower_of(name, shapes()).train(), random_inputs(shapes())
     values = [sequence.values_BTD.requires_grad_() for sequence in inputs.sequences.values()]
-    returned = RankingOutput.of(tower(of(inputs)))
+    returned = RankingOutput.wrap(tower(of(inputs)))
     loss = returned.logits_B.square().sum() + sum(
         losses_B.sum() for losses_B, _, _ in returned.auxiliary.values()
     )
@@ -65,11 +68,11 @@ def test_real_positions_are_enough(
     found = step(name, of)
     asked: list[int] = []
 
-    def everywhere(sequence: object) -> AllPositions:
+    def everywhere(sequence: object) -> PaddedPositions:
         asked.append(1)
-        return AllPositions(sequence)  # type: ignore[arg-type]
+        return PaddedPositions(sequence)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mail_torchrec.towers.layers.attention.positions_of", everywhere)
+    monkeypatch.setattr("mail_torchrec.towers.layers.attention.select_positions", everywhere)
     expected = step(name, of)
     assert asked
     for one, other in zip(found, expected, strict=True):
@@ -80,12 +83,12 @@ def test_nothing_is_computed_for_padding() -> None:
     inputs = shared(random_inputs(shapes()))
     for sequence in inputs.sequences.values():
         positions = RealPositions(sequence)
-        places = positions.of_users(sequence.users.values_BTD)
+        places = positions.gather_users(sequence.users.values_BTD)
         assert len(places) == int(sequence.lengths_B.sum()) < sequence.mask_BT.numel()
         assert torch.equal(places, sequence.values_BTD[sequence.mask_BT])
         assert torch.equal(
-            positions.of_rows(sequence.target_BD),
+            positions.gather_rows(sequence.target_BD),
             sequence.target_BD.unsqueeze(1).expand_as(sequence.values_BTD)[sequence.mask_BT],
         )
-        back_BT = positions.back(places[:, 0])
+        back_BT = positions.to_padded(places[:, 0])
         assert torch.equal(back_BT, sequence.values_BTD[..., 0] * sequence.mask_BT)

@@ -1,0 +1,134 @@
+"""Interface of an id policy, which turns the raw ids of one embedding table into its rows.
+
+Row 0 of every table is for unknown ids, row 1 for nulls; the ids' own rows begin at row 2.
+
+Shapes: ``N`` ids, ``V`` rows of a table from :data:`FIRST_ROW` on.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mail_torchrec.data.ids.counts import IdCounts
+from mail_torchrec.data.ids.settings import IdSettings
+from mail_torchrec.data.parquet.arrow import Ints
+
+UNKNOWN_ROW = 0
+"""Table row of an id that the encoder does not know."""
+MISSING_ROW = 1
+"""Table row of a null."""
+FIRST_ROW = 2
+"""First table row that belongs to ids."""
+
+
+class IdManifestEntry(NamedTuple):
+    """Fields of an exported model's manifest that tell how a table's ids are encoded."""
+
+    ids: str
+    """Name of the policy."""
+    vocabulary: str | None = None
+    """Parquet file of the known values in the order of their rows, relative to the model."""
+    salt: str | None = None
+    """Salt of the hash."""
+
+
+class IdEncoder(ABC):
+    """Encodes the ids of one table; made by :class:`IdPolicy` and saved with the model."""
+
+    @property
+    @abstractmethod
+    def num_rows(self) -> int:
+        """Number of rows of the table, those for unknown and null ids included."""
+
+    @property
+    @abstractmethod
+    def values(self) -> pa.Array | None:
+        """Known ids [V] in the order of their rows; None where the encoder stores none."""
+
+    @property
+    @abstractmethod
+    def counts_V(self) -> Ints | None:
+        """Occurrences of each known id in the training data; None where none were counted."""
+
+    @abstractmethod
+    def encode(self, ids: pa.Array) -> Ints:
+        """Encodes ids as table rows.
+
+        Args:
+            ids: [N], int64 or large_string, nulls allowed.
+
+        Returns:
+            Table rows [N].
+
+        Raises:
+            ValueError: the ids are of another type than those of the training data.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path, table: str) -> None:
+        """Writes the encoder's state, if it has any, into a folder that all tables share."""
+
+    @abstractmethod
+    def manifest_entry(self, folder: str, table: str) -> IdManifestEntry:
+        """Describes the encoding in the manifest of an exported model.
+
+        Args:
+            folder: of :meth:`save`, relative to the model.
+            table: name of the table.
+        """
+
+
+class IdPolicy(ABC):
+    """Builds the :class:`IdEncoder` of one embedding table.
+
+    Args:
+        table: name of the table.
+        settings: of the table.
+    """
+
+    name: ClassVar[str]
+    """Value of ``schema.tables.TABLE.ids`` that chooses this policy."""
+    needs_counts: ClassVar[bool]
+    """True where :meth:`fit` needs the ids of the training data counted."""
+
+    def __init__(self, table: str, settings: IdSettings) -> None:
+        self.table, self.settings = table, settings
+
+    @abstractmethod
+    def check_settings(self) -> None:
+        """Checks the settings of the table.
+
+        Raises:
+            ValueError: the policy cannot work with them; the message says what to change.
+        """
+
+    @property
+    @abstractmethod
+    def rows_without_data(self) -> int | None:
+        """Number of rows as far as the settings tell (a vocabulary's maximum); None: unknown."""
+
+    @abstractmethod
+    def fit(self, counts: IdCounts) -> IdEncoder:
+        """Builds the encoder.
+
+        Args:
+            counts: of the ids of all training files; empty unless :attr:`needs_counts`.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path) -> IdEncoder:
+        """Reads what :meth:`IdEncoder.save` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+        """
+
+
+def fill_missing_rows(rows_N: Ints, ids: pa.Array) -> Ints:
+    """Writes :data:`MISSING_ROW` into ``rows_N`` where ``ids`` [N] are null."""
+    if ids.null_count:
+        rows_N[pc.is_null(ids).to_numpy(zero_copy_only=False)] = MISSING_ROW
+    return rows_N

@@ -1,0 +1,21 @@
+"""Settings of an embedding table that id policies read."""
+
+from pydantic import Field
+
+from mail_torchrec.settings import Settings
+
+
+class IdSettings(Settings):
+    """Chooses and configures the id policy of one embedding table."""
+
+    ids: str = "vocabulary"
+    """Id policy, which turns raw ids into table rows: `vocabulary` (one row for each value of the
+    training data, saved with the model) or `hash` (a fixed number of rows that all values share;
+    needs `rows`)."""
+    rows: int | None = Field(default=None, ge=3)
+    """Number of rows for `ids: hash`. For `ids: vocabulary` the maximum number of rows, given to
+    the most frequent values (no maximum by default). Both include the two rows for unknown and for
+    null ids."""
+    min_count: int = Field(default=1, ge=1)
+    """Minimum count for `ids: vocabulary`: values that occur less often in the training data share
+    row 0 with the values that never occur."""

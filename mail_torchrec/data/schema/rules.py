@@ -1,0 +1,140 @@
+"""Rules that the columns and tables of a schema must obey."""
+
+from mail_torchrec.data.schema.columns import Actions, Column, Group, Kind, Transform
+from mail_torchrec.data.schema.schema_columns import SchemaColumns
+
+
+def check_schema(schema: SchemaColumns) -> None:
+    """Checks all rules.
+
+    Raises:
+        ValueError: a rule is broken; the message names the column and the remedy.
+    """
+    _check_numbers_of_columns(schema)
+    for name, column in schema.columns.items():
+        _check_names(schema, name)
+        _check_kind(name, column)
+        if column.action_of is not None:
+            _check_actions(schema, name, column.action_of)
+        if column.group is Group.BEHAVIOUR and column.action_of is None:
+            _check_sequence(schema, name)
+        elif column.group is not Group.BEHAVIOUR and column.kind is Kind.LIST:
+            _check_pooled_list(schema, name)
+    _check_tables(schema)
+    _check_dims(schema)
+    for group, names in (
+        (Group.ATTRIBUTE, schema.fields(Group.ATTRIBUTE)),
+        (Group.BEHAVIOUR, schema.sequences),
+    ):
+        if not names:
+            raise ValueError(
+                f"schema.columns: at least one column of ids must have group '{group}', found none"
+            )
+
+
+def _check_numbers_of_columns(schema: SchemaColumns) -> None:
+    for group in (Group.LABEL, Group.GROUP_KEY):
+        if len(found := schema.names(group)) != 1:
+            raise ValueError(
+                f"schema.columns: exactly one column must have group '{group}', found "
+                f"{found or 'none'}"
+            )
+    for group in (Group.CONVERSION, Group.NEW_USER):
+        if len(found := schema.names(group)) > 1:
+            raise ValueError(
+                f"schema.columns: at most one column may have group '{group}', found {found}"
+            )
+
+
+def _check_names(schema: SchemaColumns, name: str) -> None:
+    for what, text in (("column", name), ("table", schema.table_of(name))):
+        if not text or "." in text or "/" in text:
+            raise ValueError(
+                f"schema.columns.{name}: a {what} name must not be empty or hold '.' or '/', "
+                f"received '{text}'; 'column' names it in the files"
+            )
+
+
+def _check_kind(name: str, column: Column) -> None:
+    if column.transform is not Transform.NONE and column.kind is not Kind.NUMERIC:
+        raise ValueError(
+            f"schema.columns.{name}: transform '{column.transform}' is for kind 'numeric', "
+            f"received kind '{column.kind}'"
+        )
+    if column.group is Group.BEHAVIOUR and column.kind is not Kind.LIST:
+        raise ValueError(
+            f"schema.columns.{name}: a behaviour column must have kind 'list', received kind "
+            f"'{column.kind}'"
+        )
+    if column.kind is Kind.NUMERIC and column.table is not None:
+        raise ValueError(
+            f"schema.columns.{name}: a numeric column looks up no table; drop 'table' or choose "
+            "kind 'categorical'"
+        )
+
+
+def _check_actions(schema: SchemaColumns, name: str, sequence: str) -> None:
+    """Checks a column of actions on the items of ``sequence``."""
+    column, items = schema.columns[name], schema.columns.get(sequence)
+    is_behaviour = column.group is Group.BEHAVIOUR
+    if not is_behaviour or items is None or items.group is not column.group or items.action_of:
+        raise ValueError(
+            f"schema.columns.{name}: action_of should name a behaviour column of items, received "
+            f"'{sequence}'"
+        )
+    if column.max_length != items.max_length:
+        raise ValueError(
+            f"schema.columns.{name}: max_length should be that of '{sequence}', "
+            f"{items.max_length}, received {column.max_length}"
+        )
+
+
+def _check_sequence(schema: SchemaColumns, name: str) -> None:
+    """Checks that a sequence has one target item, and one column of actions at most."""
+    targets = schema.targets_of(name)
+    if len(targets) != 1:
+        raise ValueError(
+            f"schema.columns.{name}: exactly one item column must share table "
+            f"'{schema.table_of(name)}' with this behaviour "
+            f"(the target item), found {targets or 'none'}; set its 'table'"
+        )
+    if len(actions := schema.actions_of(name)) > 1:
+        raise ValueError(
+            f"schema.columns.{name}: at most one column may be action_of it, found {actions}"
+        )
+
+
+def _check_pooled_list(schema: SchemaColumns, name: str) -> None:
+    if (table := schema.table_of(name)) in schema.sequence_tables:
+        raise ValueError(
+            f"schema.columns.{name}: table '{table}' holds behaviours, which a pooled list cannot "
+            "share; give it its own"
+        )
+
+
+def _check_tables(schema: SchemaColumns) -> None:
+    used = {schema.table_of(name) for name in schema.id_columns}
+    if unused := sorted(set(schema.tables) - used):
+        raise ValueError(
+            f"schema.tables: {unused} are used by no column; name them in a column's 'table' "
+            "or drop them"
+        )
+    for name in schema.tables:
+        try:
+            schema.id_policy(name).check_settings()
+        except ValueError as error:
+            raise ValueError(f"schema.tables.{name}: {error}") from error
+
+
+def _check_dims(schema: SchemaColumns) -> None:
+    """Checks that the columns on one field axis of the towers have one dimension."""
+    is_product = schema.actions is Actions.PRODUCT
+    fields = {group: schema.fields(group) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)}
+    fields[Group.BEHAVIOUR] = schema.names(Group.BEHAVIOUR) if is_product else schema.sequences
+    for group, names in fields.items():
+        dims = {name: schema.table_dim(name) for name in names}
+        if len(set(dims.values())) > 1:
+            raise ValueError(
+                f"schema: the tables of one group should have one dimension, received {dims} in "
+                f"group '{group}'"
+            )

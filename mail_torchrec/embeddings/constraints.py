@@ -1,0 +1,95 @@
+"""Sharding constraints: checked against tables and hardware, and converted to TorchRec's."""
+
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.types import CacheParams, KeyValueParams
+
+from mail_torchrec.embeddings.empty_shards import exclude_empty_shards
+from mail_torchrec.embeddings.hardware import Hardware
+from mail_torchrec.embeddings.settings import ShardingSettings
+from mail_torchrec.embeddings.workload import Workload
+
+_OVER_HOSTS = {"table_row_wise", "table_column_wise", "grid_shard"}
+
+
+def check_constraints(
+    settings: ShardingSettings, workload: Workload, hardware: Hardware, world_size: int
+) -> None:
+    """Checks the constraints against the tables, their optimizer and the hardware.
+
+    Raises:
+        ValueError: a constraint names an unknown table, or the hardware or the optimizer does not
+            support a sharding type or a compute kernel.
+    """
+    if unknown := sorted(set(settings.constraints) - set(workload.sizes)):
+        raise ValueError(
+            f"sharding.constraints: no table is called {unknown}; the tables are "
+            f"{', '.join(workload.sizes)}"
+        )
+    _check_compute_kernels(settings, workload, hardware)
+    _check_hosts(settings, hardware, world_size)
+
+
+def _check_compute_kernels(
+    settings: ShardingSettings, workload: Workload, hardware: Hardware
+) -> None:
+    kernels = set(settings.compute_kernels)
+    for table in settings.constraints:
+        kernels |= set(settings.compute_kernels_of(table))
+    if hardware.device == "cpu" and kernels != {"fused"}:
+        raise ValueError(
+            f"sharding.compute_kernels: {sorted(kernels - {'fused'})} exist on CUDA alone, and the "
+            "tables lie on CPU; use [fused]"
+        )
+    if "key_value" in kernels and workload.optimizer != "rowwise_adagrad":
+        raise ValueError(
+            "sharding.compute_kernels: key_value tables train with rowwise_adagrad, received "
+            f"train.tables.name={workload.optimizer}"
+        )
+
+
+def _check_hosts(settings: ShardingSettings, hardware: Hardware, world_size: int) -> None:
+    sharding_types = set(settings.sharding_types)
+    for table in settings.constraints:
+        sharding_types |= set(settings.sharding_types_of(table))
+    local_world_size = min(hardware.local_world_size, world_size)
+    if world_size % local_world_size and sharding_types & _OVER_HOSTS:
+        raise ValueError(
+            f"sharding.sharding_types: {sorted(sharding_types & _OVER_HOSTS)} need hosts of "
+            f"equally many ranks, and {world_size} ranks do not fill hosts of {local_world_size}"
+        )
+
+
+def feasible_sharding_types(
+    settings: ShardingSettings, workload: Workload, world_size: int, local_world_size: int
+) -> dict[str, list[str]]:
+    """Returns each table's allowed sharding types that leave no shard without rows.
+
+    A table that has too few rows for all of its allowed types gets ``table_wise``.
+    """
+    return {
+        table: exclude_empty_shards(
+            settings.sharding_types_of(table), rows, world_size, local_world_size
+        )
+        for table, (rows, _) in workload.sizes.items()
+    }
+
+
+def parameter_constraints(
+    settings: ShardingSettings, workload: Workload, world_size: int, local_world_size: int
+) -> dict[str, ParameterConstraints]:
+    """Converts the settings to TorchRec's constraints of every table."""
+    cache = CacheParams(load_factor=settings.cache_load_factor)
+    ssd = KeyValueParams(ssd_storage_directory=settings.ssd_directory)
+    feasible = feasible_sharding_types(settings, workload, world_size, local_world_size)
+    constraints = {}
+    for table, sharding_types in feasible.items():
+        kernels = settings.compute_kernels_of(table)
+        constraints[table] = ParameterConstraints(
+            sharding_types=sharding_types,
+            compute_kernels=list(kernels),
+            min_partition=settings.min_partition,
+            pooling_factors=workload.pooling_factors[table],
+            cache_params=cache if "fused_uvm_caching" in kernels else None,
+            key_value_params=ssd if "key_value" in kernels else None,
+        )
+    return constraints

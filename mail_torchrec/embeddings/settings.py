@@ -1,0 +1,74 @@
+"""Configuration of the tables: sharding constraints and the fused optimizer."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mail_torchrec.settings import Settings
+
+ShardingTypeName = Literal[
+    "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"
+]
+ComputeKernelName = Literal["fused", "fused_uvm", "fused_uvm_caching", "key_value"]
+OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam"]
+
+
+class TableConstraints(Settings):
+    """Sharding constraints of one table, after TorchRec's ``ParameterConstraints``."""
+
+    sharding_types: list[ShardingTypeName] | None = Field(default=None, min_length=1)
+    """Sharding types allowed for this table; null: those of ``sharding.sharding_types``."""
+    compute_kernels: list[ComputeKernelName] | None = Field(default=None, min_length=1)
+    """Compute kernels allowed for this table; null: those of ``sharding.compute_kernels``."""
+
+
+class ShardingSettings(Settings):
+    """Sharding options that the planner may choose from, and the sizes its estimates assume."""
+
+    enabled: bool = True
+    """Shard the tables over the ranks. false keeps whole tables in one process as plain autograd
+    modules, which any table optimizer can train."""
+    sharding_types: list[ShardingTypeName] = Field(
+        default=["table_wise", "column_wise", "row_wise"], min_length=1
+    )
+    """Sharding types allowed for every table; a single one forces it. table_row_wise,
+    table_column_wise and grid_shard are for pooled tables, on hosts of equally many ranks."""
+    compute_kernels: list[ComputeKernelName] = Field(default=["fused"], min_length=1)
+    """Compute kernels allowed for every table, that is the memory it may lie in: the device's own
+    (fused); on CUDA also the host's, read in place (fused_uvm) or through a cache on the GPU
+    (fused_uvm_caching), or a local SSD (key_value, with rowwise_adagrad only; not run yet)."""
+    constraints: dict[str, TableConstraints] = {}
+    """Table name to the sharding types and compute kernels that it alone is allowed, such as
+    ``sharding.constraints.user.sharding_types=[row_wise]``."""
+    cache_load_factor: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a fused_uvm_caching table's rows that the cache on the GPU has room for."""
+    ssd_directory: str | None = None
+    """Folder on a local SSD in which key_value tables are written."""
+    min_partition: int | None = Field(default=None, ge=4)
+    """Columns of the narrowest column-wise shard; null: TorchRec's own default, wide enough to keep
+    small tables whole."""
+    pooling_factors: dict[str, float] = {}
+    """List column to its mean length, for the planner's estimates; a column that is not named
+    counts with its max_length."""
+
+    def sharding_types_of(self, table: str) -> list[ShardingTypeName]:
+        """Returns the sharding types that a table is allowed."""
+        of_table = self.constraints.get(table, TableConstraints()).sharding_types
+        return self.sharding_types if of_table is None else of_table
+
+    def compute_kernels_of(self, table: str) -> list[ComputeKernelName]:
+        """Returns the compute kernels that a table is allowed."""
+        of_table = self.constraints.get(table, TableConstraints()).compute_kernels
+        return self.compute_kernels if of_table is None else of_table
+
+
+class TableOptimizerSettings(Settings):
+    """Optimizer of all tables, fused into FBGEMM's backward pass."""
+
+    name: OptimizerName = "adagrad"
+    """sgd, adagrad or rowwise_adagrad; on CUDA also adam and partial_rowwise_adam. Unsharded tables
+    on CPU (sharding.enabled=false) take sgd, adagrad or adam."""
+    learning_rate: float = Field(default=0.02, gt=0)
+    """Learning rate of the tables."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Term added to the denominator of the adaptive optimizers, for numerical stability."""

@@ -1,0 +1,69 @@
+"""Parsing of the JSON that clients send: one user and its candidates as raw values.
+
+Servers of both kinds (``serve`` and Triton's Python backend) parse raw requests here.
+"""
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import Field, ValidationError
+
+from mail_torchrec.inference.datatypes import DATATYPES, Array
+from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.settings import Settings
+
+RAW_INPUT = "request"
+"""Name of the input tensor that holds a raw request, in place of all inputs of the manifest."""
+ParsedSettings = TypeVar("ParsedSettings", bound=Settings)
+
+
+class RawRequest(Settings):
+    """JSON content of the input tensor :data:`RAW_INPUT`."""
+
+    user: dict[str, Any]
+    """Attributes, histories (oldest first) and context by the files' column names; null where a
+    value is missing."""
+    candidates: list[dict[str, Any]] = Field(min_length=1)
+    """Item columns of each candidate."""
+
+
+def parse_raw_request(tensor: Array) -> RawRequest:
+    """Parses the tensor :data:`RAW_INPUT`.
+
+    Args:
+        tensor: BYTES of one element, [1] or [].
+
+    Raises:
+        InvalidRequestError: not one element, or not the JSON of a :class:`RawRequest`.
+    """
+    if tensor.dtype != object or tensor.size != 1:
+        raise InvalidRequestError(
+            f"input '{RAW_INPUT}' should be one element of BYTES, received "
+            f"{DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
+        )
+    text: bytes = tensor.item()
+    return parse_json(RawRequest, text)
+
+
+def parse_json(kind: type[ParsedSettings], text: bytes) -> ParsedSettings:
+    """Parses JSON as a settings class.
+
+    Raises:
+        InvalidRequestError: not such JSON; NaN and infinity are not JSON numbers.
+    """
+    try:
+        return kind.model_validate(json.loads(text, parse_constant=_refuse_constant), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidRequestError(
+            f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}, received "
+            f"{type(first['input']).__name__}"
+        ) from error
+    except RecursionError as error:
+        raise InvalidRequestError("JSON should not be nested so deep") from error
+    except ValueError as error:
+        raise InvalidRequestError(f"should be JSON in UTF-8: {error}") from error
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number; send null where a value is missing")

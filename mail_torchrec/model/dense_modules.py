@@ -1,0 +1,141 @@
+"""Dense modules of the model: towers, heads and baselines, built from the settings, with outputs.
+
+Shape letters as in ``towers/inputs.py``.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mail_torchrec.baselines.filler import BehaviourFiller
+from mail_torchrec.baselines.registry import build_filler
+from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.model.builders import (
+    ModelSettings,
+    build_meta_emb,
+    build_multi_task,
+    build_zero_shot,
+)
+from mail_torchrec.model.features import input_shapes
+from mail_torchrec.model.step import RankingResult
+from mail_torchrec.towers.inputs import RankingInputs
+from mail_torchrec.towers.outputs import (
+    CLICK_TASK,
+    click_spec,
+    declared_specs,
+    probability_name,
+)
+from mail_torchrec.towers.registry import build_tower
+from mail_torchrec.towers.zero_shot import ZeroShotTower
+from mail_torchrec.utils.output_spec import OutputSpec
+
+
+class DenseModules(nn.Module):
+    """Towers, heads and baselines of a model, without their training step.
+
+    Args:
+        settings: the towers and their options.
+        schema: columns and tables.
+        feature_tables: feature keys of a batch and their tables.
+        num_rows: table -> rows.
+
+    Raises:
+        ValueError: a tower or its options do not fit, or the schema has no room for a module.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        schema: Schema,
+        feature_tables: FeatureTables,
+        num_rows: dict[str, int],
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        shapes = input_shapes(schema, num_rows, has_match=bool(feature_tables.match))
+        has_first_order = bool(feature_tables.first_order)
+        options, baseline = settings.tower_options, settings.baseline
+        self.ranking = build_tower(settings.tower, options, shapes)
+        self.zero_shot = build_zero_shot(settings.zero_shot, schema, shapes)
+        self.filler = build_filler(baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
+        self.meta_emb = build_meta_emb(baseline, schema, shapes, has_first_order=has_first_order)
+        head = settings.multi_task
+        self.multi_task = build_multi_task(head, schema, self.ranking, settings.tower)
+        own = settings.new_user_tower == "own"
+        self.cold_ranking = build_tower(settings.tower, options, shapes) if own else None
+        self.cold_multi_task = build_multi_task(head, schema, self.cold_ranking, settings.tower)
+
+    @property
+    def fills_candidates(self) -> bool:
+        """True where virtual behaviours depend on the candidate, not on the user alone."""
+        zero_shot = self.zero_shot
+        return zero_shot is not None and zero_shot.settings.input_fields == "all_fields"
+
+    @property
+    def virtual_source(self) -> ZeroShotTower | BehaviourFiller | None:
+        """The module that makes virtual behaviours in the current mode; None without any."""
+        zero_shot = self.zero_shot
+        if zero_shot is None:
+            return self.filler
+        if self.training and zero_shot.settings.fill == "infer_only":
+            return None
+        return zero_shot
+
+    def compile_parts(self) -> None:
+        """Compiles the towers by torch.compile, with free numbers of rows and users."""
+        for tower in (self.ranking, self.cold_ranking):
+            if tower is not None:
+                tower.compile(dynamic=True)
+        if self.zero_shot is not None:
+            for method in ("losses", "virtual_behaviours"):
+                compiled = torch.compile(getattr(self.zero_shot, method), dynamic=True)
+                setattr(self.zero_shot, method, compiled)
+
+    def output_specs(self) -> list[OutputSpec]:
+        """Lists the outputs of the exported model in order: probabilities first."""
+        specs = [click_spec()]
+        for module in (self.multi_task, self.zero_shot or self.filler, self.ranking):
+            specs += declared_specs(module)
+        if self.fills_candidates:  # Every candidate is then a user of its own.
+            specs = [spec.model_copy(update={"axis": "candidates"}) for spec in specs]
+        return specs
+
+    def output_values(self, result: RankingResult, users: RankingInputs) -> dict[str, Tensor]:
+        """Returns the values of :meth:`output_specs` by name, in the same order.
+
+        Args:
+            result: output of the ranking tower and its head.
+            users: the users' inputs with virtual behaviours, as :meth:`Towers.fill_cold_users`
+                returns them.
+
+        Raises:
+            ValueError: a tower does not return a vector that it declares, or of another width.
+        """
+        values = {}
+        for spec in self.output_specs():
+            value = _output_value(spec, result, users)
+            if value is None or tuple(value.shape[1:]) != spec.size:
+                received = "none" if value is None else list(value.shape[1:])
+                raise ValueError(
+                    f"tower '{self.settings.tower}' should return '{spec.name}' with "
+                    f"{list(spec.size)} elements a row, as its output_specs() declares, received "
+                    f"{received}; correct output_specs(), or RankingOutput.vectors"
+                )
+            values[spec.name] = value
+        return values
+
+
+def _output_value(spec: OutputSpec, result: RankingResult, users: RankingInputs) -> Tensor | None:
+    """The value of one output; None where a tower does not return it."""
+    if spec.role == "probability":
+        logits = {probability_name(CLICK_TASK): result.output.logits_B}
+        logits |= {probability_name(task): logits_B for task, logits_B in result.tasks.items()}
+        return torch.sigmoid(logits[spec.name])
+    assert spec.column is not None, "outputs other than probabilities belong to a sequence"
+    if spec.role == "virtual_behaviours":
+        sequence = users.sequences[spec.column]
+        return sequence.values_BTD * sequence.is_virtual_B[:, None, None]
+    vectors = result.output.vectors.get(spec.column)
+    if vectors is None:
+        return None
+    return vectors[0] if spec.role == "user_vector" else vectors[1]

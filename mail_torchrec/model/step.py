@@ -1,0 +1,126 @@
+"""Inputs and outputs of one step of the model.
+
+Shape letters as in ``towers/inputs.py``; ``F`` fields that the zero-shot tower reads, ``M`` numeric
+attributes, ``W`` warm users (with usable behaviours), ``T`` positions of a behaviour sequence.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mail_torchrec.data.reading.batch import Batch, map_tensors
+from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
+from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs, RankingOutput
+from mail_torchrec.towers.layers.behaviours import Behaviours
+
+
+@dataclass
+class StepInputs:
+    """Tower inputs of a batch: users, and rows (candidates) that share them."""
+
+    users: RankingInputs
+    candidates: CandidateInputs
+    is_cold_U: Tensor
+    """Users without usable behaviours (bool)."""
+    weights_U: Tensor
+    """The weight of each user's rows together."""
+
+
+def step_inputs(
+    batch: Batch, embeddings: FeatureEmbeddings, assembler: InputAssembler, *, expand_users: bool
+) -> StepInputs:
+    """Assembles the tower inputs of a batch.
+
+    Args:
+        batch: labels, weights and numeric features.
+        embeddings: the looked-up vectors of the batch.
+        assembler: puts them together.
+        expand_users: makes every row a user of its own, also where rows share users.
+    """
+    numeric_UM = batch.per_user(assembler.numeric_attributes(batch.numeric_BN))
+    users = assembler.user_inputs(embeddings, numeric_UM)
+    inverse_indices_B = batch.dedup.inverse_indices_B if batch.dedup is not None else None
+    candidates = assembler.candidate_inputs(embeddings, batch.numeric_BN, inverse_indices_B)
+    if expand_users:
+        return StepInputs(*candidates.expand_users(users), batch.is_cold_B, batch.weights_B)
+    return StepInputs(users, candidates, batch.is_cold_U, batch.weights_U)
+
+
+class WarmUsers(NamedTuple):
+    """Detached features of warm users: what the zero-shot tower and the baselines learn from."""
+
+    fields_WFD: Tensor
+    """Embeddings of the fields that the zero-shot tower reads."""
+    numeric_WM: Tensor
+    """Numeric attributes."""
+    sequences: dict[str, Behaviours]
+    """Sequence -> real behaviours [W, T, D] and their number [W]."""
+    weights_W: Tensor
+    """The weight of each user's rows together."""
+
+
+class RankingResult(NamedTuple):
+    """Output of a ranking tower and of the multi-task head on it."""
+
+    output: RankingOutput
+    tasks: dict[str, Tensor]
+    """Task of the head -> logits [B]; empty without a head."""
+
+
+def select_by_cold(
+    is_cold_U: Tensor, is_cold_B: Tensor, cold: RankingResult, warm: RankingResult
+) -> RankingResult:
+    """Selects the cold users' values from one tower's result and the others' from another's.
+
+    Args:
+        is_cold_U: cold users (bool).
+        is_cold_B: rows of cold users (bool).
+        cold: result of the tower for cold users; its auxiliary losses are dropped.
+        warm: result of the tower for warm users.
+    """
+    tasks = {
+        name: torch.where(is_cold_B, cold.tasks[name], logits_B)
+        for name, logits_B in warm.tasks.items()
+    }
+    vectors = {
+        name: (
+            torch.where(is_cold_U.unsqueeze(1), cold.output.vectors[name][0], user_UD),
+            torch.where(is_cold_B.unsqueeze(1), cold.output.vectors[name][1], item_BD),
+        )
+        for name, (user_UD, item_BD) in warm.output.vectors.items()
+    }
+    logits_B = torch.where(is_cold_B, cold.output.logits_B, warm.output.logits_B)
+    return RankingResult(replace(warm.output, logits_B=logits_B, vectors=vectors), tasks)
+
+
+@dataclass
+class StepOutputs:
+    """Detached outputs of a step, returned beside its loss."""
+
+    logits_B: Tensor
+    """Logits of the click probability."""
+    losses: dict[str, Tensor]
+    """Loss name -> this rank's share, []; the mean over ranks is the loss of the global batch.
+    Empty outside training."""
+    batch: Batch
+    """The batch itself, for labels and weights."""
+    tasks: dict[str, Tensor] = field(default_factory=dict)
+    """Logits [B] of further tasks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
+
+    @staticmethod
+    def detached(result: RankingResult, losses: dict[str, Tensor], batch: Batch) -> "StepOutputs":
+        """Detaches the outputs of a step.
+
+        Args:
+            result: output of the ranking tower and its head.
+            losses: loss name -> this rank's share, [].
+            batch: the batch of the step.
+        """
+        return StepOutputs(
+            result.output.logits_B.detach(),
+            map_tensors(losses, Tensor.detach),
+            batch,
+            map_tensors(result.tasks, Tensor.detach),
+        )

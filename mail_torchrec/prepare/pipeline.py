@@ -1,0 +1,250 @@
+"""Runs ``mail-torchrec prepare``: from raw logs to impression rows with histories.
+
+Each file is read once and split into buckets of users; then the rows of one bucket after the other
+are made, so that memory is bounded by a bucket.
+"""
+
+import json
+import os
+import shutil
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from mail_torchrec.prepare.alimama import ALIMAMA
+from mail_torchrec.prepare.dataset import DatasetSpec, Tables
+from mail_torchrec.prepare.engine import QueryEngine, open_engine
+from mail_torchrec.prepare.kuairand import KUAIRAND
+from mail_torchrec.prepare.log_files import MALFORMED_BUCKET, LineCounts, LogFile
+from mail_torchrec.prepare.movielens import MOVIELENS
+from mail_torchrec.prepare.publish import PARTS, RECORD_NAME, WORK_FOLDER, publish, write_atomically
+from mail_torchrec.prepare.resumable_steps import ResumableSteps, StepRecord
+from mail_torchrec.prepare.settings import PrepareSettings
+from mail_torchrec.utils.file_lock import LOCK, lock_folder
+
+DATASETS = {"alimama": ALIMAMA, "kuairand": KUAIRAND, "movielens": MOVIELENS}
+BUCKET_BYTES = 256 * 2**20
+_BEGUN_NAME = "begun.json"
+
+
+def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> StepRecord:
+    """Prepares a data set; interrupted, the same call goes on from there.
+
+    Args:
+        name: a key of ``DATASETS``.
+        settings: options of the command.
+        raw: folder with the files as published.
+        out: folder to write ``train/`` and ``test/`` (Parquet), ``config.yaml``, and last
+            ``prepared.json`` into.
+
+    Returns:
+        The content of ``prepared.json``.
+
+    Raises:
+        ValueError: a file is missing, empty, of another layout or too malformed; ``out`` holds
+            something else, was begun with other settings or files, or another process is at it;
+            there are no training rows; the engine fails.
+    """
+    dataset = DATASETS[name]
+    paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
+    num_bytes = sum(path.stat().st_size for path in paths.values())
+    inputs: StepRecord = {
+        "dataset": name,
+        "engine": settings.engine.value,
+        "history": settings.history,
+        "test_days": settings.test_days,
+        "buckets": settings.buckets or -(-num_bytes // BUCKET_BYTES),
+        "files": {file.name: _file_identity(path) for file, path in paths.items()},
+    }
+    with lock_folder(out):
+        if _is_finished(out, inputs):
+            finished: StepRecord = json.loads((out / RECORD_NAME).read_text())
+            return finished
+        return _run_steps(dataset, settings, inputs, paths, raw, out)
+
+
+def _run_steps(
+    dataset: DatasetSpec,
+    settings: PrepareSettings,
+    inputs: StepRecord,
+    paths: dict[LogFile, Path],
+    raw: Path,
+    out: Path,
+) -> StepRecord:
+    """Runs the steps that are not finished yet, and publishes the rows."""
+    num_buckets = inputs["buckets"]
+    num_steps = len(paths) + 1 + num_buckets
+    with (
+        closing(open_engine(settings, out / WORK_FOLDER / "spill")) as engine,
+        ResumableSteps(out / WORK_FOLDER, num_steps, engine.progress) as steps,
+    ):
+        tables = _read_files(engine, steps, settings, paths, num_buckets)
+        all_users = _select_bucket(dataset, tables, None)
+        days = steps.run("days", lambda _: _find_days(engine, dataset, all_users))
+        first_test_day = _first_test_day(days, settings.test_days, raw)
+        for bucket in range(num_buckets):
+            part = _select_bucket(dataset, tables, bucket)
+            steps.run(
+                f"rows-{bucket:05}",
+                partial(_build_rows, engine, dataset, part, settings.history, first_test_day),
+            )
+        return publish(dataset, inputs, out, steps, engine.version)
+
+
+def _read_files(
+    engine: QueryEngine,
+    steps: ResumableSteps,
+    settings: PrepareSettings,
+    paths: dict[LogFile, Path],
+    num_buckets: int,
+) -> Tables:
+    """Parses all files into Parquet, and checks their shares of malformed lines."""
+    for file, path in paths.items():
+        step = partial(_parse_file, engine, file, path, num_buckets)
+        counts = steps.run(f"read-{file.name}", step)
+        LineCounts(counts["rows"], counts["malformed"], counts["example"]).check(
+            str(path), settings.max_malformed
+        )
+    return {
+        file.name: engine.stored(steps.folder(f"read-{file.name}") / "parts", file.stored_columns)
+        for file in paths
+    }
+
+
+def _first_test_day(days: StepRecord, num_test_days: int, raw: Path) -> int:
+    """Computes the first day of the test rows.
+
+    Raises:
+        ValueError: no day is left for training.
+    """
+    first: int = days["last"] - num_test_days + 1
+    if days["first"] >= first:
+        raise ValueError(
+            f"{raw}: all impressions lie in the last {num_test_days} days, which are for "
+            "testing; choose fewer with --test-days, or give files of more days"
+        )
+    return first
+
+
+def _file_identity(path: Path) -> list[int]:
+    """Returns size and time of change, which tell whether a file is still the same."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _is_finished(out: Path, inputs: StepRecord) -> bool:
+    """Checks whether ``out`` is ready, and claims it for these inputs where it is empty.
+
+    Raises:
+        ValueError: ``out`` was begun with other inputs, or holds something else.
+    """
+    for path in (out / RECORD_NAME, out / WORK_FOLDER / _BEGUN_NAME):
+        if path.is_file():
+            _check_same_inputs(out, json.loads(path.read_text())["inputs"], inputs)
+            return path.name == RECORD_NAME
+    if others := set(os.listdir(out)) - {WORK_FOLDER, LOCK}:
+        raise ValueError(
+            f"'{out}' should be empty or not exist, it holds {sorted(others)[:5]}; choose another "
+            "--out"
+        )
+    (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    write_atomically(out / WORK_FOLDER / _BEGUN_NAME, json.dumps({"inputs": inputs}))
+    return False
+
+
+def _check_same_inputs(out: Path, begun: StepRecord, inputs: StepRecord) -> None:
+    changes = [
+        f"{key} was {begun.get(key)}, now {value}"
+        for key, value in inputs.items()
+        if key != "files" and begun.get(key) != value
+    ]
+    changes += [
+        f"{name} has changed"
+        for name, identity in inputs["files"].items()
+        if begun["files"].get(name, identity) != identity
+    ]
+    if changes:
+        raise ValueError(
+            f"'{out}' was begun with other settings or files: {'; '.join(changes)}; choose "
+            "another --out, or delete it"
+        )
+
+
+def _parse_file(
+    engine: QueryEngine, file: LogFile, path: Path, num_buckets: int, folder: Path
+) -> StepRecord:
+    """Parses a file into Parquet, one folder a bucket, and counts its lines."""
+    lines = engine.lines(path, header=file.header)
+    engine.write(file.parse(lines, num_buckets), folder / "parts", by="bucket")
+    if not any(folder.glob("parts/*/*.parquet")):  # not one line below the header
+        return {"rows": 0, "malformed": 0, "example": None}
+    parts = engine.stored(folder / "parts", file.stored_columns)
+    is_malformed = (parts.bucket == MALFORMED_BUCKET).cast("int64")
+    counts = parts.aggregate(
+        rows=parts.count(), malformed=is_malformed.sum(), example=parts.malformed.max()
+    )
+    [(rows, malformed, example)] = engine.rows(counts)
+    return {"rows": rows - malformed, "malformed": malformed, "example": example}
+
+
+def _select_bucket(dataset: DatasetSpec, tables: Tables, bucket: int | None) -> Tables:
+    """Selects the well-formed lines of one bucket, or of all buckets for None.
+
+    Files that are not split by user are whole in each bucket.
+    """
+    selected = {}
+    for file in dataset.files:
+        table = tables[file.name]
+        is_whole = bucket is None or file.user_field is None
+        keep = table.bucket != MALFORMED_BUCKET if is_whole else table.bucket == bucket
+        selected[file.name] = table.filter(keep).drop("bucket", "malformed")
+    return selected
+
+
+def _find_days(engine: QueryEngine, dataset: DatasetSpec, tables: Tables) -> StepRecord:
+    """Finds the first and the last day of the impressions."""
+    time = dataset.select_impressions(tables).time
+    day = dataset.day_number(time)
+    [(first, last)] = engine.rows(time.as_table().aggregate(first=day.min(), last=day.max()))
+    return {"first": first, "last": last}
+
+
+def _build_rows(
+    engine: QueryEngine,
+    dataset: DatasetSpec,
+    tables: Tables,
+    history: int,
+    first_test_day: int,
+    folder: Path,
+) -> StepRecord:
+    """Builds the rows of one bucket of users, in order of time, split into training and test."""
+    impressions = dataset.select_impressions(tables)
+    [(expected,)] = engine.rows(impressions.aggregate(rows=impressions.count()))
+    rows = dataset.add_features(impressions, tables, history).drop("user")
+    rows = rows.mutate(is_test=dataset.day_number(rows.time) >= first_test_day)
+    engine.write(rows, folder / "rows")
+    types = {column: str(kind) for column, kind in rows.schema().items()}
+    stored = engine.stored(folder / "rows", types)
+    is_array = {column: kind.is_array() for column, kind in rows.schema().items()}
+    order = ["time", *(name for name in types if not is_array[name] and name != "time")]
+    counts: dict[str, int] = {}
+    for part in PARTS:
+        selected = stored.filter(stored.is_test == (part == "test"))
+        engine.write(selected.order_by(order).drop("is_test"), folder / part)
+        [(counts[part],)] = engine.rows(selected.aggregate(rows=selected.count()))
+    _remove(folder / "rows")
+    _check_row_count(expected, sum(counts.values()))
+    return {"impressions": expected} | counts
+
+
+def _check_row_count(expected: int, found: int) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{expected} impressions became {found} rows: a file that should hold each user, item "
+            "or ad once holds one twice; remove the repeated lines"
+        )
+
+
+def _remove(path: Path) -> None:
+    """Removes what an engine wrote: DuckDB writes a file, Spark a folder of files."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,111 @@
+"""Reads the real and the virtual behaviours of test users from a finished run, one vector a user.
+
+Shape letters: ``U`` users, ``D`` elements of all sequences' vectors, ``E`` elements of h_a; ``B``
+rows of a batch.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.model.mail import Mail
+from mail_torchrec.towers.layers.behaviours import mean_over_positions
+from mail_torchrec.train.evaluation import open_finished_run
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.progress import progress_bar
+
+# Hidden behaviours are given back to be compared. One process has whole tables; they are not
+# trained, but some optimizers exist for sharded tables alone.
+_OVERRIDES = ["data.cold_start.oracle=true", "sharding.enabled=false", "train.tables.name=sgd"]
+
+
+@dataclass(frozen=True)
+class UserVectors:
+    """Real and virtual behaviours of users, one row each.
+
+    Behaviours are summed over the T positions of a sequence and divided by T, sequences are
+    concatenated.
+    """
+
+    users_U: NDArray[np.int64]
+    """Hash of each user's group key."""
+    is_new_U: NDArray[np.bool_]
+    """Whether the user is reported as new."""
+    has_real_U: NDArray[np.bool_]
+    """Whether the files hold behaviours of this user, hidden or not."""
+    real_UD: NDArray[np.float64]
+    virtual_UD: NDArray[np.float64]
+    attributes_UE: NDArray[np.float64]
+    """h_a, the attributes as the zero-shot tower pools them."""
+
+    def take(self, rows: NDArray[Any]) -> Self:
+        """Selects users.
+
+        Args:
+            rows: row numbers, or a mask ``[U]``.
+        """
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def concatenate(cls, parts: "list[UserVectors]") -> Self:
+        """Concatenates the users of several parts."""
+        return cls(
+            *(
+                np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(cls)
+            )
+        )
+
+
+def collect_user_vectors(run_dir: RunDir, num_users: int) -> UserVectors:
+    """Computes the vectors of ``num_users`` new and as many old users, each by its first test row.
+
+    Users are chosen by the hash of their key.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
+    with open_finished_run(run_dir, None, _OVERRIDES) as (assembled, test_data):
+        model = assembled.model
+        assert isinstance(model, Mail)
+        model.eval()
+        found: list[UserVectors] = []
+        num_steps = len(test_data.reader)
+        for batch in progress_bar(
+            test_data.loader, total=num_steps, desc="behaviours", unit="step"
+        ):
+            rows = _batch_vectors(model, batch.to(assembled.device))
+            found = [_select_users(UserVectors.concatenate([*found, rows]), num_users)]
+    return found[0]
+
+
+def _batch_vectors(model: Mail, batch: Batch) -> UserVectors:
+    """Computes the vectors of a batch's users, without its padding rows."""
+    with torch.no_grad():
+        feature_tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+        real, virtual, attributes_UE = model.towers.real_and_virtual_behaviours(
+            batch, *feature_tables
+        )
+        num_real_U = torch.stack([lengths_U for _, lengths_U in real.values()]).sum(0)
+        columns = [batch.per_user(batch.users_B), batch.per_user(batch.is_new_B), num_real_U > 0]
+        vectors = [
+            mean_over_positions(list(real.values())).flatten(1),
+            mean_over_positions([virtual[name] for name in real]).flatten(1),
+            attributes_UE,
+        ]
+    rows = UserVectors(
+        *(column.cpu().numpy() for column in columns),
+        *(vector.double().cpu().numpy() for vector in vectors),
+    )
+    return rows.take(batch.weights_U.cpu().numpy() > 0)
+
+
+def _select_users(rows: UserVectors, num_users: int) -> UserVectors:
+    """Selects the first row of the ``num_users`` new and old users with the lowest hashes."""
+    first = np.unique(rows.users_U, return_index=True)[1]
+    is_new = rows.is_new_U[first]
+    return rows.take(np.concatenate([first[is_new][:num_users], first[~is_new][:num_users]]))

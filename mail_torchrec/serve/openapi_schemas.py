@@ -1,0 +1,148 @@
+"""JSON Schemas of requests and responses, made of the served model's manifest."""
+
+from typing import Any
+
+from mail_torchrec.data.schema.schema import Group, Kind, Transform
+from mail_torchrec.inference.datatypes import DATATYPES
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.raw_requests import RAW_INPUT
+from mail_torchrec.inference.requests import candidate_columns, user_columns
+
+REQUEST_FORMAT = "scoring-request"
+"""Format of a string that is the JSON of one user and its candidates."""
+_TEXT = {"type": "string"}
+_VALUES: dict[str, dict[str, Any]] = {
+    "integer": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "string": {"type": "string"},
+    "boolean": {"type": "boolean"},
+    "number": {"type": "number"},
+    "flag": {"enum": [0, 1, False, True]},
+}
+
+
+def response_schemas() -> dict[str, Any]:
+    """Builds the schemas of the server's responses."""
+    true = {"const": True}
+    server = {"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}
+    return {
+        "Error": _object({"error": {"type": "string", "minLength": 1}}),
+        "ServerMetadata": _object(server),
+        "Live": _object({"live": true}),
+        "Ready": _object({"ready": true}),
+        "ModelMetadata": _model_metadata(),
+        "ModelReady": _object({"name": _TEXT, "ready": true}),
+        "InferenceResponse": _inference_response(),
+    }
+
+
+def raw_call_schema(body: dict[str, Any], manifest: ArtifactManifest) -> dict[str, Any]:
+    """Builds the schema of a call with raw values: one input, a string with a ScoringRequest.
+
+    Args:
+        body: schema of a call's JSON body.
+        manifest: manifest of the served model.
+    """
+    text = {
+        "type": "string",
+        "format": REQUEST_FORMAT,
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": "#/components/schemas/ScoringRequest"},
+    }
+    tensor = {
+        "name": {"const": RAW_INPUT},
+        "datatype": {"const": DATATYPES["object"]},
+        "shape": {"const": [1]},
+        "data": _array(text) | {"minItems": 1, "maxItems": 1},
+    }
+    inputs = _array(_object(tensor)) | {"minItems": 1, "maxItems": 1}
+    properties = body["properties"] | {"inputs": inputs, "outputs": _array(_output(manifest))}
+    return _object(properties, {"inputs": {}})
+
+
+def raw_request_schemas(manifest: ArtifactManifest, max_candidates: int) -> dict[str, Any]:
+    """Builds the schemas of the input ``request`` and of each candidate in it.
+
+    Args:
+        manifest: manifest of the served model.
+        max_candidates: most candidates of a request.
+    """
+    schema = manifest.schema_
+    user = _column_values(user_columns(schema), manifest)
+    key = schema.file_column(schema.group_key)
+    of_user = _object({key: {}} | user, user) | {
+        "description": "a list of actions is as long as the list of their items; oldest first"
+    }
+    candidates = _array({"$ref": "#/components/schemas/Candidate"}) | {
+        "minItems": 1,
+        "maxItems": max_candidates,
+    }
+    return {
+        "Candidate": _object(_column_values(candidate_columns(schema), manifest)),
+        "ScoringRequest": _object({"user": of_user, "candidates": candidates}),
+    }
+
+
+def _output(manifest: ArtifactManifest) -> dict[str, Any]:
+    """Builds the schema of an output that a call asks for."""
+    meanings = "; ".join(f"{spec.name}: {spec.meaning}" for spec in manifest.outputs)
+    names = {"enum": [spec.name for spec in manifest.outputs], "description": meanings}
+    return _object({"name": names, "parameters": {"type": "object"}}, {"name": {}})
+
+
+def _model_metadata() -> dict[str, Any]:
+    tensors = _array(_object(_tensor()))
+    properties = {
+        "name": _TEXT,
+        "versions": _array(_TEXT),
+        "platform": _TEXT,
+        "inputs": tensors,
+        "outputs": tensors,
+    }
+    return _object(properties)
+
+
+def _inference_response() -> dict[str, Any]:
+    output = _tensor() | {"parameters": {"type": "object"}, "data": _array({"type": "number"})}
+    required = {
+        "model_name": _TEXT,
+        "model_version": _TEXT,
+        "outputs": _array(_object(output, _tensor())),
+    }
+    return _object(required | {"id": _TEXT}, required)
+
+
+def _tensor() -> dict[str, Any]:
+    return {"name": _TEXT, "datatype": _TEXT, "shape": _array({"type": "integer"})}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _object(properties: dict[str, Any], required: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties if required is None else required),
+        "additionalProperties": False,
+    }
+
+
+def _column_values(names: list[str], manifest: ArtifactManifest) -> dict[str, Any]:
+    """Builds the schema of each file column's values."""
+    return {manifest.schema_.file_column(name): _values(name, manifest) for name in names}
+
+
+def _values(name: str, manifest: ArtifactManifest) -> dict[str, Any]:
+    schema = manifest.schema_
+    column = schema.columns[name]
+    value = _VALUES[manifest.value_types[schema.file_column(name)]]
+    if column.group is Group.NEW_USER:
+        return value
+    if column.transform is Transform.LOG:
+        value = value | {"minimum": 0}
+    return _or_null(_array(_or_null(value)) if column.kind is Kind.LIST else value)
+
+
+def _or_null(value: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [value, {"type": "null"}]}

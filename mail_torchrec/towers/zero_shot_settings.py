@@ -1,0 +1,93 @@
+"""Settings of the zero-shot tower (Feng et al. 2021, Section 3.2.2)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from mail_torchrec.losses.reconstruction import Reduction
+from mail_torchrec.settings import Settings
+
+
+class ZeroShotSettings(Settings):
+    """Switches of the zero-shot tower.
+
+    Defaults are the paper's; where its released code differs, that choice is named.
+    """
+
+    variant: Literal["none", "single", "dual", "full"] = "full"
+    """Losses, for ablations: full (L_a + L_v + L_d), dual (L_a + L_v), single (L_a) or none (an
+    untrained linear map)."""
+    alignment: Literal["mmd", "paired_mse"] = "mmd"
+    """L_d between the codes of attributes and behaviours: mmd (maximum mean discrepancy, paper) or
+    paired_mse (squared distance row by row, released code)."""
+    sigma: float = Field(default=1.0, gt=0.0)
+    """Bandwidth of the MMD's Gaussian kernel."""
+    fill: Literal["train_and_infer", "infer_only"] = "train_and_infer"
+    """Cold users get virtual behaviours in training and evaluation (train_and_infer, paper) or in
+    evaluation alone (infer_only, released code)."""
+    learning_rate_scale: float = Field(default=1.0, gt=0.0)
+    """Learning rate of this tower over that of the ranking tower; the released code has 0.5."""
+    input_fields: Literal["user_attributes", "all_fields"] = "user_attributes"
+    """Fields that the tower reads and reconstructs: user_attributes (paper), or all_fields, context
+    and item fields included (released code)."""
+    pooling: Literal["attention", "concat"] = "attention"
+    """Pooling of the fields before the encoder E1: attention (paper), or concat, all of them side
+    by side."""
+    reconstruction_target: Literal["positions", "pooled"] = "positions"
+    """Target of the decoder D2: every position of a sequence (positions, paper), or the mean over
+    its positions (pooled), which virtual behaviours then repeat."""
+    standardise_targets: bool = False
+    """Reconstruct fields and behaviours standardised by their moving mean and deviation, since
+    tables grow in training; the paper does not."""
+    decoders: Literal["pair", "per_group"] = "pair"
+    """One decoder for all fields (pair, paper), or one for each field group (per_group, released
+    code), beside the decoder of behaviours."""
+    padding: Literal["counted", "masked"] = "counted"
+    """Padded positions in the reconstruction of behaviours: targets of zero (counted), or left out
+    (masked)."""
+    virtual_length: Literal["full", "predicted"] = "full"
+    """Number of virtual behaviours: all positions (full, paper), or as many as a head on the code
+    predicts (predicted, released code)."""
+    reduction: Reduction = "mean"
+    """Reduction of L_a and L_v: mean over elements, then over warm rows; or the paper's raw sum."""
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Dropout before all layers of encoders and decoders but the last."""
+    loss_sample_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of a step's warm users, drawn anew in each step, that the losses are computed on: the
+    smaller, the faster a step and the noisier its gradients; the paper has all."""
+    virtual_dropout: bool = True
+    """Apply dropout to virtual behaviours in training (one graph, as in the paper); false makes
+    them as in evaluation."""
+    attention_dim: PositiveInt = 128
+    """Width of the attention pooling."""
+    encoder_dims: tuple[PositiveInt, ...] = Field(default=(1024, 512, 512), min_length=1)
+    """Widths of an encoder's hidden layers and, last, of its code."""
+    decoder_dims: tuple[PositiveInt, ...] = (512, 1024)
+    """Widths of a decoder's hidden layers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.variant == "none" and self.virtual_length == "predicted":
+            raise ValueError(
+                "variant 'none' trains nothing, so it cannot predict lengths; set virtual_length "
+                "'full'"
+            )
+        if self.variant == "none" and self.standardise_targets:
+            raise ValueError(
+                "variant 'none' trains nothing, so it cannot standardise; set "
+                "standardise_targets false"
+            )
+        if self.reconstruction_target == "pooled" and self.padding == "masked":
+            raise ValueError(
+                "reconstruction_target 'pooled' has no positions to mask; set padding 'counted'"
+            )
+        return self
+
+    @property
+    def is_pooled(self) -> bool:
+        """True where D2 reconstructs one vector a sequence."""
+        return self.reconstruction_target == "pooled"
+
+    def aligns_by(self, alignment: Literal["mmd", "paired_mse"]) -> bool:
+        """Returns whether L_d is part of the loss and is of this kind."""
+        return self.variant == "full" and self.alignment == alignment

@@ -1,0 +1,176 @@
+"""Training and evaluation rows of a run: reader, loader, negatives, and counts of the rows read."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from mail_torchrec.config import Config
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.negatives import NegativeDistribution, NegativeSampler
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.partition import RankInfo
+from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.source import Source
+from mail_torchrec.distributed.collectives import gather_rows, rank, world_size
+from mail_torchrec.distributed.preemption import isolate_worker_signals, start_fork_server
+from mail_torchrec.towers.registry import tower_settings
+from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.spans import span
+
+logger = get_logger(__name__)
+
+_PREFETCHED_BATCHES = 4
+# Imported once, in the process that reader processes are forked from.
+_WORKER_MODULES = ("mail_torchrec.train.trainer",)
+
+_COUNT_MESSAGES = {
+    "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
+    "cut": ("lists cut to their newest max_length entries", " rows"),
+    "distinct": ("different users of each batch, summed up", ""),
+    "states": (
+        "states of these users (attributes and behaviours), each computed once for its rows of a "
+        "batch",
+        "",
+    ),
+    "unclicked": ("conversions without a click, which count as none", " rows"),
+}
+"""Kind of count -> its message and its unit."""
+
+
+@dataclass
+class DataSplit:
+    """A reader of this rank's rows, and the loader that runs it."""
+
+    reader: Reader
+    loader: "DataLoader[Batch]"
+
+
+def load_split(
+    config: Config,
+    encoders: Encoders,
+    feature_tables: FeatureTables,
+    source: Source,
+    *,
+    training: bool,
+) -> DataSplit:
+    """Makes the reader and the loader of this rank's rows.
+
+    Args:
+        config: of the run.
+        encoders: raw values -> rows of tables.
+        feature_tables: feature keys of the batches.
+        source: opened files.
+        training: True for shuffled batches with negatives, False for evaluation batches.
+    """
+    reader = Reader(
+        source,
+        config.schema_,
+        encoders,
+        feature_tables,
+        config.data,
+        rank_info=RankInfo(rank(), world_size()),
+        batch_size=config.train.batch_size if training else config.train.eval_batch_size,
+        shuffle=training,
+        seed=config.train.seed,
+        samplers=negative_samplers(config, encoders, feature_tables) if training else {},
+    )
+    return DataSplit(reader, _loader(reader, config.data.num_workers))
+
+
+def _loader(reader: Reader, workers: int) -> "DataLoader[Batch]":
+    if workers:
+        start_fork_server(_WORKER_MODULES)
+    return DataLoader(
+        reader,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=_PREFETCHED_BATCHES if workers else None,
+        # A plain fork copies CUDA and S3 clients, which do not survive it.
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=isolate_worker_signals,
+        # Else each epoch draws from the generator of the dropout, and a resumed one once more.
+        generator=torch.Generator(),
+    )
+
+
+def negative_samplers(
+    config: Config, encoders: Encoders, feature_tables: FeatureTables
+) -> dict[str, NegativeSampler]:
+    """Builds a sampler for each sequence whose match loss the tower trains, by sequence."""
+    samplers = {}
+    for sequence in feature_tables.match:
+        options = tower_settings(config.model.tower, config.model.tower_options)
+        table = config.schema_.table_of(sequence)
+        samplers[sequence] = NegativeSampler(
+            NegativeDistribution(options.negatives),
+            options.num_negatives,
+            encoders.tables[table],
+            table,
+        )
+    return samplers
+
+
+class TimedBatches:
+    """Iterates over the batches of a loader, and measures how long they were waited for.
+
+    Args:
+        loader: of one epoch.
+    """
+
+    def __init__(self, loader: "DataLoader[Batch]") -> None:
+        self._loader, self._batches, self._waited = loader, iter(()), 0.0
+        self._has_begun = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            with span("input"):
+                if not self._has_begun:
+                    self._batches, self._has_begun = iter(self._loader), True
+                return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def waited(self) -> float:
+        """Returns the seconds of waiting since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
+def reduce_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:
+    """Sums the counts of all ranks, by name, without zeros.
+
+    Args:
+        reader: gives the names.
+        counts: this rank's sums of ``Batch.counts``, ``[counts]``.
+    """
+    summed: Any = gather_rows(counts.unsqueeze(0)).sum(0).tolist()
+    return {
+        name: int(count) for name, count in zip(reader.count_names, summed, strict=True) if count
+    }
+
+
+def log_counts(where: str, counts: dict[str, int]) -> None:
+    """Logs the counts that a person should know of: unknown ids, cut lists and the like.
+
+    Args:
+        where: the data they belong to.
+        counts: name (``kind/column``) -> count over all ranks.
+    """
+    for kind, (message, unit) in _COUNT_MESSAGES.items():
+        found = [
+            f"{name.partition('/')[2]} {count:,}{unit}"
+            for name, count in counts.items()
+            if name.startswith(f"{kind}/")
+        ]
+        if found:
+            logger.info("%s: %s: %s", where, message, ", ".join(found))

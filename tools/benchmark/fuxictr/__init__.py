@@ -1,0 +1,1 @@
+"""FuxiCTR's DMR on the same rows, in an environment of its own."""
