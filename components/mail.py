@@ -1,8 +1,9 @@
-"""TorchX components: how a job is started on this machine, on a Slurm cluster, on Kubernetes or on AWS Batch.
+r"""TorchX components: jobs on this machine, on Slurm, Kubernetes or AWS Batch.
 
-    torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml
-    --run_dir runs/a -- train.epochs=2 torchx run -s slurm components/mail.py:train --config my.yaml
-    --run_dir /shared/runs/a --j 4x8 --gpu 8 --cpu 64 --max_retries 5
+    torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml \
+        --run_dir runs/a -- train.epochs=2
+    torchx run -s slurm components/mail.py:train --config my.yaml --run_dir /shared/runs/a \
+        --j 4x8 --gpu 8 --cpu 64 --max_retries 5
 
 TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads
 the help from the signatures and the docstrings below, and knows ``Dict``, ``List`` and ``Optional``
@@ -40,9 +41,9 @@ def train(
             unless resumed
         overrides: after "--", configuration values as section.key=value (train.batch_size=4096)
         resume: True goes on with the unfinished run in run_dir, from its newest good checkpoint
-        max_retries: how often the scheduler may start the whole job again after it failed (Slurm:
+        max_retries: times that the scheduler may start the whole job again after it failed (Slurm:
             requeue); more than 0 implies resume
-        max_restarts: how often torchrun may start all ranks again, on the hosts it has, after it
+        max_restarts: times that torchrun may start all ranks again, on the hosts it has, after it
             lost one; they go on as with resume
         j: hosts x ranks a host, such as 1x2 or 4x8
         cpu: CPU cores a host
@@ -50,8 +51,8 @@ def train(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
-            an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -69,7 +70,7 @@ def train(
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
     arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
-    return _ranks(
+    return _torchrun(
         "train", *arguments, max_retries=max_retries, max_restarts=max_restarts, **placement
     )
 
@@ -95,15 +96,15 @@ def evaluate(
         run_dir: the directory of a finished run
         data: the Parquet data to score, in the schema of the run
         arguments: after "--", further arguments of mail-torchrec evaluate
-        max_retries: how often the scheduler may start the job again after it failed
+        max_retries: times that the scheduler may start the job again after it failed
         j: hosts x ranks a host, such as 1x2 or 4x8
         cpu: CPU cores a host
         gpu: GPUs a host; at least the ranks a host where the model runs on GPUs
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
-            an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -118,7 +119,7 @@ def evaluate(
         env=env,
         rdzv_port=rdzv_port,
     )
-    return _ranks(
+    return _torchrun(
         "evaluate",
         "--run-dir",
         run_dir,
@@ -152,11 +153,11 @@ def plan(
         memMB: memory, MB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
-            an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
-    return _alone(
+    return _single_process(
         "plan",
         "--config",
         config,
@@ -183,7 +184,7 @@ def export(
     mounts: Optional[List[str]] = None,
     env: Optional[Dict[str, str]] = None,
 ) -> AppDef:
-    """Makes an ONNX model of a finished run, in one process and without GPUs: mail-torchrec export.
+    """Exports a finished run as an ONNX model, in one process without GPUs: mail-torchrec export.
 
     Args:
         run_dir: the directory of a finished run, of any number of ranks
@@ -193,11 +194,11 @@ def export(
         memMB: memory, MB; the largest stored part of a table and some 2 GB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: what such a container sees, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim,
-            an EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
-    return _alone(
+    return _single_process(
         "export",
         "--run-dir",
         run_dir,
@@ -213,7 +214,7 @@ def export(
     )
 
 
-def _alone(
+def _single_process(
     command: str,
     *arguments: str,
     cpu: int,
@@ -223,7 +224,7 @@ def _alone(
     mounts: Optional[List[str]],
     env: Optional[Dict[str, str]],
 ) -> AppDef:
-    """A command of the package in one process."""
+    """Makes a job of one process."""
     role = Role(
         name=command,
         image=image,
@@ -236,14 +237,14 @@ def _alone(
     return AppDef(name=f"mail-{command}", roles=[role])
 
 
-def _ranks(
+def _torchrun(
     command: str,
     *arguments: str,
     max_restarts: int = 0,
     env: Optional[Dict[str, str]],
     **placement: Any,
 ) -> AppDef:
-    """A command of the package under torchrun on every host; where and how goes to TorchX as it is."""
+    """Makes a job of torchrun on every host; ``placement`` goes to TorchX unchanged."""
     # Read by torchrun; TorchX has no parameter for it.
     restarts = {"PET_MAX_RESTARTS": str(max_restarts)} if max_restarts else {}
     return ddp(

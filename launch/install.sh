@@ -7,15 +7,18 @@ usage() {
   cat <<'HELP'
 Usage: launch/install.sh [--dev]
 
-Makes .venv and installs the locked versions: torch, FBGEMM (the CUDA build where there is an NVIDIA driver, else the CPU build),
-TorchRec, the rest, this project. Does nothing where that is already installed.
+Makes .venv and installs the locked versions: torch, FBGEMM (the CUDA build where there is an NVIDIA
+driver, else the CPU build), TorchRec, the rest, this project. Does nothing where that is already
+installed.
 
   --dev            also what launch/test.sh needs
 
 Environment:
-  PYTHON           the Python 3.11 or 3.12 to use (default: the first of python3.11, python3.12, python3 that works)
+  PYTHON           the Python 3.11 or 3.12 to use (default: the first of python3.11, python3.12,
+                   python3 that works)
   TORCH            2.13 (default) or 2.11: which triple of launch/lock/torch-*.txt
-  TORCH_INDEX_URL  a package index that has the build of torch that you want, such as a small CPU build; asked for torch only
+  TORCH_INDEX_URL  a package index that has the build of torch that you want, such as a small CPU
+                   build; asked for torch only
 HELP
 }
 
@@ -24,26 +27,32 @@ die() {
   exit 1
 }
 
-# Says whether a command is a Python that can make our environment; a pyenv shim may exist and fail.
+# Tells whether a command is a Python that can make our environment; a pyenv shim may exist and
+# fail.
 suits() {
-  "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' >/dev/null 2>&1
+  local check='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'
+  "$1" -c "import ensurepip, venv; $check" >/dev/null 2>&1
 }
 
 find_python() {
   local candidate
   if [[ -n ${PYTHON:-} ]]; then
-    suits "$PYTHON" || die "PYTHON=$PYTHON is no working Python 3.11 or 3.12 with venv and ensurepip"
+    suits "$PYTHON" ||
+      die "PYTHON=$PYTHON is no working Python 3.11 or 3.12 with venv and ensurepip"
     echo "$PYTHON"
     return
   fi
-  for candidate in python3.11 python3.12 python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[12].*/bin/python3; do
+  local pyenv=${PYENV_ROOT:-$HOME/.pyenv}
+  for candidate in python3.11 python3.12 python3 "$pyenv"/versions/3.1[12].*/bin/python3; do
     if suits "$candidate"; then
       echo "$candidate"
       return
     fi
   done
-  die "found no working Python 3.11 or 3.12 with venv and ensurepip (tried python3.11, python3.12, python3, pyenv's)" \
-    "install one (Debian and Ubuntu: apt-get install python3.11-venv or python3.12-venv), or name one: PYTHON=/path/to/python3.12 $0"
+  die "found no working Python 3.11 or 3.12 with venv and ensurepip" \
+    "(tried python3.11, python3.12, python3, pyenv's)" \
+    "install one (Debian and Ubuntu: apt-get install python3.11-venv or python3.12-venv)," \
+    "or name one: PYTHON=/path/to/python3.12 $0"
 }
 
 has_driver() {
@@ -55,11 +64,12 @@ locked() { sed -n "s/^$1==//p" "$triple"; }
 
 step() { printf '[%d/6] %s\n' "$((++steps))" "$*"; }
 
-# Runs pip quietly, and shows what it said where it failed.
+# Runs pip quietly, and shows its output where it failed.
 quiet_pip() {
   if ! "$python" -m pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1; then
     grep -Ev '^(WARNING: Location|Requirement already satisfied)' "$log" | tail -n 60 >&2 || true
-    die "pip failed (its output is above); nothing is marked as installed: calling $0 again goes on from here"
+    die "pip failed (its output is above); nothing is marked as installed:" \
+      "calling $0 again goes on from here"
   fi
 }
 
@@ -81,14 +91,20 @@ fbgemm=fbgemm-gpu-cpu other_fbgemm=fbgemm-gpu
 if has_driver; then fbgemm=fbgemm-gpu other_fbgemm=fbgemm-gpu-cpu; fi
 
 # A line of .venv/installed for each thing that was installed whole.
-stamp() { echo "$fbgemm $(cat "$triple" launch/lock/common.txt "$@" pyproject.toml launch/install.sh | sha256sum | cut -c 1-16)"; }
+stamp() {
+  local files=("$triple" launch/lock/common.txt "$@" pyproject.toml launch/install.sh)
+  echo "$fbgemm $(cat "${files[@]}" | sha256sum | cut -c 1-16)"
+}
 locks=(launch/lock/common.txt)
 stamps=("$(stamp)")
 if [[ -n $dev ]]; then
   locks+=(launch/lock/dev.txt)
   stamps+=("$(stamp launch/lock/dev.txt)")
 fi
-if suits "$python" && grep -qxF "${stamps[-1]}" "$venv/installed" 2>/dev/null && grep -qF "$venv" "$venv/bin/activate"; then exit 0; fi
+if suits "$python" && grep -qxF "${stamps[-1]}" "$venv/installed" 2>/dev/null &&
+  grep -qF "$venv" "$venv/bin/activate"; then
+  exit 0
+fi
 
 steps=0
 if ! "$python" -V >/dev/null 2>&1; then
@@ -96,7 +112,9 @@ if ! "$python" -V >/dev/null 2>&1; then
   step "making .venv with $("$base" -V 2>&1)"
   "$base" -m venv "$venv"
 elif ! suits "$python" || ! grep -qF "$venv" "$venv/bin/activate"; then
-  die ".venv holds $("$python" -V 2>&1), and was made elsewhere or is no complete Python 3.11 or 3.12" "remove it (rm -r .venv) and call $0 again"
+  die ".venv holds $("$python" -V 2>&1)," \
+    "and was made elsewhere or is no complete Python 3.11 or 3.12" \
+    "remove it (rm -r .venv) and call $0 again"
 else
   step "using .venv with $("$python" -V 2>&1)"
 fi
@@ -114,7 +132,8 @@ else
   quiet_pip --constraint "$triple" "torch==$(locked torch)"
 fi
 
-# TorchRec requires fbgemm-gpu, the CUDA wheel, which would land over fbgemm-gpu-cpu: so without dependencies.
+# TorchRec requires fbgemm-gpu, the CUDA wheel, which would land over fbgemm-gpu-cpu: so without
+# dependencies.
 step "$fbgemm $(locked "$fbgemm"), torchrec $(locked torchrec)"
 if "$python" -m pip show --quiet "$other_fbgemm" >/dev/null 2>&1; then
   "$python" -m pip uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu
@@ -125,5 +144,5 @@ step "mail-torchrec, editable"
 quiet_pip --no-deps --no-build-isolation --editable .
 
 step "check"
-"$python" -m mail_torchrec.doctor.checks
+"$python" -m mail_torchrec.doctor
 printf '%s\n' "${stamps[@]}" >"$venv/installed"

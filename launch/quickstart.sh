@@ -6,11 +6,13 @@ if [[ $# -gt 0 ]]; then
   cat <<'HELP'
 Usage: launch/quickstart.sh
 
-Installs into .venv (see launch/install.sh --help), makes a synthetic world in worlds/quickstart, trains DMR and MAIL-DMR on it with
-two ranks each into runs/quickstart, evaluates both on the test rows and prints AUC and GAUC of new, old and all users.
-Calling it again replaces worlds/quickstart and runs/quickstart.
+Installs into .venv (see launch/install.sh --help), makes a synthetic world in worlds/quickstart,
+trains DMR and MAIL-DMR on it with two ranks each into runs/quickstart, evaluates both on the test
+rows and prints AUC and GAUC of new, old and all users. Calling it again replaces worlds/quickstart
+and runs/quickstart.
 
-Environment: PYTHON, TORCH, TORCH_INDEX_URL as for launch/install.sh; OMP_NUM_THREADS, the threads of a rank.
+Environment: PYTHON, TORCH, TORCH_INDEX_URL as for launch/install.sh; OMP_NUM_THREADS, the threads
+of a rank.
 HELP
   [[ $1 == -h || $1 == --help ]] && exit
   exit 2
@@ -19,8 +21,7 @@ fi
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
 export PATH=$PWD/.venv/bin:$PATH  # TorchX starts the torchrun that it finds
-# TorchX prints each refresh of a progress bar on a line of its own: refresh seldom. Of TorchX itself, warnings are enough.
-export TQDM_MININTERVAL=${TQDM_MININTERVAL:-10} LOGLEVEL=${LOGLEVEL:-WARNING}
+export LOGLEVEL=${LOGLEVEL:-WARNING}  # of TorchX itself, warnings are enough
 
 # Two ranks share the machine's cores; a GPU each, or none.
 cores=$(nproc)
@@ -36,7 +37,8 @@ train() {
   local name=$1
   shift
   printf '\n== Training %s on 2 ranks (%s)\n' "$name" "$device"
-  torchx run --scheduler local_cwd components/mail.py:train --config launch/configs/synthetic.yaml --run_dir "$runs/$name" \
+  torchx run --scheduler local_cwd components/mail.py:train \
+    --config launch/configs/synthetic.yaml --run_dir "$runs/$name" \
     -- "name=$name" "data.root=$world" "train.device=$device" "$@"
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Format, lint, types, tests on all cores. Arguments go to pytest: launch/test.sh -m 'not slow' -k doctor
+# Format, lint, types, tests on all cores. Arguments go to pytest:
+#   launch/test.sh -m 'not slow' -k doctor
 # The few tests that take over half a minute are left to CI; -m '' runs them too.
 set -euo pipefail
 

@@ -92,12 +92,23 @@ def test_what_is_dumped_is_loaded_equal(file: Path, tmp_path: Path) -> None:
 UNKNOWN = {
     "trian.epochs=1": r"trian: unknown key; known here: name, data, schema, model, sharding, train",
     "train.batchsize=1": r"train\.batchsize: unknown key; known here: epochs, batch_size, ",
-    "data.cold_start.share=1": r"data\.cold_start\.share: unknown key; known here: hide_share, salt, oracle",
-    "schema.columns.age.vocabulary=1": r"schema\.columns\.age\.vocabulary: unknown key; known here: group, kind, column, table, ",
-    "schema.tables.age.size=1": r"schema\.tables\.age\.size: unknown key; known here: ids, rows, min_count, ",
+    "data.cold_start.share=1": (
+        r"data\.cold_start\.share: unknown key; known here: hide_share, salt, oracle"
+    ),
+    "schema.columns.age.vocabulary=1": (
+        r"schema\.columns\.age\.vocabulary: unknown key; known here: group, kind, column, "
+        r"table, "
+    ),
+    "schema.tables.age.size=1": (
+        r"schema\.tables\.age\.size: unknown key; known here: ids, rows, min_count, "
+    ),
     "model.zero_shot.colour=1": r"model\.zero_shot\.colour: unknown key; known here: variant, ",
-    "model.baseline={name: llae, colour: 1}": r"model\.baseline\.colour: unknown key; known here: name, weight, balance, ",
-    "model.baseline={name: meta_emb, colour: 1}": r"model\.baseline\.colour: unknown key; known here: name, field, alpha, ",
+    "model.baseline={name: llae, colour: 1}": (
+        r"model\.baseline\.colour: unknown key; known here: name, weight, balance, "
+    ),
+    "model.baseline={name: meta_emb, colour: 1}": (
+        r"model\.baseline\.colour: unknown key; known here: name, field, alpha, "
+    ),
 }
 
 
@@ -115,12 +126,24 @@ WRONG = {
     "train.epochs=0": r"train\.epochs: Input should be greater than or equal to 1, received 0",
     "train.learning_rate=.nan": r"train\.learning_rate: Input should be .*, received nan",
     "train.device=tpu": r"train\.device: Input should be 'auto', 'cpu' or 'cuda', received 'tpu'",
-    "data.cold_start.hide_share=1.5": r"data\.cold_start\.hide_share: Input should be less than or equal to 1, received 1\.5",
-    "schema.columns.age.group=atribute": r"schema\.columns\.age\.group: Input should be 'attribute', .*received 'atribute'",
+    "data.cold_start.hide_share=1.5": (
+        r"data\.cold_start\.hide_share: Input should be less than or equal to 1, received 1\.5"
+    ),
+    "schema.columns.age.group=atribute": (
+        r"schema\.columns\.age\.group: Input should be 'attribute', .*received 'atribute'"
+    ),
     "train=5": r"train: Input should be a valid dictionary.*received 5",
-    "model.baseline={name: llae, rank: 0}": r"model\.baseline\.rank: Input should be greater than 0, received 0",
-    "model.baseline={name: lae}": r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received \{'name': 'lae'\}",
-    "model.baseline={rank: 3}": r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received \{'rank': 3\}",
+    "model.baseline={name: llae, rank: 0}": (
+        r"model\.baseline\.rank: Input should be greater than 0, received 0"
+    ),
+    "model.baseline={name: lae}": (
+        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received "
+        r"\{'name': 'lae'\}"
+    ),
+    "model.baseline={rank: 3}": (
+        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received "
+        r"\{'rank': 3\}"
+    ),
     "model.baseline=llae": r"model\.baseline: Input should be a valid dictionary.*received 'llae'",
     "data=null": r"data: Input should be a valid dictionary.*received None",
 }
@@ -140,7 +163,10 @@ def test_every_fault_is_listed(file: Path) -> None:
 def test_a_rule_of_the_schema_is_told_with_its_place(file: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"\n  schema: schema\.columns: exactly one column must have group 'label', found none",
+        match=(
+            r"\n  schema: schema\.columns: exactly one column must have group 'label', found "
+            r"none"
+        ),
     ):
         load_config(file, ["schema.columns.clicked.group=context"])
 

@@ -7,8 +7,7 @@ r"""Measures training speed: this project and a direct reference in turns, the m
     python tools/bench.py --out runs/bench --part fuxictr --fuxictr-source CHECKOUT --threads 1 \
         --config launch/configs/kuairand.yaml data.root=FOLDER
 
-``bench.json``, ``bench.md``, ``bench.html`` and plots are written anew after each part.
-``benchmark/`` holds the parts.
+``bench.json``, ``.md``, ``.html`` and plots are written anew after each part of ``benchmark/``.
 """
 
 import os
@@ -24,8 +23,7 @@ from typing import Any
 import click
 import torch
 
-# For `tools.benchmark`, wherever this is started.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.benchmark`
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.distributed.process_group import process_group

@@ -15,30 +15,24 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.torchrun_job`
+
+from tools.torchrun_job import ROOT, LostError, TorchrunJob, child_environment
+
 WORLD = ["users=600", "items=200"]
-SETTINGS = [
-    "model.tower=base_dnn",
-    "train.batch_size=32",
-    "train.epochs=4",
-    "train.log_every=5",
-    "checkpoint.every=8",
-    "checkpoint.keep=2",
-]
 KINDS = {"a rank": 4, "the job": 2, "torchrun": 2, "SIGTERM": 2}
 """Victims of a kill, and their weights."""
 MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
@@ -48,78 +42,7 @@ _MAX_DELAYS = {"while saving": 0.03, "at random": 4.0, "while starting": 8.0}
 _RESUMED = re.compile(r"going on after step (\d+)")
 _TIMINGS = {"rows_per_second", "input_wait"}
 """Keys of ``metrics.jsonl`` that no two runs share."""
-_SIGTERM_SECONDS, _RESUME_SECONDS, _RUN_SECONDS = 120, 180, 600
-
-
-class LostError(AssertionError):
-    """Something was lost."""
-
-
-@dataclass
-class TorchrunJob:
-    """A training under torchrun, in a process group of its own."""
-
-    world: Path
-    run_dir: Path
-    ranks: int
-    log: Path
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def start(self) -> None:
-        """Starts the training, or resumes it."""
-        python = [sys.executable, "-m", "torch.distributed.run"]
-        launcher = ["--standalone", "--nproc-per-node", str(self.ranks), "--max-restarts", "9"]
-        train = ["-m", "mail_torchrec", "train", "--config", "launch/configs/synthetic.yaml"]
-        options = ["--run-dir", str(self.run_dir), "--resume", f"data.root={self.world}"]
-        self.process = subprocess.Popen(
-            [*python, *launcher, *train, *options, *SETTINGS],
-            cwd=ROOT,
-            env=_environment() | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=self.log.open("ab"),
-        )
-
-    def rank_pids(self) -> list[int]:
-        """Returns the processes of the ranks that are alive."""
-        parents = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:  # the process has just ended
-                continue
-        return [pid for pid, parent in parents.items() if parent == self.process.pid]
-
-    def kill(self, kind: str, dice: random.Random) -> bool:
-        """Kills the victim, and returns whether the job must be started again by hand."""
-        if kind == "a rank":
-            os.kill(dice.choice(self.rank_pids()), signal.SIGKILL)
-            return False
-        if kind == "SIGTERM":
-            self._terminate()
-        elif kind == "torchrun":
-            self.process.kill()
-            self.process.wait()
-        else:
-            self.end()
-        return True
-
-    def end(self) -> None:
-        """Kills torchrun first, which would restart its ranks, then the process group of each."""
-        ranks = self.rank_pids()
-        for leader in (self.process.pid, *ranks):
-            try:
-                os.killpg(leader, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self.process.wait()
-
-    def _terminate(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(_SIGTERM_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise LostError("the job did not end within two minutes of SIGTERM") from error
+_RESUME_SECONDS, _RUN_SECONDS = 180, 600
 
 
 @dataclass
@@ -296,13 +219,9 @@ def _kill_row(number: int, kill: Kill) -> str:
     return f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {steps} |"
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
 def _write_world(folder: Path) -> None:
     command = [sys.executable, "-m", "mail_torchrec", "synthesize", "--out", str(folder), *WORLD]
-    subprocess.run(command, check=True, cwd=ROOT, env=_environment())
+    subprocess.run(command, check=True, cwd=ROOT, env=child_environment())
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

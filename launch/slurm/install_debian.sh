@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what launch/slurm/local_cluster.sh needs, on Debian or Ubuntu, as root. No daemon is left running.
+# Installs what launch/slurm/local_cluster.sh needs, on Debian or Ubuntu, as root. No daemon is left
+# running.
 set -euo pipefail
 
 if [[ $# -gt 0 ]]; then
@@ -9,7 +10,8 @@ if [[ $# -gt 0 ]]; then
 fi
 
 packages=(slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core iproute2)
-if type -P slurmctld slurmd slurmdbd sbatch munged mariadbd mariadb-install-db ip >/dev/null; then exit 0; fi
+programs=(slurmctld slurmd slurmdbd sbatch munged mariadbd mariadb-install-db ip)
+if type -P "${programs[@]}" >/dev/null; then exit 0; fi
 
 # The packages start their daemons, but for the answer 101 of this hook.
 hook=/usr/sbin/policy-rc.d

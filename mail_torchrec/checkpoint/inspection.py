@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import CHECKSUMS, Checkpoints, checksum_error, read_checksums
-from mail_torchrec.checkpoint.formats import check_run_format
 from mail_torchrec.checkpoint.manifest import CheckpointManifest, check_format, read_manifest
+from mail_torchrec.utils.formats import check_run_format
 from mail_torchrec.utils.progress import progress_bar
 
 _TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>.+)\.weight")
@@ -26,6 +26,7 @@ class _SavedTensor:
     num_shards: int
 
     def is_optimizer_state(self) -> bool:
+        """Returns whether the tensor is state of an optimizer, not of the model."""
         return self.key.startswith("optimizer.")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from mail_torchrec.checkpoint.formats import CHECKPOINT_FORMAT, check_checkpoint_format
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

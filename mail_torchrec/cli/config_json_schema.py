@@ -37,7 +37,8 @@ def config_json_schema() -> dict[str, Any]:
 
 def settings_class_of_tower(name: str) -> type[Settings]:
     """The class that validates ``model.tower_options`` of a tower that comes with the project."""
-    found: type[Settings] = getattr(TOWERS[name], "Settings")  # noqa: B009 -- nn.Module's type hides it
+    tower: Any = TOWERS[name]
+    found: type[Settings] = tower.Settings
     return found
 
 

@@ -59,7 +59,7 @@ def config_sections(schema: Node) -> list[ConfigSection]:
         schema: of a whole configuration, by ``config_json_schema``.
     """
     merged: list[ConfigSection] = []
-    for section in _walk(schema, schema["definitions"], "", ""):
+    for section in _SchemaReader(schema["definitions"]).sections(schema):
         before = merged[-1] if merged else section
         if section.condition and (before.path, before.keys) == (section.path, section.keys):
             condition = f"{before.condition} or {section.condition}"
@@ -82,23 +82,25 @@ def sections_below(
     Raises:
         ValueError: no key is there.
     """
-    paths = [section.path for section in sections]
+    paths = {section.path for section in sections}
     found = []
     for section in sections:
         if any(_is_at_or_below(section.path, other) for other in without):
             continue
-        if prefix in paths:  # the section's own key belongs to the section around it
-            keys = section.keys if _is_at_or_below(section.path, prefix) else ()
-        elif prefix == "root":
-            keys = section.keys if not section.path else ()
-        else:
-            keys = tuple(key for key in section.keys if key.key == prefix)
+        keys = tuple(key for key in section.keys if _is_selected(key, section, prefix, paths))
         if keys:
             found.append(replace(section, keys=keys))
     if not found:
-        known = ", ".join(dict.fromkeys(path for path in paths if path))
+        known = ", ".join(dict.fromkeys(section.path for section in sections if section.path))
         raise ValueError(f"unknown section '{prefix}'; known are root, {known}")
     return found
+
+
+def _is_selected(key: ConfigKey, section: ConfigSection, prefix: str, paths: set[str]) -> bool:
+    if prefix == "root":
+        return not section.path
+    # A section's own key belongs to the section around it.
+    return _is_at_or_below(section.path, prefix) if prefix in paths else key.key == prefix
 
 
 def reference_markdown(sections: Sequence[ConfigSection]) -> str:
@@ -136,96 +138,97 @@ def _is_at_or_below(path: str, section: str) -> bool:
     return not section or path == section or path.startswith(f"{section}.")
 
 
-def _walk(node: Node, definitions: Node, path: str, condition: str) -> Iterator[ConfigSection]:
-    above = f"{path}." if path else ""
-    properties: dict[str, Node] = node.get("properties", {})
-    required = node.get("required", [])
-    keys = tuple(
-        _key(above + name, child, definitions, name in required)
-        for name, child in properties.items()
-    )
-    yield ConfigSection(path, condition, prose(node.get("description", "")), keys)
-    for name, child in properties.items():
-        yield from _inside(child, definitions, above + name)
-    for case in node.get("allOf", []):
-        if "if" in case:  # a tower's options
-            [(name, value)] = case["if"]["properties"].items()
-            [(options, child)] = case["then"]["properties"].items()
-            yield from _walk(
-                _resolved(child, definitions),
-                definitions,
-                above + options,
-                f"{above}{name}={value['const']}",
-            )
+class _SchemaReader:
+    """Reads sections and keys from a JSON Schema.
 
+    Args:
+        definitions: of the schema, which its references name.
+    """
 
-def _inside(node: Node, definitions: Node, path: str) -> Iterator[ConfigSection]:
-    """The sections that a key may hold: none, one, one of several kinds, or one a name."""
-    kinds = [kind for kind in _kinds(node, definitions) if "properties" in kind]
-    for kind in kinds:
-        name = kind["properties"].get("name", {}).get("const")
-        yield from _walk(kind, definitions, path, f"{path}.name={name}" if name else "")
-    for kind in _kinds(node, definitions):
-        if isinstance(children := kind.get("additionalProperties"), dict):
-            yield from _inside(children, definitions, f"{path}.NAME")
+    def __init__(self, definitions: Node) -> None:
+        self._definitions = definitions
 
+    def sections(self, node: Node, path: str = "", condition: str = "") -> Iterator[ConfigSection]:
+        """Yields the section at a path, then the sections inside it."""
+        above = f"{path}." if path else ""
+        children = {above + name: child for name, child in node.get("properties", {}).items()}
+        required = {above + name for name in node.get("required", [])}
+        keys = tuple(self._key(key, child, key in required) for key, child in children.items())
+        yield ConfigSection(path, condition, prose(node.get("description", "")), keys)
+        for key, child in children.items():
+            yield from self._inside(child, key)
+        for case in node.get("allOf", []):
+            if "if" in case:
+                yield from self._tower_options(case, above)
 
-def _kinds(node: Node, definitions: Node) -> list[Node]:
-    """The alternatives of a value, without null."""
-    node = _resolved(node, definitions)
-    for union in ("anyOf", "oneOf"):
-        if union in node:
-            return [kind for child in node[union] for kind in _kinds(child, definitions)]
-    return [] if node.get("type") == "null" else [node]
+    def _tower_options(self, case: Node, above: str) -> Iterator[ConfigSection]:
+        [(name, value)] = case["if"]["properties"].items()
+        [(key, child)] = case["then"]["properties"].items()
+        condition = f"{above}{name}={value['const']}"
+        yield from self.sections(self._resolved(child), above + key, condition)
 
+    def _inside(self, node: Node, path: str) -> Iterator[ConfigSection]:
+        """Yields what a key may hold: no section, one, one of several kinds, or one a name."""
+        kinds = self._kinds(node)
+        for kind in kinds:
+            if "properties" in kind:
+                name = kind["properties"].get("name", {}).get("const")
+                yield from self.sections(kind, path, f"{path}.name={name}" if name else "")
+        for kind in kinds:
+            if isinstance(child := kind.get("additionalProperties"), dict):
+                yield from self._inside(child, f"{path}.NAME")
 
-def _resolved(node: Node, definitions: Node) -> Node:
-    """A node with what its reference leads to below its own description and default."""
-    references = [node] if "$ref" in node else node.get("allOf", [])
-    if len(references) == 1 and "$ref" in references[0]:
-        target = definitions[references[0]["$ref"].removeprefix("#/definitions/")]
-        return {**target, **{key: value for key, value in node.items() if key != "allOf"}}
-    return node
+    def _key(self, key: str, node: Node, is_required: bool) -> ConfigKey:
+        value = node.get("default")
+        if isinstance(value, dict):  # a section's defaults stand in its own table
+            value = {}
+        default = "required" if is_required else f"`{_yaml(value)}`"
+        meaning = node.get("description") or self._resolved(node).get("description", "")
+        return ConfigKey(key, self._type(node), default, prose(meaning))
 
+    def _kinds(self, node: Node) -> list[Node]:
+        """Lists the alternatives of a value, without null."""
+        node = self._resolved(node)
+        for union in ("anyOf", "oneOf"):
+            if union in node:
+                return [kind for child in node[union] for kind in self._kinds(child)]
+        return [] if node.get("type") == "null" else [node]
 
-def _key(key: str, node: Node, definitions: Node, is_required: bool) -> ConfigKey:
-    value = node.get("default")
-    if isinstance(value, dict):  # a section's defaults stand in its own table
-        value = {}
-    meaning = node.get("description") or _resolved(node, definitions).get("description", "")
-    default = "required" if is_required else f"`{_yaml(value)}`"
-    return ConfigKey(key, _type(node, definitions), default, prose(meaning))
+    def _resolved(self, node: Node) -> Node:
+        """Returns a node with what its reference leads to below its description and default."""
+        references = [node] if "$ref" in node else node.get("allOf", [])
+        if len(references) == 1 and "$ref" in references[0]:
+            target = self._definitions[references[0]["$ref"].removeprefix("#/definitions/")]
+            return {**target, **{key: value for key, value in node.items() if key != "allOf"}}
+        return node
 
+    def _type(self, node: Node) -> str:
+        node = self._resolved(node)
+        for union in ("anyOf", "oneOf"):
+            if union in node:
+                return " or ".join(dict.fromkeys(map(self._type, node[union])))
+        if "properties" in node:
+            return "section"
+        if "const" in node or "enum" in node:
+            return ", ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
+        if node.get("type") == "object":
+            child = node.get("additionalProperties")
+            return f"map of name to {self._type(child)}" if isinstance(child, dict) else "map"
+        if node.get("type") == "array":
+            return self._list_type(node)
+        bounds = [text.format(node[key]) for key, text in _BOUNDS.items() if key in node]
+        return f"{_TYPES.get(str(node.get('type')), 'any')} {' and '.join(bounds)}".strip()
 
-def _type(node: Node, definitions: Node) -> str:
-    node = _resolved(node, definitions)
-    for union in ("anyOf", "oneOf"):
-        if union in node:
-            return " or ".join(dict.fromkeys(_type(kind, definitions) for kind in node[union]))
-    if "properties" in node:
-        return "section"
-    if "const" in node or "enum" in node:
-        return ", ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
-    kind = node.get("type")
-    if kind == "object":
-        children = node.get("additionalProperties")
-        return (
-            f"map of name to {_type(children, definitions)}"
-            if isinstance(children, dict)
-            else "map"
-        )
-    bounds = " and ".join(text.format(node[key]) for key, text in _BOUNDS.items() if key in node)
-    if kind == "array":
+    def _list_type(self, node: Node) -> str:
         items = node.get("items", {})
-        if isinstance(items, list):
-            return f"list: {', '.join(_type(item, definitions) for item in items)}"
-        plural = re.sub(r"^(integer|number)", r"\1s", _type(items, definitions))
+        if isinstance(items, list):  # one type a position
+            return f"list: {', '.join(map(self._type, items))}"
+        plural = re.sub(r"^(integer|number)", r"\1s", self._type(items))
         return f"list of {plural}{', not empty' if 'minItems' in node else ''}"
-    return f"{_TYPES.get(str(kind), 'any')} {bounds}".strip()
 
 
 def _yaml(value: Any) -> str:
-    """A default as one writes it in YAML."""
+    """Writes a default as one does in YAML."""
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     return value if isinstance(value, str) and value else json.dumps(value)

@@ -101,8 +101,8 @@ def evaluate(
     \b
     mail-torchrec evaluate --run-dir runs/kr --data FOLDER/test --predictions scores.npz
     """  # noqa: D301
-    from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.evaluation import evaluate_run
+    from mail_torchrec.train.run_dir import RunDir
 
     metrics = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
     if _is_first_rank():

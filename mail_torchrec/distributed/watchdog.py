@@ -153,20 +153,7 @@ class Watchdog:
                 status = json.loads(store.get(_status_key(rank)))
                 ranks_at[status["span"], status["place"]].append(rank)
             time.sleep(_POLL_SECONDS / 5)
-        lines = []
-        if missing:
-            gone = "killed, out of memory, or the host is gone"
-            lines.append(f"no answer from {_format_ranks(missing)}: {gone}")
-        smallest_first = sorted(ranks_at.items(), key=lambda item: len(item[1]))
-        return "; ".join(
-            [
-                *lines,
-                *(
-                    f"{_format_ranks(ranks)} in '{name}' at {place}"
-                    for (name, place), ranks in smallest_first
-                ),
-            ]
-        )
+        return _format_status(missing, ranks_at)
 
     def _watch(self, store: Any) -> None:
         """Checks for failures until the watchdog is stopped or ends the process."""
@@ -226,6 +213,19 @@ def _place(stack: StackSummary) -> str:
         for frame in (*ours[-1:], *stack[-1:])
     )
     return " > ".join(lines)
+
+
+def _format_status(missing: set[int], ranks_at: dict[tuple[str, str], list[int]]) -> str:
+    """Describes missing ranks, and the ranks at each span and place, the fewest first."""
+    lines = []
+    if missing:
+        gone = "killed, out of memory, or the host is gone"
+        lines.append(f"no answer from {_format_ranks(missing)}: {gone}")
+    fewest_first = sorted(ranks_at.items(), key=lambda item: len(item[1]))
+    lines += [
+        f"{_format_ranks(ranks)} in '{name}' at {place}" for (name, place), ranks in fewest_first
+    ]
+    return "; ".join(lines)
 
 
 def _format_ranks(ranks: Collection[int]) -> str:

@@ -78,7 +78,7 @@ class AotiModel:
         """Computes all outputs by name.
 
         Args:
-            inputs: arrays by input name, shaped as the manifest says.
+            inputs: arrays by input name, [users, ...] or [candidates, ...] as the manifest says.
         """
         values = (
             torch.from_numpy(np.ascontiguousarray(inputs[spec.name]))

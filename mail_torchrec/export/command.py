@@ -1,4 +1,4 @@
-"""The ``mail-torchrec export`` command: a finished run to an artefact that scores alike."""
+"""The ``mail-torchrec export`` command: a finished run to a checked artefact."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -83,8 +83,8 @@ class CompactTables:
         ids = [
             _ids(jagged, key)
             for jagged, tables in self._jagged()
-            for key, looked_up in tables.items()
-            if looked_up in (table, output_table(table))
+            for key, name in tables.items()
+            if name in (table, output_table(table))
         ]
         return np.unique(np.concatenate(ids))
 

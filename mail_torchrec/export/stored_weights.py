@@ -72,7 +72,7 @@ class StoredWeights:
         """Loads whole tensors.
 
         Args:
-            like: by key, tensors of the expected sizes and types.
+            like: by key, tensors of the expected types and sizes, [...].
 
         Raises:
             ValueError: a tensor is missing, of another size, or unreadable.

@@ -174,9 +174,13 @@ class GatherTable(nn.Module):
     """
 
     weight: Tensor
+    """Stored elements, [rows, columns]."""
     scale: Tensor
+    """Of int8, [rows, 1]."""
     offset: Tensor
+    """Of int8, [rows, 1]."""
     first_order: Tensor
+    """First-order weights stored apart, [rows, 1]."""
 
     def __init__(self, files: TableFiles) -> None:
         super().__init__()

@@ -30,8 +30,8 @@ def batch_first(encoded: Mapping[str, Array], inputs: Sequence[InputSpec]) -> di
     """Reshapes encoded inputs to batch-first form.
 
     Args:
-        encoded: encoding of one request, or of several with as many candidates each; arrays are
-            shaped as ``inputs`` says.
+        encoded: encoding of one request, or of several with as many candidates each, [users, ...]
+            or [candidates, ...] as ``inputs`` says.
         inputs: input descriptions of the manifest.
 
     Raises:

@@ -56,7 +56,7 @@ class Scorer:
         Other outputs cost next to nothing: the probabilities are computed from them.
 
         Args:
-            inputs: arrays as the manifest describes them, for any number of users and candidates.
+            inputs: arrays by input name, [users, ...] or [candidates, ...] as the manifest says.
             outputs: names of the manifest's outputs.
         """
         names = list(self.probabilities if outputs is None else outputs)

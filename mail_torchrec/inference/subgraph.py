@@ -43,7 +43,11 @@ class Subgraph:
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def __call__(self, inputs: Arrays) -> npt.NDArray[np.float32]:
-        """Computes the output; inputs that it does not depend on are ignored."""
+        """Computes the output; inputs that it does not depend on are ignored.
+
+        Args:
+            inputs: arrays by input name, [users, ...] or [candidates, ...] as the manifest says.
+        """
         used = {name: inputs[name] for name in self._inputs}
         [found] = self._session.run(None, used)
         output: npt.NDArray[np.float32] = found

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from mail_torchrec.checkpoint.formats import check_run_format
 from mail_torchrec.reporting.intervals import Interval, seed_interval
 from mail_torchrec.reporting.markdown import markdown_table
+from mail_torchrec.utils.formats import check_run_format
 
 COHORTS = ("new", "old", "all")
 METRICS = ("auc", "gauc")

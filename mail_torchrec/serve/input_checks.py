@@ -17,7 +17,7 @@ def check_inputs(given: Mapping[str, Array], manifest: ArtifactManifest) -> None
     """Checks names, types, shapes and values of encoded inputs.
 
     Args:
-        given: arrays by input name, of any shape.
+        given: arrays by input name, of any shape, [...].
         manifest: manifest of the model that is to score them.
 
     Raises:

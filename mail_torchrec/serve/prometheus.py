@@ -53,7 +53,7 @@ class ServerMetrics:
         """Counts the users, candidates and ids of a request.
 
         Args:
-            inputs: checked arrays by input name, shaped as the manifest says.
+            inputs: checked arrays by input name, [users, ...] or [candidates, ...].
             manifest: manifest of the version that scored them.
         """
         version, is_cold_U = manifest.version, cold_users(inputs, manifest)
@@ -69,7 +69,7 @@ def cold_users(inputs: Mapping[str, Array], manifest: ArtifactManifest) -> Array
     """Tells which users the model scores without behaviours, [users], by the rule inside it.
 
     Args:
-        inputs: arrays by input name, shaped as the manifest says.
+        inputs: arrays by input name, [users, ...] or [candidates, ...].
         manifest: manifest of the model.
     """
     if manifest.new_user_input is not None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mail_torchrec.inference.datatypes import DATATYPES, Array
 from mail_torchrec.inference.errors import InvalidRequestError
 from mail_torchrec.inference.manifest import ArtifactManifest
@@ -23,7 +25,7 @@ class InferenceCall:
     """One call of a client, decoded from either protocol."""
 
     inputs: Mapping[str, Array]
-    """Tensors by name, of the shapes that the client sent."""
+    """Tensors by name, of the shapes that the client sent, [...]."""
     outputs: tuple[str, ...] = ()
     """Names of the outputs asked for; empty for the probabilities."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class InferenceResult:
 
     version: str
     outputs: Mapping[str, Array]
-    """Arrays by name, shaped as the manifest's output specs say."""
+    """Arrays by name, [users, ...] or [candidates, ...] as the output specs say."""
 
 
 class Ranker:
@@ -74,6 +76,7 @@ class Ranker:
             inputs = self._encode(raw, scorer)
         _check_outputs(call.outputs, manifest)
         outputs = scorer.run(inputs, call.outputs or None)
+        _check_finite(outputs)
         self.metrics.count(inputs, manifest)
         self.metrics.seconds.labels(manifest.version).observe(time.perf_counter() - start)
         return InferenceResult(manifest.version, outputs)
@@ -141,6 +144,16 @@ def _check_outputs(names: tuple[str, ...], manifest: ArtifactManifest) -> None:
     known = [spec.name for spec in manifest.outputs]
     if unknown := [name for name in names if name not in known]:
         raise InvalidRequestError(f"output '{unknown[0]}' should be one of {', '.join(known)}")
+
+
+def _check_finite(outputs: Mapping[str, Array]) -> None:
+    """Refuses a request whose numbers are so large that they overflow inside the model."""
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise InvalidRequestError(
+                f"output '{name}' should be finite, and is not: numbers of the request are too "
+                "large for the model"
+            )
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> dict[str, Any]:

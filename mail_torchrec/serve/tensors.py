@@ -24,12 +24,20 @@ _JSON_KINDS = {"INT64": "i", "FP32": "if", "BOOL": "b"}
 
 
 def datatype_of(array: Array) -> str:
-    """Names the protocol's datatype of an array of any shape."""
+    """Names the protocol's datatype of an array.
+
+    Args:
+        array: of any shape, [...].
+    """
     return DATATYPES[str(array.dtype)]
 
 
 def to_bytes(array: Array) -> bytes:
-    """Serialises an array of any shape as the protocol's little-endian bytes."""
+    """Serialises an array as the protocol's little-endian bytes.
+
+    Args:
+        array: of any shape, [...].
+    """
     little_endian = array.dtype.newbyteorder("<")
     return np.ascontiguousarray(array, dtype=little_endian).tobytes()
 

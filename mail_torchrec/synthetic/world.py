@@ -148,7 +148,16 @@ def _trait(rng: np.random.Generator, share_L: Floats) -> Floats:
 
 
 def sample_attributes(shares: list[Floats], rng: np.random.Generator, num_users: int) -> Ints:
-    """Samples independent attributes as level numbers ``[U, A]``."""
+    """Samples independent attributes.
+
+    Args:
+        shares: the users' share [L] of each level, for each attribute.
+        rng: random stream of the users.
+        num_users: U.
+
+    Returns:
+        Level numbers ``[U, A]``.
+    """
     return np.stack([rng.choice(len(share), size=num_users, p=share) for share in shares], axis=1)
 
 

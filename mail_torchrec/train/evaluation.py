@@ -51,6 +51,21 @@ def evaluate(
         The metrics by cohort, and the reader's counts (unknown ids, cut lists) by name; the same
         on every rank.
     """
+    columns, counts = _score_rows(assembled, reader, loader)
+    scores, labels, users, is_new, *conversions = (
+        gather_rows(column).cpu().numpy() for column in columns
+    )
+    if predictions is not None and rank() == 0:
+        Predictions.from_columns(scores, labels, users, is_new).save(predictions)
+    conversion_scores = ConversionScores(*conversions) if conversions else None
+    metrics = compute_metrics(scores, labels, users, is_new, conversion_scores)
+    return metrics, reduce_counts(reader, counts)
+
+
+def _score_rows(
+    assembled: AssembledModel, reader: Reader, loader: "DataLoader[Batch]"
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Scores this rank's rows; returns the columns [rows] and the reader's counts [counts]."""
     assembled.model.eval()
     columns: list[list[torch.Tensor]] = []
     counts = torch.zeros(len(reader.count_names), dtype=torch.int64, device=assembled.device)
@@ -64,14 +79,7 @@ def evaluate(
             counts += outputs.batch.counts
             bar.update()
     assembled.model.train()
-    scores, labels, users, is_new, *conversions = (
-        gather_rows(torch.cat(part)).cpu().numpy() for part in zip(*columns, strict=True)
-    )
-    if predictions is not None and rank() == 0:
-        Predictions.from_columns(scores, labels, users, is_new).save(predictions)
-    conversion_scores = ConversionScores(*conversions) if conversions else None
-    metrics = compute_metrics(scores, labels, users, is_new, conversion_scores)
-    return metrics, reduce_counts(reader, counts)
+    return [torch.cat(parts) for parts in zip(*columns, strict=True)], counts
 
 
 def evaluate_run(

@@ -38,7 +38,8 @@ class MetricsWriter:
         every: steps between two reports.
         num_done: steps of the run that were done before.
         position: position in metrics.jsonl at that step; what was written behind it is deleted.
-        loss_sums: this rank's loss sums since the last report before that step, by name.
+        loss_sums: name -> this rank's sum of a loss since the last report before that step, a
+            scalar.
     """
 
     def __init__(

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.checkpoint.formats import check_run_format, write_run_format
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
 from mail_torchrec.utils.file_lock import lock_folder
+from mail_torchrec.utils.formats import check_run_format, write_run_format
 
 # Seconds that a restarted job waits for the lock: ranks of the previous attempt may still be
 # ending, on another host.

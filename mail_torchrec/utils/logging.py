@@ -1,19 +1,16 @@
 """Rank-aware logging to standard error, and the silencing of third-party warnings.
 
-Every module logs through ``get_logger(__name__)``. Rank 0 speaks for all ranks; a record that
-another rank has to print as well passes ``extra=ALL_RANKS`` and gets a rank prefix.
+Every module logs through ``get_logger(__name__)``; rank 0 alone prints. The last words of a thread
+that ends the process are printed on every rank, with a rank prefix (:func:`write_unlocked`).
 """
 
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 
 from tqdm import tqdm
 
-ALL_RANKS: Mapping[str, object] = {"all_ranks": True}
-"""``extra`` of a record that is printed on every rank, not on rank 0 alone."""
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL_VARIABLE = "MAIL_TORCHREC_LOG_LEVEL"
 """Environment variable with the level, below the command line's ``--log-level``."""
@@ -51,12 +48,13 @@ def set_log_level(level: str) -> None:
 
 
 def write_unlocked(message: str) -> None:
-    """Writes a line to standard error without taking a lock.
+    """Writes a line to standard error from any rank, without taking a lock.
 
     For a thread that is about to end the process: the main thread may hold the locks of logging and
-    of the progress bars, and never give them back.
+    of the progress bars, and never give them back. With several ranks the line names the rank.
     """
-    sys.stderr.write(f"{message}\n")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    sys.stderr.write(f"[rank {_rank()}] {message}\n" if several else f"{message}\n")
     sys.stderr.flush()
 
 
@@ -76,24 +74,15 @@ class _TqdmHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.addFilter(_prints_on_this_rank)
+        self.addFilter(lambda record: _rank() == 0)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
         try:
-            tqdm.write(_format(record), file=sys.stderr)
+            prefix = _PREFIXES.get(record.levelno, "")
+            tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
         except Exception:  # logging never ends the program that logs
             self.handleError(record)
-
-
-def _prints_on_this_rank(record: logging.LogRecord) -> bool:
-    return _rank() == 0 or getattr(record, "all_ranks", False)
-
-
-def _format(record: logging.LogRecord) -> str:
-    """Formats a record: rank prefix where several ranks may print it, level prefix, message."""
-    rank = f"[rank {_rank()}] " if getattr(record, "all_ranks", False) and _num_ranks() > 1 else ""
-    return f"{rank}{_PREFIXES.get(record.levelno, '')}{record.getMessage()}"
 
 
 def _rank() -> int:
@@ -102,7 +91,3 @@ def _rank() -> int:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())
     return int(os.environ.get("RANK", "0"))
-
-
-def _num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

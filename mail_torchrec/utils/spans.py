@@ -57,10 +57,12 @@ class _SpanClock:
         self._since = time.perf_counter()
 
     def enter(self, name: str) -> None:
+        """Counts from here on for a nested span."""
         self._count()
         self._open.append(name)
 
     def leave(self) -> None:
+        """Counts from here on for the span around it."""
         self._count()
         self._open.pop()
 

@@ -55,7 +55,8 @@ def test_any_changed_bit_is_found_and_sha256sum_agrees(tmp_path: Path) -> None:
     def whole() -> bool:
         try:
             return not any(
-                checksum_error(folder, name, expected) for name, expected in read_checksums(folder).items()
+                checksum_error(folder, name, expected)
+                for name, expected in read_checksums(folder).items()
             )
         except ValueError:
             return False

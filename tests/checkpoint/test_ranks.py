@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def straight_and_resumed(root: str, folder: str, ports: list[str]) -> None:
-    """A run, and the same one that goes on after 10 of its steps; then once more on one rank fewer."""
+    """Trains a run, and resumes a copy of it after 10 of its steps."""
     rank, world = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}

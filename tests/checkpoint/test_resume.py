@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends as one that never stopped; what cannot be resumed is refused, and says why."""
+"""A resumed run ends as one that never stopped; other runs are refused with the reason."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(root: Path, **sections: dict[str, Any]) -> Config:
-    """Two epochs of 8 steps with dropout, which draws random numbers, and a checkpoint every 5 steps."""
+    """Two epochs of 8 steps with dropout (random numbers), and a checkpoint every 5 steps."""
     model = config_tree(root)["model"]
     model |= {"zero_shot": model["zero_shot"] | {"dropout": 0.5}, "behaviour_dropout": 0.3}
     given = {"model": model, "train": {}, "checkpoint": {}} | sections
@@ -73,7 +73,7 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    """Weights, buffers, optimizer state, random state, records, figures: to the bit."""
+    """Weights, buffers, optimizer state, random state, records, metrics: to the bit."""
     first, second = tensors(one), tensors(other)
     assert first.keys() == second.keys()
     assert any(key.endswith("exp_avg_sq") for key in first) and any(
@@ -87,7 +87,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 
 def as_killed(finished: Path, copy: Path, step: int) -> Path:
-    """The directory of a run as if it had been killed some steps behind the checkpoint of ``step``."""
+    """Copies a run as if it had been killed some steps behind the checkpoint of ``step``."""
     shutil.copytree(finished, copy)
     (copy / "metrics.json").unlink()
     for path in RunDir(copy).checkpoints.published():
@@ -156,7 +156,11 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "record_step", at_steps({7: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+        patch.setattr(
+            MetricsWriter,
+            "record_step",
+            at_steps({7: lambda: os.kill(os.getpid(), signal.SIGTERM)}),
+        )
         with pytest.raises(SystemExit) as stopped:
             train(configuration(root, checkpoint={"every": 0}), RunDir(tmp_path / "run"))
     assert stopped.value.code == 143
@@ -171,12 +175,12 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(
     assert_equal_runs(finished, tmp_path / "run")
 
 
-def test_a_finished_run_gives_its_figures_and_more_epochs_train_on(
+def test_a_finished_run_gives_its_metrics_and_more_epochs_train_on(
     root: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    figures = train(configuration(root), RunDir(tmp_path / "run"), resume=True)
-    assert figures == json.loads((finished / "metrics.json").read_text())
+    metrics = train(configuration(root), RunDir(tmp_path / "run"), resume=True)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
     assert f"the run in '{tmp_path / 'run'}' is finished, with 2 epochs" in capsys.readouterr().err
     train(configuration(root, train={"epochs": 3}), RunDir(tmp_path / "run"), resume=True)
     train(configuration(root, train={"epochs": 3}), RunDir(tmp_path / "straight"))
@@ -185,7 +189,7 @@ def test_a_finished_run_gives_its_figures_and_more_epochs_train_on(
 
 
 def limit_files(num_bytes: int) -> None:
-    """The operating system refuses longer ones, as it refuses any when the disk is full; -1 allows all again."""
+    """Makes the system refuse longer files, as on a full disk; -1 allows all again."""
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     )
@@ -202,7 +206,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_those_before_stay(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        MetricsWriter, "record_step", at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)})
+        MetricsWriter,
+        "record_step",
+        at_steps({6: lambda: limit_files(100_000), 12: lambda: limit_files(-1)}),
     )
     train(configuration(root, checkpoint={"mode": "sync"}), RunDir(tmp_path / "run"))
     told = capsys.readouterr().err
@@ -275,7 +281,10 @@ def test_when_all_are_damaged_the_run_is_refused(
     (killed / "checkpoints/step-00000010/SHA256SUMS").unlink()
     with pytest.raises(
         ValueError,
-        match=r"every checkpoint below .* is damaged; delete the run directory(.|\n)*SHA256SUMS(.|\n)*metadata",
+        match=(
+            r"every checkpoint below .* is damaged; delete the run "
+            r"directory(.|\n)*SHA256SUMS(.|\n)*metadata"
+        ),
     ):
         train(configuration(root), RunDir(killed), resume=True)
 
@@ -307,8 +316,15 @@ def test_another_run_is_refused_with_the_difference(
     root: Path, finished: Path, tmp_path: Path, change: str
 ) -> None:
     sections, message = REFUSED[change]
-    config = configuration(root, **{name: config_tree(root)[name] | section for name, section in sections.items() if name != "train"} | {
-        name: section for name, section in sections.items() if name == "train"})  # fmt: skip
+    config = configuration(
+        root,
+        **{
+            name: config_tree(root)[name] | section
+            for name, section in sections.items()
+            if name != "train"
+        }
+        | {name: section for name, section in sections.items() if name == "train"},
+    )
     killed = as_killed(finished, tmp_path / "run", 10)
     with pytest.raises(ValueError, match=message):
         train(config, RunDir(killed), resume=True)
@@ -333,11 +349,11 @@ def test_what_may_change_may_change(root: Path, finished: Path, tmp_path: Path) 
         sharding={"sharding_types": ["row_wise"]},
         checkpoint={"keep": 1},
     )
-    figures = train(config, RunDir(killed), resume=True)
+    metrics = train(config, RunDir(killed), resume=True)
     # 8 steps of 31 or 32 rows: 156 are done after 5, and 94 are dealt to 5 steps of at most 20;
     # then 250 to 13.
     assert [path.name for path in RunDir(killed).checkpoints.published()] == ["step-00000023"]
-    assert figures["all"]["rows"] == 120
+    assert metrics["all"]["rows"] == 120
     counts = [
         [line["counts"]["cut/history"] for line in log(run) if "epoch" in line]
         for run in (finished, killed)

@@ -38,7 +38,7 @@ NUM_STEPS, NUM_ROWS = 4, 42
 def train_on_ranks(
     root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str
 ) -> dict[str, Any]:
-    """Trains on the same global batches whatever the number of ranks, each taking an equal part; saves the weights."""
+    """Trains on equal global batches on any number of ranks, and saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to
     # whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
@@ -59,24 +59,31 @@ def train_on_ranks(
         for _ in range(NUM_STEPS):
             output = assembled.pipeline.progress(batches)
             scores.append(torch.stack([output.logits_B, *output.tasks.values()], dim=1))
-    figures = evaluated(config, source, encoders, assembled)
+    metrics = evaluated(config, source, encoders, assembled)
     write_tensors(assembled.model.state_dict(), Path(weights), dist.group.WORLD)
     kinds = {p.sharding_type for module in assembled.plan.plan.values() for p in module.values()}
     return {
         "losses": losses,
         "scores": scores,
-        "figures": figures,
+        "metrics": metrics,
         "kinds": kinds,
         "tables": table_keys(config, assembled.feature_tables, encoders),
     }
 
 
 def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any) -> dict[str, Any]:
-    """The figures of all rows, as the trainer takes them from batches of each rank's share."""
+    """The metrics of all rows, as the trainer takes them from batches of each rank's share."""
     reader = Reader(
-        source, config.schema_, encoders, assembled.feature_tables, config.data,
-        rank_info=RankInfo(dist.get_rank(), dist.get_world_size()), batch_size=25, shuffle=False, seed=3,
-    )  # fmt: skip
+        source,
+        config.schema_,
+        encoders,
+        assembled.feature_tables,
+        config.data,
+        rank_info=RankInfo(dist.get_rank(), dist.get_world_size()),
+        batch_size=25,
+        shuffle=False,
+        seed=3,
+    )
     return dict(evaluate(assembled, reader, reader)[0])  # type: ignore[arg-type]
 
 
@@ -87,9 +94,17 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
     last row has weight 0; in the last two steps there is no old row on any rank, and no new one.
     """
     reader = Reader(
-        source, config.schema_, encoders, assembled.feature_tables, config.data,
-        rank_info=RankInfo(), batch_size=NUM_ROWS, shuffle=False, seed=3, samplers=negative_samplers(config, encoders, assembled.feature_tables),
-    )  # fmt: skip
+        source,
+        config.schema_,
+        encoders,
+        assembled.feature_tables,
+        config.data,
+        rank_info=RankInfo(),
+        batch_size=NUM_ROWS,
+        shuffle=False,
+        seed=3,
+        samplers=negative_samplers(config, encoders, assembled.feature_tables),
+    )
     window = Chunk.concatenate(
         [reader._encode(source.read(group), source.file(group)) for group in source.row_groups]
     )
@@ -115,7 +130,10 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
 
 
 def users_apart(users_R: Any, num_steps: int) -> Iterator[Any]:
-    """The rows of so many steps, no user in both halves of one: MetaEmb pairs the rows of a user that one rank has."""
+    """Rows of so many steps, no user in both halves of one.
+
+    MetaEmb pairs the rows of a user that one rank has.
+    """
     by_user, start = np.argsort(users_R, kind="stable"), 0
     for _ in range(num_steps):
         halves = []
@@ -178,11 +196,20 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "plan", "world_size"), [
-    ("mail_dmr", "table_wise", 2), ("mail_dmr", "row_wise", 2), ("mail_dmr", "column_wise", 2), ("mail_base_dnn", "row_wise", 3),
-    ("dmr_multi_task", "row_wise", 2), ("mail_deepfm", "column_wise", 2),
-    ("mean_fill", "row_wise", 2), ("llae", "row_wise", 2), ("meta_emb", "row_wise", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "plan", "world_size"),
+    [
+        ("mail_dmr", "table_wise", 2),
+        ("mail_dmr", "row_wise", 2),
+        ("mail_dmr", "column_wise", 2),
+        ("mail_base_dnn", "row_wise", 3),
+        ("dmr_multi_task", "row_wise", 2),
+        ("mail_deepfm", "column_wise", 2),
+        ("mean_fill", "row_wise", 2),
+        ("llae", "row_wise", 2),
+        ("meta_emb", "row_wise", 2),
+    ],
+)
 def test_losses_weights_and_scores_equal_one_rank(
     root: Path, one_rank: Any, tmp_path: Path, model: str, plan: str, world_size: int
 ) -> None:
@@ -208,10 +235,10 @@ def test_losses_weights_and_scores_equal_one_rank(
         torch.testing.assert_close(
             torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=5e-4
         )
-    for part, figures in expected["figures"].items():
-        assert (model == "dmr_multi_task") == ("ctcvr_auc" in figures)
+    for part, metrics in expected["metrics"].items():
+        assert (model == "dmr_multi_task") == ("ctcvr_auc" in metrics)
         for result in results:  # two rows whose scores differ by rounding may change places
-            assert result["figures"][part] == pytest.approx(figures, abs=1e-3), part
+            assert result["metrics"][part] == pytest.approx(metrics, abs=1e-3), part
     weights = load(tmp_path / "weights")
     assert weights.keys() == expected_weights.keys()
     assert set(expected["tables"]) <= weights.keys()

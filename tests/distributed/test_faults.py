@@ -12,7 +12,6 @@ import yaml
 
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
 from mail_torchrec.distributed.watchdog import _format_ranks
-from mail_torchrec.utils.spans import current_span, reset_spans, span
 from tests.support.processes import under_torchrun, without_launcher
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import config_tree, write_rows
@@ -172,18 +171,6 @@ def test_any_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
         ("ValueError", "bad"),
         ("RuntimeError", "UnpicklableError: 1 and 2"),
     ]
-
-
-def test_a_span_tells_where_an_error_was_raised() -> None:
-    reset_spans()
-    with span("training"):
-        with span("step 1"), span("reading", patient=True):
-            assert current_span().name == "training, step 1, reading" and current_span().patient
-        assert current_span().name == "training" and not current_span().patient
-        with pytest.raises(KeyError), span("step 2"):
-            raise KeyError
-        assert current_span().name == "training, step 2"
-    reset_spans()
 
 
 @pytest.mark.parametrize(

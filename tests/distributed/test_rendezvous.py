@@ -27,7 +27,8 @@ def test_nobody_meets_the_ranks_of_an_attempt_that_was_killed(came_before: list[
     now = attempt(store, [2, 1, 0], LATER)
     assert not now[1].check(["address"])  # type: ignore[attr-defined]
     now[0].set("address", "of the living")  # type: ignore[attr-defined]
-    assert [part.get("address") for part in now] == [b"of the living"] * 3  # type: ignore[attr-defined]
+    addresses = [part.get("address") for part in now]  # type: ignore[attr-defined]
+    assert addresses == [b"of the living"] * 3
 
 
 def test_who_does_not_come_is_named() -> None:

@@ -10,7 +10,7 @@ from tests.support.hosts import ROOT
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README's commands find where they are called."""
+    """A folder in which the README's commands run."""
     folder = tmp_path_factory.mktemp("folder")
     for name in ("launch", "components"):
         (folder / name).symlink_to(ROOT / name)

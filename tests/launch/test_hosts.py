@@ -1,4 +1,4 @@
-"""Hosts made of namespaces are hosts: names, addresses, a network that can be cut; and they leave nothing behind."""
+"""Hosts made of namespaces have names, addresses and a network, and leave nothing behind."""
 
 import os
 import subprocess
@@ -8,7 +8,10 @@ import pytest
 
 from tests.support.hosts import ROOT, Hosts, hosts, needs_hosts, wait_for
 
-LISTEN = "import socket; s = socket.create_server(('', 5000)); s.accept()[0].sendall(socket.gethostname().encode())"
+LISTEN = (
+    "import socket; server = socket.create_server(('', 5000)); "
+    "server.accept()[0].sendall(socket.gethostname().encode())"
+)
 CALL = "import socket; print(socket.create_connection(('n1', 5000), timeout=2).recv(9).decode())"
 
 

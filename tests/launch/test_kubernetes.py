@@ -1,4 +1,4 @@
-"""What is handed to Kubernetes follows its published schemas and fits together; what is handed to AWS Batch asks for what was said."""
+"""Jobs for Kubernetes follow its schemas and fit together; jobs for AWS Batch ask as told."""
 
 import re
 import subprocess
@@ -16,12 +16,12 @@ VERSIONS = ["1.31", "1.37"]
 
 
 def check(resource: dict[str, Any], version: str) -> None:
-    """Raises where the schema of that version of Kubernetes does not know a key, or wants another value."""
+    """Raises where the schema of that version of Kubernetes lacks a key or wants another value."""
     kubernetes_validate.validate(resource, version, strict=True)
 
 
 def requested(scheduler: str) -> dict[str, Any]:
-    """What the README's dry run of a scheduler prints that it would submit."""
+    """Runs the README's dry run of a scheduler, and returns the request it would submit."""
     [words] = commands(f'torchx run --dryrun --workspace "" -s {scheduler}')
     done = subprocess.run(
         words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True

@@ -14,7 +14,8 @@ from tests.support.pages import commands
 @pytest.mark.slow
 def test_the_readme_s_command_trains_on_two_ranks(folder: Path) -> None:
     [command] = commands(
-        "torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml"
+        "torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml "
+        "--run_dir runs/local"
     )
     done = subprocess.run(
         command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
@@ -26,7 +27,8 @@ def test_the_readme_s_command_trains_on_two_ranks(folder: Path) -> None:
 
 
 def test_a_site_s_defaults_reach_the_job() -> None:
-    words = "torchx run --dryrun -s slurm components/mail.py:train --config my.yaml --run_dir runs/a".split()
+    words = "torchx run --dryrun -s slurm components/mail.py:train".split()
+    words += "--config my.yaml --run_dir runs/a".split()
     config = {"TORCHXCONFIG": "launch/slurm/torchxconfig"}
     script = subprocess.run(
         words, cwd=ROOT, env=environment() | config, capture_output=True, text=True, check=True

@@ -19,14 +19,14 @@ def cluster(folder: Path) -> Iterator[Hosts]:
 
 
 def submit(cluster: Hosts, command: list[str]) -> str:
-    """Submits with TorchX; the number of the job."""
+    """Submits with TorchX, and returns the number of the job."""
     app = cluster.run("head", *command).strip()
     assert app.startswith("slurm://torchx/")
     return app.rpartition("/")[2]
 
 
 def accounted(cluster: Hosts, job: str, field: str) -> list[str]:
-    """What the accounting has of a job's parts, one a node, in a field."""
+    """Returns a field of the accounting of a job's parts, one a node."""
     query = [
         "sacct",
         "--noheader",
@@ -39,7 +39,7 @@ def accounted(cluster: Hosts, job: str, field: str) -> list[str]:
 
 
 def output(cluster: Hosts, job: str) -> str:
-    """What a job wrote, for a failing test."""
+    """Returns the output of a job, for a failing test."""
     return "\n".join(
         f"== {path.name}\n{path.read_text()[-3000:]}"
         for path in sorted(cluster.folder.glob(f"slurm-{job}*"))
@@ -68,13 +68,13 @@ def wait_for_end(cluster: Hosts, job: str, state: str) -> None:
 
 
 def records(run: Path) -> list[dict[str, float]]:
-    """What was recorded of each step."""
+    """Reads the record of each step."""
     every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record for record in every if "rows_per_second" in record]
 
 
 def programs(cluster: Hosts) -> str:
-    """The torchrun and ranks that live in the cluster."""
+    """Lists the torchrun and ranks that live in the cluster."""
     listed = cluster.run("head", "ps", "-eo", "args")
     return "\n".join(line for line in listed.splitlines() if "mail_torchrec" in line)
 

@@ -1,4 +1,4 @@
-"""Two hosts with a network between them run the Kubernetes manifest's command, and one of them is cut off for a while."""
+"""Two hosts run the Kubernetes manifest's command, and one of them is cut off for a while."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""AUC and GAUC equal independent implementations, whatever the order of the rows and the number of ranks."""
+"""AUC and GAUC equal independent implementations, for any order of rows and number of ranks."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_gauc_equals_a_loop_over_users(seed: int, num_rows: int, levels: int) ->
 
 
 def test_worked_example() -> None:
-    """User a: pairs (.9 > .1) won, (.1 = .1) half: 3/4 with 3 rows; user b: one pair lost; user c has one class."""
+    """User a: pairs (.9 > .1) won, (.1 = .1) half: 3/4 with 3 rows; b: one lost; c: one class."""
     scores, labels = np.array([0.9, 0.1, 0.1, 0.2, 0.3, 0.8]), np.array([1, 1, 0, 1, 0, 1])
     users = np.array(["a", "a", "a", "b", "b", "c"])
     assert gauc(scores, labels, users) == pytest.approx((3 * 0.75 + 2 * 0.0) / 5)
@@ -88,11 +88,11 @@ def test_any_label_and_score_type() -> None:
     )
 
 
-def test_undefined_figures_are_none_in_json() -> None:
+def test_undefined_metrics_are_none_in_json() -> None:
     """One class, no user with both, no rows: None, never nan."""
     labels, users = np.array([1, 1, 0]), np.array([1, 2, 3])
-    figures = compute_metrics(np.array([0.5, 0.1, 0.2]), labels, users, np.array([1, 1, 0]))
-    assert json.loads(json.dumps(figures, allow_nan=False)) == {
+    metrics = compute_metrics(np.array([0.5, 0.1, 0.2]), labels, users, np.array([1, 1, 0]))
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == {
         "new": {"auc": None, "gauc": None, "rows": 2, "users": 2},
         "old": {"auc": None, "gauc": None, "rows": 1, "users": 1},
         "all": {"auc": 0.5, "gauc": None, "rows": 3, "users": 3},
@@ -107,12 +107,12 @@ def test_undefined_figures_are_none_in_json() -> None:
 
 
 def test_report_splits_by_is_new() -> None:
-    """Each part's figures are those of its rows alone."""
+    """Each part's metrics are those of its rows alone."""
     scores, labels, users, is_new = rows(3)
-    figures = compute_metrics(scores, labels, users, is_new)
-    assert figures["new"]["auc"] == auc(scores[is_new], labels[is_new])
-    assert figures["old"]["gauc"] == gauc(scores[~is_new], labels[~is_new], users[~is_new])
-    assert figures["all"]["rows"] == figures["new"]["rows"] + figures["old"]["rows"] == 500
+    metrics = compute_metrics(scores, labels, users, is_new)
+    assert metrics["new"]["auc"] == auc(scores[is_new], labels[is_new])
+    assert metrics["old"]["gauc"] == gauc(scores[~is_new], labels[~is_new], users[~is_new])
+    assert metrics["all"]["rows"] == metrics["new"]["rows"] + metrics["old"]["rows"] == 500
 
 
 def conversions(seed: int, labels: np.ndarray) -> ConversionScores:
@@ -121,30 +121,31 @@ def conversions(seed: int, labels: np.ndarray) -> ConversionScores:
 
 
 def test_conversions_are_judged_on_clicked_rows_and_on_all(tmp_path: Path) -> None:
-    """And leave the figures of the clicks as they are."""
+    """And leave the metrics of the clicks as they are."""
     scores, labels, users, is_new = rows(3)
     found = conversions(3, labels)
-    figures = compute_metrics(scores, labels.astype(np.float32), users, is_new, found)
+    metrics = compute_metrics(scores, labels.astype(np.float32), users, is_new, found)
     for name, part in compute_metrics(scores, labels, users, is_new).items():
-        assert part.items() <= figures[name].items()
+        assert part.items() <= metrics[name].items()
     for name, own in (("new", is_new), ("old", ~is_new), ("all", is_new | True)):
         clicked = own & (labels == 1)
-        assert figures[name]["cvr_auc"] == pytest.approx(
+        assert metrics[name]["cvr_auc"] == pytest.approx(
             roc_auc_score(found.labels[clicked], found.cvr[clicked]), abs=1e-14
         )
-        assert figures[name]["ctcvr_auc"] == pytest.approx(
+        assert metrics[name]["ctcvr_auc"] == pytest.approx(
             roc_auc_score(found.labels[own], found.ctcvr[own]), abs=1e-14
         )
-        assert figures[name]["cvr_gauc"] == pytest.approx(
+        assert metrics[name]["cvr_gauc"] == pytest.approx(
             gauc_by_loop(found.cvr[clicked], found.labels[clicked], users[clicked]), abs=1e-14
         )
-        assert figures[name]["ctcvr_gauc"] == pytest.approx(
+        assert metrics[name]["ctcvr_gauc"] == pytest.approx(
             gauc_by_loop(found.ctcvr[own], found.labels[own], users[own]), abs=1e-14
         )
     nobody = compute_metrics(
         scores, labels * 0, users, is_new, ConversionScores(labels * 0, found.cvr, found.ctcvr)
     )["all"]
-    assert [nobody[key] for key in ("cvr_auc", "cvr_gauc", "ctcvr_auc", "ctcvr_gauc")] == [None] * 4  # type: ignore[literal-required]
+    undefined = ("cvr_auc", "cvr_gauc", "ctcvr_auc", "ctcvr_gauc")
+    assert [nobody[key] for key in undefined] == [None] * 4  # type: ignore[literal-required]
 
 
 def test_bad_input_is_refused() -> None:
@@ -189,6 +190,6 @@ def reported(shares: list[int]) -> Any:
 @pytest.mark.distributed
 @pytest.mark.parametrize("shares", [[500], [199, 301], [450, 0, 50]])
 def test_the_report_is_the_same_on_any_number_of_ranks(shares: list[int], tmp_path: Path) -> None:
-    """Uneven shares, one rank with nothing: every rank reports what one process reports, to the last bit."""
+    """Uneven shares, one rank with nothing: every rank has one process's metrics, to the bit."""
     expected = compute_metrics(*rows(7))
     assert run_ranks(len(shares), reported, tmp_path, shares) == [expected] * len(shares)

@@ -58,7 +58,7 @@ def test_every_file_is_named_on_the_page_of_its_folder() -> None:
         if path.name not in ("__init__.py", "__main__.py")
     }
     for name, pattern in (
-        ("tools", "*.py"), ("tools", "benchmark/*.py"), ("tools", "results/*.md"),
+        ("tools", "*.py"), ("tools", "benchmark/**/*.py"), ("tools/results", "*.md"),
         ("launch", "*.sh"), ("launch", "*/*.sh"), ("launch", "*/*.yaml"), ("components", "*.py"),
     ):  # fmt: skip
         for path in (ROOT / name).glob(pattern):
@@ -71,3 +71,14 @@ def test_every_file_is_named_on_the_page_of_its_folder() -> None:
         if not re.search(rf"(?<![\w]){re.escape(path.name)}", text):
             missing.append(f"{page.relative_to(ROOT)} does not name {path.name}")
     assert missing == []
+
+
+def test_each_journey_opens_at_most_four_files() -> None:
+    [text] = [page.text for page in pages() if page.name == "tests/README.md"]
+    section = text.split("## To do X, open these files in this order")[1].split("\n## ")[0]
+    steps = {
+        journey.splitlines()[0]: len(re.findall(r"^\d\. ", journey, re.MULTILINE))
+        for journey in section.split("### ")[1:]
+    }
+    assert len(steps) == 5
+    assert [journey for journey, files in steps.items() if not 1 <= files <= 4] == []

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from mail_torchrec.checkpoint.formats import write_run_format
 from mail_torchrec.reporting.comparison import as_json, as_markdown, compare
+from mail_torchrec.utils.formats import write_run_format
 
 
 def write_run(path: Path, name: str, seed: int, new: float | None, old: float = 0.75) -> Path:

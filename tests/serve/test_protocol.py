@@ -209,6 +209,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], int, str]] = {
         400,
         "NaN is no JSON number",
     ),
+    "raw: a number that overflows": (
+        lambda e: with_user(e, income=-1.6e283),
+        400,
+        "should be finite, and is not: numbers of the request are too large",
+    ),
     "raw: no candidates": (
         lambda _: raw_text('{"user": {}, "candidates": []}'),
         400,

@@ -21,7 +21,7 @@ SMALL = ["model.zero_shot=null", "train.batch_size=64", "train.log_every=1"]
 
 
 def _lacks(programs: list[str]) -> str:
-    """Why the hosts cannot be made here; empty where they can."""
+    """Returns the reason that hosts cannot be made here; empty where they can."""
     if os.geteuid() != 0:
         return "namespaces want root"
     missing = [
@@ -39,7 +39,7 @@ needs_slurm = pytest.mark.skipif(
 
 
 def environment() -> dict[str, str]:
-    """This environment, with this checkout and the programs beside this Python first."""
+    """Returns this environment, with this checkout and the programs beside this Python first."""
     first = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT)}
     return (
         os.environ
@@ -63,7 +63,7 @@ class Hosts:
     def start(
         self, host: str, *command: str, log: Path, **variables: str
     ) -> subprocess.Popen[bytes]:
-        """Starts a command on head, n1 or n2, with environment variables beside ours; what it says goes to the log."""
+        """Starts a command on a host, with further environment variables; logs its output."""
         words = [*self._enter(host), *command]
         with log.open("ab") as file:
             return subprocess.Popen(
@@ -71,7 +71,7 @@ class Hosts:
             )
 
     def run(self, host: str, *command: str, timeout: float = 120) -> str:
-        """Runs a command on a host to its end; its standard output. Fails with all that it said where it fails."""
+        """Runs a command on a host and returns its standard output; fails with all output."""
         words = [*self._enter(host), *command]
         done = subprocess.run(
             words,
@@ -107,7 +107,10 @@ class Hosts:
 
 @contextmanager
 def hosts(script: str, folder: Path) -> Iterator[Hosts]:
-    """The hosts that a script of launch/ makes. They end with this process even where it is killed: their command reads its pipe."""
+    """Makes hosts by a script of launch/.
+
+    They end with this process even where it is killed: their command reads its pipe.
+    """
     command = [str(ROOT / "launch" / script), "sh", "-c", "echo ready; exec cat"]
     with subprocess.Popen(
         command,
@@ -133,7 +136,7 @@ def wait_for(
     seconds: float = 300,
     also: Callable[[], str] = str,
 ) -> None:
-    """Waits until a condition holds; fails with what is awaited, and what ``also`` has to say, where it does not."""
+    """Waits until a condition holds; fails with ``what`` and the text of ``also`` otherwise."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{also()}"
@@ -141,6 +144,6 @@ def wait_for(
 
 
 def ranks_of_plan(run: Path) -> set[int]:
-    """The ranks that hold a part of a table of the run."""
+    """Returns the ranks that hold a part of a table of the run."""
     tables = json.loads((run / "plan.json").read_text())["tables"].values()
     return {shard[0] for table in tables for shard in table["shards"]}

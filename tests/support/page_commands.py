@@ -38,6 +38,8 @@ def faults(line: str) -> list[str]:
                 getattr(error.param, "type", None), click.Path
             ):
                 continue  # the example's own file is not there
+            if isinstance(error, SystemExit) and not error.code:
+                continue  # --help of a component
             text = error.format_message() if isinstance(error, click.ClickException) else error
             found.append(f"{shlex.join(words)}: {text}")
         except click.exceptions.Exit:  # --help

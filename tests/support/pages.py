@@ -75,8 +75,8 @@ def page(name: str) -> Page:
     return found
 
 
-def commands(start: str) -> list[list[str]]:
+def commands(start: str, name: str = "launch/README.md") -> list[list[str]]:
     """The words of each command in a page's shell blocks that starts as given."""
-    lines = [line for page in pages() for line in page.shell_lines if line.startswith(start)]
-    assert lines, f"no page shows a command that starts with '{start}'"
+    lines = [line for line in page(name).shell_lines if line.startswith(start)]
+    assert lines, f"{name} shows no command that starts with '{start}'"
     return [shlex.split(line, comments=True) for line in lines]

@@ -44,20 +44,21 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
 def test_conversions_are_learnt_beside_clicks(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = run(root, tmp_path / "run", multi_task={})
+    metrics = run(root, tmp_path / "run", multi_task={})
     first, *_, last = (line for line in log(tmp_path / "run") if "loss/L_rt" in line)
     assert {key for key in first if "/" in key} == {
         f"loss/{name}" for name in ("L_rt", "L_ctcvr", "L_match", "L_a", "L_v", "L_d")
     }
     assert last["loss/L_ctcvr"] < first["loss/L_ctcvr"]
-    for part in figures.values():
+    for part in metrics.values():
         assert set(part) == {"rows", "users"} | {
-            f"{task}{figure}" for task in ("", "cvr_", "ctcvr_") for figure in ("auc", "gauc")
+            f"{task}{metric}" for task in ("", "cvr_", "ctcvr_") for metric in ("auc", "gauc")
         }
-    assert figures["all"]["cvr_auc"] > 0.65 and figures["all"]["ctcvr_auc"] > 0.6  # type: ignore[operator]
+    assert metrics["all"]["cvr_auc"] > 0.65  # type: ignore[operator]
+    assert metrics["all"]["ctcvr_auc"] > 0.6  # type: ignore[operator]
     assert (
         json.loads((tmp_path / "run/metrics.json").read_text())
-        == figures
+        == metrics
         == evaluate_run(RunDir(tmp_path / "run"), None, [])
     )
     assert any(
@@ -84,7 +85,7 @@ def test_without_the_head_a_conversion_column_changes_no_bit(root: Path, tmp_pat
 def test_any_tower_that_gives_a_representation_takes_the_head(
     root: Path, tmp_path: Path, tower: str
 ) -> None:
-    figures = run(
+    metrics = run(
         root,
         tmp_path / "run",
         tower=tower,
@@ -92,11 +93,11 @@ def test_any_tower_that_gives_a_representation_takes_the_head(
         zero_shot=None,
         multi_task={"hidden_dims": []},
     )
-    assert figures["all"]["ctcvr_auc"] is not None
+    assert metrics["all"]["ctcvr_auc"] is not None
     assert weights(tmp_path / "run")["towers.multi_task.layers.0.weight"].shape[0] == 1
 
 
-def test_the_figures_are_of_what_they_are_called(
+def test_the_metrics_are_of_what_they_are_called(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A product is below both factors, and whoever converted clicked."""
@@ -115,7 +116,10 @@ def test_the_figures_are_of_what_they_are_called(
 def test_a_tower_that_gives_none_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"model.multi_task: tower 'tests.support.towers_of_users:MeanTower' gives no representation",
+        match=(
+            r"model.multi_task: tower 'tests.support.towers_of_users:MeanTower' gives no "
+            r"representation"
+        ),
     ):
         run(
             root,
@@ -130,6 +134,9 @@ def test_the_head_needs_a_conversion_column(root: Path, tmp_path: Path) -> None:
     columns = {name: column for name, column in SCHEMA["columns"].items() if name != "bought"}
     with pytest.raises(
         ValueError,
-        match=r"model.multi_task needs a column of group 'conversion' in schema.columns .*found none; add it, or",
+        match=(
+            r"model.multi_task needs a column of group 'conversion' in schema.columns .*found "
+            r"none; add it, or"
+        ),
     ):
         run(root, tmp_path / "run", schema=SCHEMA | {"columns": columns}, multi_task={})

@@ -49,10 +49,10 @@ def test_cuda_and_cpu_begin_alike_and_the_weights_move_between_them(
     assert len(on_cpu) == len(on_cuda) == 18
     assert on_cuda[0]["loss/L_rt"] == pytest.approx(on_cpu[0]["loss/L_rt"], abs=0.1)
     assert on_cuda[-1]["loss/L_rt"] < on_cuda[0]["loss/L_rt"]
-    figures = json.loads((tmp_path / "cuda/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "cuda/metrics.json").read_text())
     again = evaluate_run(RunDir(tmp_path / "cuda"), None, ["train.device=cpu"])
     for part in ("new", "old", "all"):
-        assert again[part] == pytest.approx(figures[part], abs=1e-3)
+        assert again[part] == pytest.approx(metrics[part], abs=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "partial_rowwise_adam", "rowwise_adagrad"])

@@ -15,7 +15,9 @@ from mail_torchrec.utils.file_lock import lock_folder
 from tests.support.small_rows import config_tree, write_rows
 
 
-def run(root: Path, run_dir: Path, *, resume: bool = False, **sections: Any) -> dict[str, CohortMetrics]:
+def run(
+    root: Path, run_dir: Path, *, resume: bool = False, **sections: Any
+) -> dict[str, CohortMetrics]:
     data = {"root": str(root), "test": "train"}
     return train(
         Config.model_validate(config_tree(root, data=data, **sections)),
@@ -55,13 +57,16 @@ def test_a_run_directory_in_use_is_refused(root: Path, tmp_path: Path, resume: b
         run(root, tmp_path / "run", resume=resume)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole_says_so_and_the_run_goes_on_once_there_is_room(
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_once_there_is_room(
     root: Path, tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sections = {"train": {"batch_size": 16, "epochs": 3}, "checkpoint": {"every": 2, "keep": 50}}
     with pytest.raises(
         OSError,
-        match=r"step 30 could not be written below .*No space left on device.*MiB free there.*remains the newest",
+        match=(
+            r"step 30 could not be written below .*No space left on device.*MiB free "
+            r"there.*remains the newest"
+        ),
     ):
         run(root, small_disk / "run", **sections)
     assert (
@@ -73,9 +78,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_says_so_and_the_run_goes_o
     )  # nothing half written is left
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folders[-1], check=True)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    figures = run(root, small_disk / "run", resume=True, **sections)
+    metrics = run(root, small_disk / "run", resume=True, **sections)
     assert (
         f"going on after step {int(folders[-1].name.removeprefix('step-'))}"
         in capfd.readouterr().err
     )
-    assert figures == run(root, tmp_path / "calm", **sections)
+    assert metrics == run(root, tmp_path / "calm", **sections)

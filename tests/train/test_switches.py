@@ -1,4 +1,4 @@
-"""Switches for speed: a step with each is a step without, to rounding, or on average; and compiled towers are compiled once."""
+"""Switches for speed keep a step, to rounding or on average; towers are compiled once."""
 
 import math
 import platform

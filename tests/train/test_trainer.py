@@ -55,9 +55,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("drawn_loss_curves")
 def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -> None:
-    figures = run(root, tmp_path / "run", train={"epochs": 2})
-    assert json.loads((tmp_path / "run/metrics.json").read_text()) == figures
-    assert figures["all"]["rows"] == 120 == figures["new"]["rows"] + figures["old"]["rows"]
+    metrics = run(root, tmp_path / "run", train={"epochs": 2})
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+    assert metrics["all"]["rows"] == 120 == metrics["new"]["rows"] + metrics["old"]["rows"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "step" in line]
     assert set(losses[0]) == {
@@ -76,25 +76,28 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
     assert list((tmp_path / "run/tensorboard").iterdir())
     assert load_config(tmp_path / "run/config.yaml", []).name == "small"
     again = evaluate_run(RunDir(tmp_path / "run"), None, [])
-    assert again == figures
+    assert again == metrics
     elsewhere = evaluate_run(
         RunDir(tmp_path / "run"), str(root / "train"), ["train.eval_batch_size=7"]
     )
     assert elsewhere["all"]["rows"] == 250
 
 
-def test_predictions_are_saved_where_asked_and_give_the_figures(root: Path, tmp_path: Path) -> None:
-    figures = run(root, tmp_path / "run", train={"save_predictions": True})
+def test_predictions_are_saved_where_asked_and_give_the_metrics(root: Path, tmp_path: Path) -> None:
+    metrics = run(root, tmp_path / "run", train={"save_predictions": True})
     rows = Predictions.load(tmp_path / "run/predictions.npz")
-    assert compute_metrics(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == figures
+    assert compute_metrics(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == metrics
     assert (
         rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
     )
-    assert len(rows.cohort(is_new=True).scores_R) == figures["new"]["rows"]
+    assert len(rows.cohort(is_new=True).scores_R) == metrics["new"]["rows"]
     run(root, tmp_path / "other")
     with pytest.raises(
         ValueError,
-        match=r"predictions.npz' should hold a run's predictions .* with train.save_predictions=true, or .* evaluate --predictions",
+        match=(
+            r"predictions.npz' should hold a run's predictions .* with "
+            r"train.save_predictions=true, or .* evaluate --predictions"
+        ),
     ):
         Predictions.load(tmp_path / "other/predictions.npz")
 
@@ -133,15 +136,18 @@ def test_weights_are_saved_before_the_test_data_can_go_wrong(root: Path, tmp_pat
             tmp_path / "run",
             data={"root": str(root), "test": "../" * 20 + str(tmp_path / "bad")},
         )
-    figures = evaluate_run(RunDir(tmp_path / "run"), str(root / "test"), [])
-    assert figures["all"]["rows"] == 120
+    metrics = evaluate_run(RunDir(tmp_path / "run"), str(root / "test"), [])
+    assert metrics["all"]["rows"] == 120
 
 
 def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(
         ValueError,
-        match=r"already holds a run \(unfinished\); add --resume to go on with it, or choose another --run-dir",
+        match=(
+            r"already holds a run \(unfinished\); add --resume to go on with it, or choose "
+            r"another --run-dir"
+        ),
     ):
         run(root, tmp_path)
 
@@ -156,17 +162,20 @@ def test_evaluating_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> No
 def test_fused_adam_on_cpu_is_refused_with_the_choices(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"no fused 'adam' on CPU; choose one of sgd, adagrad, rowwise_adagrad.*sharding.enabled=false",
+        match=(
+            r"no fused 'adam' on CPU; choose one of sgd, adagrad, "
+            r"rowwise_adagrad.*sharding.enabled=false"
+        ),
     ):
         run(root, tmp_path / "run", train={"tables": {"name": "adam"}})
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
 def test_whole_tables_train_with_any_optimizer(root: Path, tmp_path: Path, optimizer: str) -> None:
-    figures = run(
+    metrics = run(
         root, tmp_path / "run", sharding={"enabled": False}, train={"tables": {"name": optimizer}}
     )
-    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == metrics
 
 
 def test_whole_and_sharded_tables_agree(root: Path, tmp_path: Path) -> None:
@@ -206,10 +215,24 @@ def test_only_the_loss_at_fault_is_blamed(tmp_path: Path) -> None:
 
 
 SWITCHES: list[dict[str, Any]] = [
-    {"variant": "none"}, {"variant": "single"}, {"variant": "dual"}, {"alignment": "paired_mse"}, {"fill": "infer_only"},
-    {"input_fields": "all_fields"}, {"decoders": "per_group"}, {"padding": "masked"}, {"virtual_length": "predicted"}, {"reduction": "sum"},
-    {"learning_rate_scale": 0.5}, {"input_fields": "all_fields", "decoders": "per_group", "alignment": "paired_mse", "reduction": "sum"},
-]  # fmt: skip
+    {"variant": "none"},
+    {"variant": "single"},
+    {"variant": "dual"},
+    {"alignment": "paired_mse"},
+    {"fill": "infer_only"},
+    {"input_fields": "all_fields"},
+    {"decoders": "per_group"},
+    {"padding": "masked"},
+    {"virtual_length": "predicted"},
+    {"reduction": "sum"},
+    {"learning_rate_scale": 0.5},
+    {
+        "input_fields": "all_fields",
+        "decoders": "per_group",
+        "alignment": "paired_mse",
+        "reduction": "sum",
+    },
+]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +248,7 @@ def test_every_switch_of_the_zero_shot_tower_trains(
     model = config_tree(root)["model"] | {
         "zero_shot": config_tree(root)["model"]["zero_shot"] | switch
     }
-    figures = run(root, tmp_path / "run", model=model)
+    metrics = run(root, tmp_path / "run", model=model)
     losses = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     expected = {"none": set(), "single": {"L_a"}, "dual": {"L_a", "L_v"}}.get(
         switch.get("variant", "full"), {"L_a", "L_v", "L_d"}
@@ -234,7 +257,7 @@ def test_every_switch_of_the_zero_shot_tower_trains(
         "L_rt",
         "L_match",
     } | expected
-    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == metrics
 
 
 def test_the_zero_shot_learning_rate_is_scaled(root: Path) -> None:
@@ -246,8 +269,9 @@ def test_the_zero_shot_learning_rate_is_scaled(root: Path) -> None:
         Source(str(root / "train"), config.schema_), config.schema_, config.data.cold_start
     )
     with process_group("cpu"):
-        optimizers = dict(assemble(config, encoders, torch.device("cpu")).optimizer._optims)  # type: ignore[attr-defined]
-    assert {name: optimizers[name].param_groups[0]["lr"] for name in ("ranking", "zero_shot")} == {
+        groups = assemble(config, encoders, torch.device("cpu")).optimizer.groups
+    rates = {name: group.optimizer.param_groups[0]["lr"] for name, group in groups.items()}
+    assert {name: rates[name] for name in ("ranking", "zero_shot")} == {
         "ranking": 0.008,
         "zero_shot": 0.004,
     }
@@ -265,7 +289,7 @@ def test_infer_only_fills_new_rows_in_evaluation_alone(
     forward = MeanTower.forward
     monkeypatch.setattr(MeanTower, "forward", spy)
     zero_shot = config_tree(root)["model"]["zero_shot"] | {"fill": "infer_only"}
-    figures = run(
+    metrics = run(
         root,
         tmp_path / "run",
         model={
@@ -275,7 +299,7 @@ def test_infer_only_fills_new_rows_in_evaluation_alone(
         },
     )
     assert sum(seen[True]) == 0 and len(seen[True]) == 8
-    assert sum(seen[False]) == figures["new"]["rows"] > 0
+    assert sum(seen[False]) == metrics["new"]["rows"] > 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -311,21 +335,28 @@ def test_a_bad_row_is_one_message_from_reader_processes_too(
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("tower", "schema", "options"), [
-    ("emblr", {"dim": 1}, {}), ("base_dnn", {}, {"hidden_dims": [8]}), ("dmr", {"actions": "concat"}, {"num_negatives": 5}),
-    ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}), ("wide_deep", {"actions": "concat"}, {"hidden_dims": [8]}),
-    ("dmr", {"actions": "concat", "tables": {"actions": {"dim": 3}}}, {"num_negatives": 5}),
-    ("deepfm", {"dim": 5}, {"hidden_dims": [8]}), ("din", {"actions": "concat"}, {"hidden_dims": [8]}),
-    ("tests.support.towers_of_users:MeanTower", {}, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tower", "schema", "options"),
+    [
+        ("emblr", {"dim": 1}, {}),
+        ("base_dnn", {}, {"hidden_dims": [8]}),
+        ("dmr", {"actions": "concat"}, {"num_negatives": 5}),
+        ("dmr", {"actions": "ignore"}, {"match_weight": 0.0}),
+        ("wide_deep", {"actions": "concat"}, {"hidden_dims": [8]}),
+        ("dmr", {"actions": "concat", "tables": {"actions": {"dim": 3}}}, {"num_negatives": 5}),
+        ("deepfm", {"dim": 5}, {"hidden_dims": [8]}),
+        ("din", {"actions": "concat"}, {"hidden_dims": [8]}),
+        ("tests.support.towers_of_users:MeanTower", {}, {}),
+    ],
+)
 def test_every_tower_trains_with_and_without_the_zero_shot_tower(
     root: Path, tmp_path: Path, tower: str, schema: dict[str, Any], options: dict[str, Any]
 ) -> None:
     for name, zero_shot in (("mail", config_tree(root)["model"]["zero_shot"]), ("alone", None)):
         model = {"tower": tower, "tower_options": options, "zero_shot": zero_shot}
-        figures = run(root, tmp_path / name, schema=SCHEMA | schema, model=model)
-        assert figures["all"]["auc"] is not None
-        assert evaluate_run(RunDir(tmp_path / name), None, []) == figures
+        metrics = run(root, tmp_path / name, schema=SCHEMA | schema, model=model)
+        assert metrics["all"]["auc"] is not None
+        assert evaluate_run(RunDir(tmp_path / name), None, []) == metrics
 
 
 def test_a_tower_that_does_not_import_is_named(root: Path, tmp_path: Path) -> None:

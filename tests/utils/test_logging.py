@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.utils.logging import ALL_RANKS, get_logger, set_log_level
+from mail_torchrec.utils.logging import get_logger, set_log_level, write_unlocked
 from mail_torchrec.utils.progress import progress_bar
 
 logger = get_logger("mail_torchrec.tests")
@@ -34,14 +34,18 @@ def test_levels_and_their_prefixes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "seen\n"
 
 
-def test_only_rank_0_prints_but_for_records_of_all_ranks(
+def test_only_rank_0_prints_but_for_last_words_which_name_the_rank(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     logger.warning("hidden")
-    logger.error("seen", extra=ALL_RANKS)
+    write_unlocked("Error: seen")
     assert capsys.readouterr().err == "[rank 1] Error: seen\n"
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    write_unlocked("Error: seen")
+    assert capsys.readouterr().err == "Error: seen\n"
 
 
 def test_messages_leave_a_progress_bar_whole(capsys: pytest.CaptureFixture[str]) -> None:
