@@ -22,18 +22,19 @@ __all__ = ["exported"]  # a fixture, shared by folders
 _LONGEST_FIRST = [
     "distributed/test_faults.py",
     "launch/test_slurm.py",
+    "launch/test_two_hosts.py",
     "checkpoint/test_reshard.py",
     "export/test_export.py",
     "train/test_trainer.py",
     "checkpoint/test_resume.py",
     "export/test_onnx_graph.py",
+    "export/test_output_specs.py",
     "synthetic/test_synthetic_world.py",
     "checkpoint/test_ranks.py",
     "launch/test_local.py",
     "tools/test_bench.py",
     "prepare/test_prepare.py",
     "reproduce/test_figures.py",
-    "launch/test_two_hosts.py",
 ]
 
 

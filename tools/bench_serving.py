@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import tritonclient.grpc
 import tritonclient.http
-from tqdm import tqdm
 
 from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.export.compact_tables import CompactTables
@@ -35,6 +34,7 @@ from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import Request, input_specs
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.progress import progress_bar
 from tools.served import Running, raw, running, tensors
 
 NAME, EAGER = "bench", "eager: the trainer's model"
@@ -117,7 +117,7 @@ def measure(scorers: dict[str, Score], repeats: int, label: str) -> dict[str, fl
         if not np.abs(score() - expected).max() <= 1e-5:
             raise ValueError(f"'{name}' should score as the trainer's model does")
     times: dict[str, list[float]] = {name: [] for name in scorers}
-    for _ in tqdm(range(repeats), desc=label, unit="round"):
+    for _ in progress_bar(range(repeats), desc=label, unit="round"):
         for name, score in scorers.items():
             time.sleep(_PAUSE)
             start = time.perf_counter()

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from mail_torchrec.inference.artifact_files import MANIFEST
 from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.utils.progress import progress_bar
 from tools.load_clients import (
     NAME,
     PROTOCOLS,
@@ -160,7 +160,7 @@ def run_swaps(versions: VersionSwaps, seconds: float, server: Running, count: An
     ]
     actions.append((0.51, partial(versions.try_bad, server)))
     actions.sort(key=lambda action: action[0])
-    with tqdm(total=round(seconds), unit="s", desc="load") as bar:
+    with progress_bar(total=round(seconds), unit="s", desc="load", leave=True) as bar:
         while (passed := time.monotonic() - begin) < seconds:
             if actions and passed >= actions[0][0] * seconds:
                 actions.pop(0)[1]()

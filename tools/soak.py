@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.torchrun_job`
 
+from mail_torchrec.utils.progress import progress_bar
 from tools.torchrun_job import ROOT, LostError, TorchrunJob, child_environment
 
 WORLD = ["users=600", "items=200"]
@@ -252,7 +252,7 @@ def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
     def make_job(name: str) -> TorchrunJob:
         return TorchrunJob(folder / "world", folder / name, ranks, folder / f"{name}.log")
 
-    with tqdm(total=num_kills, unit="kill", desc="soak") as bar:
+    with progress_bar(total=num_kills, unit="kill", desc="soak", leave=True) as bar:
         undisturbed = make_job("undisturbed")
         train_with_kills(undisturbed, 0, 0, dice, bar)
         expected = read_results(undisturbed.run_dir)

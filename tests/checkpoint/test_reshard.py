@@ -158,6 +158,7 @@ def all_worlds(root: str, folder: str, optimizer: str, reshardings: Set[Reshardi
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/end", rank=me, world_size=max(RANKS)
     )
+    dist.barrier()
     return refused
 
 

@@ -102,5 +102,6 @@ def _rank(
         world_size=world_size,
         timeout=timedelta(minutes=5),
     )
+    dist.barrier()  # else one that leaves at once hangs up on another that still connects
     torch.save(function(*args), f"{folder}/{rank}.pt")
     dist.destroy_process_group()  # after an error only once it is told, for others fail by this
