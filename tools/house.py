@@ -149,7 +149,7 @@ def _all(check: Callable[[Source], Iterator[str]], modules: list[Source]) -> lis
 
 
 def files_by_room(modules: list[Source]) -> dict[str, int]:
-    """Room -> its files."""
+    """Counts the files of each room."""
     return dict(sorted(Counter(source.room or "." for source in modules).items()))
 
 

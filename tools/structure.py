@@ -69,7 +69,7 @@ def imported_modules(source: Source) -> set[str]:
 
 
 def module_imports(modules: list[Source]) -> dict[str, set[str]]:
-    """Module -> the modules of the package that it imports."""
+    """Maps each module to the modules of the package that it imports."""
     names = {source.module for source in modules}
     return {
         source.module: (imported_modules(source) & names) - {source.module} for source in modules
@@ -77,7 +77,7 @@ def module_imports(modules: list[Source]) -> dict[str, set[str]]:
 
 
 def room_imports(modules: list[Source]) -> dict[str, set[str]]:
-    """Room -> the other rooms that it imports. Modules at the package's root are no room."""
+    """Maps each room to the other rooms that it imports; the package's root is no room."""
     rooms = {source.module: source.room for source in modules}
     found: dict[str, set[str]] = defaultdict(set)
     for module, others in module_imports(modules).items():

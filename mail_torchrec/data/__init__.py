@@ -1,1 +1,1 @@
-"""Parquet files -> batches."""
+"""Reads Parquet files as batches."""

@@ -155,10 +155,10 @@ def test_a_run_is_evaluated_again_with_the_same_metrics(
     sections["model"] |= model
     sections["schema"] = sections["schema"] | {"dim": dim}
     data = {"root": str(root), "group_by_user": name == "meta_emb"}
-    figures = train(
+    metrics = train(
         Config.model_validate(config_tree(root, data=data, **sections)), RunDir(tmp_path / "run")
     )
-    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == figures
+    assert evaluate_run(RunDir(tmp_path / "run"), None, []) == metrics
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert ("loss/L_meta" in lines[0]) == (name == "meta_emb")
     [counts] = [line["counts"] for line in lines if "epoch" in line]
@@ -170,7 +170,7 @@ def test_a_run_is_evaluated_again_with_the_same_metrics(
         Config.model_validate(config_tree(root, data=data, **sections | {"model": none})),
         RunDir(tmp_path / "none"),
     )
-    assert without["new"]["auc"] != figures["new"]["auc"]
+    assert without["new"]["auc"] != metrics["new"]["auc"]
 
 
 @pytest.mark.usefixtures("single_process")

@@ -341,7 +341,7 @@ def test_other_vocabularies_are_refused(root: Path, finished: Path, tmp_path: Pa
 
 
 def test_what_may_change_may_change(root: Path, finished: Path, tmp_path: Path) -> None:
-    """Another batch size: what is left of the epoch is dealt anew."""
+    """Another batch size: what is left of the epoch is partitioned anew."""
     killed = as_killed(finished, tmp_path / "run", 5)
     config = configuration(
         root,
@@ -350,7 +350,7 @@ def test_what_may_change_may_change(root: Path, finished: Path, tmp_path: Path) 
         checkpoint={"keep": 1},
     )
     metrics = train(config, RunDir(killed), resume=True)
-    # 8 steps of 31 or 32 rows: 156 are done after 5, and 94 are dealt to 5 steps of at most 20;
+    # 8 steps of 31 or 32 rows: 156 are done after 5, and 94 are left for 5 steps of at most 20;
     # then 250 to 13.
     assert [path.name for path in RunDir(killed).checkpoints.published()] == ["step-00000023"]
     assert metrics["all"]["rows"] == 120

@@ -105,20 +105,20 @@ def own_batches(config: Config, source: Source, encoders: Encoders, assembled: A
         seed=3,
         samplers=negative_samplers(config, encoders, assembled.feature_tables),
     )
-    window = Chunk.concatenate(
+    chunk = Chunk.concatenate(
         [reader._encode(source.read(group), source.file(group)) for group in source.row_groups]
     )
-    new, old = np.flatnonzero(window.is_cold_R), np.flatnonzero(~window.is_cold_R)
+    new, old = np.flatnonzero(chunk.is_cold_R), np.flatnonzero(~chunk.is_cold_R)
     rows_of = [
         np.concatenate([old[: NUM_ROWS // 2], new[: NUM_ROWS // 2]]),
-        *users_apart(window.users_R, NUM_STEPS - 3),
+        *users_apart(chunk.users_R, NUM_STEPS - 3),
     ]
-    rows_of += [rows[next(users_apart(window.users_R[rows], 1))] for rows in (new, old)]
+    rows_of += [rows[next(users_apart(chunk.users_R[rows], 1))] for rows in (new, old)]
     result: list[Batch] = []
     for step in [*range(NUM_STEPS), *range(NUM_STEPS)]:
         is_real = np.arange(NUM_ROWS) < NUM_ROWS - (step == 1)
         mine = np.array_split(np.arange(NUM_ROWS), dist.get_world_size())[dist.get_rank()]
-        rows = window.take(rows_of[step][mine])
+        rows = chunk.take(rows_of[step][mine])
         random = partial(reader._rows.shuffle.random, 0, step)
         result.append(reader._collate(rows, np.arange(len(rows)), is_real[mine], random))
     assert (

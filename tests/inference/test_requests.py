@@ -38,17 +38,17 @@ def encode(rows: Path) -> RequestEncoder:
 
 def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: RequestEncoder) -> None:
     schema, encoders = encode.schema, encode.encoders
-    window = ChunkEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
+    chunk = ChunkEncoder(schema, encoders, ColdStartSettings(), 0)(pq.read_table(rows), "rows")
     found = encode(requests_of(rows, schema, range(120)))
     assert list(found) == [spec.name for spec in input_specs(schema, encoders.num_rows)]
     for i, name in enumerate(schema.scalars):
-        assert np.array_equal(found[name], window.scalars_CR[i])
-    assert np.array_equal(found["income"], window.numeric_RN[:, 0])
-    for name, ragged in window.lists.items():
+        assert np.array_equal(found[name], chunk.scalars_CR[i])
+    assert np.array_equal(found["income"], chunk.numeric_RN[:, 0])
+    for name, jagged in chunk.lists.items():
         lengths = found[f"{name}.length"] if name != "actions" else found["history.length"]
-        assert np.array_equal(lengths, ragged.lengths)
-        for row, (start, length) in enumerate(zip(ragged.starts, ragged.lengths, strict=True)):
-            assert np.array_equal(found[name][row, :length], ragged.stored[start : start + length])
+        assert np.array_equal(lengths, jagged.lengths)
+        for row, (start, length) in enumerate(zip(jagged.starts, jagged.lengths, strict=True)):
+            assert np.array_equal(found[name][row, :length], jagged.stored[start : start + length])
             assert not found[name][row, length:].any()
     assert found["history"].shape == (120, 6) and found["tags"].shape == (120, 2)
     assert np.array_equal(found["candidate.user"], np.arange(120))

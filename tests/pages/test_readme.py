@@ -63,8 +63,8 @@ def worked_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_worked_example_trains(worked_example: Path) -> None:
-    figures = json.loads(RunDir(worked_example / "runs" / "mine").metrics.read_text())
-    assert {part: figure["rows"] for part, figure in figures.items()} == {
+    metrics = json.loads(RunDir(worked_example / "runs" / "mine").metrics.read_text())
+    assert {part: figure["rows"] for part, figure in metrics.items()} == {
         "new": 20,
         "old": 40,
         "all": 60,

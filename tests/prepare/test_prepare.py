@@ -69,11 +69,11 @@ def test_the_configuration_that_comes_out_trains(
     prepared: Callable[[str], Path], dataset: str, tmp_path: Path
 ) -> None:
     out = prepared(dataset) / "out"
-    figures = train(
+    metrics = train(
         load_config(out / "config.yaml", [*SMALL, "train.batch_size=64"]), RunDir(tmp_path / "run")
     )
-    assert figures["all"]["rows"] == pq.read_table(out / "test").num_rows > 0
-    assert 0 < figures["new"]["rows"] < figures["all"]["rows"]
+    assert metrics["all"]["rows"] == pq.read_table(out / "test").num_rows > 0
+    assert 0 < metrics["new"]["rows"] < metrics["all"]["rows"]
 
 
 @pytest.mark.parametrize("dataset", raw_logs.WRITERS)
