@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mail_torchrec.data.parquet.arrow import Bools, Ints, binary, one_chunk, plain_ids
-from mail_torchrec.data.parquet.files import parquet_files, unreadable_file
+from mail_torchrec.data.parquet.files import parquet_files
 
 _BATCH = 1_000_000  # rows read at a time
 _KEYS = ["user", "version", "is_new"]
@@ -118,9 +117,10 @@ def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.
     """Yields the sums of each batch, and its number of conversions without a click."""
     first: tuple[str, pa.DataType] | None = None
     hint = "name Parquet files or folders of the exposure and click log"
-    for fragment in (fragment for path in paths for fragment in parquet_files(path, hint)):
-        file = str(fragment.path)
-        for batch in _batches(fragment, columns.names, file):
+    for log_file in (log_file for path in paths for log_file in parquet_files(path, hint)):
+        file = log_file.path
+        log_file.check_columns(columns.names, "name the log's columns")
+        for batch in log_file.batches(columns.names, _BATCH):
             part, num_unclicked = _count_batch(batch, columns, file)
             found = part["user"].type
             first_file, expected = first = first or (file, found)
@@ -130,20 +130,6 @@ def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.
                     f"found {found}; cast one of them"
                 )
             yield _add_up([part]), num_unclicked
-
-
-def _batches(fragment: pads.ParquetFileFragment, names: list[str], file: str) -> Iterator[pa.Table]:
-    try:
-        if missing := [name for name in names if name not in fragment.physical_schema.names]:
-            raise ValueError(
-                f"{file}: column '{missing[0]}' is missing; the file has "
-                f"{', '.join(fragment.physical_schema.names)}"
-            )
-        for batch in fragment.to_batches(columns=names, batch_size=_BATCH):
-            if len(batch):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable_file(file, error) from error
 
 
 def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Table, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from mail_torchrec.data.parquet.files import parquet_files, unreadable_file
+from mail_torchrec.data.parquet.files import parquet_files
+from mail_torchrec.data.parquet.parquet_file import ParquetFile
 from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.schema import Schema
 
@@ -40,19 +41,19 @@ class Source:
     def __init__(self, path: str, schema: Schema) -> None:
         self.path = path
         self.columns = sorted({schema.file_column(name) for name in schema.columns})
-        self._fragments = parquet_files(
+        self._files = parquet_files(
             path, "set data.root, data.train and data.test to Parquet files or folders"
         )
         self.row_groups = [
             RowGroup(file, group.id, group.num_rows)
-            for file, fragment in enumerate(self._fragments)
-            for group in _row_groups(fragment, schema)
+            for file, parquet_file in enumerate(self._files)
+            for group in _row_groups(parquet_file, schema)
             if group.num_rows
         ]
         self.num_rows = sum(group.num_rows for group in self.row_groups)
         if not self.num_rows:
             raise ValueError(
-                f"'{path}' should hold rows: its {len(self._fragments)} Parquet files hold none"
+                f"'{path}' should hold rows: its {len(self._files)} Parquet files hold none"
             )
 
     @property
@@ -66,7 +67,7 @@ class Source:
 
     def file(self, group: RowGroup) -> str:
         """Names the file and the number of a row group, for messages."""
-        return f"{self._fragments[group.file].path}, row group {group.index}"
+        return f"{self._files[group.file].path}, row group {group.index}"
 
     def read(self, group: RowGroup) -> pa.Table:
         """Reads one row group's columns.
@@ -74,39 +75,23 @@ class Source:
         Raises:
             ValueError: the file cannot be read (truncated, damaged, deleted).
         """
-        try:
-            # Reader processes read in parallel already; threads within them only wait for each
-            # other.
-            return (
-                self._fragments[group.file]
-                .subset(row_group_ids=[group.index])
-                .to_table(columns=self.columns, use_threads=False)
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable_file(str(self._fragments[group.file].path), error) from error
+        return self._files[group.file].read(self.columns, group.index)
 
 
-def _row_groups(fragment: pads.ParquetFileFragment, schema: Schema) -> list[pads.RowGroupInfo]:
-    try:
-        physical, groups = fragment.physical_schema, fragment.row_groups
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable_file(str(fragment.path), error) from error
+def _row_groups(file: ParquetFile, schema: Schema) -> list[pads.RowGroupInfo]:
+    names = [schema.file_column(name) for name in schema.columns]
+    file.check_columns(names, "add it, or correct schema.columns, whose 'column' names it there")
     for name, column in schema.columns.items():
-        _check_type(str(fragment.path), physical, schema.file_column(name), column)
-    return list(groups)
+        _check_type(file, schema.file_column(name), column)
+    return file.row_groups
 
 
-def _check_type(file: str, physical: pa.Schema, name: str, column: Column) -> None:
-    if name not in physical.names:
-        raise ValueError(
-            f"{file}: column '{name}' is missing (the file has {_some(physical.names)}); "
-            "add it, or correct schema.columns, whose 'column' names it in the files"
-        )
-    found = physical.field(name).type
+def _check_type(file: ParquetFile, name: str, column: Column) -> None:
+    found = file.schema.field(name).type
     expected, fits = _expectation(column, found)
     if not fits:
         raise ValueError(
-            f"{file}: column '{name}' should be {expected}, found {found}; cast it there or "
+            f"{file.path}: column '{name}' should be {expected}, found {found}; cast it there or "
             "change its kind in the schema"
         )
 
@@ -142,7 +127,3 @@ def _is_id(found: pa.DataType) -> bool:
         or pa.types.is_large_string(found)
         or pa.types.is_boolean(found)
     )
-
-
-def _some(names: list[str], limit: int = 12) -> str:
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

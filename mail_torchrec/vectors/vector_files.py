@@ -10,11 +10,10 @@ from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mail_torchrec.data.parquet.arrow import Floats, one_chunk, plain_ids
-from mail_torchrec.data.parquet.files import parquet_files, unreadable_file
+from mail_torchrec.data.parquet.files import parquet_files
 
 
 class VectorWriter:
@@ -92,9 +91,10 @@ def read_ids(path: str, column: str) -> pa.Array:
         ValueError: no files, no such column, or values that are no ids.
     """
     parts = []
-    for fragment in parquet_files(path, "name a Parquet file or folder of items"):
-        table = _read_column(fragment, column)
-        parts.append(plain_ids(table[column], file=str(fragment.path), name=column).unique())
+    for file in parquet_files(path, "name a Parquet file or folder of items"):
+        file.check_columns([column])
+        table = file.read([column])
+        parts.append(plain_ids(table[column], file=file.path, name=column).unique())
     if len({part.type for part in parts}) > 1:
         raise ValueError(
             f"'{path}': column '{column}' should be of one type in all files, found "
@@ -117,23 +117,8 @@ def read_tables(path: str, columns: list[str], batch_size: int) -> Iterator[tupl
     Raises:
         ValueError: no files, or a file that cannot be read.
     """
-    for fragment in parquet_files(path, "name a Parquet file or folder of users"):
-        found = [name for name in columns if name in fragment.physical_schema.names]
-        try:
-            for batch in fragment.to_batches(columns=found, batch_size=batch_size):
-                if len(batch):
-                    yield str(fragment.path), pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable_file(str(fragment.path), error) from error
-
-
-def _read_column(fragment: pads.ParquetFileFragment, column: str) -> pa.Table:
-    if column not in fragment.physical_schema.names:
-        raise ValueError(
-            f"{fragment.path}: column '{column}' is missing; the file has "
-            f"{', '.join(fragment.physical_schema.names)}"
-        )
-    try:
-        return fragment.to_table(columns=[column])
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable_file(str(fragment.path), error) from error
+    for file in parquet_files(path, "name a Parquet file or folder of users"):
+        found = [name for name in columns if name in file.schema.names]
+        file.check_columns(found)
+        for batch in file.batches(found, batch_size):
+            yield file.path, batch

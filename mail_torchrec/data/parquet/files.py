@@ -4,8 +4,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
+from mail_torchrec.data.parquet.parquet_file import ParquetFile, unreadable_file
 
-def parquet_files(path: str, remedy: str) -> list[pads.ParquetFileFragment]:
+
+def parquet_files(path: str, remedy: str) -> list[ParquetFile]:
     """Lists the Parquet files below a path or URI, in the order of their names.
 
     Args:
@@ -28,15 +30,7 @@ def parquet_files(path: str, remedy: str) -> list[pads.ParquetFileFragment]:
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: str(fragment.path))
     if not fragments:
         raise ValueError(f"'{path}' should hold Parquet files: it holds none")
-    return fragments
-
-
-def unreadable_file(file: str, error: Exception) -> ValueError:
-    """Makes the error to raise where a file cannot be read as Parquet."""
-    return ValueError(
-        f"{file} cannot be read as Parquet (truncated, damaged, another format?): {error}; write "
-        "it anew or take it out"
-    )
+    return [ParquetFile(str(fragment.path), fragment) for fragment in fragments]
 
 
 def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
