@@ -223,7 +223,7 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
         (
             {},
             ["--candidate", "b", "--click", "clicks"],
-            "column 'clicks' is missing; (the file has user, version, click)",
+            "column 'clicks' is missing (the file has user, version, click)",
         ),
         (
             {"click": [0, 1, 2]},
