@@ -10,6 +10,7 @@ the help from the signatures and the docstrings below, and knows ``Dict``, ``Lis
 from typing only.
 """
 
+import re
 from typing import Any, Dict, List, Optional
 
 from torchx.components.dist import ddp
@@ -67,6 +68,7 @@ def train(
         env=env,
         rdzv_port=rdzv_port,
     )
+    _check_local(config=config, run_dir=run_dir)
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
     arguments = ["--config", config, "--run-dir", run_dir, *flags, *overrides]
@@ -119,6 +121,7 @@ def evaluate(
         env=env,
         rdzv_port=rdzv_port,
     )
+    _check_local(run_dir=run_dir)
     return _torchrun(
         "evaluate",
         "--run-dir",
@@ -157,6 +160,7 @@ def plan(
             EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
+    _check_local(config=config, out=out)
     return _single_process(
         "plan",
         "--config",
@@ -198,6 +202,7 @@ def export(
             EFS) or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
+    _check_local(run_dir=run_dir, out=out)
     return _single_process(
         "export",
         "--run-dir",
@@ -212,6 +217,16 @@ def export(
         mounts=mounts,
         env=env,
     )
+
+
+def _check_local(**paths: str) -> None:
+    """Refuses URIs here, as the command would after it has waited for its machines."""
+    for name, path in paths.items():
+        if re.match(r"[A-Za-z][\w+.:-]+:/", path):
+            raise ValueError(
+                f"--{name} should be a path on the job's machines or on storage mounted there, "
+                f"received a URI ({path.partition(':/')[0]}:...); give the path where it is mounted"
+            )
 
 
 def _single_process(

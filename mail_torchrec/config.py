@@ -1,7 +1,7 @@
 """Root of the configuration: safe YAML, then dotted overrides, then validation."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -17,6 +17,9 @@ from mail_torchrec.embeddings.settings import ShardingSettings
 from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.train.settings import TrainSettings
+from mail_torchrec.utils.config_trees import is_setting_of, tree_differences
+from mail_torchrec.utils.unique_keys import parse_yaml
+from mail_torchrec.utils.uris import redact, without_credentials
 
 _PRESETS = Path(__file__).parent / "presets"
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -52,27 +55,29 @@ class Config(Settings):
 def load_config(path: Path, overrides: list[str]) -> Config:
     """Reads a configuration file and applies ``section.key=value`` overrides.
 
-    Values of overrides are YAML: ``null``, ``[1, 2]``, ``0.5``.
+    Values of overrides are YAML: ``null``, ``[1, 2]``, ``0.5``. Of several for one key the last
+    counts. ``null`` takes an entry out of a mapping whose entries cannot be null, such as a column
+    (``schema.columns.price=null``) or what is said of a table.
 
     Raises:
         ValueError: the file is missing or no mapping, a key is unknown or a type is wrong; every
             fault is listed with its place.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
             f"no configuration at '{path}' ({error.strerror}); launch/configs/ holds examples"
         ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(redact(f"{path} is not valid YAML: {error}")) from error
     if not isinstance(tree, dict):
         raise ValueError(
             f"{path} should hold sections (data, schema, model, ...), received "
             f"{type(tree).__name__}"
         )
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, Config)
     return _validated(Config, tree, f"{path} (with overrides)")
 
 
@@ -84,7 +89,7 @@ def parse_settings(kind: type[AnySettings], overrides: list[str]) -> AnySettings
     """
     tree: dict[str, Any] = {}
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, kind)
     return _validated(kind, tree, "the command line")
 
 
@@ -98,9 +103,7 @@ def preset_overrides(name: str) -> list[str]:
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
         raise ValueError(f"no preset '{name}'; there are: {known}")
-    return [
-        f"{key}={json.dumps(value)}" for key, value in _leaves(yaml.safe_load(path.read_text()))
-    ]
+    return [f"{key}={json.dumps(value)}" for key, value in _leaves(parse_yaml(path.read_text()))]
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,55 +115,91 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def dump_config(config: Config) -> str:
-    """Formats the whole configuration, with defaults, as YAML for :func:`load_config`."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=140)
+    """Formats the whole configuration, with defaults, as YAML for :func:`load_config`.
+
+    URIs are without their credentials, which the environment has to hold when it is used again.
+    """
+    text: str = yaml.safe_dump(_public_tree(config), sort_keys=False, width=140)
     return text
 
 
-def config_differences(found: Config, wanted: Config) -> list[str]:
-    """Lists the settings that differ, as ``section.key: 1 there, 2 now``."""
-    flat = [_flat(config.model_dump(mode="json")) for config in (found, wanted)]
-    keys = dict.fromkeys([*flat[0], *flat[1]])
+def config_differences(found: Config, wanted: Config, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Lists the settings that differ, as ``section.key: 1 there, 2 now``.
+
+    Args:
+        found: a configuration.
+        wanted: another one.
+        ignored: settings that may differ; sections end with a dot.
+    """
+    trees = (_public_tree(config) for config in (found, wanted))
     return [
-        f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} now"
-        for key in keys
-        if flat[0].get(key) != flat[1].get(key)
+        f"{key}: {there} there, {now} now"
+        for key, (there, now) in tree_differences(*trees).items()
+        if not is_setting_of(key, ignored)
     ]
 
 
-def _flat(tree: object, key: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict) or not tree:
-        return {key: tree}
-    leaves: dict[str, object] = {}
-    for name, child in tree.items():
-        leaves |= _flat(child, f"{key}.{name}" if key else name)
-    return leaves
+def _public_tree(config: Config) -> Any:
+    """Returns the configuration as a tree, without credentials in URIs."""
+    return _map_texts(config.model_dump(mode="json"), without_credentials)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _map_texts(tree: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _map_texts(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_map_texts(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) else tree
+
+
+def _apply(tree: dict[str, Any], override: str, kind: type[Settings]) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise ValueError(f"an override should read section.key=value, received '{override}'")
+        raise ValueError(
+            f"an override should read section.key=value, received '{redact(override)}'"
+        )
     *sections, key = dotted.split(".")
     for section in sections:
         child = tree.get(section)
         if not isinstance(child, dict | None):
             raise ValueError(
-                f"override '{override}': '{section}' holds the value {child!r} and no keys"
+                redact(f"override '{override}': '{section}' holds the value {child!r} and no keys")
             )
         child = tree[section] = dict(child or {})  # a copy: a YAML alias may stand in two places
         tree = child
     try:
-        tree[key] = yaml.safe_load(text)
+        value = parse_yaml(text, dotted)
     except yaml.YAMLError as error:
-        raise ValueError(f"override '{override}': the value is not valid YAML: {error}") from error
+        message = redact(f"override '{override}': the value is not valid YAML: {error}")
+        raise ValueError(message) from error
+    if value is not None or not _has_removable_entries(kind, sections):
+        tree[key] = value
+    elif key in tree:
+        del tree[key]
+    else:
+        raise ValueError(
+            f"override '{override}': '{'.'.join(sections)}' has no '{key}' to take out; it has "
+            f"{', '.join(map(str, tree)) or 'nothing'}"
+        )
+
+
+def _has_removable_entries(kind: type[Settings], sections: list[str]) -> bool:
+    """Returns whether a section is a mapping of names to something other than null."""
+    annotation: Any = kind
+    for section in sections:
+        annotation = _annotation_below(annotation, section)
+    if get_origin(annotation) is not dict:
+        return False
+    value = get_args(annotation)[1]
+    return value is not Any and type(None) not in get_args(value)
 
 
 def _validated(kind: type[AnySettings], tree: dict[str, Any], where: str) -> AnySettings:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{where} does not fit:\n{_readable(error, kind)}") from error
+        # Pydantic's own message shows values, cut in pieces that may hold a secret.
+        raise ValueError(redact(f"{where} does not fit:\n{_readable(error, kind)}")) from None
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> str:
@@ -168,6 +207,8 @@ def _readable(error: ValidationError, kind: type[Settings]) -> str:
     lines = []
     for fault in error.errors():
         parts, sections = _resolve_place(fault["loc"], kind)
+        if parts[-1:] == ["[key]"]:  # pydantic's place of a key that is no text, below the key
+            parts = parts[:-2]
         lines.append(f"  {'.'.join(parts) or '(root)'}: {_fault_message(fault, sections)}")
     return "\n".join(lines)
 
@@ -182,6 +223,8 @@ def _fault_message(fault: ErrorDetails, sections: list[list[type[Settings]]]) ->
     if fault["type"].startswith("union_tag"):  # a section of which there are kinds
         names = ", ".join(_name(section) for section in sections[-1])
         return f"'name' should be one of {names}, received {fault['input']!r}"
+    if fault["loc"][-1:] == ("[key]",):
+        return f"a name should be text, received {fault['input']!r}; put it in quotes"
     if fault["type"] not in ("value_error", "missing"):
         message += f", received {fault['input']!r}"
     return message
@@ -206,13 +249,16 @@ def _resolve_place(
             annotations[-1] = next(section for section in sections if _name(section) == part)
             continue
         parts.append(part)
-        # dict[str, Section]: any key leads to a Section
-        annotations.append(
-            _fields(sections[0]).get(part)
-            if len(sections) == 1
-            else (get_args(annotations[-1]) or (None,))[-1]
-        )
+        annotations.append(_annotation_below(annotations[-1], part))
     return parts, [_sections(annotation) for annotation in annotations]
+
+
+def _annotation_below(annotation: Any, key: str) -> Any:
+    """Returns the annotation of a key: of a section's field, or of all entries of a mapping."""
+    sections = _sections(annotation)
+    if len(sections) == 1:
+        return _fields(sections[0]).get(key)
+    return (get_args(annotation) or (None,))[-1]
 
 
 def _sections(annotation: Any) -> list[type[Settings]]:

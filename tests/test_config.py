@@ -65,6 +65,51 @@ def test_an_override_makes_the_sections_it_needs(file: Path) -> None:
     assert config.sharding.enabled is False
 
 
+def test_null_on_the_command_line_takes_an_entry_out_of_a_mapping(file: Path) -> None:
+    text = file.read_text() + "sharding: {constraints: {item: {}}, pooling_factors: {tags: 2}}\n"
+    file.write_text(text)
+    entries = {
+        "schema.columns.income": lambda config: config.schema_.columns,
+        "sharding.constraints.item": lambda config: config.sharding.constraints,
+        "sharding.pooling_factors.tags": lambda config: config.sharding.pooling_factors,
+    }
+    for key, mapping in entries.items():
+        name = key.rpartition(".")[2]
+        assert name in mapping(load_config(file, []))
+        assert name not in mapping(load_config(file, [f"{key}=null"]))
+        assert name not in mapping(load_config(file, [f"{key}="]))
+    options = load_config(file, ["model.tower_options={a: 1}", "model.tower_options.a=null"])
+    assert options.model.tower_options == {"a": None}  # where null may stand, it is a value
+
+
+def test_null_takes_nothing_out_that_is_not_there(file: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"'schema\.columns' has no 'incom' to take out; it has user, clicked, age"
+    ):
+        load_config(file, ["schema.columns.incom=null"])
+
+
+def test_null_in_a_file_is_no_column(file: Path) -> None:
+    tree = yaml.safe_load(file.read_text())
+    tree["schema"]["columns"]["income"] = None
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ValueError, match=r"schema\.columns\.income: Input .* received None"):
+        load_config(file, [])
+
+
+@pytest.mark.parametrize("key", [True, 7])
+def test_a_name_that_yaml_takes_for_something_else_should_be_in_quotes(
+    file: Path, key: object
+) -> None:
+    tree = yaml.safe_load(file.read_text())
+    tree["schema"]["columns"][key] = {"group": "context"}
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        ValueError, match=rf"\n  schema\.columns: a name should be text, received {key}; put it in "
+    ):
+        load_config(file, [])
+
+
 def test_an_override_does_not_reach_through_an_alias(file: Path) -> None:
     tree, shared = yaml.safe_load(file.read_text()), {"min_count": 2}
     tree["schema"]["tables"] = {"hour": shared, "age": shared}
@@ -187,6 +232,11 @@ def test_a_missing_section_is_named(file: Path) -> None:
             r"override 'train\.epochs\.first=1': 'epochs' holds the value 2 and no keys",
         ),
         ("train.betas=[1", r"override 'train\.betas=\[1': the value is not valid YAML"),
+        (
+            "model={zero_shot: {variant: full, variant: full}}",
+            r"override 'model=.*': .* key 'model\.zero_shot\.variant' should stand once, received "
+            r"it twice on line 1 \(columns 14 and 29\)",
+        ),
     ],
 )
 def test_an_override_that_cannot_be_applied(file: Path, override: str, message: str) -> None:
@@ -198,6 +248,11 @@ def test_an_override_that_cannot_be_applied(file: Path, override: str, message: 
     ("text", "message"),
     [
         ("a: [1", r"config\.yaml is not valid YAML: (?s:.*)line 1"),
+        (
+            "train: {epochs: 1}\nname: x\ntrain: {epochs: 2}\n",
+            r"config\.yaml is not valid YAML: key 'train' should stand once, received it on lines "
+            r"1 and 3",
+        ),
         (
             "- 1\n",
             r"config\.yaml should hold sections \(data, schema, model, \.\.\.\), received list",
@@ -225,8 +280,8 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_one_section_from_overrides_alone() -> None:
     assert parse_settings(
-        DataSettings, ["root=x", "cold_start.oracle=true"]
-    ) == DataSettings.model_validate({"root": "x", "cold_start": {"oracle": True}})
+        DataSettings, ["root=x", "cold_start.hide_share=0.4"]
+    ) == DataSettings.model_validate({"root": "x", "cold_start": {"hide_share": 0.4}})
     with pytest.raises(
         ValueError,
         match="the command line does not fit:\n  rot: unknown key; known here: root, train",

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from mail_torchrec.cli.options import OUTPUT_DIR
+
 CHUNK_ROWS = 1_000_000
 NUM_CATES, NUM_BRANDS = 12_977, 461_529
 BEHAVIOURS_PER_USER, IMPRESSIONS_PER_USER, ADS_PER_USER = 634, 23, 0.74
@@ -142,7 +144,7 @@ def _profiles(random: np.random.Generator, num_users: int) -> pa.Table:
     show_default=True,
     help="Rows of behavior_log.csv.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=OUTPUT_DIR, required=True, help="Folder to write.")
 def main(rows: int, out: Path) -> None:
     """Write random logs in the layout of Alimama's display ads; their values mean nothing."""
     write_logs(rows, out)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import r2_score, roc_auc_score
 
+from mail_torchrec.cli.options import LOCAL_PATH
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.fitting import fit_encoders
@@ -225,7 +226,7 @@ def measure_explained_histories(
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="As for mail-torchrec train.",
 )

@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.benchmark`
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.utils.logging import silence_third_parties
@@ -215,7 +216,7 @@ def _open_bench(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Measure on this configuration and its data instead of generated rows.",
 )
 @click.option(
@@ -247,19 +248,19 @@ def _open_bench(
 )
 @click.option(
     "--fuxictr-source",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Checkout of FuxiCTR; also measures its DMR.",
 )
 @click.option(
     "--fuxictr-env",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     default=_FUXICTR_ENVIRONMENT,
     show_default="~/.cache",
     help="Folder of FuxiCTR's Python environment.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     default=Path("runs/bench"),
     show_default=True,
     help="Folder of the report.",

@@ -29,6 +29,7 @@ from mail_torchrec.checkpoint.manifest import CheckpointManifest, LogPosition, R
 from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.checkpoint.writer import Snapshot
+from mail_torchrec.cli.options import OUTPUT_DIR
 from mail_torchrec.config import Config
 from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.batch import Batch
@@ -208,7 +209,7 @@ def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     help="Folder for the checkpoints; by default a temporary one.",
 )
 def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:

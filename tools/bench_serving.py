@@ -23,6 +23,7 @@ import torch
 import tritonclient.grpc
 import tritonclient.http
 
+from mail_torchrec.cli.options import LOCAL_PATH
 from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.finished_run import FinishedRun
@@ -154,9 +155,7 @@ def compare(
 
 
 @click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
-@click.option(
-    "--run-dir", type=click.Path(path_type=Path, exists=True), required=True, help="A finished run."
-)
+@click.option("--run-dir", type=LOCAL_PATH, required=True, help="A finished run.")
 @click.option("--candidates", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=100, show_default=True, help="Rounds.")
 def main(run_dir: Path, candidates: int, repeats: int) -> None:

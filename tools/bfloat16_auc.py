@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
 from mail_torchrec.config import load_config
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
@@ -52,16 +53,14 @@ def _round(part: Any) -> Any:
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="As for mail-torchrec train.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1), default=2, show_default=True, help="Runs a precision."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run directories."
-)
+@click.option("--out", type=OUTPUT_DIR, required=True, help="Folder of the run directories.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(config: Path, seeds: int, out: Path, overrides: tuple[str, ...]) -> None:
     """Trains each seed in both precisions."""

@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_FILE
 from mail_torchrec.inference.artifact_files import MANIFEST
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.utils.progress import progress_bar
@@ -242,7 +243,7 @@ def _latency_table(reports: list[ClientReport], seconds: float) -> list[str]:
 @click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
 @click.option(
     "--model",
-    type=click.Path(path_type=Path, exists=True),
+    type=LOCAL_PATH,
     required=True,
     help="An exported model, or a finished run.",
 )
@@ -263,7 +264,7 @@ def _latency_table(reports: list[ClientReport], seconds: float) -> list[str]:
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of the server's ONNX Runtime.")
 @click.option("--note", default="", help="What else the machine was busy with, for the report.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The result, Markdown.")
+@click.option("--out", type=OUTPUT_FILE, required=True, help="The result, Markdown.")
 def main(
     model: Path, seconds: float, swaps: int, clients: int, threads: int | None, note: str, out: Path
 ) -> None:

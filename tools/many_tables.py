@@ -14,6 +14,8 @@ import click
 import numpy as np
 import yaml
 
+from mail_torchrec.cli.options import OUTPUT_FILE
+
 
 def many_tables(num_tables: int, seed: int = 0) -> dict[str, Any]:
     """Builds the configuration; an item table with its behaviours is among the tables."""
@@ -53,7 +55,7 @@ def many_tables(num_tables: int, seed: int = 0) -> dict[str, Any]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--tables", type=click.IntRange(4), default=200, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="YAML file to write.")
+@click.option("--out", type=OUTPUT_FILE, required=True, help="YAML file to write.")
 def main(tables: int, out: Path) -> None:
     """Write a configuration with so many tables."""
     out.write_text(yaml.safe_dump(many_tables(tables), sort_keys=False))

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from mail_torchrec.cli.options import OUTPUT_DIR
+
 MIB = 2**20
 
 
@@ -72,7 +74,7 @@ def config(root: Path, rows: int, dim: int, tower: dict[str, Any]) -> dict[str, 
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     required=True,
     help="Folder for rows, run and models; a run there is used again.",
 )

@@ -29,6 +29,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.torchrun_job`
 
+from mail_torchrec.cli.options import OUTPUT_FILE
 from mail_torchrec.utils.progress import progress_bar
 from tools.torchrun_job import ROOT, LostError, TorchrunJob, child_environment
 
@@ -237,7 +238,7 @@ def _write_world(folder: Path) -> None:
     "--ranks", type=click.IntRange(1), default=2, show_default=True, help="Ranks of the training."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of victims and moments.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The log, Markdown.")
+@click.option("--out", type=OUTPUT_FILE, required=True, help="The log, Markdown.")
 def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
     """Kill a training at random, resume it, assert that nothing is lost, and write a log.
 

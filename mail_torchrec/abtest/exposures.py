@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mail_torchrec.data.parquet.arrow import Bools, Ints, binary, one_chunk, plain_ids
+from mail_torchrec.data.parquet.arrow import Bools, Ints, binary, one_chunk
 from mail_torchrec.data.parquet.files import parquet_files
+from mail_torchrec.data.parquet.logical_types import LogicalType, plain_ids, plain_values
 
 _BATCH = 1_000_000  # rows read at a time
 _KEYS = ["user", "version", "is_new"]
@@ -25,7 +26,8 @@ class LogColumns:
     """Names of the log's columns."""
 
     user: str = "user"
-    version: str = "version"
+    version: str = "model_version"
+    """As the servers' responses call it."""
     click: str = "click"
     """0 or 1; a count where ``impressions`` is given."""
     conversion: str | None = None
@@ -116,10 +118,13 @@ def _read_sums(paths: Iterable[str], columns: LogColumns) -> tuple[pa.Table, int
 def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.Table, int]]:
     """Yields the sums of each batch, and its number of conversions without a click."""
     first: tuple[str, pa.DataType] | None = None
-    hint = "name Parquet files or folders of the exposure and click log"
+    hint = "give as LOG Parquet files or folders of the exposure and click log"
     for log_file in (log_file for path in paths for log_file in parquet_files(path, hint)):
         file = log_file.path
-        log_file.check_columns(columns.names, "name the log's columns")
+        if not log_file.num_rows:
+            continue
+        remedy = "name the log's columns (--user, --version, --click, ...)"
+        log_file.check_columns(columns.names, remedy)
         for batch in log_file.batches(columns.names, _BATCH):
             part, num_unclicked = _count_batch(batch, columns, file)
             found = part["user"].type
@@ -127,7 +132,7 @@ def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.
             if found != expected:
                 raise ValueError(
                     f"{file}: column '{columns.user}' should be {expected} as in {first_file}, "
-                    f"found {found}; cast one of them"
+                    f"found {found}; a number and its text are different users: cast one of them"
                 )
             yield _add_up([part]), num_unclicked
 
@@ -141,7 +146,7 @@ def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Ta
         conversions_R = _events(batch, columns.conversion, columns, file)
     is_new_R = np.zeros(len(batch), np.bool_)
     if columns.is_new is not None:
-        is_new_R = binary(batch[columns.is_new], file=file, name=columns.is_new)
+        is_new_R = _flags(batch, columns.is_new, file)
     counted_R = np.minimum(conversions_R, clicks_R)
     table = pa.table(
         {
@@ -175,35 +180,39 @@ def _events(batch: pa.Table, name: str, columns: LogColumns, file: str) -> Ints:
     """Reads clicks or conversions [R]: 0 or 1, or counts in a log of sums."""
     if columns.impressions is not None:
         return _counts(batch, name, file)
-    return binary(batch[name], file=file, name=name).astype(np.int64)
+    return _flags(batch, name, file).astype(np.int64)
+
+
+def _flags(batch: pa.Table, name: str, file: str) -> Bools:
+    values = _plain(batch, name, LogicalType.NUMBER, file)
+    return binary(pa.chunked_array([values]), file=file, name=name)
 
 
 def _ids(batch: pa.Table, name: str, file: str) -> pa.Array:
-    column = batch[name]
-    if column.null_count:
+    ids = plain_ids(batch[name], file=file, name=name)
+    if ids.null_count:
         raise ValueError(
-            f"{file}: column '{name}' should say it of every row, received {column.null_count} "
+            f"{file}: column '{name}' should say it of every row, received {ids.null_count} "
             "nulls; leave such rows out"
         )
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
-        raise ValueError(
-            f"{file}: column '{name}' should hold integers or strings, found {kind}; cast it there"
-        )
-    return plain_ids(column, file=file, name=name)
+    return ids
 
 
 def _counts(batch: pa.Table, name: str, file: str) -> Ints:
-    column = batch[name]
-    is_valid = pa.types.is_integer(column.type) and not column.null_count
-    if not is_valid or (len(column) and pc.min(column).as_py() < 0):
+    counts = _plain(batch, name, LogicalType.INTEGER, file)
+    if counts.null_count or (len(counts) and pc.min(counts).as_py() < 0):
         raise ValueError(
             f"{file}: column '{name}' should hold counts, integers from 0 on without nulls, found "
-            f"{column.type} from {pc.min(column)} on, {column.null_count} nulls"
+            f"{pc.min(counts)} and {counts.null_count} nulls"
         )
-    return _ints(column)
+    return _ints(counts)
+
+
+def _plain(batch: pa.Table, name: str, kind: LogicalType, file: str) -> pa.Array:
+    try:
+        return plain_values(batch[name], kind)
+    except ValueError as error:
+        raise ValueError(f"{file}: column '{name}' {error}") from error
 
 
 def _add_up(parts: list[pa.Table]) -> pa.Table:
@@ -211,5 +220,5 @@ def _add_up(parts: list[pa.Table]) -> pa.Table:
     return grouped.rename_columns({f"{name}_sum": name for name in _SUMS})
 
 
-def _ints(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _ints(column: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(column.to_numpy(), np.int64)

@@ -13,6 +13,7 @@ from mail_torchrec.abtest.formatting import COHORT_NAMES, estimate_text, p_text,
 from mail_torchrec.abtest.plots import draw_lifts
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
+from mail_torchrec.utils.local_path import make_output_dir
 
 _PLOT = "lifts.png"
 
@@ -78,7 +79,7 @@ class AbTestReport:
 
     def write(self, out: Path) -> list[Path]:
         """Writes the report in every form, with a plot of the lifts; returns the paths."""
-        out.mkdir(parents=True, exist_ok=True)
+        make_output_dir(out)
         draw_lifts({name: found.lift for name, found in self._by_name().items()}, out / _PLOT)
         caption = "What the candidate gains over the base, 95 % intervals."
         text = f"{self.text()}\n![{caption}]({_PLOT})\n"

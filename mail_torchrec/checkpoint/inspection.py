@@ -11,8 +11,9 @@ from mail_torchrec.checkpoint.manifest import CheckpointManifest, check_format, 
 from mail_torchrec.utils.formats import check_run_format
 from mail_torchrec.utils.progress import progress_bar
 
-_TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>.+)\.weight")
+_TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>[^./]+)/?\.weight")
 _TOWER = re.compile(r"model\.towers\.(?P<name>[^.]+)\.")
+_TOWER_STATE = re.compile(r"optimizer\.[^.]+\.towers\.")
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,7 @@ def _summary_of_towers(tensors: list[_SavedTensor]) -> list[str]:
         f"{len(parts)} tensors"
         for name, parts in towers.items()
     ]
-    state = sum(
-        tensor.num_bytes
-        for tensor in tensors
-        if tensor.is_optimizer_state() and ".towers." in tensor.key
-    )
+    state = sum(tensor.num_bytes for tensor in tensors if _TOWER_STATE.match(tensor.key))
     return [*lines, f"optimizer state of the towers: {_bytes(state)}"]
 
 
@@ -145,7 +142,7 @@ def _optimizer_state(table: _SavedTensor, tensors: list[_SavedTensor]) -> str:
     """Formats the optimizer state of a table: name and size of each part."""
     middle = f".{table.key.removeprefix('model.')}."
     parts = [
-        (tensor.key.partition(middle)[2], tensor.num_bytes)
+        (tensor.key.partition(middle)[2].replace("/", ""), tensor.num_bytes)
         for tensor in tensors
         if tensor.is_optimizer_state() and middle in tensor.key
     ]

@@ -51,7 +51,7 @@ class CheckpointManifest(Settings):
     num_rows: int
     """Rows of the training data."""
     data: str
-    """Checksum over the number of rows of each row group of the training data."""
+    """Fingerprint of the training data, see ``data/fingerprint.py``."""
     vocabularies: dict[str, str]
     """Files of the run's ``vocabularies/``, with their SHA-256."""
 

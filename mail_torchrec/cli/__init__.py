@@ -1,6 +1,9 @@
 """The command line ``mail-torchrec``, one function a command."""
 
+import os
 import sys
+from traceback import format_exception
+from types import TracebackType
 
 import click
 from click.exceptions import Exit
@@ -14,6 +17,7 @@ from mail_torchrec.cli import (
     retrieval,
     runs,
 )
+from mail_torchrec.cli.interrupts import EXIT_CODE, InterruptHandler
 from mail_torchrec.distributed.launcher import report_error_to_launcher
 from mail_torchrec.utils.logging import (
     LEVEL_VARIABLE,
@@ -21,25 +25,50 @@ from mail_torchrec.utils.logging import (
     set_log_level,
     silence_third_parties,
 )
+from mail_torchrec.utils.uris import redact
 
 
 class _Cli(click.Group):
     """Prints a user's error as one message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
+        """Runs a command."""
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except (ValueError, OSError) as error:
             report_error_to_launcher(error)
             if ctx.params["traceback"]:
                 raise
             # A reader process hands over its error with the traceback before the message.
-            raise click.ClickException(str(error).rpartition("\nValueError: ")[2]) from error
-        except (click.ClickException, click.Abort, Exit):
+            message = redact(str(error).rpartition("\nValueError: ")[2])
+            raise click.ClickException(message) from error
+        except click.ClickException as error:
+            error.message = redact(error.message)  # type: ignore[misc]  # keeps the usage line
+            raise
+        except (click.Abort, Exit):
             raise
         except Exception as error:  # a fault of ours: with its traceback
             report_error_to_launcher(error)
             raise
+
+    def _invoke(self, ctx: click.Context) -> object:
+        """Runs a command; where it was interrupted, whatever it raised is left out."""
+        with InterruptHandler() as interrupt:
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                if not (interrupt.received or isinstance(error, KeyboardInterrupt)):
+                    raise
+                if os.environ.get("RANK", "0") == "0":
+                    click.echo("Error: interrupted", err=True)
+                raise Exit(EXIT_CODE) from None
+
+
+def _print_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an error with its traceback and its causes, without credentials in URIs."""
+    sys.stderr.write(redact("".join(format_exception(kind, error, trace))))
 
 
 @click.group(
@@ -64,6 +93,7 @@ def main(traceback: bool, log_level: str) -> None:
       data.root=worlds/demo
     mail-torchrec compare runs/demo
     """  # noqa: D301 -- Click's mark for lines to keep is a real \\b
+    sys.excepthook = _print_error
     set_log_level(log_level)
     silence_third_parties()
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from mail_torchrec.cli.options import OVERRIDES
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 
 
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     required=True,
     help="Folder to write; its train/ and test/ must not exist yet.",
 )
@@ -37,13 +37,13 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("dataset", type=click.Choice(["alimama", "kuairand", "movielens"]))
 @click.option(
     "--raw",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="Folder with the files as published, unpacked.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     required=True,
     help="Folder to write; must be empty, or begun by this command.",
 )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mail_torchrec.cli.options import CONFIG, OVERRIDES
+from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.utils.uris import redact
 
 if TYPE_CHECKING:
     from mail_torchrec.reproduce.command import ReproduceOptions
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
-    help="YAML file; launch/configs/ holds examples.",
+    type=LOCAL_PATH,
+    help="YAML file; launch/configs/ holds examples. Or a run: the sizes of its tables are known.",
 )
 @click.option("--hardware", help="Hardware of a rank: a100-40, a100-80, h100, h200, b200, cpu.")
 @click.option("--ranks", help="Numbers of ranks, such as 8,16,64.")
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rows",
     multiple=True,
-    help="TABLE=N, rows of a vocabulary that is not built yet. May be given several times.",
+    help="TABLE=N, rows of a vocabulary that no run has built. May be given several times.",
 )
 @click.option(
     "--set",
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     help="Folder for the report (HTML, Markdown, JSON), its plots and plan files.",
 )
 @click.option(
     "--compare",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="A finished run, to show its estimate beside its measured memory and speed.",
 )
 @OVERRIDES
@@ -101,7 +102,7 @@ def plan(
         vary=vary,
         rows=rows,
     )
-    click.echo(plan_grid(grid, out, shlex.join(["mail-torchrec", *sys.argv[1:]])))
+    click.echo(plan_grid(grid, out, redact(shlex.join(["mail-torchrec", *sys.argv[1:]]))))
 
 
 @click.command()
@@ -109,7 +110,7 @@ def plan(
 @CONFIG
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     required=True,
     help="Folder of the runs, tables, plots and the report.",
 )
@@ -194,4 +195,4 @@ def _reproduce_command(options: "ReproduceOptions") -> str:
     words += ["--out", str(options.out), "--seeds", str(options.num_seeds)]
     words += ["--paper", options.paper] if options.paper else []
     words += [word for name in options.chosen for word in ("--method", name)]
-    return shlex.join([*words, *options.overrides])
+    return redact(shlex.join([*words, *options.overrides]))

@@ -5,17 +5,17 @@ from typing import Any, Literal
 
 import click
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
+
 
 @click.command()
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="A finished run, of any number of ranks.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist."
-)
+@click.option("--out", type=OUTPUT_DIR, required=True, help="Folder to write; must not exist.")
 @click.option(
     "--tables",
     type=click.Choice(["float32", "float16", "int8"]),
@@ -78,7 +78,7 @@ def export(
 @click.command()
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="An exported model, or a folder of exported versions.",
 )
@@ -142,6 +142,12 @@ def export(
     show_default=True,
     help="Another salt gives another set of users to VERSION.",
 )
+@click.option(
+    "--allow-schema-change",
+    is_flag=True,
+    help="Load a new version although it takes other columns, types or outputs than the one that "
+    "serves.",
+)
 def serve(model: Path, split: str | None, split_salt: str, **options: Any) -> None:
     """Serve exported models by the Open Inference Protocol v2, REST and gRPC.
 
@@ -163,10 +169,10 @@ def serve(model: Path, split: str | None, split_salt: str, **options: Any) -> No
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="An exported model.")
+@click.option("--model", type=LOCAL_PATH, required=True, help="An exported model.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     required=True,
     help="The model repository; created where there is none.",
 )
@@ -201,6 +207,11 @@ def serve(model: Path, split: str | None, split_salt: str, **options: Any) -> No
     default=2000,
     show_default=True,
     help="Most candidates of a request; of the Python backend.",
+)
+@click.option(
+    "--allow-schema-change",
+    is_flag=True,
+    help="Add a version although it takes other columns, types or outputs than the one before.",
 )
 def triton(**options: Any) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server from an exported model.

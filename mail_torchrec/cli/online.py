@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from mail_torchrec.cli.options import OUTPUT_DIR
+
 
 @click.command()
 @click.argument("log", nargs=-1, required=True)
@@ -34,9 +36,9 @@ import click
 @click.option(
     "--version",
     "version_column",
-    default="version",
+    default="model_version",
     show_default=True,
-    help="Column of the version that scored the impression.",
+    help="Column of the version that scored the impression: `model_version` of the response.",
 )
 @click.option(
     "--click",
@@ -68,7 +70,7 @@ import click
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     help="Folder for report.html, report.md, report.json and lifts.png.",
 )
 def abtest(

@@ -1,14 +1,55 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the type of every local path."""
 
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import click
+
+from mail_torchrec.utils.local_path import check_local, check_output_dir, check_output_file
+
+
+class LocalPath(click.Path):
+    """Path on this machine, checked before the command begins; a URI is refused.
+
+    Args:
+        check: raises ValueError for a path, given the name of its option.
+    """
+
+    def __init__(self, check: Callable[[Path, str], None] = check_local) -> None:
+        super().__init__(path_type=Path)
+        self._check = check
+
+    def convert(
+        self,
+        value: str | PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Returns the path of an argument."""
+        name = "the path"
+        if param is not None:
+            name = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        try:
+            check_local(str(value), name)  # before Path() takes the second slash away
+            self._check(Path(value), name)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        return super().convert(value, param, ctx)
+
+
+LOCAL_PATH = LocalPath()
+OUTPUT_DIR = LocalPath(check_output_dir)
+OUTPUT_FILE = LocalPath(check_output_file)
+NPZ_FILE = LocalPath(partial(check_output_file, suffix=".npz"))
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 CONFIG = click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="YAML file; launch/configs/ holds examples.",
 )

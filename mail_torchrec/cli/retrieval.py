@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
+
 
 @click.command()
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     required=True,
     help="An exported model whose tower has vectors (dmr).",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist."
-)
+@click.option("--out", type=OUTPUT_DIR, required=True, help="Folder to write; must not exist.")
 @click.option(
     "--users",
     help=(

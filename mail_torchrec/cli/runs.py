@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mail_torchrec.cli.options import CONFIG, OVERRIDES
+from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, NPZ_FILE, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.distributed.launcher import num_restarts
 
 
@@ -15,7 +15,7 @@ from mail_torchrec.distributed.launcher import num_restarts
 @CONFIG
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     help="Run directory to write; must not hold a run yet, unless --resume is given.",
 )
 @click.option(
@@ -35,7 +35,7 @@ from mail_torchrec.distributed.launcher import num_restarts
 )
 @click.option(
     "--plan",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Shard the tables by this plan.json, of `mail-torchrec plan` or of a run.",
 )
 @click.option(
@@ -78,14 +78,14 @@ def train(
 
 
 @click.command()
-@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--run-dir", type=LOCAL_PATH, required=True, help="A finished run.")
 @click.option(
     "--data",
     help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.",
 )
 @click.option(
     "--predictions",
-    type=click.Path(path_type=Path),
+    type=NPZ_FILE,
     help="File (.npz) to write: score, label, user and cohort of every row.",
 )
 @OVERRIDES
@@ -111,7 +111,7 @@ def evaluate(
 
 @click.command()
 @click.argument("what", type=click.Choice(["list", "verify", "show"]))
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=LOCAL_PATH, metavar="DIR")
 def checkpoint(what: str, folder: Path) -> None:
     """Inspect the checkpoints of a run; DIR is the run's directory, or one checkpoint.
 
@@ -131,20 +131,31 @@ def checkpoint(what: str, folder: Path) -> None:
 
 
 @click.command()
-@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", nargs=-1, required=True, type=LOCAL_PATH)
 @click.option(
     "--base", help="A method, to show the others' differences from it too, paired by seed."
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_DIR,
     help="Folder for the comparison as comparison.md, .json and .png.",
 )
-def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> None:
+@click.option(
+    "--allow-different-data",
+    is_flag=True,
+    help=(
+        "Mark runs whose test rows, new users or (for seeds of one method) training rows differ "
+        "from the first run's, instead of refusing them."
+    ),
+)
+def compare(
+    run_dirs: tuple[Path, ...], base: str | None, out: Path | None, allow_different_data: bool
+) -> None:
     """Print the metrics of finished runs as one table: methods by new, old and all users.
 
     Runs of one name (top of their configuration) are seeds of one method: their mean and 95 %
-    interval are shown. The files of each run are listed below the table.
+    interval are shown; they must not differ in more than the seed. All runs must have been
+    evaluated on the same rows. The files of each run are listed below the table.
 
     \b
     mail-torchrec compare runs/kr runs/kr2
@@ -155,7 +166,7 @@ def compare(run_dirs: tuple[Path, ...], base: str | None, out: Path | None) -> N
     from mail_torchrec.reporting.comparison_plot import write_comparison
     from mail_torchrec.train.run_dir import RunDir
 
-    results = compare_runs(run_dirs, base)
+    results = compare_runs(run_dirs, base, allow_different_data=allow_different_data)
     click.echo(as_markdown(results))
     if out is not None:
         click.echo("\n".join(map(str, write_comparison(results, as_markdown(results), out))))

@@ -3,10 +3,12 @@
 Shapes: ``R`` rows.
 """
 
+from typing import Self
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.settings import Settings
@@ -26,6 +28,22 @@ class ColdStartSettings(Settings):
     keep: int = Field(default=0, ge=0)
     """Number of newest behaviours of each sequence that hidden users keep: users who warm up, still
     reported as new."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hide_share:
+            return self
+        if self.oracle:
+            raise ValueError(
+                "oracle shows hidden behaviours, and hide_share 0 hides none, so it would equal "
+                "the same run without it; set hide_share above 0, or oracle false"
+            )
+        if self.keep:
+            raise ValueError(
+                f"keep={self.keep} limits what hidden users show, and hide_share 0 hides none; set "
+                "hide_share above 0, or keep 0"
+            )
+        return self
 
 
 def hidden_users(

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
-from mail_torchrec.data.parquet.arrow import Bools, Ints, list_lengths, plain_ids
+from mail_torchrec.data.parquet.arrow import Bools, Ints, list_lengths
 from mail_torchrec.data.parquet.jagged import JaggedArray
+from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 
 _ALL = np.iinfo(np.int64).max

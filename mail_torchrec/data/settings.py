@@ -4,13 +4,15 @@ from pydantic import Field
 
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.uris import join_path
 
 
 class DataSettings(Settings):
     """Locates the data and configures its reading."""
 
     root: str = ""
-    """Folder or URI (`s3://`, `gs://`, `hdfs://` ...) that `train` and `test` lie below."""
+    """Folder or URI (`s3://`, `gs://`, `hdfs://` ...) that `train` and `test` lie below. Options
+    of a URI (`?region=...`) stay at its end; its credentials are never stored or shown."""
     train: str = "train"
     """Training data: a Parquet file, or a folder of Parquet files, below `root`."""
     test: str = "test"
@@ -32,4 +34,4 @@ class DataSettings(Settings):
 
     def path(self, part: str) -> str:
         """Returns the path of ``part`` (``train`` or ``test``) below ``root``."""
-        return f"{self.root.rstrip('/')}/{part}" if self.root else part
+        return join_path(self.root, part)

@@ -1,16 +1,25 @@
-"""Row groups of Parquet files, checked against the schema when the files are opened."""
+"""Row groups of Parquet files, checked against the schema when opened, read in plain types."""
 
-import hashlib
-import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
+from mail_torchrec.data.column_types import (
+    ColumnType,
+    ColumnTypes,
+    find_column_types,
+    plain_table,
+)
+from mail_torchrec.data.fingerprint import fingerprint
+from mail_torchrec.data.padding import check_padding, drop_padding
 from mail_torchrec.data.parquet.files import parquet_files
-from mail_torchrec.data.parquet.parquet_file import ParquetFile
-from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.utils.uris import without_credentials
+
+PIECE_ROWS = 16_384
+"""Rows of a large row group that are decoded at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class Source:
         path: a folder, a file, or a URI that ``pyarrow.fs`` opens (``s3://``, ``gs://``,
             ``hdfs://`` ...).
         schema: the columns to read.
+        types: types of the columns in the files of training; the first source of a run, without
+            them, decides them.
+        remedy: what to do where the path does not exist, if it was not given by the configuration.
 
     Raises:
         ValueError: nothing there, no rows, an unreadable file, a column that is missing or of a
@@ -38,92 +50,82 @@ class Source:
             found.
     """
 
-    def __init__(self, path: str, schema: Schema) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str,
+        schema: Schema,
+        types: Mapping[str, ColumnType] | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.path = without_credentials(path)
         self.columns = sorted({schema.file_column(name) for name in schema.columns})
         self._files = parquet_files(
-            path, "set data.root, data.train and data.test to Parquet files or folders"
+            path, remedy or "set data.root, data.train and data.test to Parquet files or folders"
         )
         self.row_groups = [
             RowGroup(file, group.id, group.num_rows)
             for file, parquet_file in enumerate(self._files)
-            for group in _row_groups(parquet_file, schema)
+            for group in parquet_file.row_groups
             if group.num_rows
         ]
         self.num_rows = sum(group.num_rows for group in self.row_groups)
         if not self.num_rows:
             raise ValueError(
-                f"'{path}' should hold rows: its {len(self._files)} Parquet files hold none"
+                f"'{self.path}' should hold rows: its {len(self._files)} Parquet files hold none"
             )
+        self._schema = schema
+        self.types = self._check_columns(types or {})
 
-    @property
+    def _check_columns(self, known: Mapping[str, ColumnType]) -> ColumnTypes:
+        """Checks the columns of every file that has rows; the others have no say."""
+        files = [file for file in self._files if file.num_rows]
+        remedy = "add it, or correct schema.columns, whose 'column' names it in the files"
+        for file in files:
+            file.check_columns(self.columns, remedy)
+        types = find_column_types(files, self._schema, known)
+        check_padding(self._schema, types)
+        return types
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Checksum over the row counts of all row groups.
-
-        Equal checksums mean most likely equal data, wherever the files lie.
-        """
-        sizes = [[group.file, group.index, group.num_rows] for group in self.row_groups]
-        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+        """Fingerprint of the columns, the same wherever copies of the files lie."""
+        return fingerprint(self._files, self.columns)
 
     def file(self, group: RowGroup) -> str:
         """Names the file and the number of a row group, for messages."""
         return f"{self._files[group.file].path}, row group {group.index}"
 
-    def read(self, group: RowGroup) -> pa.Table:
-        """Reads one row group's columns.
+    def read(self, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
+        """Reads one row group's columns in plain types, padding dropped.
+
+        Args:
+            group: of this source.
+            columns: some of ``self.columns``; None for all.
 
         Raises:
-            ValueError: the file cannot be read (truncated, damaged, deleted).
+            ValueError: the file cannot be read (truncated, damaged, deleted), or a value does not
+                fit its column's type.
         """
-        return self._files[group.file].read(self.columns, group.index)
-
-
-def _row_groups(file: ParquetFile, schema: Schema) -> list[pads.RowGroupInfo]:
-    names = [schema.file_column(name) for name in schema.columns]
-    file.check_columns(names, "add it, or correct schema.columns, whose 'column' names it there")
-    for name, column in schema.columns.items():
-        _check_type(file, schema.file_column(name), column)
-    return file.row_groups
-
-
-def _check_type(file: ParquetFile, name: str, column: Column) -> None:
-    found = file.schema.field(name).type
-    expected, fits = _expectation(column, found)
-    if not fits:
-        raise ValueError(
-            f"{file.path}: column '{name}' should be {expected}, found {found}; cast it there or "
-            "change its kind in the schema"
+        return self._plain(
+            self._files[group.file].read(columns or self.columns, group.index), group
         )
 
+    def pieces(self, group: RowGroup) -> Iterator[pa.Table]:
+        """Reads one row group's columns as :meth:`read` does, ``PIECE_ROWS`` rows at a time.
 
-def _expectation(column: Column, found: pa.DataType) -> tuple[str, bool]:
-    if column.group in (Group.LABEL, Group.CONVERSION, Group.NEW_USER):
-        return "a boolean or number of 0 and 1", pa.types.is_boolean(found) or _is_number(found)
-    if column.group is Group.GROUP_KEY or column.kind is Kind.CATEGORICAL:
-        return "an integer, string or boolean (an id)", _is_id(found)
-    if column.kind is Kind.NUMERIC:
-        return "a number", _is_number(found)
-    return "a list of integers or strings", _is_list(found) and _is_id(found.value_type)
+        The rows of a large row group are never in memory together.
 
+        Raises:
+            ValueError: as :meth:`read`.
+        """
+        if group.num_rows <= PIECE_ROWS:
+            yield self.read(group)
+            return
+        file = self._files[group.file]
+        for stored in file.batches(self.columns, PIECE_ROWS, group.index):
+            yield self._plain(stored, group)
 
-def _is_list(found: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(found)
-        or pa.types.is_large_list(found)
-        or pa.types.is_fixed_size_list(found)
-    )
-
-
-def _is_number(found: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(found) or pa.types.is_floating(found))
-
-
-def _is_id(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    return bool(
-        pa.types.is_integer(found)
-        or pa.types.is_string(found)
-        or pa.types.is_large_string(found)
-        or pa.types.is_boolean(found)
-    )
+    def _plain(self, stored: pa.Table, group: RowGroup) -> pa.Table:
+        """Converts rows of a row group to plain types, and drops their padding."""
+        table = plain_table(stored, self._schema, self.types, self.file(group))
+        return drop_padding(table, self._schema)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the rows of all ranks, on CPU and CUDA.
+"""Batch normalisation over the rows of all ranks, on CPU and CUDA, and of a batch of one row.
 
 ``torch.nn.SyncBatchNorm`` runs on GPUs only; this one makes a job on N ranks equal to one rank with
 an N times larger batch on any device. Shape letters: ``B`` rows of this rank, ``C`` columns.
@@ -6,6 +6,7 @@ an N times larger batch on any device. Shape letters: ``B`` rows of this rank, `
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mail_torchrec.distributed.collectives import sum_over_ranks
 
@@ -51,8 +52,24 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.running_var.lerp_(unbiased_C, momentum)
 
 
-def convert_batch_norms(module: nn.Module) -> None:
-    """Converts every ``nn.BatchNorm1d`` of a module into a :class:`GlobalBatchNorm1d`, in place."""
+class LocalBatchNorm1d(nn.BatchNorm1d):
+    """Normalises columns as ``nn.BatchNorm1d`` does, and a batch of one row too, [B, C] -> [B, C].
+
+    One row has no variance: ``nn.BatchNorm1d`` refuses it in training. It is normalised by the
+    moving statistics, which it does not change. (On several ranks there are at least two rows.)
+    """
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Normalises the columns."""
+        if self.training and x_BC.shape[0] == x_BC[:, 0].numel() == 1 and self.track_running_stats:
+            return functional.batch_norm(
+                x_BC, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x_BC)
+
+
+def convert_batch_norms(module: nn.Module, num_ranks: int) -> None:
+    """Converts every ``nn.BatchNorm1d`` of a module, in place, into the one for so many ranks."""
     for child in module.modules():
         if type(child) is nn.BatchNorm1d:
-            child.__class__ = GlobalBatchNorm1d
+            child.__class__ = GlobalBatchNorm1d if num_ranks > 1 else LocalBatchNorm1d

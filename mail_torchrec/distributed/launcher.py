@@ -1,6 +1,9 @@
 """Interface to the launcher that started this process: torchrun or Slurm."""
 
 import os
+from pathlib import Path
+
+from mail_torchrec.utils.uris import redact
 
 
 def report_error_to_launcher(error: Exception) -> None:
@@ -9,6 +12,9 @@ def report_error_to_launcher(error: Exception) -> None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
+        record = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+        if record.exists():
+            record.write_text(redact(record.read_text()))
 
 
 def num_restarts() -> int:

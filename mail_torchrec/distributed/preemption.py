@@ -92,22 +92,24 @@ class PreemptionHandler:
 
 
 def start_fork_server(preload: Sequence[str]) -> None:
-    """Starts the process that reader processes are forked from, with SIGTERM ignored.
+    """Starts the process that reader processes are forked from, with SIGTERM and SIGINT ignored.
 
-    A launcher signals the whole process group of a rank, and the training needs its readers until
-    it has stopped. They take the fork server's end for that of the training, so it has to outlive
-    the signal; it ends with the training.
+    A launcher (or a terminal, by Ctrl-C) signals the whole process group of a rank, and the
+    training needs its readers until it has stopped. They take the fork server's end for that of the
+    training, so it has to outlive the signal; it ends with the training.
 
     Args:
         preload: modules to import once, in the fork server, instead of in each reader process at
             each epoch.
     """
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
+    signals = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]  # which is inherited
     try:
         forkserver.set_forkserver_preload(list(preload))
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def isolate_worker_signals(worker: int) -> None:

@@ -6,6 +6,7 @@ from torchrec.distributed.types import CacheParams, KeyValueParams
 from mail_torchrec.embeddings.empty_shards import exclude_empty_shards
 from mail_torchrec.embeddings.hardware import Hardware
 from mail_torchrec.embeddings.settings import ShardingSettings
+from mail_torchrec.embeddings.tables import collection_key
 from mail_torchrec.embeddings.workload import Workload
 
 _OVER_HOSTS = {"table_row_wise", "table_column_wise", "grid_shard"}
@@ -77,14 +78,14 @@ def feasible_sharding_types(
 def parameter_constraints(
     settings: ShardingSettings, workload: Workload, world_size: int, local_world_size: int
 ) -> dict[str, ParameterConstraints]:
-    """Converts the settings to TorchRec's constraints of every table."""
+    """Converts the settings to TorchRec's constraints of every table, by its key."""
     cache = CacheParams(load_factor=settings.cache_load_factor)
     ssd = KeyValueParams(ssd_storage_directory=settings.ssd_directory)
     feasible = feasible_sharding_types(settings, workload, world_size, local_world_size)
     constraints = {}
     for table, sharding_types in feasible.items():
         kernels = settings.compute_kernels_of(table)
-        constraints[table] = ParameterConstraints(
+        constraints[collection_key(table)] = ParameterConstraints(
             sharding_types=sharding_types,
             compute_kernels=list(kernels),
             min_partition=settings.min_partition,

@@ -23,6 +23,7 @@ from torchrec.distributed.types import ModuleSharder, PipelineType
 from mail_torchrec.embeddings.settings import OptimizerName
 from mail_torchrec.embeddings.sharding_options import FloatArray, PartitionBy, ShardingOption
 from mail_torchrec.embeddings.storage import optimizer_state_bytes
+from mail_torchrec.embeddings.tables import table_of_key
 
 _SIMPLEST_FIRST = (
     "table_wise",
@@ -47,7 +48,7 @@ def enumerate_sharding_options(
     Args:
         tables: holds the collections, on the meta device.
         sharders: of both kinds of collection.
-        constraints: of every table.
+        constraints: of every table, by its key in the collections.
         topology: the ranks.
         batch_size: rows a rank.
         optimizer: of the tables.
@@ -72,7 +73,7 @@ def enumerate_sharding_options(
     by_table: dict[str, list[ShardingOption]] = {}
     for option in options:
         all_shards = enumerator.all_shards[id(option)]
-        by_table.setdefault(option.name, []).append(_convert(option, all_shards))
+        by_table.setdefault(table_of_key(option.name), []).append(_convert(option, all_shards))
     # TorchRec's order is that of a set. Sorting makes the simpler of two equal options win.
     return {table: sorted(found, key=_simplicity) for table, found in by_table.items()}
 
@@ -141,7 +142,7 @@ def _convert(option: torchrec_planner.ShardingOption, shards: list[Any]) -> Shar
     partition_by = get_partition_by_type(option.sharding_type)
     assert partition_by in get_args(PartitionBy)
     return ShardingOption(
-        table=option.name,
+        table=table_of_key(option.name),
         module_path=option.path,
         sharding_type=option.sharding_type,
         compute_kernel=option.compute_kernel,

@@ -15,6 +15,8 @@ from torchrec.distributed.types import (
 )
 
 from mail_torchrec.embeddings.sharding_plan import PlacedShard, build_parameter_sharding
+from mail_torchrec.embeddings.tables import collection_key, table_of_key
+from mail_torchrec.utils.unique_keys import parse_json
 
 VERSION = 2
 
@@ -66,9 +68,9 @@ def plan_text(plan: ShardingPlan, context: PlanContext) -> str:
     A shard is written as ``[rank, first row, first column, rows, columns]``.
     """
     lines = [
-        f"{json.dumps(name)}: {json.dumps(_table_entry(module, parameter))}"
+        f"{json.dumps(table_of_key(key))}: {json.dumps(_table_entry(module, parameter))}"
         for module, parameters in plan.plan.items()
-        for name, parameter in parameters.items()
+        for key, parameter in parameters.items()
     ]
     made_for = json.dumps({**vars(context), "tables": context.tables})
     return (
@@ -100,13 +102,13 @@ def read_plan(path: Path) -> dict[str, Any]:
         ValueError: there is no such file, or it is no plan of this version.
     """
     try:
-        tree = json.loads(path.read_text())
+        tree = parse_json(path.read_text())
     except OSError as error:
         raise ValueError(
             f"no plan at '{path}' ({error.strerror}); mail-torchrec plan writes one, and a run "
             "leaves plan.json"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no plan: {error}") from error
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION or not {"made_for", "tables"} <= tree.keys():
@@ -146,7 +148,9 @@ def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> Shardi
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
         for name, entry in tree["tables"].items():
             module = modules.setdefault(entry["module"], EmbeddingModuleShardingPlan())
-            module[name] = _parameter_sharding(path, name, entry, job, ssd_directory)
+            module[collection_key(name)] = _parameter_sharding(
+                path, name, entry, job, ssd_directory
+            )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it anew with "

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.local_path import check_local
 
 ShardingTypeName = Literal[
     "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"
@@ -50,6 +51,13 @@ class ShardingSettings(Settings):
     pooling_factors: dict[str, float] = {}
     """List column to its mean length, for the planner's estimates; a column that is not named
     counts with its max_length."""
+
+    @field_validator("ssd_directory")
+    @classmethod
+    def _check_ssd_directory(cls, path: str | None) -> str | None:
+        if path is not None:
+            check_local(path, "the folder")
+        return path
 
     def sharding_types_of(self, table: str) -> list[ShardingTypeName]:
         """Returns the sharding types that a table is allowed."""

@@ -16,6 +16,7 @@ from torchrec.distributed.types import (
 
 from mail_torchrec.embeddings.partitioner import CandidatePlan
 from mail_torchrec.embeddings.settings import ShardingSettings
+from mail_torchrec.embeddings.tables import collection_key
 
 
 class PlacedShard(NamedTuple):
@@ -40,7 +41,7 @@ def build_sharding_plan(
         ]
         is_cached = option.compute_kernel == "fused_uvm_caching"
         module = modules.setdefault(option.module_path, EmbeddingModuleShardingPlan())
-        module[table] = build_parameter_sharding(
+        module[collection_key(table)] = build_parameter_sharding(
             option.sharding_type,
             option.compute_kernel,
             shards,

@@ -1,6 +1,7 @@
 """Embedding collections of a schema: pooled and unpooled tables with their stored sizes."""
 
 import torch
+from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
@@ -8,11 +9,28 @@ from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Schema
 
+_RESERVED = frozenset(dir(nn.ModuleDict()))
+# Table names hold no slash.
+_ESCAPE = "/"
 # FBGEMM's kernels move vectors of 4 columns.
 _COLUMN_MULTIPLE = 4
 # Row-wise shards of a table with more than (ranks - 1)^2 rows are never empty: this minimum is
 # enough for 32 ranks, and empty_shards.py handles more.
 _LEAST_ROWS = 1024
+
+
+def collection_key(table: str) -> str:
+    """Returns the name that a table has in TorchRec's collections, plans and state dicts.
+
+    The collections keep tables in an ``nn.ModuleDict``, which refuses its own attributes
+    (``items``, ``type``, ``train``, ...) as keys; a table of such a name gets a slash behind it.
+    """
+    return table + _ESCAPE if table in _RESERVED else table
+
+
+def table_of_key(key: str) -> str:
+    """Returns the name of the table that has a key in TorchRec's collections."""
+    return key.removesuffix(_ESCAPE)
 
 
 def stored_dim(dim: int) -> int:
@@ -75,7 +93,7 @@ def build_tables(
         EmbeddingBagConfig(
             num_embeddings=rows,
             embedding_dim=dim,
-            name=table,
+            name=collection_key(table),
             feature_names=_feature_names(feature_tables.pooled, table),
             pooling=PoolingType.SUM,
         )
@@ -86,7 +104,7 @@ def build_tables(
         EmbeddingConfig(
             num_embeddings=rows,
             embedding_dim=dim,
-            name=table,
+            name=collection_key(table),
             feature_names=_feature_names(feature_tables.unpooled, table),
         )
         for table, (rows, dim) in sizes.items()

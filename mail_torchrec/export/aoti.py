@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from mail_torchrec.export.exporter_logging import suppress_exporter_logs
+from mail_torchrec.export.inference_model import buffer_name
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Arrays
 
@@ -69,7 +70,7 @@ class AotiModel:
         weights: dict[str, Tensor] = torch.load(folder / DENSE, weights_only=True)
         for table, info in manifest.tables.items():
             for part, file in info.files.items():
-                weights[f"tables.{table}_.{part}"] = _mapped(folder / file, info.rows)
+                weights[buffer_name(table, part)] = _mapped(folder / file, info.rows)
         # The model does not keep its weights alive.
         self._weights = {name: weights[name] for name in self._model.get_constant_fqns()}
         self._model.load_constants(self._weights, check_full_update=True, user_managed=True)

@@ -12,14 +12,14 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.finished_run import FinishedRun
-from mail_torchrec.export.inference_model import InferenceModel
+from mail_torchrec.export.inference_model import InferenceModel, buffer_name
 from mail_torchrec.export.parity import check_parity, golden_batch, trainer_scores
 from mail_torchrec.export.table_files import GatherTable, TableFiles, TableType
 from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES, checksums, version_of
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
 from mail_torchrec.inference.manifest import ArtifactManifest, NumericInfo, TableInfo
-from mail_torchrec.inference.requests import Request, input_specs
+from mail_torchrec.inference.requests import Request, graph_output, input_specs
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.atomic_dir import atomic_dir
@@ -95,11 +95,15 @@ def _golden_requests(
 ) -> tuple[list[Request], dict[str, ValueType]]:
     data, schema = run.config.data, run.config.schema_
     try:
-        source = Source(options.data or data.path(data.test), schema)
+        source = Source(
+            options.data or data.path(data.test),
+            schema,
+            run.types,
+            "give --data a Parquet file or folder",
+        )
     except ValueError as error:
-        raise ValueError(
-            f"golden requests are taken from the run's test data, or from --data: {error}"
-        ) from error
+        origin = "--data" if options.data else "the run's test data"
+        raise ValueError(f"golden requests are taken from {origin}: {error}") from error
     return sample_requests(
         source, schema, run.encoders, data.cold_start, data.new_user_max_behaviours
     )
@@ -134,11 +138,11 @@ def _write_models(
     )
     program = export_program(model, config.model.tower)
     buffers = {
-        f"tables.{name}_.{part}": file
+        buffer_name(name, part): file
         for name, files in tables.items()
         for part, file in files.by_name.items()
     }
-    outputs = [spec.name for spec in run.towers.output_specs()]
+    outputs = [graph_output(spec.name, inputs) for spec in run.towers.output_specs()]
     write_onnx(program, [spec.name for spec in inputs], outputs, buffers, folder / ONNX_MODEL)
     if aoti:
         from mail_torchrec.export.aoti import write_aoti

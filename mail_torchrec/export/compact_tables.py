@@ -15,7 +15,7 @@ from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.embeddings.tables import build_tables, table_sizes
+from mail_torchrec.embeddings.tables import build_tables, table_of_key, table_sizes
 from mail_torchrec.model.mail import Mail, Towers
 
 
@@ -71,7 +71,7 @@ class CompactTables:
         model = Mail(*tables, towers)
         for collection in (model.pooled_tables, model.unpooled_tables):
             for key, parameter in collection.named_parameters():
-                parameter.copy_(self.weights[key.split(".")[1]])
+                parameter.copy_(self.weights[table_of_key(key.split(".")[1])])
         pooled, unpooled = (self._remapped(jagged, tables) for jagged, tables in self._jagged())
         return model.eval(), replace(self.batch, pooled=pooled, unpooled=unpooled)
 

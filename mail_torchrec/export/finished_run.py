@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.column_types import ColumnTypes, load_column_types
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.export.stored_weights import ShardConsumer, StoredWeights, weights_folder
@@ -31,6 +32,8 @@ class FinishedRun:
 
     config: Config
     encoders: Encoders
+    types: ColumnTypes
+    """Types of the columns in the run's files."""
     feature_tables: FeatureTables
     towers: Towers
     """Trained, in evaluation mode."""
@@ -56,11 +59,12 @@ class FinishedRun:
         config = load_config(run_dir.config, [])
         _check_new_user_rule(config)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+        types = load_column_types(run_dir.vocabularies)
         feature_tables, stored = config_feature_tables(config), StoredWeights(folder)
         towers = Towers(config.model, config.schema_, feature_tables, encoders.num_rows)
         _load_towers(towers, stored)
         metrics = json.loads(run_dir.metrics.read_text())
-        return FinishedRun(config, encoders, feature_tables, towers, stored, metrics)
+        return FinishedRun(config, encoders, types, feature_tables, towers, stored, metrics)
 
     def schema_table(self, table: str) -> str:
         """Finds the schema's table of a table that may be an output-side one."""

@@ -8,6 +8,7 @@ Shape letters as in ``towers/inputs.py``; ``U`` users of a request, ``B`` candid
 either, ``S`` columns of a table.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -56,8 +57,7 @@ class InferenceModel(nn.Module):
         self.towers, self.inputs, self.schema = towers, inputs, schema
         self.feature_tables = feature_tables
         self.new_user_max_behaviours = new_user_max_behaviours
-        # The underscore keeps a table's name from being one of ModuleDict's own attributes.
-        self.tables = nn.ModuleDict({f"{name}_": table for name, table in tables.items()})
+        self.tables = nn.ModuleDict({module_key(name): table for name, table in tables.items()})
         self._assembler = InputAssembler(schema, feature_tables)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -184,8 +184,22 @@ class InferenceModel(nn.Module):
 
     def _gather(self, table: str, ids: Tensor) -> Tensor:
         """Gathers the rows [..., S] of ids [...]."""
-        vectors: Tensor = self.tables[f"{table}_"](ids)
+        vectors: Tensor = self.tables[module_key(table)](ids)
         return vectors
+
+
+def module_key(table: str) -> str:
+    """Returns the key of a table in the inference model, part of its buffers' names.
+
+    The underscore behind it keeps it from being one of ModuleDict's own attributes. The tracer
+    writes source code with the names in it, so that quotes and the like become code points.
+    """
+    return re.sub(r"[^0-9A-Za-z_]", lambda found: f"-{ord(found[0]):x}-", table) + "_"
+
+
+def buffer_name(table: str, part: str) -> str:
+    """Returns the name of a part of a table (``weight``, ``scale``, ...) in the traced graph."""
+    return f"tables.{module_key(table)}.{part}"
 
 
 def _masked_mean(stored_RLS: Tensor, lengths_R: Tensor) -> Tensor:

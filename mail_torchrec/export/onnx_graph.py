@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from mail_torchrec.export.exporter_logging import suppress_exporter_logs
 from mail_torchrec.export.table_files import TableFile
 from mail_torchrec.inference.artifact_files import DENSE_WEIGHTS
+from mail_torchrec.inference.graph_names import separate_names
 
 OPSET = 20
 _DTYPES = {
@@ -61,12 +62,17 @@ def _convert(program: ExportedProgram, inputs: list[str], outputs: list[str]) ->
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
+            input_names=[f"input.{place}" for place in range(len(inputs))],
+            output_names=[f"output.{place}" for place in range(len(outputs))],
             optimize=True,
             verbose=False,
         )
     assert exported is not None
+    graph = exported.model.graph
+    # Only now, for the exporter would not keep a column's name apart from those of its own values.
+    for value, name in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
+        value.name = name
+    separate_names(graph)
     return exported.model
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mail_torchrec.inference.batch_first import batch_first_inputs
+from mail_torchrec.inference.graph_names import separate_names
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, InputSpec
 from mail_torchrec.utils.output_spec import OutputSpec
 
@@ -48,6 +49,7 @@ def write_batch_first_graph(
     graph.outputs.clear()
     graph.outputs.extend(results)
     graph.extend(tail.nodes)
+    separate_names(graph)
     ir.save(model, path)
 
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits
-from mail_torchrec.data.parquet.arrow import Ints, plain_ids
+from mail_torchrec.data.parquet.arrow import Ints
+from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.data.source import Source
@@ -52,7 +53,7 @@ def sample_requests(
         The requests, and the value type of each raw column.
     """
     table, file = _pool(source)
-    types = value_types(table, schema)
+    types = value_types(source.types, schema)
     chunk = ChunkEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
     key = schema.file_column(schema.group_key)
     keys = plain_ids(table[key], file=file, name=key)

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError
 
 from mail_torchrec.data.schema.columns import IdPolicyName
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.schema import Kind, Schema, Transform
 from mail_torchrec.inference.artifact_files import MANIFEST, FileInfo, checksum
-from mail_torchrec.inference.requests import InputSpec
+from mail_torchrec.inference.requests import InputSpec, candidate_columns, user_columns
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.output_spec import OutputSpec, Role
@@ -89,8 +89,8 @@ class ArtifactManifest(Settings):
     """Table row of a vocabulary's first value. A hashed value has row ``first_row + hash64(value,
     salt) mod (rows - first_row)``."""
     lists: str = (
-        "the newest max_length entries are kept (they end with the newest), then padded behind "
-        "with 0"
+        "a column's padding is dropped, the newest max_length entries are kept (they end with the "
+        "newest), then padded behind with 0"
     )
     hash: str = (
         "hash64 of mail_torchrec/data/ids/hashing.py: splitmix64's finaliser of (value xor FNV-1a "
@@ -136,6 +136,52 @@ class ArtifactManifest(Settings):
     def outputs_of(self, *roles: Role) -> list[OutputSpec]:
         """Selects the outputs of some roles, in the graph's order."""
         return [spec for spec in self.outputs if spec.role in roles]
+
+    def changes_for_clients(self, other: Self) -> list[str]:
+        """Lists why clients of this version cannot use another one; empty where they can.
+
+        Raw columns and their types have to be the same, and this version's outputs have to be
+        there. Other vocabularies and another ``max_length`` change nothing for raw requests.
+        """
+        columns, others = self._raw_columns(), other._raw_columns()
+        changes = [
+            f"{name}: {columns.get(name, 'none')} here, {others.get(name, 'none')} there"
+            for name in sorted(columns | others)
+            if columns.get(name) != others.get(name)
+        ]
+        known = {spec.name: (spec.axis, spec.size, spec.dtype) for spec in other.outputs}
+        return changes + [
+            f"output '{spec.name}': {(spec.axis, spec.size, spec.dtype)} here, "
+            f"{known.get(spec.name, 'none')} there"
+            for spec in self.outputs
+            if known.get(spec.name) != (spec.axis, spec.size, spec.dtype)
+        ]
+
+    def _raw_columns(self) -> dict[str, str]:
+        """Describes the values of each raw column of a request."""
+        schema = self.schema_
+        sides = {
+            "user": [*user_columns(schema), schema.group_key],
+            "candidate": candidate_columns(schema),
+        }
+        found: dict[str, set[str]] = {}
+        for side, names in sides.items():
+            for name in names:  # two columns of the schema may be read from one of the file
+                place = f"{side} column '{schema.file_column(name)}'"
+                found.setdefault(place, set()).add(self._raw_values(name))
+        return {place: " and ".join(sorted(kinds)) for place, kinds in found.items()}
+
+    def _raw_values(self, name: str) -> str:
+        schema = self.schema_
+        column = schema.columns[name]
+        kind: str = self.value_types[schema.file_column(name)]
+        if column.transform is Transform.LOG:
+            kind = f"{kind} of at least 0"
+        if column.kind is Kind.LIST:
+            kind = f"list of {kind}"
+        if column.action_of is not None:
+            kind = f"{kind}, as long as '{schema.file_column(column.action_of)}'"
+        return kind
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into the artefact's folder."""

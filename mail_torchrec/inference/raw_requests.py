@@ -4,9 +4,10 @@ Servers of both kinds (``serve`` and Triton's Python backend) parse raw requests
 """
 
 import json
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import FailFast, Field, ValidationError
 
 from mail_torchrec.inference.datatypes import DATATYPES, Array
 from mail_torchrec.inference.errors import InvalidRequestError
@@ -14,6 +15,8 @@ from mail_torchrec.settings import Settings
 
 RAW_INPUT = "request"
 """Name of the input tensor that holds a raw request, in place of all inputs of the manifest."""
+MAX_TEXT = 4096
+"""Most characters of a string in a request, an id above all."""
 ParsedSettings = TypeVar("ParsedSettings", bound=Settings)
 
 
@@ -23,7 +26,7 @@ class RawRequest(Settings):
     user: dict[str, Any]
     """Attributes, histories (oldest first) and context by the files' column names; null where a
     value is missing."""
-    candidates: list[dict[str, Any]] = Field(min_length=1)
+    candidates: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
     """Item columns of each candidate."""
 
 
@@ -42,7 +45,36 @@ def parse_raw_request(tensor: Array) -> RawRequest:
             f"{DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
         )
     text: bytes = tensor.item()
-    return parse_json(RawRequest, text)
+    request = parse_json(RawRequest, text)
+    for row_name, row in (("user", request.user), *(("candidate", c) for c in request.candidates)):
+        _check_values(row_name, row)
+    return request
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises InvalidRequestError for a string longer than :data:`MAX_TEXT`.
+
+    Args:
+        name: what the string is, for the message.
+        text: the string.
+    """
+    if len(text) > MAX_TEXT:
+        raise InvalidRequestError(
+            f"{name} should be a string of at most {MAX_TEXT} characters, received {len(text)}"
+        )
+
+
+def _check_values(row_name: str, row: Mapping[str, Any]) -> None:
+    """Checks that values are scalars or lists of them: Arrow's work on objects is quadratic."""
+    for column, value in row.items():
+        for element in value if isinstance(value, list) else (value,):
+            if isinstance(element, str):
+                check_text(f"{row_name}: column '{column}'", element)
+            elif isinstance(element, dict | list):
+                raise InvalidRequestError(
+                    f"{row_name}: column '{column}' should hold a value or a list of values, "
+                    f"received {'an object' if isinstance(element, dict) else 'a list of lists'}"
+                )
 
 
 def parse_json(kind: type[ParsedSettings], text: bytes) -> ParsedSettings:

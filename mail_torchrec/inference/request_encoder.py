@@ -11,6 +11,7 @@ import pyarrow as pa
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
 from mail_torchrec.data.numeric import numeric_values
+from mail_torchrec.data.padding import drop_padding
 from mail_torchrec.data.parquet.arrow import Ints, binary
 from mail_torchrec.data.parquet.jagged import JaggedArray
 from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
@@ -21,7 +22,7 @@ from mail_torchrec.inference.requests import (
     length_input,
     user_columns,
 )
-from mail_torchrec.inference.values import ValueType, cast_values, to_table
+from mail_torchrec.inference.values import ValueType, file_values, to_table
 
 EncodedInputs = dict[str, npt.NDArray[Any]]
 """Arrays by input name, each shaped as its :class:`InputSpec` says."""
@@ -78,7 +79,7 @@ class RequestEncoder:
         }
         return self._encode_users(pa.table(columns))
 
-    def _file_values(self, table: pa.Table, name: str, source_name: str) -> pa.ChunkedArray:
+    def _file_values(self, table: pa.Table, name: str, source_name: str) -> pa.Array:
         column, source = self.schema.columns[name], self.schema.file_column(name)
         is_list = column.kind is Kind.LIST
         if column.group is Group.CONTEXT and source not in table.column_names:
@@ -89,12 +90,9 @@ class RequestEncoder:
                 f"{', '.join(table.column_names)}"
             )
         try:
-            return cast_values(table[source], self.types[source], is_list=is_list)
-        except (pa.ArrowException, ValueError) as error:
-            raise ValueError(
-                f"{source_name}: column '{source}' should hold {self.types[source]} values, as "
-                f"in training: {error}"
-            ) from error
+            return file_values(table[source], self.types[source], is_list=is_list)
+        except ValueError as error:
+            raise ValueError(f"{source_name}: column '{source}' {error}, as in training") from error
 
     def _table(
         self, rows: Sequence[Mapping[str, Any]], columns: list[str], row_name: str
@@ -110,6 +108,7 @@ class RequestEncoder:
         return self._encode_columns(candidate_columns(self.schema), table, "candidate")
 
     def _encode_columns(self, columns: list[str], table: pa.Table, row_name: str) -> EncodedInputs:
+        table = drop_padding(table, self.schema)
         encoded: EncodedInputs = {}
         for name in columns:
             encoded |= self._encode_column(name, table, row_name)

@@ -64,6 +64,16 @@ def length_input(name: str) -> str:
     return f"{name}.length"
 
 
+def graph_output(name: str, inputs: Sequence[InputSpec]) -> str:
+    """Names an output in the graph, where inputs and outputs share one set of names.
+
+    Args:
+        name: name of the output in every protocol.
+        inputs: inputs of the model; a column may be called as an output is, ``pctr`` for example.
+    """
+    return f"{name}.output" if any(spec.name == name for spec in inputs) else name
+
+
 def input_specs(schema: Schema, num_rows: Mapping[str, int]) -> list[InputSpec]:
     """Describes the inputs of an exported model, in the order of the graph.
 

@@ -13,7 +13,7 @@ from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.request_encoder import RequestEncoder
-from mail_torchrec.inference.requests import Request
+from mail_torchrec.inference.requests import Request, graph_output
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Arrays by input or output name, shaped as the manifest says."""
@@ -60,7 +60,8 @@ class Scorer:
             outputs: names of the manifest's outputs.
         """
         names = list(self.probabilities if outputs is None else outputs)
-        return dict(zip(names, self._session.run(names, inputs), strict=True))
+        of_graph = [graph_output(name, self.manifest.inputs) for name in names]
+        return dict(zip(names, self._session.run(of_graph, inputs), strict=True))
 
     def max_difference(self) -> float:
         """Computes the largest difference of any probability from the golden scores."""

@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from mail_torchrec.data.column_types import ColumnType
 from mail_torchrec.data.parquet.arrow import cast
+from mail_torchrec.data.parquet.logical_types import LogicalType, plain_lists, plain_values
 from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
 from mail_torchrec.inference.requests import candidate_columns, user_columns
 
@@ -27,29 +29,23 @@ _ACCEPTED: dict[ValueType, tuple[Callable[[pa.DataType], bool], ...]] = {
 }
 
 
-def value_types(table: pa.Table, schema: Schema) -> dict[str, ValueType]:
-    """Infers the value type of each raw column from a table of the training files."""
+def value_types(types: Mapping[str, ColumnType], schema: Schema) -> dict[str, ValueType]:
+    """Returns the value type of each raw column, by the types of the columns in the files."""
     names = [*user_columns(schema), *candidate_columns(schema), schema.group_key]
     return {
-        schema.file_column(name): _value_type(
-            table.schema.field(schema.file_column(name)).type, schema.columns[name]
-        )
+        schema.file_column(name): _value_type(types[name].kind, schema.columns[name])
         for name in names
     }
 
 
-def _value_type(kind: pa.DataType, column: Column) -> ValueType:
-    if column.kind is Kind.LIST:
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+def _value_type(kind: LogicalType, column: Column) -> ValueType:
     if column.group is Group.NEW_USER:
         return "flag"
     if column.kind is Kind.NUMERIC:
         return "number"
-    if pa.types.is_boolean(kind):
+    if kind is LogicalType.BOOLEAN:
         return "boolean"
-    return "integer" if pa.types.is_integer(kind) else "string"
+    return "integer" if kind is LogicalType.INTEGER else "string"
 
 
 def to_table(
@@ -95,7 +91,7 @@ def _column(
     silently truncate 1.5 to 1.
     """
     try:
-        return cast_values(pa.array([row[column] for row in rows]), kind, is_list=is_list)
+        return _cast_values(pa.array([row[column] for row in rows]), kind, is_list=is_list)
     except KeyError:
         absent = next(i for i, row in enumerate(rows) if column not in row)
         raise ValueError(
@@ -108,22 +104,28 @@ def _column(
         ) from error
 
 
-def cast_values(
-    array: pa.Array | pa.ChunkedArray, kind: ValueType, *, is_list: bool
-) -> pa.Array | pa.ChunkedArray:
-    """Casts a column to its value type.
+def _cast_values(array: pa.Array, kind: ValueType, *, is_list: bool) -> pa.Array:
+    """Casts a column of raw rows, whose type Arrow inferred, to its value type.
 
     Raises:
         ValueError: values of a type that cannot stand for it.
     """
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
     found = array.type
     if is_list and not pa.types.is_null(found):
-        if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        if not pa.types.is_list(found):
             raise ValueError(f"received {found} values")
         found = found.value_type
     if not (pa.types.is_null(found) or any(accepts(found) for accepts in _ACCEPTED[kind])):
         raise ValueError(f"received {found} values")
     target = pa.large_list(_ARROW[kind]) if is_list else _ARROW[kind]
     return cast(array, target, safe=kind != "number")
+
+
+def file_values(column: pa.ChunkedArray, kind: ValueType, *, is_list: bool) -> pa.Array:
+    """Converts a column of a file to its value type, whatever container stores the values.
+
+    Raises:
+        ValueError: values of another type than those of the training files.
+    """
+    wanted = LogicalType.NUMBER if kind in ("number", "flag") else LogicalType(kind)
+    return (plain_lists if is_list else plain_values)(column, wanted)

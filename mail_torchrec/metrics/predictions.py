@@ -1,4 +1,4 @@
-"""Scores of an evaluation, row by row, in a file: the input of statistics over users."""
+"""Scores of an evaluation in a file, row by row in the order of the data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Predictions:
-    """Columns of ``R`` evaluated rows, in the order in which they were read.
+    """Columns of ``R`` evaluated rows, in the order of the data.
 
-    That is the order of the files with one rank and at most one reader process.
+    That is the files in the order of their names, the rows of each in its own order, whatever the
+    number of ranks and reader processes that scored them.
     """
 
+    rows_R: NDArray[np.int64]
+    """Number of each row in the data, from 0, all files counted together."""
     scores_R: NDArray[np.float32]
     """Logits of a click."""
     labels_R: NDArray[np.uint8]
     """1 where the row was clicked, else 0."""
-    users_R: NDArray[np.int64]
-    """Hash of the group key: rows of one user have one value."""
+    users_R: NDArray[Any]
+    """Group key as the files have it, int64 or string: rows of one user have one value."""
     is_new_R: NDArray[np.bool_]
     """Rows reported as new users'."""
 
@@ -32,11 +35,12 @@ class Predictions:
         users_R: NDArray[Any],
         is_new_R: NDArray[Any],
     ) -> "Predictions":
-        """Casts the columns of an evaluation to the types of the file."""
+        """Casts the columns of all rows, in the order of the data, to the types of the file."""
         return Predictions(
+            np.arange(len(scores_R)),
             scores_R.astype(np.float32),
             labels_R.astype(np.uint8),
-            users_R.astype(np.int64, copy=False),
+            users_R,
             is_new_R.astype(np.bool_),
         )
 
@@ -46,6 +50,7 @@ class Predictions:
         with part.open("wb") as file:
             np.savez_compressed(
                 file,
+                rows=self.rows_R,
                 scores=self.scores_R,
                 labels=self.labels_R,
                 users=self.users_R,
@@ -63,7 +68,7 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as columns:
                 return Predictions(
-                    *(columns[name] for name in ("scores", "labels", "users", "is_new"))
+                    *(columns[name] for name in ("rows", "scores", "labels", "users", "is_new"))
                 )
         except (OSError, KeyError, EOFError, ValueError, BadZipFile) as error:
             raise ValueError(
@@ -76,5 +81,9 @@ class Predictions:
         """Selects the rows of new users, or those of old users."""
         rows = self.is_new_R == is_new
         return type(self)(
-            self.scores_R[rows], self.labels_R[rows], self.users_R[rows], self.is_new_R[rows]
+            self.rows_R[rows],
+            self.scores_R[rows],
+            self.labels_R[rows],
+            self.users_R[rows],
+            self.is_new_R[rows],
         )

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from mail_torchrec.embeddings.partitioner import Placement
 from mail_torchrec.embeddings.sharding_options import FloatArray
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
-from mail_torchrec.reporting.figure_style import TEXT_COLOUR, save_figure, style_axes
+from mail_torchrec.reporting.figure_style import TEXT_COLOUR, plain_text, save_figure, style_axes
 
 _GIB = 2**30
 _STEP_PARTS = ("lookup", "communication", "dense")
@@ -107,7 +107,7 @@ def draw_placement(estimate: PlanEstimate, out_png: Path) -> None:
     figure = Figure(figsize=(8.4, 1.4 + 0.22 * len(largest)), layout="constrained")
     axes = figure.subplots()
     _draw_bytes(figure, axes, bytes_TR)
-    names = [f"{table}  ({placements[table].option.describe()})" for table in largest]
+    names = [f"{plain_text(table)}  ({placements[table].option.describe()})" for table in largest]
     axes.set_yticks(range(len(largest)), names, fontsize=8, color=TEXT_COLOUR)
     _style_grid(axes, *bytes_TR.shape)
     left_out = len(placements) > len(largest)
@@ -211,7 +211,7 @@ def _stack_steps(axes: Any, estimates: Sequence[PlanEstimate]) -> FloatArray:
 
 
 def _set_title(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", color=TEXT_COLOUR, fontsize=11)
+    axes.set_title(plain_text(title), loc="left", color=TEXT_COLOUR, fontsize=11)
 
 
 def _format_bytes(value: float) -> str:

@@ -10,6 +10,8 @@ from mail_torchrec.planning.estimate import PlanEstimate
 from mail_torchrec.planning.plots import draw_memory, draw_placement, draw_steps
 from mail_torchrec.planning.scenarios import ScenarioGrid
 from mail_torchrec.reporting.html import markdown_to_html
+from mail_torchrec.reporting.markdown import escape_markdown
+from mail_torchrec.utils.local_path import make_output_dir
 
 _GIB = 2**30
 _HEADER = (
@@ -142,7 +144,8 @@ def _memory_table(estimates: Sequence[PlanEstimate]) -> list[str]:
         memory |= estimate.dense_memory
         cells = [format_bytes(memory[purpose]) if purpose in memory else "" for purpose in purposes]
         host = format_bytes(float(estimate.plan.memory_R["host"].max()))
-        lines.append(f"| {estimate.scenario.name} | {' | '.join(cells)} | {host} |")
+        name = escape_markdown(estimate.scenario.name)
+        lines.append(f"| {name} | {' | '.join(cells)} | {host} |")
     return lines
 
 
@@ -153,11 +156,12 @@ def _placement_table(estimates: Sequence[PlanEstimate]) -> list[str]:
         "| --- | --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for estimate in estimates:
+        name = escape_markdown(estimate.scenario.name)
         for table, (option, ranks_S) in estimate.plan.placements.items():
             rows, columns = estimate.workload.sizes[table]
             largest = format_bytes(4.0 * float(option.sizes_S2.prod(axis=1).max()))
             lines.append(
-                f"| {estimate.scenario.name} | {table} | {rows:,} | {columns} | "
+                f"| {name} | {escape_markdown(table)} | {rows:,} | {columns} | "
                 f"{option.describe()} | {len(ranks_S)} | {largest} |"
             )
     return lines
@@ -177,7 +181,7 @@ def write_report(
     Returns:
         The written files except the plots.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_dir(out)
     text = markdown(grid, estimates, command, _draw_plots(estimates, out))
     content = {
         "command": command,

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.ids.settings import IdSettings
+from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
+from mail_torchrec.train.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,28 @@ class ScenarioGrid:
         """
         for varied in product(*self.vary):
             config = load_config(self.config, [*self.overrides, *varied])
-            num_rows = table_rows(config.schema_, self.rows)
+            num_rows = table_rows(config.schema_, self._built_rows(config.schema_) | self.rows)
             batch_sizes = self.batch_sizes or (config.train.batch_size,)
             for world_size, batch_size in product(self.world_sizes, batch_sizes):
                 train = config.train.model_copy(update={"batch_size": batch_size})
                 resized = config.model_copy(update={"train": train})
                 yield Scenario(resized, num_rows, self.hardware, world_size, varied)
+
+    def _built_rows(self, schema: Schema) -> dict[str, int]:
+        """Returns the rows of vocabularies that a run has built with the same settings.
+
+        A run keeps them beside its configuration.
+        """
+        run_dir = RunDir(self.config.parent)
+        if not (self.config == run_dir.config and run_dir.vocabularies.exists()):
+            return {}
+        of_run = load_config(self.config, []).schema_
+        return {
+            name: schema.id_policy(name).load(run_dir.vocabularies).num_rows
+            for name in schema.table_names
+            if name in of_run.table_names
+            and _ids_of(schema.table(name)) == _ids_of(of_run.table(name))
+        }
 
 
 def parse_grid(
@@ -83,7 +103,7 @@ def parse_grid(
     """Parses the options of the command line.
 
     Args:
-        config: configuration file.
+        config: configuration file, or directory of a run, whose vocabularies are built.
         overrides: ``section.key=value`` of every scenario.
         hardware_name: name of a preset.
         hardware_overrides: ``key=value`` of the hardware.
@@ -97,7 +117,7 @@ def parse_grid(
             alternatives.
     """
     return ScenarioGrid(
-        config,
+        RunDir(config).config if config.is_dir() else config,
         overrides,
         hardware_name,
         hardware_preset(hardware_name, hardware_overrides),
@@ -130,9 +150,15 @@ def table_rows(schema: Schema, given: dict[str, int]) -> dict[str, int]:
         raise ValueError(
             f"the vocabularies of {', '.join(missing)} should have a known number of rows; they "
             f"are built from data, which planning does not read: give --rows {missing[0]}=N for "
-            f"each, or schema.tables.{missing[0]}.rows, the most rows they may have"
+            f"each, or schema.tables.{missing[0]}.rows, the most rows they may have, or a run that "
+            "has built them as --config"
         )
     return {name: number for name, number in rows.items() if number is not None}
+
+
+def _ids_of(table: EmbeddingTableSettings) -> dict[str, Any]:
+    """Returns the settings of a table that its vocabulary depends on."""
+    return table.model_dump(include=set(IdSettings.model_fields))
 
 
 def _parse_numbers(option: str, text: str, least: int) -> tuple[int, ...]:
@@ -158,7 +184,7 @@ def _parse_alternatives(text: str) -> tuple[str, ...]:
 
 
 def _parse_table_rows(text: str) -> tuple[str, int]:
-    table, _, number = text.partition("=")
+    table, _, number = text.rpartition("=")
     if not number.replace("_", "").isdigit() or int(number) < 1:
         raise ValueError(f"--rows should be TABLE=N with a positive number, received '{text}'")
     return table, int(number)

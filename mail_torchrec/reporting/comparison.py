@@ -1,23 +1,27 @@
 """Compares finished runs: methods by new, old and all users, over seeds and against a base.
 
-A run directory holds ``metrics.json`` and ``config.yaml``; runs whose configurations have one
-``name`` are seeds of one method.
+Runs whose configurations have one ``name`` are seeds of one method.
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from mail_torchrec.reporting.compared_runs import (
+    COHORTS,
+    METRICS,
+    ComparedRun,
+    check_seeds,
+    data_differences,
+    read_compared_run,
+)
 from mail_torchrec.reporting.intervals import Interval, seed_interval
 from mail_torchrec.reporting.markdown import markdown_table
-from mail_torchrec.utils.formats import check_run_format
+from mail_torchrec.utils.logging import get_logger
 
-COHORTS = ("new", "old", "all")
-METRICS = ("auc", "gauc")
+logger = get_logger(__name__)
+
 CONVERSION_METRICS = {
     "pCVR of clicked rows": ("cvr_auc", "cvr_gauc"),
     "pCTCVR": ("ctcvr_auc", "ctcvr_gauc"),
@@ -40,34 +44,39 @@ class MethodResult:
     differences: MetricIntervals = field(default_factory=dict)
     """Mean and interval of this method minus the base, paired by seed; empty where the two do not
     have the same seeds."""
+    other_data: list[str] = field(default_factory=list)
+    """Differences of its rows from those of the first run, for which its metrics cannot be
+    compared; they were allowed."""
+
+    @property
+    def title(self) -> str:
+        """Name for tables and plots; marked where the metrics cannot be compared."""
+        return f"{self.name} *" if self.other_data else self.name
 
 
-@dataclass(frozen=True)
-class _FinishedRun:
-    path: Path
-    name: str
-    seed: int | None
-    metrics: dict[str, dict[str, float | None]]
-
-
-def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[MethodResult]:
+def compare(
+    run_dirs: Iterable[Path], base: str | None = None, *, allow_different_data: bool = False
+) -> list[MethodResult]:
     """Reads finished runs and averages the seeds of each method.
 
     Args:
         run_dirs: directories of finished runs.
         base: the method from which the others' differences are taken, paired by ``train.seed``;
             none by default.
+        allow_different_data: mark methods whose rows differ from those of the first run instead of
+            refusing them.
 
     Returns:
         One result a method, in the order in which the methods came.
 
     Raises:
         ValueError: no runs, an unfinished or damaged one, one of another format, two runs of one
-            method and seed, or no run called ``base``.
+            method and seed, runs of one method that differ in more than the seed, runs evaluated on
+            other rows, or no run called ``base``.
     """
-    methods: dict[str, list[_FinishedRun]] = {}
-    for run_dir in run_dirs:
-        run = _read_run(Path(run_dir))
+    runs = [read_compared_run(Path(run_dir)) for run_dir in run_dirs]
+    methods: dict[str, list[ComparedRun]] = {}
+    for run in runs:
         methods.setdefault(run.name, []).append(run)
     if not methods:
         raise ValueError("compare: there should be at least one run directory, received none")
@@ -75,17 +84,49 @@ def compare(run_dirs: Iterable[Path], base: str | None = None) -> list[MethodRes
         raise ValueError(
             f"compare: base should be one of the methods {list(methods)}, received '{base}'"
         )
-    for name, runs in methods.items():
-        _check_seeds(name, runs)
-    names = _shared_metrics([run for runs in methods.values() for run in runs])
+    for of_method in methods.values():
+        check_seeds(of_method)
+    if not allow_different_data:
+        _check_data(runs, methods)
+    if not any(run.metrics["new"].get("rows") for run in runs):
+        logger.warning(
+            "no test row of these runs is a new user's: nothing is compared for new users"
+        )
+    names = _shared_metrics(runs)
     base_runs = methods[base] if base is not None else []
     return [
-        _method_result(runs, names, base_runs if name != base else [])
-        for name, runs in methods.items()
+        replace(
+            _method_result(of_method, names, base_runs if name != base else []),
+            other_data=_other_data(runs[0], of_method),
+        )
+        for name, of_method in methods.items()
     ]
 
 
-def _shared_metrics(runs: list[_FinishedRun]) -> list[str]:
+def _check_data(runs: list[ComparedRun], methods: dict[str, list[ComparedRun]]) -> None:
+    """Refuses runs whose rows are not those of the first run, or of their method's first one."""
+    for run in runs:
+        for first in (runs[0], methods[run.name][0]):
+            if lines := data_differences(first, run):
+                raise ValueError(
+                    f"'{first.path}' ({first.name}) and '{run.path}' ({run.name}) have other rows, "
+                    "so their metrics cannot be compared; train them on the same data, or add "
+                    "--allow-different-data, which marks the table:\n  " + "\n  ".join(lines)
+                )
+
+
+def _other_data(first: ComparedRun, of_method: list[ComparedRun]) -> list[str]:
+    """Lists the differences of a method's rows, each behind its run."""
+    return [
+        f"{run.path}: {line}"
+        for run in of_method
+        for line in dict.fromkeys(
+            [*data_differences(first, run), *data_differences(of_method[0], run)]
+        )
+    ]
+
+
+def _shared_metrics(runs: list[ComparedRun]) -> list[str]:
     """Lists the metrics that all runs have."""
     of_conversions = [metric for pair in CONVERSION_METRICS.values() for metric in pair]
     shared = [
@@ -96,59 +137,8 @@ def _shared_metrics(runs: list[_FinishedRun]) -> list[str]:
     return [*METRICS, *shared]
 
 
-def _read_run(run_dir: Path) -> _FinishedRun:
-    config = _read_mapping(run_dir, "config.yaml", "is this a run directory?")
-    check_run_format(run_dir)
-    metrics = _read_mapping(
-        run_dir, "metrics.json", "the run has not finished, or was stopped; train it again"
-    )
-    if missing := [cohort for cohort in COHORTS if not _has_metrics(metrics.get(cohort))]:
-        raise ValueError(
-            f"'{run_dir / 'metrics.json'}' should hold auc and gauc of new, old and all rows, "
-            f"missing or incomplete: {missing}"
-        )
-    name, train = config.get("name"), config.get("train")
-    if not isinstance(name, str):
-        raise ValueError(
-            f"'{run_dir / 'config.yaml'}' should have a text as its 'name', received {name!r}"
-        )
-    seed = train.get("seed") if isinstance(train, dict) else None
-    return _FinishedRun(run_dir, name, seed, metrics)
-
-
-def _has_metrics(cohort: object) -> bool:
-    return isinstance(cohort, dict) and set(METRICS) <= set(cohort)
-
-
-def _read_mapping(run_dir: Path, name: str, hint: str) -> dict[str, Any]:
-    """Reads a JSON or YAML mapping (every JSON text is YAML, too)."""
-    try:
-        content = yaml.safe_load((run_dir / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"'{run_dir}' has no {name}; {hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{run_dir / name}' cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"'{run_dir / name}' should hold a mapping, received {type(content).__name__}"
-        )
-    return content
-
-
-def _check_seeds(name: str, runs: list[_FinishedRun]) -> None:
-    first: dict[int | None, Path] = {}
-    for run in runs:
-        if run.seed in first:
-            raise ValueError(
-                f"'{run.path}' and '{first[run.seed]}' are both method '{name}', seed {run.seed}; "
-                "give another method another name=..., another seed another train.seed=..., or "
-                "pass one of the two"
-            )
-        first[run.seed] = run.path
-
-
 def _method_result(
-    runs: list[_FinishedRun], metrics: list[str], base_runs: list[_FinishedRun]
+    runs: list[ComparedRun], metrics: list[str], base_runs: list[ComparedRun]
 ) -> MethodResult:
     """Averages a method's runs; differences are taken where the base has the same seeds."""
     run_dirs = [str(run.path) for run in runs]
@@ -174,7 +164,7 @@ def _intervals(
 
 
 def _subtract(
-    run: _FinishedRun, base: _FinishedRun, metrics: list[str]
+    run: ComparedRun, base: ComparedRun, metrics: list[str]
 ) -> dict[str, dict[str, float | None]]:
     return {
         cohort: {
@@ -194,7 +184,7 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-``
     where a metric is undefined. Where all runs predict conversions, the same tables follow for
-    these.
+    these. A star marks methods whose rows differ from the first run's; the differences follow.
     """
     predictions = {"": METRICS} | {
         f", {prediction}": metrics
@@ -202,7 +192,11 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
         if set(metrics) <= results[0].metrics["all"].keys()
     }
     tables = [_tables(results, title, metrics) for title, metrics in predictions.items()]
-    return "\n".join(table for pair in tables for table in pair)
+    texts = [table for pair in tables for table in pair]
+    if lines := [f"- {line}" for result in results for line in result.other_data]:
+        note = f"\\* Other rows than those of {results[0].run_dirs[0]}: not comparable."
+        texts.append("\n".join([note, "", *lines, ""]))
+    return "\n".join(texts)
 
 
 def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...]) -> list[str]:
@@ -210,14 +204,14 @@ def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...
     columns = [f"{cohort} {metric.upper()}" for cohort in COHORTS for metric in METRICS]
     header = ["seeds", *columns]
     rows = [
-        [result.name, str(len(result.run_dirs)), *_cells(result.metrics, metrics, "")]
+        [result.title, str(len(result.run_dirs)), *_cells(result.metrics, metrics, "")]
         for result in results
     ]
     tables = [markdown_table([f"method{title}", *header], rows)]
     if compared := [result for result in results if result.differences]:
         rows = [
             [
-                f"{result.name} - {result.base}",
+                f"{result.title} - {result.base}",
                 str(len(result.run_dirs)),
                 *_cells(result.differences, metrics, "+"),
             ]

@@ -12,10 +12,12 @@ from mail_torchrec.reporting.figure_style import (
     NEW_USER_COLOUR,
     OLD_USER_COLOUR,
     TEXT_COLOUR,
+    plain_text,
     save_figure,
     style_axes,
 )
 from mail_torchrec.reporting.intervals import Interval
+from mail_torchrec.utils.local_path import make_output_dir
 
 _COHORT_STYLES = (("new", NEW_USER_COLOUR, -0.13), ("old", OLD_USER_COLOUR, 0.13))
 """Cohort of users, its colour, and the vertical offset of its dots within a method's line."""
@@ -54,7 +56,7 @@ def draw_comparison(
     panel = figure.subplots()
     for cohort, colour, _ in _COHORT_STYLES:
         _draw_dots(panel, dots[cohort], f"{cohort} users", colour)
-    panel.set_yticks(range(len(results)), [result.name for result in results])
+    panel.set_yticks(range(len(results)), [plain_text(result.title) for result in results])
     panel.set_ylim(len(results) - 0.5, -0.5)
     label = f"{metric.upper()} on the test rows{_over_text(results, over)}"
     panel.set_xlabel(label, color=TEXT_COLOUR)
@@ -74,7 +76,7 @@ def write_comparison(results: Sequence[MethodResult], text: str, out: Path) -> l
     Returns:
         The paths of the three files.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_dir(out)
     paths = [out / f"comparison.{kind}" for kind in ("md", "json", "png")]
     paths[0].write_text(text)
     paths[1].write_text(as_json(results))

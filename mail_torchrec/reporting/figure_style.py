@@ -27,6 +27,11 @@ def style_axes(axes: Any, axis: str = "y") -> None:
     axes.margins(x=0.12 if axis == "x" else 0.02)
 
 
+def plain_text(name: str) -> str:
+    """Escapes a name for Matplotlib, which takes what two dollars enclose as a formula."""
+    return name.replace("$", r"\$")
+
+
 def save_figure(figure: Figure, out_png: Path) -> None:
     """Writes a figure as PNG.
 

@@ -9,16 +9,22 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from mail_torchrec.reporting.markdown import unescape_markdown
+
 _STYLE = """
+* { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, sans-serif; color: #333; background: #fff; max-width: 76rem;
-  margin: 2rem auto; padding: 0 1rem }
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h1, h2 { line-height: 1.2; margin-top: 2.4rem } h1 { margin-top: 0 }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px;
-  font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+  font-variant-numeric: tabular-nums; display: block; max-width: 100%; overflow-x: auto;
+  overflow-wrap: normal }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: right;
   white-space: nowrap }
-th { border-bottom-color: #999 } th:first-child, td:first-child { text-align: left }
-figure { margin: 1.5rem 0 } img { max-width: 100% }
+th { border-bottom-color: #999; white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem;
+  overflow-wrap: anywhere }
+figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
 figcaption { color: #666; font-size: 13px; max-width: 60rem }
 pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: 13px }
 """
@@ -102,8 +108,9 @@ def _render_table(lines: list[str]) -> str:
 
 
 def _render_row(line: str, tag: str) -> str:
-    cells = line.strip().strip("|").split("|")
-    return "<tr>" + "".join(f"<{tag}>{escape(cell.strip())}</{tag}>" for cell in cells) + "</tr>"
+    cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
+    texts = (escape(unescape_markdown(cell.strip())) for cell in cells)
+    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
 
 def _render_image(png: Path, caption: str) -> str:

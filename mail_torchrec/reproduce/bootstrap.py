@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mail_torchrec.metrics.predictions import Predictions
-from mail_torchrec.reporting.comparison import METRICS
+from mail_torchrec.reporting.compared_runs import METRICS
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.resampling import bootstrap_run, seed_weights_SB
 from mail_torchrec.utils.progress import progress_bar

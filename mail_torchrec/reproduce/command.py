@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.config import dump_config, load_config
+from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce.figures import make_figures
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
 from mail_torchrec.reproduce.methods import SECTION_METHODS, section_methods
@@ -51,7 +52,7 @@ def reproduce(options: ReproduceOptions, command: str) -> str:
     """
     config = load_config(options.config, list(options.overrides))
     dataset = dataset_of_paper(config.data.root) if options.paper is None else options.paper
-    methods = _methods_by_section(options)
+    methods = _methods_by_section(options, config.data.cold_start)
     if "warmup" in methods:
         check_sweepable(config.data)
     jobs = _train_all(options, methods)
@@ -66,10 +67,12 @@ def reproduce(options: ReproduceOptions, command: str) -> str:
     return "\n".join([*texts, "  ".join(map(str, paths))])
 
 
-def _methods_by_section(options: ReproduceOptions) -> dict[str, list[str]]:
+def _methods_by_section(
+    options: ReproduceOptions, cold_start: ColdStartSettings
+) -> dict[str, list[str]]:
     """Selects the methods of each section; ``all`` leaves out sections without a chosen one."""
     if options.what != "all":
-        return {options.what: section_methods(options.what, options.chosen)}
+        return {options.what: section_methods(options.what, options.chosen, cold_start)}
     known = {name for names in SECTION_METHODS.values() for name in names}
     if unknown := [name for name in options.chosen if name not in known]:
         raise ValueError(f"there is no method {unknown}; there are: {', '.join(sorted(known))}")
@@ -78,7 +81,7 @@ def _methods_by_section(options: ReproduceOptions) -> dict[str, list[str]]:
         for section in SECTIONS
     }
     return {
-        section: section_methods(section, names)
+        section: section_methods(section, names, cold_start)
         for section, names in chosen.items()
         if names or not options.chosen
     }

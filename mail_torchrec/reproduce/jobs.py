@@ -8,13 +8,15 @@ from typing import Protocol
 
 import torch
 
+from mail_torchrec.checkpoint.data_record import SourceRecord, read_data_record
 from mail_torchrec.config import Config, config_differences, dump_config, load_config
-from mail_torchrec.data.source import Source
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.reproduce.methods import METHODS, resolve_config
 from mail_torchrec.train.assembly import config_feature_tables
+from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.uris import without_credentials
 
 logger = get_logger(__name__)
 
@@ -48,6 +50,8 @@ class TrainingJob:
     seed: int
     path: Path
     config: Config
+    data: tuple[SourceRecord, SourceRecord]
+    """Training and test data."""
 
     @property
     def title(self) -> str:
@@ -68,19 +72,23 @@ class TrainingJob:
         """Returns whether its results exist.
 
         Raises:
-            ValueError: they do, but of another configuration. Settings that the run did not have
-                yet count as their defaults.
+            ValueError: they do, but of another configuration or other data. Settings that the run
+                did not have yet count as their defaults.
         """
         if not self.run_dir.metrics.exists():
             return False
         try:
             other = config_differences(load_config(self.run_dir.config, []), self.config)
+            record = read_data_record(self.run_dir.data)
         except ValueError as error:
             other = [str(error)]
+        else:
+            if (record.train, record.test) != self.data:
+                other.append("the files of data.train or data.test hold other rows now")
         if other:
             raise ValueError(
-                f"'{self.path}' was trained with another configuration; choose another --out, or "
-                "delete it:\n  " + "\n  ".join(other[:10])
+                f"'{self.path}' was trained with another configuration or on other data; choose "
+                "another --out, or delete it:\n  " + "\n  ".join(other[:10])
             )
         return True
 
@@ -128,6 +136,17 @@ class EvaluationJob:
         return ["evaluate", "--run-dir", run_dir, "--predictions", predictions, *self.overrides]
 
 
+def _check_no_credentials(config: Config) -> None:
+    """Checks that processes of their own can read the data by saved configurations."""
+    for path in map(config.data.path, (config.data.train, config.data.test)):
+        if without_credentials(path) != path:
+            raise ValueError(
+                f"'{without_credentials(path)}' was given with credentials, but each run is a "
+                "process that reads a saved configuration, which holds none; give them by the "
+                "environment (for s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
+
+
 def plan_trainings(
     config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]
 ) -> list[TrainingJob]:
@@ -140,8 +159,8 @@ def plan_trainings(
             named.
     """
     config = load_config(config_path, list(overrides))
-    for part in (config.data.train, config.data.test):
-        Source(config.data.path(part), config.schema_)
+    _check_no_credentials(config)
+    train, test = map(SourceRecord.of, open_sources(config))
     faults = []
     for name in methods:
         try:
@@ -159,6 +178,7 @@ def plan_trainings(
             seed,
             out / "runs" / METHODS[name].file_name / f"seed-{seed}",
             resolve_config(METHODS[name], config_path, overrides, seed),
+            (train, test),
         )
         for seed in range(1, num_seeds + 1)
         for name in methods

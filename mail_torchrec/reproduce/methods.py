@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.config import Config, load_config, preset_overrides
+from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 TOWERS = {
     "Emblr": "emblr",
@@ -50,6 +54,11 @@ class Method:
     def base(self) -> str | None:
         """The method that its gains are measured against; None where it is a base itself."""
         return None if self.name == self.tower else self.tower
+
+    @property
+    def is_oracle(self) -> bool:
+        """True where it shows the hidden behaviours, of which there must be some."""
+        return self.name == self.oracle
 
     @property
     def file_name(self) -> str:
@@ -130,8 +139,15 @@ _DEFAULT_METHODS = {
 }
 
 
-def section_methods(section: str, chosen: Sequence[str]) -> list[str]:
+def section_methods(
+    section: str, chosen: Sequence[str], cold_start: ColdStartSettings
+) -> list[str]:
     """Selects the methods of a section: those that were chosen, else its default ones.
+
+    Args:
+        section: of the report.
+        chosen: methods; none: the default ones, without the oracles where nothing is hidden.
+        cold_start: settings of the user's configuration.
 
     Raises:
         ValueError: a chosen method is not one that the section can show.
@@ -141,6 +157,16 @@ def section_methods(section: str, chosen: Sequence[str]) -> list[str]:
             f"{section} has no method {unknown}; it has: {', '.join(SECTION_METHODS[section])}"
         )
     wanted = chosen or _DEFAULT_METHODS.get(section, SECTION_METHODS[section])
+    if not chosen and not cold_start.hide_share:
+        oracles = [method for method in wanted if METHODS[method].is_oracle]
+        wanted = [method for method in wanted if method not in oracles]
+        if oracles:
+            logger.info(
+                "%s: data.cold_start.hide_share=0 hides nothing that oracles could show; left "
+                "out: %s",
+                section,
+                ", ".join(oracles),
+            )
     return [method for method in SECTION_METHODS[section] if method in wanted]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mail_torchrec.reproduce.jobs import Job
+from mail_torchrec.utils.local_path import make_output_dir
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import is_terminal, progress_bar
 
@@ -100,7 +101,7 @@ def _lock_reproduction(out: Path) -> Iterator[None]:
 
     SIGTERM ends the running jobs too, as Ctrl-C does.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_output_dir(out)
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

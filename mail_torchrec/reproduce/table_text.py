@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mail_torchrec.reporting.comparison import METRICS, MetricIntervals
+from mail_torchrec.reporting.compared_runs import METRICS
+from mail_torchrec.reporting.comparison import MetricIntervals
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.reproduce.bootstrap import COHORTS, relative_improvement

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mail_torchrec.reporting.comparison import METRICS, MethodResult, MetricIntervals
+from mail_torchrec.reporting.compared_runs import METRICS
+from mail_torchrec.reporting.comparison import MethodResult, MetricIntervals
 from mail_torchrec.reporting.comparison_plot import draw_comparison
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.bootstrap import (

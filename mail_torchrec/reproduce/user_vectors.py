@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mail_torchrec.config import load_config
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.model.mail import Mail
 from mail_torchrec.towers.layers.behaviours import mean_over_positions
@@ -18,9 +19,9 @@ from mail_torchrec.train.evaluation import open_finished_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.progress import progress_bar
 
-# Hidden behaviours are given back to be compared. One process has whole tables; they are not
-# trained, but some optimizers exist for sharded tables alone.
-_OVERRIDES = ["data.cold_start.oracle=true", "sharding.enabled=false", "train.tables.name=sgd"]
+# One process has whole tables; they are not trained, but some optimizers exist for sharded tables
+# alone. A single reader process: rows come in the order of the files.
+_OVERRIDES = ["data.num_workers=0", "sharding.enabled=false", "train.tables.name=sgd"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def collect_user_vectors(run_dir: RunDir, num_users: int) -> UserVectors:
     Raises:
         ValueError: there is no finished run.
     """
-    with open_finished_run(run_dir, None, _OVERRIDES) as (assembled, test_data):
+    run_dir.check_trained()
+    overrides = _OVERRIDES
+    if load_config(run_dir.config, []).data.cold_start.hide_share:
+        # Hidden behaviours are given back to be compared.
+        overrides = [*overrides, "data.cold_start.oracle=true"]
+    with open_finished_run(run_dir, None, overrides) as (assembled, test_data):
         model = assembled.model
         assert isinstance(model, Mail)
         model.eval()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mail_torchrec.data.settings import DataSettings
-from mail_torchrec.reporting.comparison import METRICS
+from mail_torchrec.reporting.compared_runs import METRICS
 from mail_torchrec.reporting.figure_style import NEW_USER_COLOUR, OLD_USER_COLOUR
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reporting.markdown import markdown_table
@@ -56,13 +56,18 @@ def check_sweepable(data: DataSettings) -> None:
     """Checks that the sweep can measure what it says, before anything is trained for it.
 
     Raises:
-        ValueError: new users already keep some behaviours, or would get virtual behaviours in spite
-            of the few that the sweep gives them.
+        ValueError: nothing is hidden, new users already keep some behaviours, or would get virtual
+            behaviours in spite of the few that the sweep gives them.
     """
     if data.cold_start.keep:
         raise ValueError(
             "warmup sweeps data.cold_start.keep itself, from 0 on; leave it out of the "
             "configuration"
+        )
+    if not data.cold_start.hide_share:
+        raise ValueError(
+            "warmup gives hidden behaviours back to new users, and data.cold_start.hide_share=0 "
+            "hides none; set it above 0, to 0.4 for example"
         )
     if data.new_user_max_behaviours:
         raise ValueError(

@@ -30,7 +30,7 @@ class ServeOptions:
     model: Path
     """Exported model, or a folder of exported versions."""
     name: str | None = None
-    """Name of the model for clients; None takes the newest version's."""
+    """Name of the model for clients; None takes the serving version's."""
     host: str = "127.0.0.1"
     http_port: int = 8080
     grpc_port: int = 8081
@@ -43,7 +43,9 @@ class ServeOptions:
     poll: float = 5.0
     """Seconds between scans of the folder for versions; 0 never scans again."""
     split: TrafficSplit | None = None
-    """Traffic split between the newest version and a candidate."""
+    """Traffic split between the serving version and a candidate."""
+    allow_schema_change: bool = False
+    """Load versions that take other requests than the one that serves."""
 
 
 def serve(options: ServeOptions) -> None:
@@ -54,8 +56,14 @@ def serve(options: ServeOptions) -> None:
     """
     _log_with_times()
     metrics = ServerMetrics()
-    versions = ModelVersions(options.model, metrics, threads=options.threads, split=options.split)
-    name = options.name or versions.all[-1].manifest.name
+    versions = ModelVersions(
+        options.model,
+        metrics,
+        threads=options.threads,
+        split=options.split,
+        allow_schema_change=options.allow_schema_change,
+    )
+    name = options.name or versions.serving.manifest.name
     ranker = Ranker(name, versions, metrics, options.max_candidates)
     http_socket = _listen(options.host, options.http_port)
     host = f"[{options.host}]" if ":" in options.host else options.host

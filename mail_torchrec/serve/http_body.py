@@ -4,7 +4,7 @@ import json
 import math
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import FailFast, Field
 from starlette.responses import JSONResponse, Response
 
 from mail_torchrec.inference.datatypes import DATATYPES, Array
@@ -23,7 +23,7 @@ class InputTensor(Settings):
     """One input tensor of a request."""
 
     name: str
-    shape: list[Size] = Field(json_schema_extra={"maxItems": 8})
+    shape: Annotated[list[Size], FailFast()] = Field(json_schema_extra={"maxItems": 8})
     datatype: str = Field(json_schema_extra={"enum": list(DATATYPES.values())})
     parameters: dict[str, Any] = {}
     """``binary_data_size``: the number of bytes behind the JSON that are this tensor's."""
@@ -43,15 +43,15 @@ class InferenceRequest(Settings):
 
     id: str | None = None
     parameters: dict[str, Any] = {}
-    inputs: list[InputTensor] = Field(min_length=1)
-    outputs: list[RequestedOutput] = []
+    inputs: Annotated[list[InputTensor], FailFast()] = Field(min_length=1)
+    outputs: Annotated[list[RequestedOutput], FailFast()] = []
 
 
 def decode_body(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[str, Array]]:
     """Decodes the body of a request.
 
     Args:
-        body: JSON, and the bytes of binary tensors behind it.
+        body: decompressed: JSON, and the bytes of binary tensors behind it.
         json_length: value of the header :data:`JSON_LENGTH`; None where all of it is JSON.
 
     Returns:
@@ -114,11 +114,12 @@ def _json_end(body: bytes, json_length: str | None) -> int:
     """Reads how many bytes of a body are JSON."""
     if json_length is None:
         return len(body)
-    is_number = json_length.isascii() and json_length.isdigit()
+    # More digits than these are refused by int().
+    is_number = json_length.isascii() and json_length.isdigit() and len(json_length) < 20
     if not (is_number and int(json_length) <= len(body)):
         raise InvalidRequestError(
             f"header {JSON_LENGTH} should be a number of bytes of the body, received "
-            f"'{json_length}'"
+            f"'{json_length:.50}'"
         )
     return int(json_length)
 

@@ -13,12 +13,15 @@ from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, InputSpec
 
 
-def check_inputs(given: Mapping[str, Array], manifest: ArtifactManifest) -> None:
+def check_inputs(given: Mapping[str, Array], manifest: ArtifactManifest) -> int:
     """Checks names, types, shapes and values of encoded inputs.
 
     Args:
         given: arrays by input name, of any shape, [...].
         manifest: manifest of the model that is to score them.
+
+    Returns:
+        The number of users.
 
     Raises:
         InvalidRequestError: the model cannot score them; the message names the input.
@@ -36,6 +39,7 @@ def check_inputs(given: Mapping[str, Array], manifest: ArtifactManifest) -> None
         raise InvalidRequestError(
             f"input '{USER_OF_CANDIDATE}' should be below {sizes['users']}, the number of users"
         )
+    return sizes["users"]
 
 
 def _check_names(given: Mapping[str, Array], manifest: ArtifactManifest) -> None:

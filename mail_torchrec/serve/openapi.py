@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.serve.content_encoding import CODINGS
 from mail_torchrec.serve.openapi_schemas import (
     raw_call_schema,
     raw_request_schemas,
@@ -13,7 +14,8 @@ from mail_torchrec.serve.openapi_schemas import (
 
 _MALFORMED = {"400": "malformed"}
 _NO_VERSION = {"404": "no such version"}
-_TOO_LARGE = {"413": "too many bytes or candidates"}
+_TOO_LARGE = {"413": "too many bytes (decompressed ones, too) or candidates"}
+_NOT_KNOWN = {"415": "an unknown Content-Encoding; Accept-Encoding lists the known ones"}
 
 
 def describe_api(
@@ -41,7 +43,10 @@ def describe_api(
         | raw_request_schemas(manifest, max_candidates)
     )
     schemas["ScoringCall"] = raw_call_schema(schema, manifest)
-    limits = f"At most {max_bytes} bytes and {max_candidates} candidates."
+    limits = (
+        f"At most {max_bytes} bytes and {max_candidates} candidates. The body may be compressed "
+        f"(Content-Encoding: {' or '.join(CODINGS)}); the limit counts the decompressed bytes, too."
+    )
     bodies = ["ScoringCall", body.__name__]
     root, version = f"/v2/models/{model}", f"/v2/models/{model}/versions/{{version}}"
     paths = (
@@ -101,7 +106,7 @@ def _post(bodies: list[str], errors: dict[str, str], limits: str, max_bytes: int
                 "description": limits,
                 "content": _json(*bodies) | binary,
             },
-            "responses": {"200": scores} | _errors(_MALFORMED | errors | _TOO_LARGE),
+            "responses": {"200": scores} | _errors(_MALFORMED | errors | _TOO_LARGE | _NOT_KNOWN),
         }
     }
 
@@ -111,7 +116,8 @@ def _json_length_parameter(max_bytes: int) -> dict[str, Any]:
         "name": "inference-header-content-length",
         "in": "header",
         "description": (
-            "of the binary extension: how many bytes of the body are JSON; tensors follow"
+            "of the binary extension: how many bytes of the decompressed body are JSON; tensors "
+            "follow"
         ),
         "schema": {"type": "integer", "minimum": 0, "maximum": max_bytes},
     }

@@ -5,7 +5,7 @@ from typing import Any
 from mail_torchrec.data.schema.schema import Group, Kind, Transform
 from mail_torchrec.inference.datatypes import DATATYPES
 from mail_torchrec.inference.manifest import ArtifactManifest
-from mail_torchrec.inference.raw_requests import RAW_INPUT
+from mail_torchrec.inference.raw_requests import MAX_TEXT, RAW_INPUT
 from mail_torchrec.inference.requests import candidate_columns, user_columns
 
 REQUEST_FORMAT = "scoring-request"
@@ -13,7 +13,7 @@ REQUEST_FORMAT = "scoring-request"
 _TEXT = {"type": "string"}
 _VALUES: dict[str, dict[str, Any]] = {
     "integer": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
-    "string": {"type": "string"},
+    "string": {"type": "string", "maxLength": MAX_TEXT},
     "boolean": {"type": "boolean"},
     "number": {"type": "number"},
     "flag": {"enum": [0, 1, False, True]},

@@ -10,7 +10,12 @@ import numpy as np
 from mail_torchrec.inference.datatypes import DATATYPES, Array
 from mail_torchrec.inference.errors import InvalidRequestError
 from mail_torchrec.inference.manifest import ArtifactManifest
-from mail_torchrec.inference.raw_requests import RAW_INPUT, RawRequest, parse_raw_request
+from mail_torchrec.inference.raw_requests import (
+    RAW_INPUT,
+    RawRequest,
+    check_text,
+    parse_raw_request,
+)
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Request
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.serve.input_checks import check_inputs
@@ -87,7 +92,7 @@ class Ranker:
         Raises:
             InvalidRequestError: unknown version.
         """
-        chosen = self.versions.choose(version, None) if version else self.versions.all[-1]
+        chosen = self.versions.choose(version, None) if version else self.versions.serving
         manifest = chosen.manifest
         raw = {"name": RAW_INPUT, "datatype": "BYTES", "shape": [1]}
         return {
@@ -111,12 +116,14 @@ class Ranker:
     def _user(self, call: InferenceCall, raw: RawRequest | None) -> str | None:
         """Finds the user id that a traffic split hashes."""
         if (user := call.parameters.get("user")) is None and raw is not None:
-            schema = self.versions.all[-1].manifest.schema_
+            schema = self.versions.serving.manifest.schema_
             user = raw.user.get(schema.file_column(schema.group_key))
         if user is not None and not isinstance(user, int | str):
             raise InvalidRequestError(
                 f"the user's id should be an integer or a string, received {user!r:.100}"
             )
+        if isinstance(user, str):
+            check_text("the user's id", user)
         return None if user is None else str(user)
 
     def _encode(self, raw: RawRequest, scorer: Scorer) -> dict[str, Array]:
@@ -129,19 +136,22 @@ class Ranker:
     def _check_encoded(
         self, inputs: Mapping[str, Array], manifest: ArtifactManifest
     ) -> dict[str, Array]:
-        check_inputs(inputs, manifest)
+        num_users = check_inputs(inputs, manifest)
+        self._check_candidates(num_users, "users")
         self._check_candidates(len(inputs[USER_OF_CANDIDATE]))
         return dict(inputs)
 
-    def _check_candidates(self, count: int) -> None:
+    def _check_candidates(self, count: int, name: str = "candidates") -> None:
         if count > self.max_candidates:
             raise InvalidRequestError(
-                f"at most {self.max_candidates} candidates a request, received {count}", 413
+                f"at most {self.max_candidates} {name} a request, received {count}", 413
             )
 
 
 def _check_outputs(names: tuple[str, ...], manifest: ArtifactManifest) -> None:
     known = [spec.name for spec in manifest.outputs]
+    if len(names) > len(set(names)):  # each would be computed and answered
+        raise InvalidRequestError("an output should be asked for once")
     if unknown := [name for name in names if name not in known]:
         raise InvalidRequestError(f"output '{unknown[0]}' should be one of {', '.join(known)}")
 

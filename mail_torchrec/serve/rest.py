@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.serve.content_encoding import CODINGS, content_codings, decompress
 from mail_torchrec.serve.http_body import (
     JSON_LENGTH,
     InferenceRequest,
@@ -86,7 +87,7 @@ class _Routes:
         content = describe_api(
             self.ranker.name,
             InferenceRequest,
-            self.ranker.versions.all[-1].manifest,
+            self.ranker.versions.serving.manifest,
             max_bytes=self.max_bytes,
             max_candidates=self.ranker.max_candidates,
         )
@@ -94,15 +95,20 @@ class _Routes:
 
     async def infer(self, request: Request) -> Response:
         self.ranker.check_name(request.path_params["model"])
+        codings = content_codings(request.headers.getlist("content-encoding"))
         body = await self._body(request)
         return await run_in_threadpool(
             self._infer,
             body,
+            codings,
             request.headers.get(JSON_LENGTH),
             request.path_params.get("version", ""),
         )
 
-    def _infer(self, body: bytes, json_length: str | None, version: str) -> Response:
+    def _infer(
+        self, body: bytes, codings: list[str], json_length: str | None, version: str
+    ) -> Response:
+        body = decompress(body, codings, self.max_bytes)
         request, inputs = decode_body(body, json_length)
         outputs = tuple(output.name for output in request.outputs)
         result = self.ranker.infer(InferenceCall(inputs, outputs, request.parameters, version))
@@ -125,7 +131,8 @@ class _Routes:
 
     async def invalid_request(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, InvalidRequestError)
-        return self._error(str(error), error.status)
+        accepted = {"accept-encoding": ", ".join(CODINGS)} if error.status == 415 else None
+        return self._error(str(error), error.status, accepted)
 
     async def http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

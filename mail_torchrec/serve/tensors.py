@@ -19,8 +19,8 @@ _DTYPES = {
     for name, datatype in DATATYPES.items()
     if datatype != "BYTES"
 }
-_JSON_KINDS = {"INT64": "i", "FP32": "if", "BOOL": "b"}
-"""Kinds of numpy arrays that JSON values of a datatype may become."""
+_JSON_TYPES: dict[str, set[type]] = {"INT64": {int}, "FP32": {int, float}, "BOOL": {bool}}
+"""Types of the JSON values of a datatype."""
 
 
 def datatype_of(array: Array) -> str:
@@ -51,19 +51,20 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -
     _check_header(name, datatype, shape)
     if datatype == "BYTES":
         return _reshaped(name, _byte_strings(name, data), shape)
-    try:
-        array = np.array(data)
-    except (ValueError, OverflowError) as error:
+    # NumPy's own types of mixed values are no bounded work: each string takes the longest one's.
+    array = np.array(data, dtype=object)
+    if wrong := set(map(type, array.ravel())) - _JSON_TYPES[datatype]:
         raise InvalidRequestError(
-            f"input '{name}': 'data' should be a list of {datatype}, flat or nested as 'shape' "
-            f"says: {error}"
-        ) from error
-    if array.size and array.dtype.kind not in _JSON_KINDS[datatype]:
-        raise InvalidRequestError(
-            f"input '{name}': 'data' should be {datatype}, received other values ({array.dtype})"
+            f"input '{name}': 'data' should be {datatype}, received other values "
+            f"({min(kind.__name__ for kind in wrong)})"
         )
-    with np.errstate(over="ignore"):  # the caller checks for infinity
-        return _reshaped(name, array.astype(_DTYPES[datatype]), shape)
+    try:
+        with np.errstate(over="ignore"):  # the caller checks for infinity
+            return _reshaped(name, array.astype(_DTYPES[datatype]), shape)
+    except OverflowError as error:
+        raise InvalidRequestError(
+            f"input '{name}': 'data' should be {datatype}: a number is too large for it"
+        ) from error
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Array:

@@ -5,39 +5,98 @@ the version that it began with.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.inference.artifact_files import MANIFEST
 from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.inference.traffic_split import TrafficSplit
 from mail_torchrec.serve.prometheus import ServerMetrics
+from mail_torchrec.serve.version_folders import (
+    Fingerprint,
+    VersionFolder,
+    linked_version,
+    version_folders,
+)
 from mail_torchrec.utils.logging import get_logger
 
 LOG = get_logger("mail_torchrec.serve")
-Fingerprint = tuple[tuple[str, int, int], ...]
-"""Path, size and modification time of every file of a folder."""
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """Version in memory, and the state of its folder that it was loaded from."""
+
+    fingerprint: Fingerprint
+    scorer: Scorer
+
+    @property
+    def manifest(self) -> ArtifactManifest:
+        """Manifest of the version."""
+        return self.scorer.manifest
+
+    @property
+    def age_order(self) -> tuple[str, str]:
+        """Sort key of versions, the newest last."""
+        return self.manifest.created, self.manifest.version
+
+
+@dataclass(frozen=True)
+class ServedVersions:
+    """Loaded versions at one moment; it is never changed."""
+
+    by_name: Mapping[str, LoadedVersion]
+    """Versions by the names of their folders; names of equal versions share or repeat one."""
+    serving: LoadedVersion
+    """Version that serves whoever asks for none."""
+    candidate: LoadedVersion | None
+    """The traffic split's candidate; None without a split."""
+
+    @property
+    def all(self) -> list[Scorer]:
+        """Every version once, the newest last."""
+        return [one.scorer for one in _distinct(self.by_name)]
+
+    def find(self, name: str) -> LoadedVersion | None:
+        """Finds a version by its folder's name or its version."""
+        return _find(self.by_name, name)
+
+    def describe(self) -> str:
+        """Lists the versions, each with the names of its folders."""
+        return ", ".join(
+            f"{one.manifest.version} ({', '.join(self._names(one))})"
+            for one in _distinct(self.by_name)
+        )
+
+    def _names(self, version: LoadedVersion) -> list[str]:
+        same = version.manifest.version
+        return [name for name, one in self.by_name.items() if one.manifest.version == same]
 
 
 class ModelVersions:
     """Versions of a model: the root folder is one itself, or each folder in it with a manifest.
 
-    The newest version (by the time in its manifest) serves, beside it the traffic split's
-    candidate. A new version is loaded in the calling thread, checked against its checksums and
-    golden requests, and only then serves requests. A bad one is logged and tried again when its
-    files change. The folder of a loaded version must not change: its tables are mapped, not read.
-    A version whose folder was deleted is unloaded, unless it is the last one or the traffic
-    split's.
+    The newest version (by the time in its manifest) serves, or the one that a link there names
+    (:func:`linked_version`), beside it the traffic split's candidate. A new version is loaded in
+    the calling thread, checked against its checksums and golden requests, and only then serves
+    requests. One that is bad, or that takes other requests than the version that serves, is logged,
+    counted and tried again when its files change; what its name stood for goes on serving. A
+    version whose folder was deleted is unloaded, unless it is the last one or the traffic split's.
+    The files of a loaded version must not be changed: its tables are mapped, not read.
 
     Args:
         root: folder of the versions.
         metrics: counts loads.
         threads: number of ONNX Runtime's threads for a request; None leaves it to the runtime.
-        split: traffic split between the newest version and a candidate.
+        split: traffic split between the serving version and a candidate.
+        allow_schema_change: load versions that take other requests, too.
 
     Raises:
-        ValueError: no good version in the folder, or the split's is none of them.
+        ValueError: no good version in the folder, or the split's is none of them or takes other
+            requests.
     """
 
     def __init__(
@@ -47,19 +106,40 @@ class ModelVersions:
         *,
         threads: int | None = None,
         split: TrafficSplit | None = None,
+        allow_schema_change: bool = False,
     ) -> None:
         self.root, self.threads, self.split, self.metrics = root, threads, split, metrics
-        self._failed: dict[Path, Fingerprint] = {}
-        self._by_folder: dict[Path, Scorer] = {}
+        self.allow_schema_change = allow_schema_change
+        self._failed: set[Fingerprint] = set()
+        self._served: ServedVersions | None = None
         self._refresh_lock = threading.Lock()
         problems = self.refresh()
-        if not self._by_folder:
+        if self._served is None:
             raise ValueError(
                 f"'{root}' should be what `mail-torchrec export` wrote, or hold such folders; "
                 f"none is good: {problems or 'no ' + MANIFEST}"
             )
-        if split is not None and self._find(split.version) is None:
-            raise ValueError(f"--split: version '{split.version}' should be one of {self._known()}")
+        if split is not None and self._served.candidate is None:
+            raise ValueError(
+                f"--split: version '{split.version}' should be one of {self._served.describe()}"
+            )
+        self._compare_at_start(self._served)
+
+    @property
+    def served(self) -> ServedVersions:
+        """Versions that serve now; a request takes it once."""
+        assert self._served is not None
+        return self._served
+
+    @property
+    def all(self) -> list[Scorer]:
+        """Every loaded version once, the newest last."""
+        return self.served.all
+
+    @property
+    def serving(self) -> Scorer:
+        """Version that serves whoever asks for none."""
+        return self.served.serving.scorer
 
     def refresh(self) -> list[str]:
         """Scans the root folder once: loads new versions, unloads deleted ones.
@@ -69,23 +149,16 @@ class ModelVersions:
         """
         with self._refresh_lock:
             try:
-                folders = self._folders()
+                folders = version_folders(self.root)
             except OSError as error:  # loaded versions go on serving, however long it lasts
                 LOG.error("cannot look into %s: %s", self.root, error)
                 return [str(error)]
-            loaded = dict(self._by_folder)
+            loaded = dict(self._served.by_name) if self._served else {}
             problems = self._load_new(folders, loaded)
             self._unload_deleted(folders, loaded)
-            self._by_folder = loaded
-            self.metrics.serving.clear()
-            for scorer in loaded.values():
-                self.metrics.serving.labels(scorer.manifest.version).set(1)
+            if loaded:
+                self._serve(folders, loaded)
             return problems
-
-    @property
-    def all(self) -> list[Scorer]:
-        """Every loaded version, the newest last."""
-        return sorted(self._by_folder.values(), key=lambda scorer: scorer.manifest.created)
 
     def choose(self, version: str, user: str | None) -> Scorer:
         """Chooses the version that serves a request.
@@ -97,84 +170,128 @@ class ModelVersions:
         Raises:
             InvalidRequestError: unknown version; or a traffic split, and no user.
         """
+        served = self.served
         if version:
-            if (found := self._find(version)) is None:
+            if (found := served.find(version)) is None:
                 raise InvalidRequestError(
-                    f"version '{version}' should be one of {self._known()}", 404
+                    f"version '{version}' should be one of {served.describe()}", 404
                 )
-            return found
-        if self.split is None:
-            return self.all[-1]
+            return found.scorer
+        if self.split is None or served.candidate is None:
+            return served.serving.scorer
         if user is None:
             raise InvalidRequestError(
                 "users are split between versions, so a request should name its user: the group "
                 "key in 'user', or a parameter 'user'"
             )
-        candidate = self._find(self.split.version)
-        assert candidate is not None  # never unloaded
-        others = [scorer for scorer in self.all if scorer is not candidate]
-        return candidate if self.split.is_assigned(user) or not others else others[-1]
+        is_assigned = self.split.is_assigned(user)
+        return (served.candidate if is_assigned else served.serving).scorer
 
-    def _folders(self) -> list[Path]:
-        if (self.root / MANIFEST).exists():
-            return [self.root]
-        return [
-            folder
-            for folder in sorted(self.root.iterdir())
-            if (folder / MANIFEST).exists() and not folder.name.startswith(".")
-        ]
-
-    def _load_new(self, folders: Iterable[Path], loaded: dict[Path, Scorer]) -> list[str]:
-        """Loads the folders that are new or changed since they failed; returns the problems."""
+    def _load_new(
+        self, folders: Sequence[VersionFolder], loaded: dict[str, LoadedVersion]
+    ) -> list[str]:
+        """Loads the folders that are new or changed; returns the problems."""
         problems = []
+        known = {one.fingerprint: one for one in loaded.values()}
         for folder in folders:
-            fingerprint = _fingerprint(folder) if folder not in loaded else None
-            if fingerprint is None or self._failed.get(folder) == fingerprint:
+            name = folder.path.name
+            if folder.fingerprint in self._failed:
                 continue
             try:
-                loaded[folder] = self._load(folder)
+                if folder.fingerprint not in known:  # else it was linked or renamed
+                    known[folder.fingerprint] = self._load(folder)
             except Exception as error:  # a bad version must not stop the others
-                self._failed[folder] = fingerprint
-                problems.append(f"{folder}: {error}")
+                self._failed.add(folder.fingerprint)
+                problems.append(f"{folder.path}: {error}")
                 self.metrics.loads.labels("refused").inc()
-                LOG.error("version refused: %s", problems[-1])
+                LOG.error("version refused: %s%s", problems[-1], _goes_on(loaded.get(name)))
             else:
-                self.metrics.loads.labels("loaded").inc()
-                LOG.info("version %s loaded from %s", loaded[folder].manifest.version, folder)
+                loaded[name] = known[folder.fingerprint]
+        self._failed &= {folder.fingerprint for folder in folders}
         return problems
 
-    def _unload_deleted(self, folders: Iterable[Path], loaded: dict[Path, Scorer]) -> None:
-        for folder in self._by_folder.keys() - set(folders):
-            if len(loaded) > 1 and not self._is_candidate(loaded[folder]):
-                version = loaded.pop(folder).manifest.version
-                LOG.info("version %s unloaded: %s was deleted", version, folder)
-
-    def _load(self, folder: Path) -> Scorer:
-        scorer = Scorer(folder, threads=self.threads)
+    def _load(self, folder: VersionFolder) -> LoadedVersion:
+        if self._served is not None and not self.allow_schema_change:
+            _check_requests(self._served.serving.manifest, ArtifactManifest.read(folder.target))
+        scorer = Scorer(folder.target, threads=self.threads)
         scorer.check_golden()
-        return scorer
+        self.metrics.loads.labels("loaded").inc()
+        LOG.info("version %s loaded from %s", scorer.manifest.version, folder.path)
+        return LoadedVersion(folder.fingerprint, scorer)
 
-    def _find(self, name: str) -> Scorer | None:
-        """Finds a version by its folder's name or its version."""
-        for folder, scorer in self._by_folder.items():
-            if name in (folder.name, scorer.manifest.version):
-                return scorer
-        return None
+    def _unload_deleted(
+        self, folders: Sequence[VersionFolder], loaded: dict[str, LoadedVersion]
+    ) -> None:
+        """Forgets the names that are gone, except the last version's and the candidate's."""
+        if self._served is None:
+            return
+        names = {folder.path.name for folder in folders}
+        kept = [self._served.candidate]
+        if not loaded.keys() & names:
+            kept.append(self._served.serving)
+        for name in loaded.keys() - names:
+            if loaded[name] not in kept:
+                version = loaded.pop(name).manifest.version
+                LOG.info("version %s unloaded: %s was deleted", version, self.root / name)
+        if self.split and self._served.candidate and self._candidate(loaded) is None:
+            loaded[self.split.version] = self._served.candidate
+            LOG.error("the split's version %s is on disk no more; it goes on", self.split.version)
 
-    def _known(self) -> str:
-        return ", ".join(f"{scorer.manifest.version} ({scorer.folder.name})" for scorer in self.all)
+    def _serve(self, folders: Sequence[VersionFolder], loaded: Mapping[str, LoadedVersion]) -> None:
+        """Puts the loaded versions in the place of those that serve."""
+        candidate, distinct = self._candidate(loaded), _distinct(loaded)
+        others = [one for one in distinct if candidate is None or not _is_same(one, candidate)]
+        serving = others[-1] if others else distinct[-1]
+        name = linked_version(folders, self.split.version if self.split else None)
+        if name is not None and any(_is_same(one, loaded[name]) for one in others):
+            serving = loaded[name]
+        if self._served is None or not _is_same(serving, self._served.serving):
+            LOG.info("version %s serves", serving.manifest.version)
+        self._served = ServedVersions(loaded, serving, candidate)
+        self.metrics.serving.clear()
+        for one in distinct:
+            self.metrics.serving.labels(one.manifest.version).set(1)
 
-    def _is_candidate(self, scorer: Scorer) -> bool:
-        names = (scorer.folder.name, scorer.manifest.version)
-        return self.split is not None and self.split.version in names
+    def _candidate(self, loaded: Mapping[str, LoadedVersion]) -> LoadedVersion | None:
+        return None if self.split is None else _find(loaded, self.split.version)
+
+    def _compare_at_start(self, served: ServedVersions) -> None:
+        """Warns of versions that take other requests than the serving one; refuses a candidate."""
+        if self.allow_schema_change:
+            return
+        for one in _distinct(served.by_name):
+            try:
+                _check_requests(served.serving.manifest, one.manifest)
+            except ValueError as error:
+                if served.candidate is not None and _is_same(one, served.candidate):
+                    raise ValueError(f"--split: {error}") from error
+                LOG.warning("version %s: %s", one.manifest.version, error)
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
-    found = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:  # being replaced
-            continue
-        found.append((str(path), stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
+def _find(by_name: Mapping[str, LoadedVersion], name: str) -> LoadedVersion | None:
+    same = [one for one in by_name.values() if one.manifest.version == name]
+    return by_name.get(name) or (same[0] if same else None)
+
+
+def _distinct(by_name: Mapping[str, LoadedVersion]) -> list[LoadedVersion]:
+    """Lists each version once, the newest last; of equal ones the newest export."""
+    by_age = sorted(by_name.values(), key=lambda one: one.age_order)
+    last = {one.manifest.version: one for one in by_age}
+    return sorted(last.values(), key=lambda one: one.age_order)
+
+
+def _is_same(one: LoadedVersion, other: LoadedVersion) -> bool:
+    return one.manifest.version == other.manifest.version
+
+
+def _goes_on(version: LoadedVersion | None) -> str:
+    return f"; version {version.manifest.version} goes on serving" if version else ""
+
+
+def _check_requests(serving: ArtifactManifest, manifest: ArtifactManifest) -> None:
+    """Raises ValueError for a version that takes other requests than the serving one."""
+    if changes := serving.changes_for_clients(manifest):
+        raise ValueError(
+            f"it takes other requests than version {serving.version}, which serves: "
+            f"{'; '.join(changes)}; `serve --allow-schema-change` loads it all the same"
+        )

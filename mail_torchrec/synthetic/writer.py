@@ -18,6 +18,7 @@ from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
 from mail_torchrec.metrics.auc import auc
 from mail_torchrec.synthetic.rows import World, sample_impressions, sample_users
 from mail_torchrec.synthetic.world import Ints, WorldSettings
+from mail_torchrec.utils.local_path import make_output_dir
 
 __all__ = ["WorldSettings", "write_world"]
 
@@ -55,7 +56,7 @@ class _PartFiles:
     def __init__(
         self, folder: Path, num_files: int, num_chunks: int, row_group_rows: int, stack: ExitStack
     ) -> None:
-        folder.mkdir(parents=True)
+        make_output_dir(folder)
         self._folder, self._num_files, self._num_chunks = folder, num_files, num_chunks
         self._row_group_rows, self._stack = row_group_rows, stack
         self._writers: dict[int, pq.ParquetWriter] = {}

@@ -16,7 +16,7 @@ from mail_torchrec.distributed.process_group import local_world_size
 from mail_torchrec.embeddings.initial_weights import initialise_tables
 from mail_torchrec.embeddings.plan_file import plan_text
 from mail_torchrec.embeddings.sharding import build_sharders, plan_sharding, shard
-from mail_torchrec.embeddings.tables import build_tables, table_sizes
+from mail_torchrec.embeddings.tables import build_tables, collection_key, table_sizes
 from mail_torchrec.embeddings.workload import Workload, pooling_factors
 from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.towers.registry import needs_first_order, needs_match
@@ -107,6 +107,7 @@ def assemble(
     keep_freed_memory()
     torch.manual_seed(config.train.seed)
     towers = _build_towers(config, feature_tables, encoders.num_rows, device)
+    convert_batch_norms(towers, world_size())
     inputs = _AssemblyInputs(config, encoders.num_rows, feature_tables, towers, device)
     assembled = (
         _assemble_sharded(inputs, plan) if config.sharding.enabled else _assemble_unsharded(inputs)
@@ -163,9 +164,9 @@ def _table_keys(
     pooled = set(feature_tables.pooled.values())
     return {
         (
-            f"pooled_tables.embedding_bags.{name}.weight"
+            f"pooled_tables.embedding_bags.{collection_key(name)}.weight"
             if name in pooled
-            else f"unpooled_tables.embeddings.{name}.weight"
+            else f"unpooled_tables.embeddings.{collection_key(name)}.weight"
         ): name
         for name in table_sizes(config.schema_, feature_tables, num_rows)
     }
@@ -174,8 +175,6 @@ def _table_keys(
 def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> AssembledModel:
     """Plans, shards and initialises the tables; wraps the towers in DistributedDataParallel."""
     config, device = inputs.config, inputs.device
-    if world_size() > 1:
-        convert_batch_norms(inputs.towers)
     model = inputs.build_model(torch.device("meta"))
     sharders = build_sharders(config.train.tables, config.train.betas, device)
     with span("planning"):

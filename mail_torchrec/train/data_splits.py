@@ -50,6 +50,16 @@ class DataSplit:
     loader: "DataLoader[Batch]"
 
 
+def open_sources(config: Config) -> tuple[Source, Source]:
+    """Opens the training and the test data.
+
+    Raises:
+        ValueError: nothing there, or columns that do not fit the schema or each other.
+    """
+    source = Source(config.data.path(config.data.train), config.schema_)
+    return source, Source(config.data.path(config.data.test), config.schema_, source.types)
+
+
 def load_split(
     config: Config,
     encoders: Encoders,

@@ -3,16 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from mail_torchrec.config import load_config
+from mail_torchrec.checkpoint.data_record import ScoredRows
+from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.column_types import load_column_types
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.new_users import no_new_rows
 from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.reading.chunk import user_hashes
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.source import Source
-from mail_torchrec.distributed.collectives import gather_rows, rank
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, gather_rows, rank
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics, ConversionScores, compute_metrics
 from mail_torchrec.metrics.predictions import Predictions
@@ -29,8 +36,21 @@ from mail_torchrec.train.resume import newest_intact_checkpoint
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import load_model
 from mail_torchrec.train.steps import run_steps
+from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import progress_bar
 from mail_torchrec.utils.spans import span
+
+logger = get_logger(__name__)
+
+
+class Evaluation(NamedTuple):
+    """Scored rows, their metrics and counts, the same on every rank."""
+
+    metrics: dict[str, CohortMetrics]
+    """By cohort."""
+    counts: dict[str, int]
+    """The reader's counts (unknown ids, cut lists) by name."""
+    rows: ScoredRows
 
 
 def evaluate(
@@ -38,28 +58,52 @@ def evaluate(
     reader: Reader,
     loader: "DataLoader[Batch]",
     predictions: Path | None = None,
-) -> tuple[dict[str, CohortMetrics], dict[str, int]]:
+) -> Evaluation:
     """Scores the rows of all ranks; every rank calls it.
 
     Args:
         assembled: a model on its ranks.
         reader: of the rows.
         loader: of the reader.
-        predictions: file for the scores of all rows, written by rank 0; None writes none.
-
-    Returns:
-        The metrics by cohort, and the reader's counts (unknown ids, cut lists) by name; the same
-        on every rank.
+        predictions: file for the scores of all rows, written by rank 0; None writes none. The
+            group keys are read once more for it.
     """
     columns, counts = _score_rows(assembled, reader, loader)
+    order = np.argsort(reader.row_numbers())
     scores, labels, users, is_new, *conversions = (
-        gather_rows(column).cpu().numpy() for column in columns
+        gather_rows(column).cpu().numpy()[order] for column in columns
     )
-    if predictions is not None and rank() == 0:
-        Predictions.from_columns(scores, labels, users, is_new).save(predictions)
+    if predictions is not None:
+        broadcast_from_rank_0(
+            lambda: Predictions.from_columns(
+                scores, labels, _raw_users(reader, users), is_new
+            ).save(predictions)
+        )
     conversion_scores = ConversionScores(*conversions) if conversions else None
     metrics = compute_metrics(scores, labels, users, is_new, conversion_scores)
-    return metrics, reduce_counts(reader, counts)
+    rows = ScoredRows(labels, users, is_new)
+    return Evaluation(metrics, reduce_counts(reader, counts), rows)
+
+
+def warn_without_new_rows(config: Config, path: str, num_new: int, num_rows: int) -> None:
+    """Warns of data without a new user's row, where the model or the split is made for new users.
+
+    Args:
+        config: of the run.
+        path: of the data.
+        num_new: rows that are reported as new users'.
+        num_rows: all rows.
+    """
+    model = config.model
+    for_new_users = (
+        model.zero_shot,
+        model.baseline,
+        model.behaviour_dropout,
+        model.cold_loss_weight,
+        config.data.cold_start.hide_share,
+    )
+    if not num_new and any(for_new_users):
+        logger.warning("%s", no_new_rows(path, num_rows, config.schema_, config.data))
 
 
 def _score_rows(
@@ -82,6 +126,26 @@ def _score_rows(
     return [torch.cat(parts) for parts in zip(*columns, strict=True)], counts
 
 
+def _raw_users(reader: Reader, hashes: NDArray[np.int64]) -> NDArray[Any]:
+    """Reads the users of the scored rows as the files have them, int64 or string, [rows].
+
+    Args:
+        reader: of the rows.
+        hashes: hash of each scored row's user, in the order of the data, [rows].
+
+    Raises:
+        ValueError: the files hold other rows by now.
+    """
+    users = reader.group_keys()
+    if not np.array_equal(user_hashes(users), hashes):
+        raise ValueError(
+            f"'{reader.path}' was rewritten while its rows were scored: its group keys are other "
+            "ones now; evaluate again"
+        )
+    values: NDArray[Any] = users.to_numpy()
+    return values.astype(str) if values.dtype == object else values
+
+
 def evaluate_run(
     run_dir: RunDir, data: str | None, overrides: list[str], predictions: Path | None = None
 ) -> dict[str, CohortMetrics]:
@@ -98,9 +162,12 @@ def evaluate_run(
     """
     with open_finished_run(run_dir, data, overrides) as (assembled, test_data):
         with span("evaluation"):
-            metrics, counts = evaluate(assembled, test_data.reader, test_data.loader, predictions)
-        log_counts(test_data.reader.path, counts)
-        return metrics
+            found = evaluate(assembled, test_data.reader, test_data.loader, predictions)
+        log_counts(test_data.reader.path, found.counts)
+        config = load_config(run_dir.config, overrides)
+        num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
+        warn_without_new_rows(config, test_data.reader.path, num_new, num_rows)
+        return found.metrics
 
 
 @contextmanager
@@ -114,7 +181,13 @@ def open_finished_run(
     run_dir.check_trained()
     config = load_config(run_dir.config, overrides)
     with process_group(config.train.device, config.train.timeout) as device:
-        source = Source(data or config.data.path(config.data.test), config.schema_)
+        types = load_column_types(run_dir.vocabularies)
+        source = Source(
+            data or config.data.path(config.data.test),
+            config.schema_,
+            types,
+            "give --data a Parquet file or folder",
+        )
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         assembled = assemble(config, encoders, device)
         folder = newest_intact_checkpoint(run_dir.checkpoints)

@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+from mail_torchrec.checkpoint.data_record import (
+    SourceRecord,
+    read_data_record,
+    read_labels_checksum,
+)
 from mail_torchrec.checkpoint.folder import (
     Checkpoints,
     checksum_error,
@@ -23,27 +28,18 @@ from mail_torchrec.distributed.collectives import (
     world_size,
 )
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.config_trees import NEUTRAL_SETTINGS
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 _CHANGEABLE_SETTINGS = (
-    "checkpoint.",
-    "sharding.",
-    "data.root",
-    "data.train",
-    "data.test",
-    "data.num_workers",
+    *NEUTRAL_SETTINGS,
+    "checkpoint.restart_state",
     "data.shuffle_buffer_size",
     "train.epochs",
     "train.batch_size",
-    "train.eval_batch_size",
-    "train.log_every",
-    "train.device",
-    "train.timeout",
-    "train.save_predictions",
     "train.precision",
-    "train.compile",
 )
 """Settings that a resumed run may change; the training data must have the same rows, wherever it
 lies."""
@@ -114,22 +110,19 @@ def check_resumable(
             all differences are listed.
     """
     manifest = read_manifest(folder)
-    other = [
-        line
-        for line in config_differences(load_config(folder / CONFIG, []), config)
-        if not line.startswith(_CHANGEABLE_SETTINGS)
-    ]
-    if other:
+    found = load_config(folder / CONFIG, [])
+    if other := config_differences(found, config, _CHANGEABLE_SETTINGS):
         raise ValueError(
             f"'{folder}' was trained with another configuration; resume with the same, or choose "
             "another --run-dir:\n  " + "\n  ".join(other)
         )
-    if manifest.data != source.fingerprint:
+    recorded = SourceRecord(rows=manifest.num_rows, fingerprint=manifest.data)
+    if difference := recorded.difference(source):
         raise ValueError(
-            f"'{source.path}' is not the training data of '{folder}': its row groups have other "
-            f"sizes ({source.num_rows} rows, "
-            f"{manifest.num_rows} then); bring that data back, or start a run of its own"
+            f"'{source.path}' is not the training data of '{folder}': {difference}; bring that "
+            "data back, or start a run of its own"
         )
+    _check_epochs(folder, manifest, config)
     if changed := vocabulary_checksums(run_dir).items() ^ manifest.vocabularies.items():
         names = sorted({name for name, _ in changed})
         raise ValueError(
@@ -137,6 +130,56 @@ def check_resumable(
             f"{', '.join(names)} changed"
         )
     return manifest
+
+
+def _check_epochs(folder: Path, manifest: CheckpointManifest, config: Config) -> None:
+    """Refuses fewer epochs than the checkpoint was trained for."""
+    begun = manifest.position.epoch + bool(manifest.position.consumed)
+    if begun > config.train.epochs:
+        raise ValueError(
+            f"'{folder}' has begun epoch {begun}; train.epochs should be at least {begun} to go "
+            f"on from it, received {config.train.epochs}"
+        )
+
+
+def check_finished(config: Config, run_dir: RunDir, train: Source, test: Source) -> None:
+    """Checks that the metrics of a finished run are those of a configuration and its data.
+
+    Args:
+        config: of the run that resumes.
+        run_dir: of the finished run.
+        train: training data of the run that resumes.
+        test: its test data.
+
+    Raises:
+        ValueError: the run had another configuration or other data, or has no predictions and
+            should have; all differences are listed.
+    """
+    finished = f"the run in '{run_dir.path}' is finished"
+    if other := config_differences(load_config(run_dir.config, []), config, NEUTRAL_SETTINGS):
+        raise ValueError(
+            f"{finished}, and had another configuration; resume with the same, or choose another "
+            "--run-dir:\n  " + "\n  ".join(other)
+        )
+    if config.train.save_predictions and not run_dir.predictions.exists():
+        raise ValueError(
+            f"{finished}, without predictions; leave train.save_predictions out, and write them "
+            "with mail-torchrec evaluate --predictions"
+        )
+    record = read_data_record(run_dir.data)
+    parts = (("training", record.train, train), ("test", record.test, test))
+    other = [
+        f"{part} data '{source.path}': {difference}"
+        for part, recorded, source in parts
+        if (difference := recorded.difference(source))
+    ]
+    if not other and record.test_labels != read_labels_checksum(test, config.schema_):
+        other = [f"test data '{test.path}': its rows have other users or labels"]
+    if other:
+        raise ValueError(
+            f"{finished}, and had other data; bring that data back, choose another --run-dir, or "
+            "score other rows with mail-torchrec evaluate --data:\n  " + "\n  ".join(other)
+        )
 
 
 def vocabulary_checksums(run_dir: RunDir) -> dict[str, str]:

@@ -11,6 +11,7 @@ from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
 from mail_torchrec.utils.file_lock import lock_folder
 from mail_torchrec.utils.formats import check_run_format, write_run_format
+from mail_torchrec.utils.local_path import check_local
 
 # Seconds that a restarted job waits for the lock: ranks of the previous attempt may still be
 # ending, on another host.
@@ -35,10 +36,15 @@ class RunDir:
         tensorboard/         the same for TensorBoard
         checkpoints/         states during the training, and at its end
         predictions.npz      scores of all test rows, where train.save_predictions asks for them
+        data.json            fingerprints of the training and test data, checksum of the test rows
         metrics.json         final AUC and GAUC of new, old and all rows; written last
     """
 
     path: Path
+    """A folder of this machine, or of storage mounted here."""
+
+    def __post_init__(self) -> None:
+        check_local(self.path, "the run directory")
 
     @property
     def config(self) -> Path:
@@ -79,6 +85,11 @@ class RunDir:
     def predictions(self) -> Path:
         """Scores of the test rows."""
         return self.path / "predictions.npz"
+
+    @property
+    def data(self) -> Path:
+        """Record of the data that the metrics belong to, see ``checkpoint/data_record.py``."""
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:

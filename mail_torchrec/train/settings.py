@@ -40,7 +40,8 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of each rank; ``auto`` is CUDA where there is one."""
     save_predictions: bool = False
-    """Write score, label, user and cohort (new or old) of every test row to predictions.npz."""
+    """Write score, label, user and cohort (new or old) of every test row to predictions.npz, in the
+    order of the files."""
     timeout: float = Field(default=600, gt=0)
     """Seconds that a rank waits for the others in a collective before the job ends and reports
     which rank is missing."""

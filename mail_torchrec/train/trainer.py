@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mail_torchrec.checkpoint.data_record import DataRecord
 from mail_torchrec.checkpoint.manifest import (
     CONFIG,
     PLAN,
@@ -17,8 +18,11 @@ from mail_torchrec.checkpoint.manifest import (
 )
 from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.config import Config, dump_config, load_config
+from mail_torchrec.data.column_types import ColumnTypes, save_column_types
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.list_shapes import ListShapes
+from mail_torchrec.data.new_users import NewUserCounter
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
@@ -32,12 +36,13 @@ from mail_torchrec.train.assembly import (
     config_feature_tables,
     table_keys,
 )
-from mail_torchrec.train.data_splits import DataSplit, load_split, log_counts
-from mail_torchrec.train.evaluation import evaluate
+from mail_torchrec.train.data_splits import DataSplit, load_split, log_counts, open_sources
+from mail_torchrec.train.evaluation import Evaluation, evaluate, warn_without_new_rows
 from mail_torchrec.train.loop import ManifestFactory, TrainingLoop
 from mail_torchrec.train.memory_usage import memory_usage
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.resume import (
+    check_finished,
     check_resumable,
     newest_intact_checkpoint,
     redistribute_progress,
@@ -66,6 +71,8 @@ class _TrainingJob:
     config: Config
     run_dir: RunDir
     source: Source
+    """Training data."""
+    test_source: Source
     encoders: Encoders
     train_data: DataSplit
     test_data: DataSplit
@@ -104,11 +111,13 @@ def train(
         with _metrics_writer(job) as writer:
             _run_training(job, writer)
             writer.write_event({"usage": memory_usage(job.assembled)})
-            metrics = _evaluate_job(job, writer)
+            found = _evaluate_job(job, writer)
         if rank() == 0:
             draw_loss_curves([run_dir.log], run_dir.curves)
-            run_dir.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
-        return metrics
+            sources = job.source, job.test_source
+            DataRecord.of(*sources, found.rows).write(run_dir.data)
+            run_dir.metrics.write_text(json.dumps(found.metrics, indent=2) + "\n")
+        return found.metrics
 
 
 def _open_run(config: Config, run_dir: RunDir, resume: bool) -> dict[str, CohortMetrics] | None:
@@ -118,8 +127,8 @@ def _open_run(config: Config, run_dir: RunDir, resume: bool) -> dict[str, Cohort
         return None
     epochs = load_config(run_dir.config, []).train.epochs
     if config.train.epochs > epochs:
-        run_dir.metrics.unlink()
         return None
+    check_finished(config, run_dir, *open_sources(config))
     logger.info(
         "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
     )
@@ -131,13 +140,10 @@ def _prepare_job(
     config: Config, run_dir: RunDir, device: torch.device, plan: Path | None, resume: bool
 ) -> _TrainingJob:
     """Loads the data, assembles the model, and writes configuration and plan."""
-    source, test_source = (
-        Source(config.data.path(part), config.schema_)
-        for part in (config.data.train, config.data.test)
-    )
+    source, test_source = open_sources(config)
     resume_point = _find_resume_point(config, run_dir, source) if resume else None
     if resume_point is None:
-        _fit_encoders(config, source, run_dir)
+        _fit_encoders(config, source, test_source.types, run_dir)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     feature_tables = config_feature_tables(config)
     train_data = load_split(config, encoders, feature_tables, source, training=True)
@@ -148,10 +154,12 @@ def _prepare_job(
     assembled = assemble(config, encoders, device, plan)
     test_data = load_split(config, encoders, feature_tables, test_source, training=False)
     if rank() == 0:
+        run_dir.metrics.unlink(missing_ok=True)  # of fewer epochs
         run_dir.plan.write_text(assembled.plan_file)
         run_dir.config.write_text(dump_config(config))
+    sources = source, test_source
     return _TrainingJob(
-        config, run_dir, source, encoders, train_data, test_data, assembled, resume_point
+        config, run_dir, *sources, encoders, train_data, test_data, assembled, resume_point
     )
 
 
@@ -165,12 +173,23 @@ def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _Resu
     return _ResumePoint(folder, manifest)
 
 
-def _fit_encoders(config: Config, source: Source, run_dir: RunDir) -> None:
-    """Fits the encoders on rank 0, and writes them to the run directory."""
+def _fit_encoders(config: Config, source: Source, types: ColumnTypes, run_dir: RunDir) -> None:
+    """Fits the encoders on rank 0, and writes them and the columns' types to the run directory."""
 
     def fit() -> None:
-        encoders = fit_encoders(source, config.schema_, config.data.cold_start, progress=True)
+        new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
+        encoders = fit_encoders(
+            source,
+            config.schema_,
+            config.data.cold_start,
+            observers=[new_users, shapes],
+            progress=True,
+        )
         encoders.save(run_dir.vocabularies)
+        save_column_types(types, run_dir.vocabularies)
+        for warning in shapes.warnings():
+            logger.warning("'%s': %s", source.path, warning)
+        warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
 
     with span("fitting the vocabularies"):
         broadcast_from_rank_0(fit)
@@ -264,13 +283,13 @@ def _manifest_factory(job: _TrainingJob) -> ManifestFactory:
     return make_manifest
 
 
-def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> dict[str, CohortMetrics]:
+def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> Evaluation:
     """Evaluates the trained model on the test rows, and records the metrics."""
     predictions = job.run_dir.predictions if job.config.train.save_predictions else None
     with span("evaluation"):
-        metrics, counts = evaluate(
-            job.assembled, job.test_data.reader, job.test_data.loader, predictions
-        )
-    writer.write_event({"evaluation": metrics, "counts": counts})
-    log_counts("test", counts)
-    return metrics
+        found = evaluate(job.assembled, job.test_data.reader, job.test_data.loader, predictions)
+    writer.write_event({"evaluation": found.metrics, "counts": found.counts})
+    log_counts("test", found.counts)
+    num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
+    warn_without_new_rows(job.config, job.test_source.path, num_new, num_rows)
+    return found

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,13 @@ import numpy as np
 from mail_torchrec.inference.artifact_files import DENSE_WEIGHTS, MANIFEST, ONNX_MODEL
 from mail_torchrec.inference.batch_first import batch_first, batch_first_inputs
 from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.requests import InputSpec
 from mail_torchrec.inference.scorer import Scorer, open_session
 from mail_torchrec.triton.module_copy import copy_modules
 from mail_torchrec.triton.names import EXPORTED, Backend
+from mail_torchrec.utils.local_path import make_output_dir
+from mail_torchrec.utils.output_spec import OutputSpec
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "mail_torchrec.triton.python_backend"
@@ -48,13 +53,15 @@ class RepositoryOptions:
     """Most users that Triton joins in one call."""
     max_candidates: int = 2000
     """Most candidates of a request; of the Python backend."""
+    allow_schema_change: bool = False
+    """Add a version that takes other raw values or has other outputs than the one before."""
 
 
 def write_repository(options: RepositoryOptions) -> Path:
     """Writes a version's folder, and the model's folder around it where there is none.
 
     The version is there whole and checked, or not at all. Files are hard links, or copies where
-    links are impossible (another file system).
+    links are impossible (another file system); where the export has links, of what they lead to.
 
     Returns:
         The version's folder.
@@ -64,20 +71,23 @@ def write_repository(options: RepositoryOptions) -> Path:
             model with other inputs or settings.
     """
     _check_libraries()
-    scorer = Scorer(options.model)
-    scorer.check_golden()
-    name = options.name or scorer.manifest.name
+    manifest = ArtifactManifest.read(options.model)
+    manifest.check_files(options.model)
+    name = options.name or manifest.name
     _check_name(name)
-    model, config = options.out / name, _config(options, scorer)
+    model, config = options.out / name, _config(options, manifest)
+    if not options.allow_schema_change:
+        _check_requests(model, manifest)
     _check_place(model, options.version, config)
     part = options.out / f".{name}.{os.getpid()}.part"
-    part.mkdir(parents=True)
+    make_output_dir(part)
     try:
         (part / CONFIG).write_text(config)
         version = part / str(options.version)
-        version.mkdir()
-        write = _write_python if options.backend == "python" else _write_graph
-        write(scorer, version)
+        exported = version / EXPORTED
+        for file in (MANIFEST, *manifest.files):
+            _link(options.model / file, exported / file)
+        _write_version(options.backend, exported, version)
         if model.exists():
             version.rename(model / version.name)
         else:
@@ -85,6 +95,18 @@ def write_repository(options: RepositoryOptions) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)  # remains of a failure
     return model / str(options.version)
+
+
+def _write_version(backend: Backend, exported: Path, version: Path) -> None:
+    """Completes a version's folder, which holds the exported model."""
+    scorer = Scorer(exported, verify=False)  # its files were compared before they were linked
+    scorer.check_golden()
+    if backend == "python":
+        copy_modules(PYTHON_MODEL, version)
+        (version / "model.py").write_text(_MODEL_PY)
+    else:
+        _write_graph(scorer, version)
+        shutil.rmtree(exported)
 
 
 def _check_libraries() -> None:
@@ -116,20 +138,40 @@ def _check_place(model: Path, version: int, config: str) -> None:
         )
 
 
-def _config(options: RepositoryOptions, scorer: Scorer) -> str:
+def _check_requests(model: Path, manifest: ArtifactManifest) -> None:
+    """Refuses a version that takes other requests than the greatest version of the model.
+
+    ``config.pbtxt`` has the encoded inputs alone: raw columns are the manifest's.
+    """
+    versions = [int(path.name) for path in model.glob("[1-9]*") if path.name.isdecimal()]
+    if not versions:
+        return
+    folder = model / str(max(versions))
+    served = ArtifactManifest.read(folder / EXPORTED if (folder / EXPORTED).exists() else folder)
+    if changes := served.changes_for_clients(manifest):
+        raise ValueError(
+            f"'{folder}' takes other requests: {'; '.join(changes)}; choose another --name, or add "
+            "it all the same with --allow-schema-change"
+        )
+
+
+def _config(options: RepositoryOptions, manifest: ArtifactManifest) -> str:
     from mail_torchrec.triton.config_file import config_file
 
-    inputs = batch_first_inputs(scorer.manifest.inputs)
-    outputs = scorer.manifest.outputs_of("probability")
+    inputs = batch_first_inputs(manifest.inputs)
+    outputs = manifest.outputs_of("probability")
+    if options.backend == "onnxruntime":
+        _check_output_names(inputs, outputs)
     return config_file(options.backend, inputs, outputs, options.max_batch, options.max_candidates)
 
 
-def _write_python(scorer: Scorer, version: Path) -> None:
-    """Writes a version of the Python backend: the exported model and the code that scores it."""
-    for name in (MANIFEST, *scorer.manifest.files):
-        _link(scorer.folder / name, version / EXPORTED / name)
-    copy_modules(PYTHON_MODEL, version)
-    (version / "model.py").write_text(_MODEL_PY)
+def _check_output_names(inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> None:
+    if both := sorted({spec.name for spec in inputs} & {spec.name for spec in outputs}):
+        raise ValueError(
+            f"--backend onnxruntime: inputs and outputs of Triton's ONNX Runtime backend share one "
+            f"set of names, and {both} are both; take --backend python, or train with other names "
+            "in schema.columns ('column' names the file's)"
+        )
 
 
 def _write_graph(scorer: Scorer, version: Path) -> None:
@@ -159,7 +201,7 @@ def _check_graph(scorer: Scorer, path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
+    try:  # what a link leads to: the link itself would lead nowhere from another place
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copy2(source, target)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mail_torchrec.utils.local_path import check_output_dir
+
 
 @contextmanager
 def atomic_dir(out: Path) -> Iterator[Path]:
@@ -14,8 +16,9 @@ def atomic_dir(out: Path) -> Iterator[Path]:
     The hidden folder is deleted where the block raises.
 
     Raises:
-        ValueError: ``out`` exists.
+        ValueError: ``out`` exists, or cannot be written.
     """
+    check_output_dir(out, "the folder to write")
     if out.exists():
         raise ValueError(
             f"'{out}' exists already; choose another --out, or move or delete that one"

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from mail_torchrec.utils.local_path import make_output_dir
+
 LOCK = ".lock"
 _POLL_SECONDS = 1.0
 
@@ -31,7 +33,7 @@ def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     Raises:
         ValueError: another job holds the lock, or the file system has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_dir(folder)
     with (folder / LOCK).open("a+") as file:
         deadline = time.monotonic() + timeout
         while not _try_lock(file, folder):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 CHECKPOINT_FORMAT = 2
 RUN_FILE = "run.json"
 """File of a run directory with its format number. Format 1 had no such file."""

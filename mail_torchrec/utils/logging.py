@@ -1,7 +1,8 @@
 """Rank-aware logging to standard error, and the silencing of third-party warnings.
 
 Every module logs through ``get_logger(__name__)``; rank 0 alone prints. The last words of a thread
-that ends the process are printed on every rank, with a rank prefix (:func:`write_unlocked`).
+that ends the process are printed on every rank, with a rank prefix (:func:`write_unlocked`). URIs
+in messages are printed without their credentials.
 """
 
 import logging
@@ -10,6 +11,8 @@ import sys
 import warnings
 
 from tqdm import tqdm
+
+from mail_torchrec.utils.uris import redact
 
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL_VARIABLE = "MAIL_TORCHREC_LOG_LEVEL"
@@ -53,6 +56,7 @@ def write_unlocked(message: str) -> None:
     For a thread that is about to end the process: the main thread may hold the locks of logging and
     of the progress bars, and never give them back. With several ranks the line names the rank.
     """
+    message = redact(message)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     sys.stderr.write(f"[rank {_rank()}] {message}\n" if several else f"{message}\n")
     sys.stderr.flush()
@@ -80,7 +84,7 @@ class _TqdmHandler(logging.Handler):
         """Prints one record."""
         try:
             prefix = _PREFIXES.get(record.levelno, "")
-            tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+            tqdm.write(redact(f"{prefix}{record.getMessage()}"), file=sys.stderr)
         except Exception:  # logging never ends the program that logs
             self.handleError(record)
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from mail_torchrec.data.parquet.arrow import plain_ids
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.utils.atomic_dir import atomic_dir
 from mail_torchrec.utils.progress import progress_bar
 from mail_torchrec.vectors.embedder import Embedder
 from mail_torchrec.vectors.index import IndexSettings, build_index, load_faiss
 from mail_torchrec.vectors.recall import measure_recall
-from mail_torchrec.vectors.vector_files import VectorWriter, read_ids, read_tables
+from mail_torchrec.vectors.vector_files import VectorWriter, ids_of, read_ids, read_tables
 
 ITEMS, USERS, INDEX, SUMMARY = "items.parquet", "users.parquet", "items.faiss", "vectors.json"
 _ITEM_BATCH = 16_384
@@ -118,7 +117,8 @@ def _write_items(embedder: Embedder, options: VectorOptions, path: Path) -> dict
     if options.items is None:
         ids, rows_N = embedder.vocabulary()
     else:
-        given = read_ids(options.items, embedder.schema.file_column(embedder.item_column))
+        column = embedder.schema.file_column(embedder.item_column)
+        given = read_ids(options.items, column, embedder.manifest.value_types[column])
         ids, rows_N = embedder.known_items(given)
         num_unknown = len(given) - len(ids)
     if not len(ids):
@@ -141,7 +141,8 @@ def _write_users(embedder: Embedder, users: str, path: Path) -> dict[str, Any]:
         for file, table in progress_bar(batches, desc="users", unit="batch"):
             if key not in table.column_names:
                 raise ValueError(f"{file}: column '{key}', whose row it is, is missing")
-            writer.write(plain_ids(table[key], file=file, name=key), embedder.users(table, file))
+            ids = ids_of(table, key, embedder.manifest.value_types[key], file)
+            writer.write(ids, embedder.users(table, file))
     if not writer.num_rows:
         raise ValueError(f"'{users}' should hold users, received no rows")
     return {"rows": writer.num_rows, "seconds": perf_counter() - start}

@@ -12,8 +12,10 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mail_torchrec.data.parquet.arrow import Floats, one_chunk, plain_ids
+from mail_torchrec.data.parquet.arrow import Floats, one_chunk
 from mail_torchrec.data.parquet.files import parquet_files
+from mail_torchrec.data.parquet.logical_types import plain_ids
+from mail_torchrec.inference.values import ValueType, file_values
 
 
 class VectorWriter:
@@ -82,25 +84,50 @@ def read_vectors(path: Path, batch_size: int) -> Iterator[Floats]:
         yield lists.flatten().to_numpy().reshape(len(lists), lists.type.list_size)
 
 
-def read_ids(path: str, column: str) -> pa.Array:
+def read_ids(path: str, column: str, kind: ValueType) -> pa.Array:
     """Reads the distinct ids in a column of the Parquet files below a path.
 
     They come in the order of their first rows; nulls are skipped.
 
+    Args:
+        path: Parquet file, folder or URI.
+        column: name of the column.
+        kind: type of its values in training.
+
+    Returns:
+        int64 or large_string ids, [N].
+
     Raises:
-        ValueError: no files, no such column, or values that are no ids.
+        ValueError: no files, no such column, or values of another type.
     """
     parts = []
-    for file in parquet_files(path, "name a Parquet file or folder of items"):
+    for file in parquet_files(path, "give --items a Parquet file or folder of items"):
+        if not file.num_rows:
+            continue
         file.check_columns([column])
-        table = file.read([column])
-        parts.append(plain_ids(table[column], file=file.path, name=column).unique())
-    if len({part.type for part in parts}) > 1:
-        raise ValueError(
-            f"'{path}': column '{column}' should be of one type in all files, found "
-            f"{sorted({str(part.type) for part in parts})}"
-        )
+        parts.append(ids_of(file.read([column]), column, kind, file.path).unique())
+    if not parts:
+        raise ValueError(f"'{path}' should hold items, received no rows")
     return one_chunk(pa.chunked_array(parts)).unique().drop_null()
+
+
+def ids_of(table: pa.Table, column: str, kind: ValueType, file: str) -> pa.Array:
+    """Converts a table's ids to int64 or large_string, [N].
+
+    Args:
+        table: N rows of a file.
+        column: name of the column.
+        kind: type of its values in training.
+        file: for messages.
+
+    Raises:
+        ValueError: values of another type; the message names file and column.
+    """
+    try:
+        values = file_values(table[column], kind, is_list=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: column '{column}' {error}, as in training") from error
+    return plain_ids(pa.chunked_array([values]), file=file, name=column)
 
 
 def read_tables(path: str, columns: list[str], batch_size: int) -> Iterator[tuple[str, pa.Table]]:
@@ -117,7 +144,7 @@ def read_tables(path: str, columns: list[str], batch_size: int) -> Iterator[tupl
     Raises:
         ValueError: no files, or a file that cannot be read.
     """
-    for file in parquet_files(path, "name a Parquet file or folder of users"):
+    for file in parquet_files(path, "give --users a Parquet file or folder of users"):
         found = [name for name in columns if name in file.schema.names]
         file.check_columns(found)
         for batch in file.batches(found, batch_size):

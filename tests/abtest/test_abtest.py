@@ -45,7 +45,7 @@ def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
     rows = log.to_pylist()
     for cohort, in_cohort in {"all": {True, False}, "new": {True}, "old": {False}}.items():
         for arm, version in (("base", "a"), ("candidate", "b")):
-            mine = [row for row in rows if row["version"] == version and row["fresh"] in in_cohort]
+            mine = [row for row in rows if row["model_version"] == version and row["fresh"] in in_cohort]
             clicks, bought = (
                 sum(row["click"] for row in mine),
                 sum(row["click"] and row["bought"] for row in mine),
@@ -93,7 +93,7 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
     sums = log.set_column(3, "bought", bought.cast(pa.int64())).append_column(
         "n", pa.array(np.ones(len(log), np.int64))
     )
-    sums = sums.group_by(["user", "version", "fresh"]).aggregate(
+    sums = sums.group_by(["user", "model_version", "fresh"]).aggregate(
         [(name, "sum") for name in ("n", "click", "bought")]
     )
     pq.write_table(sums, tmp_path / "sums.parquet")
@@ -115,13 +115,42 @@ def test_many_files_and_batches_and_a_log_of_sums_say_the_same(
     }
 
 
+def test_other_containers_say_the_same(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.parquet", 300, seed=2)
+    abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
+    other = pa.table(
+        {
+            "user": log["user"].cast(pa.decimal128(20, 0)),
+            "model_version": log["model_version"].cast(pa.string_view()),
+            "click": log["click"].cast(pa.decimal128(20, 0)),
+            "bought": log["bought"].cast(pa.float32()),
+            "fresh": log["fresh"].cast(pa.uint8()).dictionary_encode(),
+        }
+    )
+    (tmp_path / "parts").mkdir()
+    pq.write_table(other.slice(0, 99), tmp_path / "parts" / "a.parquet")
+    pq.write_table(log.slice(99), tmp_path / "parts" / "b.parquet")
+    pq.write_table(pa.table({"user": pa.array([], pa.string())}), tmp_path / "parts" / "c.parquet")
+    abtest(str(tmp_path / "parts"), *ALL, "--out", str(tmp_path / "other"))
+    assert content(tmp_path / "other") == content(tmp_path / "one")
+
+
+def test_users_of_two_types_are_refused_with_both_files(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "a.parquet", 30, seed=2)
+    text = log["user"].cast(pa.string())
+    pq.write_table(log.set_column(0, "user", text), tmp_path / "b.parquet")
+    message = refused(str(tmp_path), *ALL)
+    assert "b.parquet: column 'user' should be int64 as in" in message
+    assert "a.parquet, found large_string" in message
+
+
 def test_a_lost_part_of_the_log_is_a_sample_ratio_mismatch(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", 4000, seed=3)
     assert "WARNING" not in abtest(
         str(tmp_path / "log.parquet"), "--candidate", "b", "--share", "0.5"
     )
     lost = pa.compute.and_(
-        pa.compute.equal(log["version"], "b"), pa.array(np.asarray(log["user"]) % 6 == 0)
+        pa.compute.equal(log["model_version"], "b"), pa.array(np.asarray(log["user"]) % 6 == 0)
     )
     pq.write_table(log.filter(pa.compute.invert(lost)), tmp_path / "lost.parquet")
     text = abtest(
@@ -151,11 +180,11 @@ def test_users_of_both_arms_are_left_out_and_misassigned_ones_are_reported(tmp_p
     both, swapped = users[:30], users[30:50]
     other = {"a": "b", "b": "a"}
     rows = log.to_pylist()
-    rows += [row | {"version": other[row["version"]]} for row in rows if row["user"] in both]
+    rows += [row | {"model_version": other[row["model_version"]]} for row in rows if row["user"] in both]
     rows = [
-        row | {"version": other[row["version"]]} if row["user"] in swapped else row for row in rows
+        row | {"model_version": other[row["model_version"]]} if row["user"] in swapped else row for row in rows
     ]
-    rows += [row | {"version": "older"} for row in rows[:7]]
+    rows += [row | {"model_version": "older"} for row in rows[:7]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
     text = abtest(
         str(tmp_path / "mixed.parquet"), *ALL, "--base", "a", "--out", str(tmp_path / "out")
@@ -169,7 +198,7 @@ def test_users_of_both_arms_are_left_out_and_misassigned_ones_are_reported(tmp_p
     found = content(tmp_path / "out")
     assert sum(counts["users"] for counts in found["cohorts"]["all"]["counts"].values()) == 970
     assert found["cohorts"]["all"]["counts"]["base"]["impressions"] == sum(
-        row["version"] == "a" and row["user"] not in both for row in rows
+        row["model_version"] == "a" and row["user"] not in both for row in rows
     )
 
 
@@ -177,8 +206,8 @@ def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> Non
     log = write_log(tmp_path / "log.parquet", 600, seed=5)
     text_users = log.set_column(0, "user", log["user"].cast(pa.string()))
     late = pa.array(np.where(np.arange(len(log)) % 2 == 0, "b", "b2"))
-    versions = pa.compute.if_else(pa.compute.equal(log["version"], "b"), late, log["version"])
-    pq.write_table(text_users.set_column(1, "version", versions), tmp_path / "renewed.parquet")
+    versions = pa.compute.if_else(pa.compute.equal(log["model_version"], "b"), late, log["model_version"])
+    pq.write_table(text_users.set_column(1, "model_version", versions), tmp_path / "renewed.parquet")
     abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
     abtest(
         str(tmp_path / "renewed.parquet"),
@@ -223,7 +252,7 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
         (
             {},
             ["--candidate", "b", "--click", "clicks"],
-            "column 'clicks' is missing (the file has user, version, click)",
+            "column 'clicks' is missing (the file has user, model_version, click)",
         ),
         (
             {"click": [0, 1, 2]},
@@ -236,22 +265,22 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
             "column 'user' should say it of every row, received 1 nulls",
         ),
         (
-            {"version": ["a", None, "b"]},
+            {"model_version": ["a", None, "b"]},
             ["--candidate", "b"],
-            "column 'version' should say it of every row, received 1 nulls",
+            "column 'model_version' should say it of every row, received 1 nulls",
         ),
         (
             {"user": [1.0, 2.0, 3.0]},
             ["--candidate", "b"],
-            "column 'user' should hold integers or strings, found double",
+            "column 'user' should hold ids (integers, strings or booleans), found double",
         ),
         (
-            {"version": ["b", "b", "b"]},
+            {"model_version": ["b", "b", "b"]},
             ["--candidate", "b"],
             "the log has 1 versions (b): say by --base",
         ),
         (
-            {"version": ["a", "b", "c"]},
+            {"model_version": ["a", "b", "c"]},
             ["--candidate", "b"],
             "the log has 3 versions (a, b, c): say by --base",
         ),
@@ -275,7 +304,7 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
 def test_bad_logs_and_arguments_are_reported(
     tmp_path: Path, change: dict[str, Any], arguments: list[str], message: str
 ) -> None:
-    columns: dict[str, Any] = {"user": [1, 2, 3], "version": ["a", "b", "a"], "click": [0, 1, 1]}
+    columns: dict[str, Any] = {"user": [1, 2, 3], "model_version": ["a", "b", "a"], "click": [0, 1, 1]}
     pq.write_table(pa.table(columns | change), tmp_path / "log.parquet")
     assert message in " ".join(refused(str(tmp_path / "log.parquet"), *arguments).split())
 
@@ -285,13 +314,13 @@ def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "log.parquet").write_text("user,version,click")
     assert "cannot be read as Parquet" in refused(str(tmp_path / "log.parquet"), "--candidate", "b")
     pq.write_table(
-        pa.table({"user": pa.array([], pa.int64()), "version": [], "click": []}),
+        pa.table({"user": pa.array([], pa.int64()), "model_version": [], "click": []}),
         tmp_path / "empty.parquet",
     )
     assert "the log should hold impressions, received no rows" in refused(
         str(tmp_path / "empty.parquet"), "--candidate", "b"
     )
-    one = pa.table({"user": [1], "version": ["a"], "click": [0]})
+    one = pa.table({"user": [1], "model_version": ["a"], "click": [0]})
     pq.write_table(one, tmp_path / "one.parquet")
     pq.write_table(one.set_column(0, "user", pa.array(["2"])), tmp_path / "two.parquet")
     message = refused(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -186,6 +188,87 @@ def test_a_finished_run_gives_its_metrics_and_more_epochs_train_on(
     train(configuration(root, train={"epochs": 3}), RunDir(tmp_path / "straight"))
     more, straight = tensors(tmp_path / "run"), tensors(tmp_path / "straight")
     assert all(torch.equal(more[key], straight[key]) for key in straight)
+
+
+FINISHED_WITH: dict[str, tuple[dict[str, Any], str]] = {
+    "test data": ({"data": {"test": "train"}}, r"test data '.*train': .*\(250 rows, 120 then\)"),
+    "training data": ({"data": {"train": "test"}}, r"training data '.*\(120 rows, 250 then\)"),
+    "cold start": (
+        {"data": {"cold_start": {"hide_share": 0.5}}},
+        r"data\.cold_start\.hide_share: 0\.0 there, 0\.5 now",
+    ),
+    "rule for new users": (
+        {"data": {"new_user_max_behaviours": 2}},
+        r"data\.new_user_max_behaviours: 0 there, 2 now",
+    ),
+    "seed": ({"train": {"seed": 9}}, r"train\.seed: 1 there, 9 now"),
+    "batch size": ({"train": {"batch_size": 16}}, r"train\.batch_size: 32 there, 16 now"),
+    "fewer epochs": ({"train": {"epochs": 1}}, r"train\.epochs: 2 there, 1 now"),
+    "schema": ({"schema": {"dim": 12}}, r"schema\.dim: 8 there, 12 now"),
+    "predictions": (
+        {"train": {"save_predictions": True}},
+        r"without predictions; leave train\.save_predictions out, .*evaluate --predictions",
+    ),
+    "more epochs on other data": (
+        {"train": {"epochs": 3}, "data": {"train": "test"}},
+        r"is not the training data of .*\(120 rows, 250 then\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", FINISHED_WITH)
+def test_a_finished_run_of_other_settings_or_data_is_refused_and_keeps_its_metrics(
+    root: Path, finished: Path, tmp_path: Path, change: str
+) -> None:
+    sections, message = FINISHED_WITH[change]
+    base = {"data": config_tree(root)["data"], "schema": config_tree(root)["schema"], "train": {}}
+    config = configuration(
+        root, **{name: base[name] | section for name, section in sections.items()}
+    )
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        train(config, RunDir(tmp_path / "run"), resume=True)
+    assert_equal_runs(finished, tmp_path / "run")
+
+
+def test_a_finished_run_answers_for_its_data_anywhere_and_for_other_workers(
+    root: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(root, tmp_path / "rows")
+    config = configuration(
+        tmp_path / "rows",
+        data={"root": str(tmp_path / "rows"), "num_workers": 2},
+        train={"eval_batch_size": 7, "log_every": 1},
+    )
+    metrics = train(config, RunDir(tmp_path / "run"), resume=True)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("column", ["clicked", "user", "item"])
+def test_rows_that_were_exchanged_behind_one_path_are_noticed(
+    root: Path, finished: Path, tmp_path: Path, column: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(root, tmp_path / "rows")
+    path = tmp_path / "rows" / "test" / "c.parquet"
+    table = pq.read_table(path)
+    values = pc.subtract(1, table[column]) if column == "clicked" else pc.add(table[column], 1)
+    table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table, path, row_group_size=50)
+    config = configuration(tmp_path / "rows", data={"root": str(tmp_path / "rows")})
+    with pytest.raises(ValueError, match=r"had other data; bring that data back, (.|\n)*test data"):
+        train(config, RunDir(tmp_path / "run"), resume=True)
+
+
+def test_fewer_epochs_than_were_begun_are_refused(
+    root: Path, finished: Path, tmp_path: Path
+) -> None:
+    killed = as_killed(finished, tmp_path / "run", 10)
+    with pytest.raises(
+        ValueError, match=r"step-00000010' has begun epoch 2; train\.epochs should be at least 2"
+    ):
+        train(configuration(root, train={"epochs": 1}), RunDir(killed), resume=True)
 
 
 def limit_files(num_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from random import Random
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,3 +88,18 @@ def test_float_keys_are_refused() -> None:
     """1.0 and 1 would be two users."""
     with pytest.raises(ValueError, match="received type 'double'"):
         hidden_users(pa.array([1.0]), ColdStartSettings(hide_share=0.4))
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "message"),
+    [
+        ({"oracle": True}, r"oracle shows hidden behaviours, and hide_share 0 hides none"),
+        ({"keep": 5}, r"keep=5 limits what hidden users show, and hide_share 0 hides none"),
+    ],
+)
+def test_what_needs_hidden_users_is_refused_without_them(
+    given_settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ColdStartSettings(**given_settings)
+    ColdStartSettings(hide_share=0.1, **given_settings)

@@ -154,14 +154,14 @@ def test_a_missing_column_names_file_column_and_remedy(schema: Schema, tmp_path:
 
 
 WRONG = {
-    "clicked": (pa.string(), "a boolean or number of 0 and 1, found string"),
-    "user": (pa.float64(), "an integer, string or boolean .*, found double"),
-    "age": (pa.timestamp("us"), "an integer, string or boolean .*, found timestamp"),
-    "city": (pa.null(), "an integer, string or boolean .*, found null"),
-    "income": (pa.string(), "a number, found string"),
-    "history": (pa.int64(), "a list of integers or strings, found int64"),
-    "tags": (pa.list_(pa.float32()), "a list of integers or strings, found list<element: float>"),
-    "hour": (pa.list_(pa.int64()), "an integer, string or boolean .*, found list"),
+    "clicked": (pa.array(["1"]), "a boolean or number of 0 and 1, found string"),
+    "user": (pa.array([1.0]), "an integer, string or boolean .*, found double"),
+    "age": (pa.array([1], pa.timestamp("us")), "an integer, string or boolean .*, found timestamp"),
+    "city": (pa.array([{"a": 1}]), "an integer, string or boolean .*, found struct"),
+    "income": (pa.array(["1"]), "a number, found string"),
+    "history": (pa.array([1]), "a list of integers or strings, found int64"),
+    "tags": (pa.array([[1.0]]), "a list of integers or strings, found list<element: double>"),
+    "hour": (pa.array([[1]]), "an integer, string or boolean .*, found list"),
 }
 
 
@@ -169,8 +169,10 @@ WRONG = {
 def test_a_wrong_type_names_file_column_and_both_types(
     schema: Schema, tmp_path: Path, column: str
 ) -> None:
-    kind, message = WRONG[column]
-    write(tmp_path / "a.parquet", [], types=retyped(column, kind))
+    values, message = WRONG[column]
+    table = pa.Table.from_pylist(some_rows(1), TYPES)
+    index = table.column_names.index(column)
+    pq.write_table(table.set_column(index, column, values), tmp_path / "a.parquet")
     with pytest.raises(
         ValueError,
         match=(

@@ -84,7 +84,7 @@ def evaluated(config: Config, source: Source, encoders: Encoders, assembled: Any
         shuffle=False,
         seed=3,
     )
-    return dict(evaluate(assembled, reader, reader)[0])  # type: ignore[arg-type]
+    return dict(evaluate(assembled, reader, reader).metrics)  # type: ignore[arg-type]
 
 
 def own_batches(config: Config, source: Source, encoders: Encoders, assembled: Any) -> Any:

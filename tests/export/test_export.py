@@ -364,9 +364,8 @@ def test_bad_input_is_reported(small: RunDir, tmp_path: Path) -> None:
     )
     assert "should be the directory of a trained run" in refused(tmp_path, tmp_path / "out")
     message = refused(small.path, tmp_path / "out", "--data", str(tmp_path / "nowhere"))
-    assert (
-        "golden requests are taken from the run's test data, or from --data: no data at" in message
-    )
+    assert "golden requests are taken from --data: no data at" in message
+    assert "give --data a Parquet file or folder" in message and "data.root" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 

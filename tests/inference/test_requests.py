@@ -32,8 +32,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encode(rows: Path) -> RequestEncoder:
     schema = Schema.model_validate(SCHEMA)
-    encoders = fit_encoders(Source(str(rows), schema), schema, ColdStartSettings())
-    return RequestEncoder(schema, encoders, value_types(pq.read_table(rows), schema))
+    source = Source(str(rows), schema)
+    encoders = fit_encoders(source, schema, ColdStartSettings())
+    return RequestEncoder(schema, encoders, value_types(source.types, schema))
 
 
 def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: RequestEncoder) -> None:
@@ -52,6 +53,31 @@ def test_requests_become_what_the_reader_makes_of_rows(rows: Path, encode: Reque
             assert not found[name][row, length:].any()
     assert found["history"].shape == (120, 6) and found["tags"].shape == (120, 2)
     assert np.array_equal(found["candidate.user"], np.arange(120))
+
+
+def test_padding_in_a_request_is_no_behaviour(encode: RequestEncoder) -> None:
+    columns = SCHEMA["columns"]
+    padded = {
+        "history": {**columns["history"], "padding": -1},
+        "tags": {**columns["tags"], "padding": 0},
+    }
+    schema = Schema.model_validate({**SCHEMA, "columns": {**columns, **padded}})
+    user = {**USER, "history": [-1, 4, -1, 9], "actions": [0, 1, 0, 2]}
+    found = RequestEncoder(schema, encode.encoders, encode.types)(
+        [
+            Request(user, [{**ITEM, "tags": [0, 1, 0]}]),
+            Request({**USER, "history": [-1], "actions": [0]}, [{**ITEM, "tags": [0]}]),
+        ]
+    )
+    expected = encode(
+        [
+            Request(USER, [{**ITEM, "tags": [1]}]),
+            Request({**USER, "history": [], "actions": []}, [{**ITEM, "tags": []}]),
+        ]
+    )
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: values.tolist() for name, values in expected.items()
+    }
 
 
 def test_inputs_have_the_promised_types_shapes_and_limits(encode: RequestEncoder) -> None:

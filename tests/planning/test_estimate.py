@@ -12,14 +12,16 @@ import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.config import load_config
+from mail_torchrec.config import dump_config, load_config
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.source import Source
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import estimate_grid
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
 from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.dense_cost import dense_cost
-from tests.support.small_rows import config_tree
+from tests.support.small_rows import config_tree, write_rows
 
 ROWS = {"age": 5, "city": 100, "hour": 24, "item": 4_000_000, "actions": 9, "tags": 50_000}
 WORDS = (
@@ -43,13 +45,9 @@ def grid(config: Path, *overrides: str, **given: Any) -> ScenarioGrid:
         "ranks": "4",
         "batch_sizes": None,
         "vary": (),
+        "rows": tuple(f"{table}={rows}" for table, rows in ROWS.items()),
     }
-    return parse_grid(
-        config,
-        overrides,
-        rows=tuple(f"{table}={rows}" for table, rows in ROWS.items()),
-        **options | given,
-    )
+    return parse_grid(config, overrides, **options | given)
 
 
 def short_of_memory(config: Path, *overrides: str, **given: Any) -> PlanEstimate:
@@ -194,6 +192,30 @@ def test_a_vocabulary_of_unknown_size_is_refused_with_its_option(
         in done.output
     )
     assert "--rows actions=N" in done.output
+
+
+@pytest.mark.parametrize("named", [".", "config.yaml"])
+def test_a_run_knows_the_rows_of_its_vocabularies(config: Path, tmp_path: Path, named: str) -> None:
+    write_rows(tmp_path / "rows/train/a.parquet", 90, seed=1)
+    settings = load_config(config, [f"data.root={tmp_path / 'rows'}"])
+    encoders = fit_encoders(
+        Source(str(tmp_path / "rows/train"), settings.schema_),
+        settings.schema_,
+        settings.data.cold_start,
+    )
+    encoders.save(tmp_path / "vocabularies")
+    (tmp_path / "config.yaml").write_text(dump_config(settings))
+
+    def rows_of(*overrides: str, rows: tuple[str, ...] = ()) -> dict[str, int]:
+        return next(grid(tmp_path / named, *overrides, rows=rows).scenarios()).num_rows
+
+    assert rows_of("schema.dim=16") == encoders.num_rows
+    assert rows_of(rows=("item=9",)) == encoders.num_rows | {"item": 9}
+    hashed = ["schema.tables.city.ids=hash", "schema.tables.city.rows=77"]
+    assert rows_of(*hashed) == encoders.num_rows | {"city": 77}
+    # Another vocabulary than the run's: its size is not known.
+    with pytest.raises(ValueError, match="the vocabularies of item should have a known number"):
+        rows_of("schema.tables.item.min_count=3")
 
 
 def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:

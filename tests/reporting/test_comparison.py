@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +12,39 @@ from mail_torchrec.reporting.comparison import as_json, as_markdown, compare
 from mail_torchrec.utils.formats import write_run_format
 
 
-def write_run(path: Path, name: str, seed: int, new: float | None, old: float = 0.75) -> Path:
+def write_run(
+    path: Path,
+    name: str,
+    seed: int,
+    new: float | None,
+    old: float = 0.75,
+    rows: str = "120-rows",
+    num_new: int = 9,
+    train_rows: str = "250-rows",
+    ranks: int = 1,
+    **config: Any,
+) -> Path:
     path.mkdir(parents=True)
     write_run_format(path, "0.1")
     part = {"gauc": 0.5, "rows": 9, "users": 3}
+    of_new = part | {"auc": new, "rows": num_new}
     (path / "metrics.json").write_text(
+        json.dumps({"new": of_new, "old": {"auc": old, **part}, "all": {"auc": 0.6, **part}})
+    )
+    (path / "data.json").write_text(
         json.dumps(
-            {"new": {"auc": new, **part}, "old": {"auc": old, **part}, "all": {"auc": 0.6, **part}}
+            {
+                "train": {"rows": 250, "fingerprint": train_rows},
+                "test": {"rows": 120, "fingerprint": "f"},
+                "test_rows": rows,
+                "test_labels": rows,
+                "ranks": ranks,
+            }
         )
     )
-    (path / "config.yaml").write_text(yaml.safe_dump({"name": name, "train": {"seed": seed}}))
+    train = {"seed": seed, "batch_size": 32} | config.pop("train", {})
+    tree = {"name": name, "data": {"root": "rows"}, "train": train} | config
+    (path / "config.yaml").write_text(yaml.safe_dump(tree))
     return path
 
 
@@ -148,6 +173,12 @@ def test_faults_are_named(tmp_path: Path) -> None:
     [
         ("metrics.json", None, r"has no metrics.json; the run has not finished"),
         ("metrics.json", '{"new": {', r"metrics.json' cannot be read"),
+        ("data.json", None, r"has no data.json; what it was tested on is unknown; train it again"),
+        (
+            "data.json",
+            '{"ranks": 1}',
+            r"data.json' is incomplete, missing: \['train', 'test_rows'\]",
+        ),
         ("metrics.json", "[]", r"should hold a mapping, received list"),
         (
             "metrics.json",
@@ -166,3 +197,129 @@ def test_damaged_runs_are_refused(
         (run / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         compare([run])
+
+
+def test_seeds_may_differ_in_what_cannot_change_their_metrics(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", "DMR", 0, 0.6, data={"root": "rows", "num_workers": 0}),
+        write_run(
+            tmp_path / "b",
+            "DMR",
+            1,
+            0.7,
+            ranks=4,
+            data={"root": "s3://rows", "num_workers": 2, "cold_start": None},
+            train={"batch_size": 8, "log_every": 5, "device": "cuda"},
+            checkpoint={"every": 10},
+            sharding={"enabled": False},
+        ),
+    ]
+    [result] = compare(runs)
+    assert len(result.run_dirs) == 2 and result.other_data == []
+
+
+OTHER_METHOD: dict[str, tuple[dict[str, Any], str]] = {
+    "tower": ({"model": {"tower": "din"}}, r"model\.tower: None and din"),
+    "learning rate": ({"train": {"learning_rate": 0.1}}, r"train\.learning_rate: None and 0\.1"),
+    "batch size": ({"train": {"batch_size": 64}}, r"train\.batch_size x ranks: 32 x 1 and 64 x 1"),
+    "ranks": ({"ranks": 4}, r"train\.batch_size x ranks: 32 x 1 and 32 x 4"),
+    "epochs": ({"train": {"epochs": 2}}, r"train\.epochs: None and 2"),
+    "precision": ({"train": {"precision": "bfloat16"}}, r"train\.precision: None and bfloat16"),
+    "preset": ({"model": {"zero_shot": {"dropout": 0}}}, r"model\.zero_shot\.dropout: None and 0"),
+    "schema": ({"schema": {"dim": 8}}, r"schema\.dim: None and 8"),
+    "hidden users": (
+        {"data": {"root": "rows", "cold_start": {"salt": "b"}}},
+        r"data\.cold_start\.salt: None and b",
+    ),
+    "optimizer state": (
+        {"checkpoint": {"restart_state": ["item"]}},
+        r"checkpoint\.restart_state: None and \['item'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_METHOD)
+def test_runs_of_one_name_that_differ_in_more_than_the_seed_are_refused(
+    tmp_path: Path, change: str
+) -> None:
+    settings, message = OTHER_METHOD[change]
+    first = write_run(tmp_path / "a", "DMR", 0, 0.6)
+    second = write_run(tmp_path / "b", "DMR", 1, 0.7, **settings)
+    for allow in (False, True):
+        with pytest.raises(
+            ValueError,
+            match=rf"a' and '.*b' are both method 'DMR', and differ in more than the seed, (.|\n)*"
+            rf"another name \('name' in its config.yaml\)(.|\n)*\n  {message}$",
+        ):
+            compare([first, second], allow_different_data=allow)
+    other = write_run(tmp_path / "c", "other", 1, 0.7, **settings)
+    assert len(compare([first, other])) == 2
+
+
+def cold(**settings: Any) -> dict[str, Any]:
+    return {"data": {"root": "rows", "cold_start": {"hide_share": 0.4, "keep": 0} | settings}}
+
+
+OTHER_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "other rows": ({"rows": "130-rows"}, r"test rows: as many, with other users, labels or new"),
+    "other numbers": ({"rows": "x", "num_new": 7}, r"new rows: 9 of 3 users and 7 of 3 users"),
+    "hidden share": (
+        {"rows": "x", "num_new": 7} | cold(hide_share=0.2),
+        r"data\.cold_start\.hide_share: 0\.4 and 0\.2",
+    ),
+    "salt": ({"rows": "x"} | cold(salt="b"), r"data\.cold_start\.salt: None and b"),
+    "kept behaviours": (cold(keep=5), r"data\.cold_start\.keep: 0 and 5"),
+    "rule": (
+        {"rows": "x", "data": cold()["data"] | {"new_user_max_behaviours": 2}},
+        r"data\.new_user_max_behaviours: None and 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_ROWS)
+def test_methods_on_other_rows_are_refused_or_marked(tmp_path: Path, change: str) -> None:
+    settings, message = OTHER_ROWS[change]
+    runs = [
+        write_run(tmp_path / "a", "DMR", 0, 0.6, **cold()),
+        write_run(tmp_path / "b", "MAIL", 0, 0.7, **cold() | settings),
+    ]
+    with pytest.raises(
+        ValueError,
+        match=rf"a' \(DMR\) and '.*b' \(MAIL\) have other rows, (.|\n)*"
+        rf"--allow-different-data, which marks the table:\n(.|\n)*{message}",
+    ):
+        compare(runs)
+    results = compare(runs, base="DMR", allow_different_data=True)
+    assert [result.title for result in results] == ["DMR", "MAIL *"]
+    text = as_markdown(results)
+    assert "| MAIL * " in text and "| MAIL * - DMR " in text
+    assert f"* Other rows than those of {runs[0]}: not comparable." in text
+    assert re.search(message, text) and json.loads(as_json(results))[1]["other_data"]
+
+
+def test_seeds_on_other_rows_are_refused_or_marked(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", "DMR", 0, 0.6)
+    for name, settings in (("test", {"rows": "x"}), ("train", {"train_rows": "x"})):
+        second = write_run(tmp_path / name, "DMR", 1, 0.7, **settings)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"have other rows, so their metrics cannot"):
+            compare([first, second])
+        [result] = compare([first, second], allow_different_data=True)
+        assert result.title == "DMR *" and str(second) in result.other_data[0]
+    other_method = write_run(tmp_path / "b", "more days", 0, 0.7, train_rows="x")
+    assert [result.other_data for result in compare([first, other_method])] == [[], []]
+
+
+def test_an_oracle_is_compared_whatever_the_others_keep(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", "DMR", 0, 0.6, **cold(keep=5)),
+        write_run(tmp_path / "b", "DMR oracle", 0, 0.7, **cold(oracle=True)),
+    ]
+    assert [result.other_data for result in compare(runs)] == [[], []]
+
+
+def test_no_new_users_row_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "a", "DMR", 0, None, num_new=0)
+    compare([run])
+    assert "WARNING: no test row of these runs is a new user's" in capsys.readouterr().err
+    compare([write_run(tmp_path / "b", "DMR", 0, 0.6)])
+    assert not capsys.readouterr().err

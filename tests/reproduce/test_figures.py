@@ -10,13 +10,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from mail_torchrec.checkpoint.data_record import SourceRecord
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
+from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce import warmup
 from mail_torchrec.reproduce.figures import make_figures, vector_pairs
 from mail_torchrec.reproduce.jobs import TrainingJob
 from mail_torchrec.reproduce.methods import section_methods
 from mail_torchrec.reproduce.user_vectors import UserVectors, collect_user_vectors
+from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.small_rows import config_tree, write_rows
@@ -35,7 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     config = Config.model_validate(tree)
     train(config, RunDir(folder / "run"))
-    return TrainingJob("MAIL-DMR", 1, folder / "run", config)
+    source, test_source = map(SourceRecord.of, open_sources(config))
+    return TrainingJob("MAIL-DMR", 1, folder / "run", config, (source, test_source))
 
 
 def some(num_users: int, *, with_history: bool = True) -> UserVectors:
@@ -146,9 +150,9 @@ def test_figures_of_a_run_have_pictures_numbers_and_verdicts(
 
 
 def test_methods_with_a_zero_shot_tower_alone_have_figures() -> None:
-    assert section_methods("figures", []) == ["MAIL-BaseDNN"] and section_methods(
-        "figures", ["MAIL-DMR"]
-    ) == ["MAIL-DMR"]
+    cold_start = ColdStartSettings()
+    assert section_methods("figures", [], cold_start) == ["MAIL-BaseDNN"]
+    assert section_methods("figures", ["MAIL-DMR"], cold_start) == ["MAIL-DMR"]
     for section, method in (
         ("figures", "BaseDNN"),
         ("figures", "MAIL-None"),
@@ -156,7 +160,7 @@ def test_methods_with_a_zero_shot_tower_alone_have_figures() -> None:
         ("warmup", "LLAE"),
     ):
         with pytest.raises(ValueError, match=rf"{section} has no method \['{method}'\]; it has: "):
-            section_methods(section, [method])
+            section_methods(section, [method], cold_start)
 
 
 @pytest.mark.slow

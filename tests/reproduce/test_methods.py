@@ -21,7 +21,7 @@ from tests.support.small_rows import config_tree
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The configuration of a user, whose tower is DMR."""
-    tree = config_tree(tmp_path)
+    tree = config_tree(tmp_path, data={"root": str(tmp_path), "cold_start": {"hide_share": 0.4}})
     tree["schema"] = tree["schema"] | {"tables": tree["schema"]["tables"] | {"hour": {"dim": 8}}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "small.yaml"

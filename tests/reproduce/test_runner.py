@@ -7,19 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from mail_torchrec.config import dump_config
+from mail_torchrec.checkpoint.data_record import DataRecord, ScoredRows
+from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
 from mail_torchrec.reproduce.runner import run_jobs
+from mail_torchrec.train.data_splits import open_sources
 from tests.support.small_rows import config_tree, write_rows
 
 TRAINING = """#!/bin/sh
 mkdir -p "$7" && cp "$5" "$7/config.yaml"
 echo "$7" >> "{calls}"
 case "$7" in {fail}) echo "Error: no luck"; exit 1;; {hang}) exec sleep 60;; esac
-echo "{{}}" > "$7/metrics.json"
+cp "{data}" "$7/data.json" && echo "{{}}" > "$7/metrics.json"
 """
 METHODS = ["BaseDNN", "MAIL-BaseDNN"]
 
@@ -37,11 +40,19 @@ def stand_in(
 ) -> Path:
     """Puts a script in the place of Python; returns the file that lists its calls."""
     script, calls = tmp_path / "training.sh", tmp_path / "calls.txt"
-    script.write_text(TRAINING.format(calls=calls, fail=fail, hang=hang))
+    data = tmp_path / "data.json"
+    write_data_record(tmp_path / "small.yaml", data)
+    script.write_text(TRAINING.format(calls=calls, fail=fail, hang=hang, data=data))
     script.chmod(0o755)
     calls.write_text("")
     monkeypatch.setattr(sys, "executable", str(script))
     return calls
+
+
+def write_data_record(config: Path, path: Path) -> None:
+    """Writes what a training on the files of a configuration records of them."""
+    sources, none = open_sources(load_config(config, [])), np.zeros(0, np.int64)
+    DataRecord.of(*sources, ScoredRows(none, none, none)).write(path)
 
 
 def planned(config: Path, *overrides: str, seeds: int = 2) -> list[TrainingJob]:
@@ -123,7 +134,7 @@ def test_runs_of_another_configuration_are_refused_with_what_differs(
     run_jobs(planned(config, seeds=1), tmp_path / "out", num_processes=1, threads=1)
     with pytest.raises(
         ValueError,
-        match=r"seed-1' was trained with another configuration; choose another --out.*\n"
+        match=r"seed-1' was trained with another configuration or on other data; choose .*\n"
         r"  train.epochs: 1 there, 2 now",
     ):
         run_jobs(
@@ -137,14 +148,31 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
     run = planned(config)[0]
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
+    write_data_record(config, run.run_dir.data)
     text = dump_config(run.config)
     assert "  shuffle_buffer_size: 65536\n" in text
     run.run_dir.config.write_text(text.replace("  shuffle_buffer_size: 65536\n", ""))
     assert run.is_finished()
     run.run_dir.config.write_text(text + "unheard_of: 1\n")
     with pytest.raises(
-        ValueError, match=r"was trained with another configuration(.|\n)*unheard_of: unknown key"
+        ValueError,
+        match=r"was trained with another configuration or on(.|\n)*unheard_of: unknown key",
     ):
+        run.is_finished()
+
+
+def test_finished_runs_of_other_data_are_refused(config: Path, tmp_path: Path) -> None:
+    run = planned(config)[0]
+    run.path.mkdir(parents=True)
+    run.run_dir.metrics.write_text("{}")
+    run.run_dir.config.write_text(dump_config(run.config))
+    write_data_record(config, run.run_dir.data)
+    assert run.is_finished()
+    write_rows(tmp_path / "rows/test/b.parquet", 30, seed=3)
+    with pytest.raises(ValueError, match=r"on other data; (.|\n)*hold other rows now$"):
+        planned(config)[0].is_finished()
+    run.run_dir.data.unlink()
+    with pytest.raises(ValueError, match=r"data.json' cannot be read"):
         run.is_finished()
 
 

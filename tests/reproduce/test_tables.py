@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
+from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.metrics.predictions import Predictions
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
-from mail_torchrec.reproduce.methods import section_methods
+from mail_torchrec.reproduce.methods import TABLE_2, section_methods
 from mail_torchrec.reproduce.table_text import (
     classify_difference,
     format_difference,
@@ -19,6 +20,7 @@ from mail_torchrec.reproduce.table_text import (
 )
 from mail_torchrec.reproduce.tables import make_table
 
+HIDING = ColdStartSettings(hide_share=0.4)
 GAINS = {
     "BaseDNN": 0.2,
     "MAIL-BaseDNN": 1.0,
@@ -123,7 +125,7 @@ def test_table_3_checks_the_papers_order_and_is_relative_to_mail(
     runs = finished(
         config,
         section_methods(
-            "table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"]
+            "table3", ["BaseDNN", "MAIL-None", "MAIL-Single", "MAIL-Dual", "MAIL-BaseDNN"], HIDING
         ),
         seeds=2,
     )
@@ -198,7 +200,21 @@ def test_a_method_that_the_table_does_not_have_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"table3 has no method \['MetaEmb'\]; it has: BaseDNN, MAIL-None"
     ):
-        section_methods("table3", ["BaseDNN", "MetaEmb"])
+        section_methods("table3", ["BaseDNN", "MetaEmb"], HIDING)
+
+
+def test_oracles_are_left_out_where_nothing_is_hidden_unless_they_were_chosen(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ColdStartSettings()
+    assert section_methods("table2", [], HIDING) == TABLE_2
+    plain = [name for name in TABLE_2 if not name.endswith(" oracle")]
+    assert section_methods("table2", [], nothing) == plain
+    assert "left out: Emblr oracle, BaseDNN oracle, DMR oracle" in capsys.readouterr().err
+    assert section_methods("table2", ["DMR oracle"], nothing) == ["DMR oracle"]
+    overrides = ("data.cold_start.hide_share=0",)
+    with pytest.raises(ValueError, match=r"DMR oracle: (.|\n)*hide_share 0 hides none"):
+        plan_trainings(config, config.parent / "out", ["DMR", "DMR oracle"], 1, overrides)
 
 
 @pytest.mark.slow

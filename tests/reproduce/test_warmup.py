@@ -60,6 +60,7 @@ def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> 
 
 @pytest.mark.parametrize(("override", "message"), [
     ("data.cold_start.keep=1", "sweeps data.cold_start.keep itself, from 0 on; leave it out"),
+    ("data.cold_start.hide_share=0", "data.cold_start.hide_share=0 hides none; set it above 0"),
     ("data.new_user_max_behaviours=2",
      "data.new_user_max_behaviours=2 gives users with so many virtual ones; set it 0"),
 ])  # fmt: skip

@@ -33,7 +33,7 @@ def write_log(
     bought = random.random(len(user_of_R)) < 0.3
     columns = {
         "user": users[user_of_R],
-        "version": np.where(in_b, "b", "a")[user_of_R],
+        "model_version": np.where(in_b, "b", "a")[user_of_R],
         "click": clicked.astype(np.int8),
         "bought": bought,
     }

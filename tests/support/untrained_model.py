@@ -65,7 +65,7 @@ class UntrainedModel:
                     0, 0.7 if "tables" in name else 0.4
                 )
         self.model.requires_grad_(False)
-        self.types = value_types(pq.read_table(self.path), schema)
+        self.types = value_types(Source(str(self.path), schema).types, schema)
         self.encode = RequestEncoder(schema, self.encoders, self.types)
         self.files: dict[str, TableFile] = {}
         """File of each buffer of the inference model."""

@@ -1,9 +1,12 @@
 """Whole runs on a small data set."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,7 @@ from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
@@ -102,6 +106,49 @@ def test_predictions_are_saved_where_asked_and_give_the_metrics(root: Path, tmp_
         Predictions.load(tmp_path / "other/predictions.npz")
 
 
+@pytest.mark.parametrize("kind", [pa.int32(), pa.string()], ids=str)
+def test_predictions_have_the_files_rows_and_users(
+    root: Path, tmp_path: Path, kind: pa.DataType
+) -> None:
+    for folder, source, cuts in (
+        ("train", "train/a", [160]),
+        ("test", "test/c", [120]),
+        ("parts", "test/c", [7, 50, 120]),
+    ):
+        table = pq.read_table(root / f"{source}.parquet")
+        place = table.schema.get_field_index("user")
+        table = table.set_column(place, "user", table["user"].cast(kind))
+        (tmp_path / folder).mkdir()
+        for start, stop in pairwise([0, *cuts]):
+            part = table.slice(start, stop - start)
+            pq.write_table(part, tmp_path / folder / f"{stop:03}.parquet", row_group_size=30)
+    run(tmp_path, tmp_path / "run")
+    written = []
+    for folder, *overrides in (("test",), ("parts", "train.eval_batch_size=9")):
+        path = tmp_path / f"{folder}.npz"
+        evaluate_run(RunDir(tmp_path / "run"), str(tmp_path / folder), overrides, path)
+        written.append(Predictions.load(path))
+    for rows in written:
+        assert rows.rows_R.tolist() == list(range(120))
+        assert rows.labels_R.tolist() == table["clicked"].to_pylist()
+        assert rows.users_R.tolist() == table["user"].to_pylist()
+        assert rows.cohort(is_new=True).rows_R.tolist() == np.flatnonzero(rows.is_new_R).tolist()
+        assert np.allclose(rows.scores_R, written[0].scores_R, atol=1e-6)
+
+
+def test_files_that_change_while_they_are_scored_give_no_predictions(
+    root: Path, tmp_path: Path
+) -> None:
+    run(root, tmp_path / "run")
+    others = pa.chunked_array([pa.array(range(120))])
+    with (
+        patch.object(Reader, "group_keys", return_value=others),
+        pytest.raises(ValueError, match=r"test' was rewritten while its rows were scored"),
+    ):
+        evaluate_run(RunDir(tmp_path / "run"), None, [], tmp_path / "scores.npz")
+    assert not (tmp_path / "scores.npz").exists()
+
+
 def test_a_damaged_file_of_predictions_is_named(tmp_path: Path) -> None:
     (tmp_path / "predictions.npz").write_bytes(b"PK cut off")
     with pytest.raises(ValueError, match=r"predictions.npz' should hold a run's predictions"):
@@ -157,6 +204,26 @@ def test_evaluating_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> No
         ValueError, match=r"should be the directory of a trained run, but 'config.yaml' is missing"
     ):
         evaluate_run(RunDir(tmp_path), None, [])
+
+
+def test_other_data_that_is_not_there_is_asked_for_by_its_option(
+    root: Path, tmp_path: Path
+) -> None:
+    run(root, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no data at 'nowhere': give --data a Parquet file or fo"):
+        evaluate_run(RunDir(tmp_path / "run"), "nowhere", [])
+
+
+def test_other_data_holds_ids_of_the_types_of_training(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "run")
+    [path] = (root / "test").iterdir()
+    table = pq.read_table(path)
+    text = table["user"].cast(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("user"), "user", text), tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"b: column 'user' should hold integer values, as in .*train.*, found str"
+    ):
+        evaluate_run(RunDir(tmp_path / "run"), str(tmp_path / "b"), [])
 
 
 def test_fused_adam_on_cpu_is_refused_with_the_choices(root: Path, tmp_path: Path) -> None:

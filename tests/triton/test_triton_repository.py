@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from mail_torchrec.inference.batch_first import batch_first
 from mail_torchrec.inference.golden_file import read_golden
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.triton.repository import RepositoryOptions, write_repository
+from tools.served import write_manifest
 
 SCORES = ["pctr", "pcvr", "pctcvr"]
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
@@ -217,6 +220,81 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match=message):
         write_repository(RepositoryOptions(**order | changes))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def as_links(source: Path, target: Path) -> None:
+    """Each file a link into another folder, as DVC and content caches lay them."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            link = target / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+
+
+def as_config_map(source: Path, target: Path) -> None:
+    """Relative links through a hidden one, as Kubernetes mounts a ConfigMap."""
+    shutil.copytree(source, target / "..1")
+    (target / "..data").symlink_to("..1")
+    for path in source.iterdir():
+        (target / path.name).symlink_to(f"..data/{path.name}")
+
+
+def with_linked_tables(source: Path, target: Path) -> None:
+    """Tables on another disk."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("tables"))
+    (target / "tables").symlink_to(source / "tables")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+@pytest.mark.parametrize(
+    "lay",
+    [
+        lambda source, target: target.symlink_to(source),
+        as_links,
+        as_config_map,
+        with_linked_tables,
+    ],
+    ids=["the folder", "every file", "a ConfigMap", "the tables"],
+)
+def test_an_export_of_links_becomes_a_repository_of_files(
+    exported: Path, tmp_path: Path, lay: Any, backend: Any
+) -> None:
+    lay(exported / "first", tmp_path / "model")
+    version = write_repository(
+        RepositoryOptions(tmp_path / "model", tmp_path / "out", backend, "ads")
+    )
+    assert not [path for path in version.rglob("*") if path.is_symlink()]
+    assert sorted(path.name for path in version.iterdir()) == (
+        ["dense.bin", "manifest.json", "model.onnx", "tables"]
+        if backend == "onnxruntime"
+        else ["exported", "mail_torchrec", "model.py"]
+    )
+    if backend == "python":
+        Scorer(version / "exported").check_golden()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_a_version_that_takes_other_requests_is_refused_unless_it_is_allowed(
+    exported: Path, tmp_path: Path, backend: Any
+) -> None:
+    shutil.copytree(exported / "first", tmp_path / "model")
+    manifest = ArtifactManifest.read(tmp_path / "model")
+    columns = manifest.schema_.columns | {
+        "hour": manifest.schema_.columns["hour"].model_copy(update={"column": "time"})
+    }
+    (tmp_path / "model" / "golden.json").write_text(
+        (exported / "first" / "golden.json").read_text().replace('"hour":', '"time":')
+    )
+    write_manifest(
+        tmp_path / "model",
+        schema_=manifest.schema_.model_copy(update={"columns": columns}),
+        value_types=manifest.value_types | {"time": "integer"},
+    )
+    write_repository(RepositoryOptions(exported / "first", tmp_path / "out", backend, "ads"))
+    order = RepositoryOptions(tmp_path / "model", tmp_path / "out", backend, "ads", version=2)
+    with pytest.raises(ValueError, match=r"'hour': integer here, none there.*'time': none here"):
+        write_repository(order)
+    assert write_repository(replace(order, allow_schema_change=True)).name == "2"
 
 
 def test_a_damaged_export_is_refused(exported: Path, tmp_path: Path) -> None:

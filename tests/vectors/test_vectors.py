@@ -235,6 +235,27 @@ def test_chosen_items_and_no_index(root: Path, model: Path, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("option", "column", "values"),
+    [
+        ("--items", "item", pa.array(["3"])),
+        ("--items", "item", pa.array([3.0])),
+        ("--users", "user", pa.array(["3"])),
+        ("--users", "age", pa.array(["3"]).cast(pa.string_view())),
+    ],
+    ids=str,
+)
+def test_ids_of_another_type_than_in_training_are_refused(
+    option: str, column: str, values: pa.Array, root: Path, model: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(root / "test").slice(0, 1)
+    index = table.column_names.index(column)
+    pq.write_table(table.set_column(index, column, values), tmp_path / "a.parquet")
+    message = refused(model, tmp_path / "out", option, str(tmp_path / "a.parquet"))
+    assert f"a.parquet: column '{column}' should" in message
+    assert "integer values" in message and f"found {values.type}" in message
+
+
 def test_hashed_items_come_from_a_file(root: Path, model: Path, tmp_path: Path) -> None:
     """Of the same tables, looked up by a hash."""
 
@@ -277,9 +298,9 @@ def test_users_need_no_context_and_may_come_in_other_arrow_types(
         ({"user": None}, "column 'user', whose row it is, is missing"),
         (
             {"city": [1, 2]},
-            "column 'city' should hold string values, as in training: received int64 values",
+            "column 'city' should be string values, found int64, as in training",
         ),
-        ({"age": [0.5, 1.0]}, "column 'age' should hold integer values"),
+        ({"age": [0.5, 1.0]}, "column 'age' should be integer values"),
         (
             {"actions": [[1], [1, 2]]},
             "user 0: column 'actions' should be as long as 'history' in every row",
@@ -316,8 +337,14 @@ def test_bad_users_are_reported(
             ["--recall-at", "ten"],
             "--recall-at should be numbers from 1 on, such as 10,100, received 'ten'",
         ),
-        (["--users", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of users"),
-        (["--items", "nowhere"], "no data at 'nowhere': name a Parquet file or folder of items"),
+        (
+            ["--users", "nowhere"],
+            "no data at 'nowhere': give --users a Parquet file or folder of users",
+        ),
+        (
+            ["--items", "nowhere"],
+            "no data at 'nowhere': give --items a Parquet file or folder of items",
+        ),
     ],
 )
 def test_bad_arguments_are_reported(

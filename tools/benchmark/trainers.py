@@ -117,7 +117,7 @@ class ProjectTrainer:
     def auc(self) -> float:
         """Computes the AUC of all test rows."""
         split = load_data(self.config, self.encoders, training=False)
-        metrics, _ = evaluate(self.assembled, split.reader, split.loader)
+        metrics = evaluate(self.assembled, split.reader, split.loader).metrics
         return float(metrics["all"]["auc"] or float("nan"))
 
 

@@ -15,18 +15,13 @@ class IdCounts:
         self._table = table
 
     @property
-    def value_type(self) -> pa.DataType | None:
-        """Type of the ids that were added; None before the first ones."""
-        return None if self._table is None else self._table["value"].type
-
-    @property
     def table(self) -> pa.Table:
         """Columns ``value`` and ``count``, one row for each distinct id."""
         assert self._table is not None, "no ids were added"
         return self._table
 
     def add(self, ids: pa.Array) -> None:
-        """Adds ids [N] of :attr:`value_type`; nulls are not counted."""
+        """Adds ids [N], all of one type; nulls are not counted."""
         counted = pc.value_counts(ids.drop_null())
         table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
         if self._table is None:

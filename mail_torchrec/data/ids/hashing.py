@@ -33,6 +33,9 @@ FNV_OFFSET = 0xCBF29CE484222325
 FNV_PRIME = 0x100000001B3
 NULL_WORD = 0x9E3779B97F4A7C15
 
+_WORD = 2**64 - 1
+_FEW = 32
+"""Number of values from which NumPy's loop over byte positions is faster than Python's."""
 _Words = NDArray[np.uint64]
 
 
@@ -121,7 +124,8 @@ def _integer_words(values: pa.Array) -> _Words:
 def _fnv1a(values: pa.Array) -> _Words:
     """Returns FNV-1a of every value of a large_binary array.
 
-    The loop is over byte positions, for all values that are long enough at once.
+    The loop is over byte positions, for all values that are long enough at once. A position costs
+    some microseconds whatever their number, so the ends of the few longest are hashed one by one.
     """
     words = np.full(len(values), FNV_OFFSET, np.uint64)
     _, offsets_buffer, data_buffer = values.buffers()
@@ -134,11 +138,21 @@ def _fnv1a(values: pa.Array) -> _Words:
     starts, lengths = offsets[:-1], np.diff(offsets)
     active = np.flatnonzero(lengths > 0)
     position = 0
-    while active.size:
+    while active.size > _FEW:
         words[active] = (words[active] ^ data[starts[active] + position]) * np.uint64(FNV_PRIME)
         position += 1
         active = active[lengths[active] > position]
+    for i in active:
+        rest = data[starts[i] + position : starts[i] + lengths[i]].tobytes()
+        words[i] = _fnv1a_of(rest, int(words[i]))
     return words
+
+
+def _fnv1a_of(data: bytes, word: int) -> int:
+    """Returns FNV-1a of bytes that come after those with the hash ``word``."""
+    for byte in data:
+        word = (word ^ byte) * FNV_PRIME & _WORD
+    return word
 
 
 def _mix(words: _Words) -> _Words:

@@ -70,6 +70,8 @@ class Vocabulary(IdEncoder):
         Raises:
             ValueError: strings where the vocabulary holds integers, or the other way round.
         """
+        if not len(self._values):
+            return fill_missing_rows(np.full(len(ids), UNKNOWN_ROW, np.int64), ids)
         if ids.type != self._values.type:
             raise ValueError(
                 f"ids should be {self._values.type}, as in the training data, received {ids.type}; "

@@ -15,33 +15,6 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
-def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
-    """Converts ids to int64 or large_string, whatever the file's type, in one chunk.
-
-    Args:
-        column: integers, booleans, strings, or a dictionary of those.
-        file: for messages.
-        name: of the column, for messages.
-
-    Raises:
-        ValueError: an unsigned id above the range of int64; with file and column.
-    """
-    if column.type in (pa.int64(), pa.large_string()):
-        return one_chunk(column)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    kind = pa.int64() if pa.types.is_integer(column.type) else pa.large_string()
-    try:
-        return one_chunk(cast(column, kind))
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{file}: column '{name}' should fit into signed 64-bit integers: {error}; store its "
-            "ids as strings"
-        ) from error
-
-
 def cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, safe: bool = True) -> Any:
     """Casts values to another type; values of that type already are returned without a copy.
 

@@ -1,44 +1,90 @@
 """Parquet files below a path or URI, local or remote."""
 
-import pyarrow as pa
+from pathlib import PurePosixPath
+
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from mail_torchrec.data.parquet.parquet_file import ParquetFile, unreadable_file
+from mail_torchrec.data.parquet.delta import delta_files
+from mail_torchrec.data.parquet.hive import partition_columns
+from mail_torchrec.data.parquet.location import Location
+from mail_torchrec.data.parquet.parquet_file import ParquetFile
+from mail_torchrec.data.parquet.table_formats import (
+    DELTA,
+    refused_table,
+    table_above,
+    tables_below,
+)
 
 
 def parquet_files(path: str, remedy: str) -> list[ParquetFile]:
     """Lists the Parquet files below a path or URI, in the order of their names.
 
+    Columns in the names of folders below the path (``hour=3/``) are columns of the files. Files and
+    folders whose names begin with ``.`` or ``_`` are left out, as Spark and Arrow do. A Delta table
+    is read by its log.
+
     Args:
-        path: a folder, a file, or a URI that ``pyarrow.fs`` opens (``s3://``, ``gs://``,
-            ``hdfs://`` ...).
+        path: a folder, a file, a Delta table, or a URI that ``pyarrow.fs`` opens (``s3://``,
+            ``gs://``, ``hdfs://`` ...).
         remedy: what the user should do where the path does not exist, for the message.
 
     Raises:
-        ValueError: nothing there, or no Parquet.
+        ValueError: nothing there, no Parquet, no access, or a table whose files are not read.
     """
-    filesystem, inner = _filesystem(path)
+    location = Location.open(path)
     try:
-        dataset = pads.dataset(
-            inner, format="parquet", filesystem=filesystem, exclude_invalid_files=False
-        )
+        below = location.list_all()
     except FileNotFoundError as error:
-        raise ValueError(f"no data at '{path}': {remedy} ({error})") from error
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable_file(path, error) from error
-    fragments = sorted(dataset.get_fragments(), key=lambda fragment: str(fragment.path))
-    if not fragments:
-        raise ValueError(f"'{path}' should hold Parquet files: it holds none")
-    return [ParquetFile(str(fragment.path), fragment) for fragment in fragments]
+        raise ValueError(f"no data at '{location.name}': {remedy}") from error
+    if (above := table_above(location)) is not None:
+        raise refused_table(f"'{location.name}' lies in '{above[0]}',", above[1])
+    tables = tables_below(location, below)
+    if tables.get("") == DELTA:
+        files = _delta_table(location)
+    elif tables:
+        table, table_format = min(tables.items())
+        relation = f"holds '{location.name.rstrip('/')}/{table}'," if table else "is"
+        raise refused_table(f"'{location.name}' {relation}", table_format)
+    else:
+        files = _plain_files(location, below)
+    if not files:
+        raise ValueError(f"'{location.name}' should hold Parquet files: it holds none")
+    return files
 
 
-def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """Opens the file system of a path or URI; returns it and the path within it."""
-    try:
-        return pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"'{path}' should be a path, or a URI that pyarrow.fs opens (file, s3, gs, hdfs, "
-            f"fsspec+...): {error}"
-        ) from error
+def _plain_files(location: Location, below: list[pafs.FileInfo]) -> list[ParquetFile]:
+    found = [
+        info
+        for info in below
+        if info.type == pafs.FileType.File and not _is_hidden(location.below(info.path))
+    ]
+    columns = partition_columns([location.below(info.path) for info in found])
+    return [
+        ParquetFile(location.label(info.path), _fragment(location, info.path, info.size), values)
+        for info, values in zip(found, columns, strict=True)
+    ]
+
+
+def _delta_table(location: Location) -> list[ParquetFile]:
+    root = location.path.rstrip("/")
+    return [
+        ParquetFile(
+            location.label(f"{root}/{file.path}"),
+            _fragment(location, f"{root}/{file.path}", file.size),
+            file.values,
+        )
+        for file in delta_files(location)
+    ]
+
+
+def _fragment(location: Location, path: str, size: int) -> pads.ParquetFileFragment:
+    return pads.ParquetFileFormat().make_fragment(path, location.filesystem, file_size=size)
+
+
+def _is_hidden(file: str) -> bool:
+    """Returns True for files that engines write beside the data; ``_hour=3/`` is a partition."""
+    return any(
+        name.startswith(".") or (name.startswith("_") and "=" not in name)
+        for name in PurePosixPath(file).parts
+    )

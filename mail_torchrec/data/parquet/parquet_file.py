@@ -3,9 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from mail_torchrec.data.parquet.access import reading
+from mail_torchrec.data.parquet.hive import folder_of_column
+
+_READ_BYTES = 4 << 20  # of a column at a time
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,8 @@ class ParquetFile:
         Raises:
             ValueError: the file cannot be read.
         """
-        try:
+        with reading(self.path):
             physical = self.fragment.physical_schema
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable_file(self.path, error) from error
         for name, value in self._partition_columns(physical.names):
             physical = physical.append(pa.field(name, value.type))
         return physical
@@ -45,10 +50,8 @@ class ParquetFile:
         Raises:
             ValueError: the file cannot be read.
         """
-        try:
+        with reading(self.path):
             return list(self.fragment.row_groups)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable_file(self.path, error) from error
 
     @property
     def num_rows(self) -> int:
@@ -68,15 +71,45 @@ class ParquetFile:
         names = self.schema.names
         for column in columns:
             if column not in names:
-                raise ValueError(
-                    f"{self.path}: column '{column}' is missing (the file has "
-                    f"{_some(names)}); {remedy}"
-                )
+                raise ValueError(self._missing(column, names, remedy))
             if (count := names.count(column)) > 1:
                 raise ValueError(
                     f"{self.path}: column '{column}' stands {count} times in the file; rename or "
                     "drop all but one"
                 )
+
+    def is_known_empty(self, column: str) -> bool:
+        """Returns True where the file's footer says that a column is all nulls or empty lists.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        if column in self.partition_values and column not in self.fragment.physical_schema.names:
+            return not self.partition_values[column].is_valid
+        with reading(self.path):
+            metadata = self.fragment.metadata
+        names = self.fragment.physical_schema.names
+        paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+        leaves = [leaf for leaf, path in enumerate(paths) if column_of_leaf(path, names) == column]
+        chunks = (
+            metadata.row_group(group).column(leaf)
+            for group in range(metadata.num_row_groups)
+            for leaf in leaves
+        )
+        return all(
+            chunk.statistics is not None and chunk.statistics.null_count == chunk.num_values
+            for chunk in chunks
+        )
+
+    def _missing(self, column: str, names: list[str], remedy: str) -> str:
+        message = f"{self.path}: column '{column}' is missing (the file has {_some(names)}); "
+        if (folder := folder_of_column(self.path, column)) is None:
+            return message + remedy
+        above = self.path.rpartition(f"/{folder}/")[0] or "."
+        return message + (
+            f"it stands in the name of the folder '{folder}', and columns are read from the names "
+            f"of folders below the path that is named: name '{above}'"
+        )
 
     def read(self, columns: list[str], row_group: int | None = None) -> pa.Table:
         """Reads columns of one row group, or of the whole file.
@@ -89,32 +122,47 @@ class ParquetFile:
             ValueError: the file cannot be read (truncated, damaged, deleted).
         """
         fragment = self.fragment
-        if row_group is not None:
-            fragment = fragment.subset(row_group_ids=[row_group])
-        try:
+        with reading(self.path):
+            if row_group is not None:
+                fragment = fragment.subset(row_group_ids=[row_group])
             # Reader processes read in parallel already; threads within them only wait for each
             # other.
             table = fragment.to_table(columns=self._stored(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable_file(self.path, error) from error
         return self._with_partition_columns(table, columns)
 
-    def batches(self, columns: list[str], batch_size: int) -> Iterator[pa.Table]:
+    def batches(
+        self, columns: list[str], batch_size: int, row_group: int | None = None
+    ) -> Iterator[pa.Table]:
         """Reads columns a batch at a time; batches without rows are skipped.
+
+        A row group is decoded as far as it is read: it is never in memory whole. No batch has rows
+        of two row groups: Arrow (26.0) cannot read lists of dictionaries across them.
 
         Args:
             columns: their names, each once in the file (:meth:`check_columns`).
             batch_size: maximum number of rows of a batch.
+            row_group: number of the row group; None for all.
 
         Raises:
             ValueError: the file cannot be read (truncated, damaged, deleted).
         """
-        stored = self.fragment.to_batches(columns=self._stored(columns), batch_size=batch_size)
+        with reading(self.path):
+            # A fragment's own batches are cut from whole decoded row groups, and `pre_buffer` holds
+            # all compressed pages of one.
+            file = pq.ParquetFile(
+                self.fragment.open(),
+                metadata=self.fragment.metadata,
+                buffer_size=_READ_BYTES,
+                pre_buffer=False,
+            )
+        groups = range(file.num_row_groups) if row_group is None else [row_group]
+        names = self._stored(columns)
+        batches = chain.from_iterable(
+            file.iter_batches(batch_size, [group], names, use_threads=False) for group in groups
+        )
         while True:
-            try:
-                batch = next(stored, None)
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable_file(self.path, error) from error
+            with reading(self.path):
+                batch = next(batches, None)
             if batch is None:
                 return
             if len(batch):
@@ -134,11 +182,10 @@ class ParquetFile:
         return [item for item in self.partition_values.items() if item[0] not in stored]
 
 
-def unreadable_file(file: str, error: Exception) -> ValueError:
-    """Makes the error to raise where a file cannot be read as Parquet."""
-    return ValueError(
-        f"{file} cannot be read as Parquet (truncated, damaged, another format?): {error}; write "
-        "it anew or take it out"
+def column_of_leaf(path: str, names: list[str]) -> str:
+    """Finds the column of a leaf: the values of a list lie in ``history.list.element``."""
+    return max(
+        (name for name in names if path == name or path.startswith(f"{name}.")), key=len, default=""
     )
 
 

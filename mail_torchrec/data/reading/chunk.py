@@ -15,9 +15,11 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
 from mail_torchrec.data.ids.hashing import hash64
+from mail_torchrec.data.new_users import new_user_rows
 from mail_torchrec.data.numeric import numeric_values
-from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary, plain_ids
+from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary
 from mail_torchrec.data.parquet.jagged import JaggedArray
+from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
 
 
@@ -109,14 +111,14 @@ class ChunkEncoder:
             )
         users = self._users(table, file)
         limits = HistoryLimits.simulated(self.schema, users, self.cold_start)
-        is_new_R = self._is_new(table, limits, file)
+        is_new_R = new_user_rows(table, limits, self.new_user_max_behaviours, file)
         return Chunk(
             lists={name: self._list(table, name, file, limits) for name in self.schema.lists},
             scalars_CR=self._scalars(table, file),
             numeric_RN=self._numeric(table, file),
             labels_R=self._binary(table, self.schema.label, file),
             conversions_R=self._conversions(table, file),
-            users_R=hash64(users, "user").view(np.int64),
+            users_R=user_hashes(users),
             is_cold_R=is_new_R | self._is_emptied(table, limits),
             is_new_R=is_new_R | limits.is_hidden_R,
             is_cut_RL=_stack(
@@ -183,17 +185,15 @@ class ChunkEncoder:
             return np.zeros(len(table), np.bool_)
         return self._binary(table, conversion, file)
 
-    def _is_new(self, table: pa.Table, limits: HistoryLimits, file: str) -> Bools:
-        """Finds rows that are new users' in the data itself, [R]."""
-        if (flag := self.schema.new_user) is not None:
-            return self._binary(table, flag, file)
-        is_new_R: Bools = limits.num_behaviours(table, hidden=True) <= self.new_user_max_behaviours
-        return is_new_R
-
     def _is_emptied(self, table: pa.Table, limits: HistoryLimits) -> Bools:
         """Finds rows that the simulated cold start left no more than a new user's behaviours."""
         is_new_R = limits.num_behaviours(table) <= self.new_user_max_behaviours
         return limits.is_limited_R & is_new_R
+
+
+def user_hashes(users: pa.Array | pa.ChunkedArray) -> Ints:
+    """Hashes the group key of each row, [R]: rows of one user have one hash."""
+    return hash64(users, "user").view(np.int64)
 
 
 def _stack(columns: list[Any], num_rows: int, dtype: Any, axis: int = 1) -> Any:

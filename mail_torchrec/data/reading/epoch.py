@@ -3,19 +3,17 @@
 Shapes: ``R`` rows of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
+from mail_torchrec.data.reading.decoder import RowGroupDecoder
 from mail_torchrec.data.reading.partition import EpochPartition, ReaderLayout, RowGroupSlice
 from mail_torchrec.data.reading.shuffle import EpochShuffle
-from mail_torchrec.data.source import RowGroup, Source
-
-Decode = Callable[[RowGroup], Chunk]
-"""Reads and encodes a row group."""
+from mail_torchrec.data.source import Source
 
 
 @dataclass(frozen=True)
@@ -46,28 +44,24 @@ class EpochRows:
         partition = EpochPartition(list(self._remaining(num_consumed)), layout, first_step)
         return replace(self, partition=partition)
 
-    def decode(self, group: RowGroup) -> Chunk:
-        """Reads and encodes a row group.
+    def decoder(self) -> RowGroupDecoder:
+        """Makes a decoder of the row groups, for chunks in their order."""
+        return RowGroupDecoder(self.source, self.encode)
 
-        Raises:
-            ValueError: it cannot be read, or holds a value that cannot be trained on.
-        """
-        return self.encode(self.source.read(group), self.source.file(group))
-
-    def shuffled(self, rank: int, steps: range, decode: Decode) -> tuple[Chunk, Bools]:
+    def shuffled(self, rank: int, steps: range, decoder: RowGroupDecoder) -> tuple[Chunk, Bools]:
         """Reads the rows of a chunk in the order of the epoch.
 
         Args:
             rank: that reads them.
             steps: of the chunk.
-            decode: :meth:`decode`, or a cached form of it.
+            decoder: :meth:`decoder`, the same for all chunks.
 
         Returns:
             The rows, and [R] False for a row that only fills the batch up.
         """
         partition = self.partition
         bounds, rows = partition.step_bounds(rank), partition.rank_rows(rank)
-        chunk, start = self._chunk(rank, steps, decode), bounds[steps.start]
+        chunk, start = self._chunk(rank, steps, decoder), bounds[steps.start]
         order_R = self._permutation(rank, steps, chunk.users_R)
         is_real_R: Bools = order_R < rows.stop - start
         return chunk.take(np.minimum(order_R, len(chunk) - 1)), is_real_R
@@ -90,7 +84,7 @@ class EpochRows:
             return range(0)
         # Some of the shuffled rows were trained on, so the shuffle is drawn again.
         needs_users = self.shuffle.enabled and self.shuffle.group_by_user
-        users_R = self._chunk(rank, steps, self.decode).users_R if needs_users else None
+        users_R = self._chunk(rank, steps, self.decoder()).users_R if needs_users else None
         order_R = self._permutation(rank, steps, users_R)
         rows = start + np.sort(order_R[bounds[next_step] - start :])
         return rows[rows < stop]
@@ -101,12 +95,12 @@ class EpochRows:
         first_step = self.partition.first_step + steps.start
         return self.shuffle.permutation(rank, first_step, num_rows, users_R)
 
-    def _chunk(self, rank: int, steps: range, decode: Decode) -> Chunk:
+    def _chunk(self, rank: int, steps: range, decoder: RowGroupDecoder) -> Chunk:
         """Reads the rows of these steps in the order of the sequence."""
         bounds = self.partition.step_bounds(rank)
         last = max(self.partition.rank_rows(rank).stop - 1, 0)
         start, stop = min(bounds[steps.start], last), min(bounds[steps.stop], last + 1)
         slices = self.partition.slices_between(start, stop)
         return Chunk.concatenate(
-            [decode(part.group).take(part.indices(rows)) for _, part, rows in slices]
+            [rows for _, part, taken in slices for rows in decoder.rows(part.group, part[taken])]
         )

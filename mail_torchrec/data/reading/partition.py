@@ -68,15 +68,14 @@ class RowGroupSlice:
 
     group: RowGroup
     rows: range | Ints
-    """Their indices in the row group, [rows]."""
+    """Their indices in the row group, rising, [rows]."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def indices(self, part: slice) -> slice | Ints:
-        """Returns the indices in the row group of a part of these rows, [rows] or a slice."""
-        rows = self.rows[part]
-        return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+    def __getitem__(self, part: slice) -> range | Ints:
+        """Returns the indices in the row group of a part of these rows, [rows]."""
+        return self.rows[part]
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,21 @@ class EpochPartition:
             for worker, part in enumerate(parts)
             if i < len(part)
         ]
+
+    def reading_order(self) -> Ints:
+        """Returns the places [N] in the sequence of all ranks' rows, rank after rank.
+
+        The rows of a rank stand in the order in which its batches come; none is repeated.
+        """
+        places = [
+            np.arange(bounds[step], min(bounds[step + 1], last))
+            for bounds, last in (
+                (self.step_bounds(rank), self.rank_rows(rank).stop)
+                for rank in range(self.layout.ranks)
+            )
+            for _, step in self.training_order()
+        ]
+        return np.concatenate(places)
 
     def next_steps(self, num_consumed: int) -> list[int]:
         """Returns the next step of each reader process when the first steps are trained on.

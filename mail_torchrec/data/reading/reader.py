@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
+import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
+from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.reading.collate import BatchCollator
@@ -91,7 +93,7 @@ class Reader(IterableDataset[Batch]):
                 f"'{source.path}' holds {source.num_rows} rows for {rank_info.world_size} ranks; "
                 "use fewer ranks or more rows"
             )
-        self._source = source
+        self._source, self._schema = source, schema
         self._encode = ChunkEncoder(
             schema, encoders, settings.cold_start, settings.new_user_max_behaviours
         )
@@ -126,6 +128,29 @@ class Reader(IterableDataset[Batch]):
     def steps_left(self) -> int:
         """Number of steps of the next iteration."""
         return len(self._rows.partition) - self._num_done
+
+    def row_numbers(self) -> Ints:
+        """Returns the number in the data of every row that the ranks read, [rows].
+
+        Rank after rank, each in the order of its batches. Rows are numbered from 0 in the order of
+        the files, all files counted together; the rows that only fill a batch up have none.
+        """
+        assert not self._shuffle.enabled, "only unshuffled rows are numbered"
+        return self._rows.partition.reading_order()
+
+    def group_keys(self) -> pa.ChunkedArray:
+        """Reads the group key of every row in the order of the data, int64 or large_string.
+
+        Raises:
+            ValueError: a file cannot be read any more.
+        """
+        name = self._schema.file_column(self._schema.group_key)
+        return pa.chunked_array(
+            plain_ids(
+                self._source.read(group, [name])[name], file=self._source.file(group), name=name
+            )
+            for group in self._source.row_groups
+        )
 
     def set_epoch(
         self, epoch: int, consumed: Sequence[ConsumedSteps] = (), *, followed: bool = False
@@ -218,11 +243,10 @@ class Reader(IterableDataset[Batch]):
         """Begins to read the remaining chunks of a reader process."""
         rows, partition = self._rows, self._rows.partition
         first = partition.next_steps(self._num_done)[worker]
-        # A row group on the border of two chunks is decoded once.
-        decode = lru_cache(maxsize=1)(rows.decode)
+        decoder = rows.decoder()
 
         def read(steps: range) -> _ShuffledChunk:
-            chunk, is_real_R = rows.shuffled(self._rank, steps, decode)
+            chunk, is_real_R = rows.shuffled(self._rank, steps, decoder)
             return _ShuffledChunk(chunk, self._collate.dedup_keys(chunk), is_real_R)
 
         steps = [steps for steps in partition.chunks(self._rank, worker) if steps.stop > first]

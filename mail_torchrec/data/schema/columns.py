@@ -72,6 +72,10 @@ class Column(Settings):
     max_length: int = Field(default=50, ge=1)
     """Maximum length of a list column: only the newest entries are kept, and rows that were cut are
     counted. For behaviours the T of the paper."""
+    padding: int | str | None = None
+    """Value that fills up the lists of a list column to one length, such as 0, -1 or "". Its
+    entries are dropped wherever lists are read, in files and requests, and with them the actions
+    on them. By default every entry is an id."""
     action_of: str | None = None
     """Behaviour column of items whose actions (clicked, bought ...) this list holds, entry by
     entry."""

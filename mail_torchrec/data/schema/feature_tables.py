@@ -53,7 +53,7 @@ def build_feature_tables(
             weight an id.
 
     Raises:
-        ValueError: no table is pooled, or a name that the match loss adds is taken.
+        ValueError: no table is pooled, or the name of a table that the match loss adds is taken.
     """
     if not schema.pooled:
         raise ValueError(
@@ -64,7 +64,7 @@ def build_feature_tables(
     unpooled = {name: schema.table_of(name) for name in schema.unpooled}
     match = {name: _match_features(schema, name) for name in schema.sequences if needs_match}
     for sequence, features in match.items():
-        table = output_table(schema.table_of(sequence))
+        table = _new_output_table(schema, sequence)
         unpooled |= dict.fromkeys((features.target, features.last, features.negatives), table)
     fields = [*schema.pooled, *schema.unpooled_scalars] if needs_first_order else []
     first_order = frozenset(schema.table_of(name) for name in fields)
@@ -72,17 +72,20 @@ def build_feature_tables(
 
 
 def _match_features(schema: Schema, sequence: str) -> MatchFeatures:
-    """Names the match features of a sequence; they and their table must be new to the schema."""
-    features = MatchFeatures(
-        target=f"{schema.target_of(sequence)}_output",
-        last=f"{sequence}_last",
-        negatives=f"{sequence}_negatives",
+    """Names the match features of a sequence; columns have no dot in their names."""
+    return MatchFeatures(
+        target=f"{schema.target_of(sequence)}.output",
+        last=f"{sequence}.last",
+        negatives=f"{sequence}.negatives",
     )
-    table = output_table(schema.table_of(sequence))
-    names = {features.target, features.last, features.negatives}
-    if clash := {table} & set(schema.table_names) or names & set(schema.columns):
+
+
+def _new_output_table(schema: Schema, sequence: str) -> str:
+    """Names the output-side table of a sequence's item table, which must be new to the schema."""
+    table, items = output_table(schema.table_of(sequence)), schema.table_of(sequence)
+    if table in schema.table_names:
         raise ValueError(
-            "schema: the match loss adds tables and keys of its own, and the schema has "
-            f"{sorted(clash)}; rename it there"
+            f"schema: the match loss adds a table '{table}' beside '{items}', and "
+            "the schema has one of that name; give its columns another 'table'"
         )
-    return features
+    return table

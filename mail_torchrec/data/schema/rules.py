@@ -1,7 +1,13 @@
 """Rules that the columns and tables of a schema must obey."""
 
+import unicodedata
+
 from mail_torchrec.data.schema.columns import Actions, Column, Group, Kind, Transform
 from mail_torchrec.data.schema.schema_columns import SchemaColumns
+
+_MAX_NAME_BYTES = 200  # names of tables become names of files, which may have 255 bytes
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of control characters (newlines among them) and halves of characters."""
 
 
 def check_schema(schema: SchemaColumns) -> None:
@@ -14,6 +20,7 @@ def check_schema(schema: SchemaColumns) -> None:
     for name, column in schema.columns.items():
         _check_names(schema, name)
         _check_kind(name, column)
+        _check_padding(name, column)
         if column.action_of is not None:
             _check_actions(schema, name, column.action_of)
         if column.group is Group.BEHAVIOUR and column.action_of is None:
@@ -53,6 +60,16 @@ def _check_names(schema: SchemaColumns, name: str) -> None:
                 f"schema.columns.{name}: a {what} name must not be empty or hold '.' or '/', "
                 f"received '{text}'; 'column' names it in the files"
             )
+        if _UNPRINTABLE & set(map(unicodedata.category, text)):
+            raise ValueError(
+                f"schema.columns: a {what} name must not hold newlines or other control "
+                f"characters, received {text!r}; 'column' names it in the files"
+            )
+        if len(text.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(
+                f"schema.columns: a {what} name must not be longer than {_MAX_NAME_BYTES} bytes, "
+                f"received {len(text.encode())}: {text!r:.60}; 'column' names it in the files"
+            )
 
 
 def _check_kind(name: str, column: Column) -> None:
@@ -70,6 +87,20 @@ def _check_kind(name: str, column: Column) -> None:
         raise ValueError(
             f"schema.columns.{name}: a numeric column looks up no table; drop 'table' or choose "
             "kind 'categorical'"
+        )
+
+
+def _check_padding(name: str, column: Column) -> None:
+    if column.padding is None:
+        return
+    if column.kind is not Kind.LIST:
+        raise ValueError(
+            f"schema.columns.{name}: padding is for kind 'list', received kind '{column.kind}'"
+        )
+    if column.action_of is not None:
+        raise ValueError(
+            f"schema.columns.{name}: padding should be set on '{column.action_of}', whose dropped "
+            "entries take their actions with them"
         )
 
 

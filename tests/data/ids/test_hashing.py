@@ -51,6 +51,16 @@ def test_core_equals_the_published_vectors() -> None:
     ]
 
 
+@pytest.mark.parametrize("num_long", [0, 1, 31, 32, 33, 60])
+def test_values_of_any_length_have_the_hash_of_the_definition(num_long: int) -> None:
+    """Many at a byte position are hashed at once, few one by one."""
+    long = [bytes(range(i, 200)) * (1 + i % 3) for i in range(num_long)]
+    values = [None, b"", *long, b"ab", *(b"x" * i for i in range(40))]
+    array = pa.array([b"before", *values], pa.large_binary())[1:]
+    assert hash64(array, "s").tolist() == [reference(value, "s") for value in values]
+    assert hash64(pa.array(["y" * 70_000]), "s")[0] == reference("y" * 70_000, "s")
+
+
 def test_finaliser_equals_the_published_stream() -> None:
     """splitmix64 seeded with 0 begins with these: the finaliser of its constant's multiples."""
     stream = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]

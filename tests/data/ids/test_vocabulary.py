@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mail_torchrec.data.ids import vocabulary as vocabularies
 from mail_torchrec.data.ids.counts import IdCounts
 from mail_torchrec.data.ids.hashing import hash64
+from mail_torchrec.data.ids.policy import MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.ids.vocabulary import Vocabulary, VocabularyPolicy
 from tests.support.plain import spread_evenly
@@ -79,15 +80,19 @@ def test_strings_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatc
     ).tolist() == expected(MANY, ids)
 
 
-@pytest.mark.parametrize("values", [[], ["a"]])
-def test_integers_where_training_had_strings_are_refused(values: list[str]) -> None:
+def test_a_vocabulary_without_values_knows_no_id_of_any_type() -> None:
+    for ids in (pa.array(["a", None], pa.large_string()), pa.array([1, None])):
+        assert vocabulary([], pa.int64()).encode(ids).tolist() == [UNKNOWN_ROW, MISSING_ROW]
+
+
+def test_integers_where_training_had_strings_are_refused() -> None:
     with pytest.raises(
         ValueError,
         match=(
             "ids should be large_string, as in the training data, received int64; cast the column"
         ),
     ):
-        vocabulary(values, pa.large_string()).encode(pa.array([1]))
+        vocabulary(["a"], pa.large_string()).encode(pa.array([1]))
 
 
 @given(st.lists(INTEGERS, min_size=1, max_size=4), st.integers(1, 3), st.none() | st.integers(3, 8))

@@ -141,6 +141,35 @@ def test_under_any_layouts_one_after_another_every_row_is_read_once(
     assert sorted(found) == list(range(num_rows))
 
 
+@files
+@given(
+    row_groups(),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([0, 1, 2, 3]),
+    st.integers(1, 5),
+    st.integers(1, 30),
+    st.booleans(),
+)
+def test_unshuffled_rows_are_numbered_as_they_come(
+    tmp_path: Path,
+    parts: list[list[int]],
+    world_size: int,
+    num_workers: int,
+    batch_size: int,
+    shuffle_buffer_size: int,
+    by_user: bool,
+) -> None:
+    write_files(tmp_path, some_rows(sum(map(sum, parts))), parts)
+    readers = Readers(tmp_path, shuffle_buffer_size=shuffle_buffer_size, group_by_user=by_user)
+    ranks = [
+        readers.reader(rank, world_size, batch_size, num_workers=num_workers)
+        for rank in range(world_size)
+    ]
+    found = [readers.numbers(in_turns(reader, num_workers)) for reader in ranks]
+    for reader in ranks:
+        assert reader.row_numbers().tolist() == [number for part in found for number in part]
+
+
 @pytest.mark.parametrize("steps", [0, 3, 6])
 def test_reader_processes_go_on_where_they_were(tmp_path: Path, steps: int) -> None:
     write_files(tmp_path, some_rows(41), [[10, 3], [20, 8]])

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -216,6 +217,27 @@ def test_without_shuffle_rows_come_in_file_order(
     assert found == list(range(sum(map(sum, parts))))
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys", "expected"),
+    [
+        (pa.int16(), [3, 1, 3], [3, 1, 3]),
+        (pa.bool_(), [True, False, True], [1, 0, 1]),
+        (pa.string(), ["b", "ü", ""], ["b", "ü", ""]),
+        (pa.dictionary(pa.int8(), pa.string()), ["b", "a", "b"], ["b", "a", "b"]),
+    ],
+    ids=str,
+)
+def test_group_keys_come_as_the_files_have_them_in_file_order(
+    tmp_path: Path, kind: pa.DataType, keys: list[Any], expected: list[Any]
+) -> None:
+    types = plain.TYPES.set(0, pa.field("user", kind))
+    for name in ("b", "a"):
+        rows = [row(i, user=key) for i, key in enumerate(keys)]
+        write(tmp_path / f"{name}.parquet", rows[name == "a" :], types=types)
+    found = Readers(tmp_path).reader().group_keys()
+    assert found.to_pylist() == expected[1:] + expected
+
+
 def test_a_rank_reads_its_own_row_groups_and_each_of_them_once(tmp_path: Path) -> None:
     """Only one that lies on the border of two ranks is read by both."""
     write_files(tmp_path, some_rows(60), [[10] * 3, [5] * 4, [10]])
@@ -390,14 +412,14 @@ def test_negatives_are_rows_of_the_item_table_spread_evenly(tmp_path: Path) -> N
     write(tmp_path / "a.parquet", some_rows(13))
     readers = Readers(tmp_path, needs_match=True)
     for batch in readers.reader(batch_size=5, negatives=True):
-        match, spread = batch.match["history"], batch.unpooled["history_negatives"]
+        match, spread = batch.match["history"], batch.unpooled["history.negatives"]
         assert batch.unpooled.keys() == [
             "history",
             "actions",
             "item",
-            "item_output",
-            "history_last",
-            "history_negatives",
+            "item.output",
+            "history.last",
+            "history.negatives",
         ]
         assert spread.values().tolist() == match.negatives_K.tolist()
         assert all(2 <= x < readers.encoders.num_rows["item"] for x in match.negatives_K.tolist())
@@ -406,9 +428,9 @@ def test_negatives_are_rows_of_the_item_table_spread_evenly(tmp_path: Path) -> N
         last = [
             part.tolist()[-1] if len(part) else 0 for part in batch.unpooled["history"].to_dense()
         ]
-        assert match.last_U.tolist() == batch.unpooled["history_last"].values().tolist() == last
+        assert match.last_U.tolist() == batch.unpooled["history.last"].values().tolist() == last
         assert (
-            batch.unpooled["item_output"].values().tolist()
+            batch.unpooled["item.output"].values().tolist()
             == batch.unpooled["item"].values().tolist()
         )
         assert (match.last_log_q_U.shape, match.negatives_log_q_K.shape) == (
@@ -526,7 +548,7 @@ def test_outside_training_there_are_no_negatives(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", some_rows(4))
     (batch,) = Readers(tmp_path, needs_match=True).reader()
     assert batch.match["history"].negatives_K.dtype == torch.int64
-    assert batch.unpooled["history_negatives"].lengths().tolist() == [0] * 4
+    assert batch.unpooled["history.negatives"].lengths().tolist() == [0] * 4
 
 
 def test_a_batch_moves_whole(tmp_path: Path) -> None:

@@ -148,6 +148,28 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    "character", ["\n", "\t", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\ud800"]
+)
+@pytest.mark.parametrize("what", ["column", "table"])
+def test_a_name_with_a_control_character_is_refused(character: str, what: str) -> None:
+    name = f"a{character}b"
+    column = {"group": "context"} | ({"table": name} if what == "table" else {})
+    tree = changed(columns={name if what == "column" else "hour": column})
+    with pytest.raises(ValidationError, match=rf"a {what} name must not hold newlines .*'a\\"):
+        Schema.model_validate(tree)
+
+
+@pytest.mark.parametrize(("name", "fits"), [("é" * 100, True), ("é" * 100 + "x", False)])
+def test_a_name_has_at_most_200_bytes(name: str, fits: bool) -> None:
+    tree = changed(columns={name: {"group": "context"}})
+    if fits:
+        assert name in Schema.model_validate(tree).table_names
+        return
+    with pytest.raises(ValidationError, match="longer than 200 bytes, received 201"):
+        Schema.model_validate(tree)
+
+
 @pytest.mark.parametrize(("columns", "tables", "message"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_rule_names_the_column_and_what_was_found(
     columns: dict[str, Any], tables: dict[str, Any], message: str

@@ -1,0 +1,89 @@
+"""Folders of exported versions, told apart by their files instead of their names.
+
+A name can come to mean another version: a link is switched, another folder is renamed onto it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mail_torchrec.inference.artifact_files import MANIFEST
+
+CURRENT = "current"
+"""Name of the link that chooses the serving version where there are several links."""
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
+"""Path in the folder, device, inode, size and modification time of the folder and its files."""
+
+
+@dataclass(frozen=True)
+class VersionFolder:
+    """Folder with a manifest, as it was when it was listed."""
+
+    path: Path
+    """Folder or link as listed; its name is the version's name for clients."""
+    target: Path
+    """Folder behind all links. A version is read from there, since links may be switched."""
+    fingerprint: Fingerprint
+    """Equal for a link and its target, and for a folder before and after it was renamed."""
+
+
+def version_folders(root: Path) -> list[VersionFolder]:
+    """Lists the versions of a root folder: it is one itself, or each folder in it with a manifest.
+
+    Raises:
+        OSError: the root folder cannot be read.
+    """
+    if (root / MANIFEST).is_file():
+        return [_version_folder(root)]
+    return [
+        _version_folder(path)
+        for path in sorted(root.iterdir())
+        if not path.name.startswith(".") and _has_manifest(path)
+    ]
+
+
+def linked_version(folders: Sequence[VersionFolder], candidate: str | None) -> str | None:
+    """Returns the name of the link that chooses the serving version; None: no link does.
+
+    It is the only link to a version that is listed beside it, or :data:`CURRENT` of several.
+
+    Args:
+        folders: all versions of a root folder.
+        candidate: name of the traffic split's candidate, whose link chooses nothing.
+    """
+    versions = {folder.target for folder in folders if not folder.path.is_symlink()}
+    targets = {
+        folder.path.name: folder.target
+        for folder in folders
+        if folder.path.is_symlink() and folder.target in versions and folder.path.name != candidate
+    }
+    if len(set(targets.values())) == 1:
+        return min(targets)
+    return CURRENT if CURRENT in targets else None
+
+
+def _version_folder(path: Path) -> VersionFolder:
+    target = path.resolve()
+    return VersionFolder(path, target, _fingerprint(target))
+
+
+def _has_manifest(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).is_file()
+    except PermissionError:  # loading it will say so, without a harm to the other versions
+        return True
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Reads the state of a folder and of what is in it; hidden files are not the version's."""
+    found = []
+    for path in (folder, *sorted(folder.rglob("*"))):
+        place = path.relative_to(folder)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        try:
+            stat = path.stat()
+        except OSError:  # being replaced, or a link to nothing
+            continue
+        found.append((str(place), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
