@@ -215,9 +215,7 @@ def _open_bench(
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--config",
-    type=LOCAL_PATH,
-    help="Measure on this configuration and its data instead of generated rows.",
+    "--config", type=LOCAL_PATH, help="Measure on this one and its data, not on made rows."
 )
 @click.option(
     "--variant",

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from mail_torchrec.export.exporter_logging import suppress_exporter_logs
 from mail_torchrec.export.table_files import TableFile
 from mail_torchrec.inference.artifact_files import DENSE_WEIGHTS
-from mail_torchrec.inference.graph_names import separate_names
+from mail_torchrec.inference.batch_first_graph import separate_names
 
 OPSET = 20
 _DTYPES = {

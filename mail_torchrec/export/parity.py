@@ -56,8 +56,10 @@ def golden_batch(
     path = folder / "golden.parquet"
     write_rows(requests, config.schema_, types, path)
     source = Source(str(path), config.schema_)
-    # The requests come without hidden behaviours, so none are to be hidden again.
-    data = config.data.model_copy(update={"cold_start": ColdStartSettings()})
+    # The requests come without hidden behaviours, so none are to be hidden again; and this process
+    # reads them, whoever read the training data.
+    unhidden = {"cold_start": ColdStartSettings(), "num_workers": 0}
+    data = config.data.model_copy(update=unhidden)
     reader = Reader(
         source,
         config.schema_,

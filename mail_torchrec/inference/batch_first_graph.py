@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 from mail_torchrec.inference.batch_first import batch_first_inputs
-from mail_torchrec.inference.graph_names import separate_names
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, InputSpec
 from mail_torchrec.utils.output_spec import OutputSpec
 
@@ -161,3 +160,17 @@ def _value(name: str, shape: Sequence[int | str], dtype: str) -> ir.Value:
 def _renamed(value: ir.Value) -> ir.Value:
     value.name = f"{value.name}.flat"
     return value
+
+
+def separate_names(graph: ir.Graph) -> None:
+    """Renames the weights and inner values that are called as an input or output is.
+
+    A column may bear any name, ``mul_1`` or ``embedding`` for example, and the exporter names inner
+    values by their operations. Columns have no dot in their names.
+    """
+    outer = [*graph.inputs, *graph.outputs]
+    taken, outer_values = {value.name for value in outer}, set(map(id, outer))
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in [*graph.initializers.values(), *inner]:
+        if value.name in taken and id(value) not in outer_values:
+            value.name = f"{value.name}.inner"

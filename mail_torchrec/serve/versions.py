@@ -6,7 +6,6 @@ the version that it began with.
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.inference.artifact_files import MANIFEST
@@ -15,6 +14,13 @@ from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.inference.traffic_split import TrafficSplit
 from mail_torchrec.serve.prometheus import ServerMetrics
+from mail_torchrec.serve.served_versions import (
+    LoadedVersion,
+    ServedVersions,
+    distinct_versions,
+    find_version,
+    is_same_version,
+)
 from mail_torchrec.serve.version_folders import (
     Fingerprint,
     VersionFolder,
@@ -24,56 +30,6 @@ from mail_torchrec.serve.version_folders import (
 from mail_torchrec.utils.logging import get_logger
 
 LOG = get_logger("mail_torchrec.serve")
-
-
-@dataclass(frozen=True)
-class LoadedVersion:
-    """Version in memory, and the state of its folder that it was loaded from."""
-
-    fingerprint: Fingerprint
-    scorer: Scorer
-
-    @property
-    def manifest(self) -> ArtifactManifest:
-        """Manifest of the version."""
-        return self.scorer.manifest
-
-    @property
-    def age_order(self) -> tuple[str, str]:
-        """Sort key of versions, the newest last."""
-        return self.manifest.created, self.manifest.version
-
-
-@dataclass(frozen=True)
-class ServedVersions:
-    """Loaded versions at one moment; it is never changed."""
-
-    by_name: Mapping[str, LoadedVersion]
-    """Versions by the names of their folders; names of equal versions share or repeat one."""
-    serving: LoadedVersion
-    """Version that serves whoever asks for none."""
-    candidate: LoadedVersion | None
-    """The traffic split's candidate; None without a split."""
-
-    @property
-    def all(self) -> list[Scorer]:
-        """Every version once, the newest last."""
-        return [one.scorer for one in _distinct(self.by_name)]
-
-    def find(self, name: str) -> LoadedVersion | None:
-        """Finds a version by its folder's name or its version."""
-        return _find(self.by_name, name)
-
-    def describe(self) -> str:
-        """Lists the versions, each with the names of its folders."""
-        return ", ".join(
-            f"{one.manifest.version} ({', '.join(self._names(one))})"
-            for one in _distinct(self.by_name)
-        )
-
-    def _names(self, version: LoadedVersion) -> list[str]:
-        same = version.manifest.version
-        return [name for name, one in self.by_name.items() if one.manifest.version == same]
 
 
 class ModelVersions:
@@ -239,13 +195,15 @@ class ModelVersions:
 
     def _serve(self, folders: Sequence[VersionFolder], loaded: Mapping[str, LoadedVersion]) -> None:
         """Puts the loaded versions in the place of those that serve."""
-        candidate, distinct = self._candidate(loaded), _distinct(loaded)
-        others = [one for one in distinct if candidate is None or not _is_same(one, candidate)]
+        candidate, distinct = self._candidate(loaded), distinct_versions(loaded)
+        others = [
+            one for one in distinct if candidate is None or not is_same_version(one, candidate)
+        ]
         serving = others[-1] if others else distinct[-1]
         name = linked_version(folders, self.split.version if self.split else None)
-        if name is not None and any(_is_same(one, loaded[name]) for one in others):
+        if name is not None and any(is_same_version(one, loaded[name]) for one in others):
             serving = loaded[name]
-        if self._served is None or not _is_same(serving, self._served.serving):
+        if self._served is None or not is_same_version(serving, self._served.serving):
             LOG.info("version %s serves", serving.manifest.version)
         self._served = ServedVersions(loaded, serving, candidate)
         self.metrics.serving.clear()
@@ -253,35 +211,19 @@ class ModelVersions:
             self.metrics.serving.labels(one.manifest.version).set(1)
 
     def _candidate(self, loaded: Mapping[str, LoadedVersion]) -> LoadedVersion | None:
-        return None if self.split is None else _find(loaded, self.split.version)
+        return None if self.split is None else find_version(loaded, self.split.version)
 
     def _compare_at_start(self, served: ServedVersions) -> None:
         """Warns of versions that take other requests than the serving one; refuses a candidate."""
         if self.allow_schema_change:
             return
-        for one in _distinct(served.by_name):
+        for one in distinct_versions(served.by_name):
             try:
                 _check_requests(served.serving.manifest, one.manifest)
             except ValueError as error:
-                if served.candidate is not None and _is_same(one, served.candidate):
+                if served.candidate is not None and is_same_version(one, served.candidate):
                     raise ValueError(f"--split: {error}") from error
                 LOG.warning("version %s: %s", one.manifest.version, error)
-
-
-def _find(by_name: Mapping[str, LoadedVersion], name: str) -> LoadedVersion | None:
-    same = [one for one in by_name.values() if one.manifest.version == name]
-    return by_name.get(name) or (same[0] if same else None)
-
-
-def _distinct(by_name: Mapping[str, LoadedVersion]) -> list[LoadedVersion]:
-    """Lists each version once, the newest last; of equal ones the newest export."""
-    by_age = sorted(by_name.values(), key=lambda one: one.age_order)
-    last = {one.manifest.version: one for one in by_age}
-    return sorted(last.values(), key=lambda one: one.age_order)
-
-
-def _is_same(one: LoadedVersion, other: LoadedVersion) -> bool:
-    return one.manifest.version == other.manifest.version
 
 
 def _goes_on(version: LoadedVersion | None) -> str:

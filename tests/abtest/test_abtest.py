@@ -45,7 +45,9 @@ def test_counts_and_lifts_are_those_of_plain_python(tmp_path: Path) -> None:
     rows = log.to_pylist()
     for cohort, in_cohort in {"all": {True, False}, "new": {True}, "old": {False}}.items():
         for arm, version in (("base", "a"), ("candidate", "b")):
-            mine = [row for row in rows if row["model_version"] == version and row["fresh"] in in_cohort]
+            mine = [
+                row for row in rows if row["model_version"] == version and row["fresh"] in in_cohort
+            ]
             clicks, bought = (
                 sum(row["click"] for row in mine),
                 sum(row["click"] and row["bought"] for row in mine),
@@ -180,9 +182,12 @@ def test_users_of_both_arms_are_left_out_and_misassigned_ones_are_reported(tmp_p
     both, swapped = users[:30], users[30:50]
     other = {"a": "b", "b": "a"}
     rows = log.to_pylist()
-    rows += [row | {"model_version": other[row["model_version"]]} for row in rows if row["user"] in both]
+    rows += [
+        row | {"model_version": other[row["model_version"]]} for row in rows if row["user"] in both
+    ]
     rows = [
-        row | {"model_version": other[row["model_version"]]} if row["user"] in swapped else row for row in rows
+        row | {"model_version": other[row["model_version"]]} if row["user"] in swapped else row
+        for row in rows
     ]
     rows += [row | {"model_version": "older"} for row in rows[:7]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
@@ -206,8 +211,12 @@ def test_an_arm_may_be_several_versions_and_users_strings(tmp_path: Path) -> Non
     log = write_log(tmp_path / "log.parquet", 600, seed=5)
     text_users = log.set_column(0, "user", log["user"].cast(pa.string()))
     late = pa.array(np.where(np.arange(len(log)) % 2 == 0, "b", "b2"))
-    versions = pa.compute.if_else(pa.compute.equal(log["model_version"], "b"), late, log["model_version"])
-    pq.write_table(text_users.set_column(1, "model_version", versions), tmp_path / "renewed.parquet")
+    versions = pa.compute.if_else(
+        pa.compute.equal(log["model_version"], "b"), late, log["model_version"]
+    )
+    pq.write_table(
+        text_users.set_column(1, "model_version", versions), tmp_path / "renewed.parquet"
+    )
     abtest(str(tmp_path / "log.parquet"), *ALL, "--out", str(tmp_path / "one"))
     abtest(
         str(tmp_path / "renewed.parquet"),
@@ -304,7 +313,11 @@ def test_memory_holds_a_line_a_user_and_version(tmp_path: Path) -> None:
 def test_bad_logs_and_arguments_are_reported(
     tmp_path: Path, change: dict[str, Any], arguments: list[str], message: str
 ) -> None:
-    columns: dict[str, Any] = {"user": [1, 2, 3], "model_version": ["a", "b", "a"], "click": [0, 1, 1]}
+    columns: dict[str, Any] = {
+        "user": [1, 2, 3],
+        "model_version": ["a", "b", "a"],
+        "click": [0, 1, 1],
+    }
     pq.write_table(pa.table(columns | change), tmp_path / "log.parquet")
     assert message in " ".join(refused(str(tmp_path / "log.parquet"), *arguments).split())
 
