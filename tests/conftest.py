@@ -20,6 +20,8 @@ __all__ = ["exported"]  # a fixture, shared by folders
 # By time, the first over half a minute on one core: what remains at the end is short, so that all
 # of pytest-xdist's processes end together.
 _LONGEST_FIRST = [
+    "data/test_many_containers.py",
+    "data/test_many_damages.py",
     "distributed/test_faults.py",
     "launch/test_slurm.py",
     "launch/test_two_hosts.py",

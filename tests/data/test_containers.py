@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -169,21 +168,5 @@ def test_any_container_gives_the_figures_of_the_plain_form(seed: int) -> None:
 
 @fuzz(200)
 def test_a_changed_column_is_read_or_refused_by_file_and_name(seed: int) -> None:
-    with TemporaryDirectory() as folder:
-        check_damaged_columns(Path(folder), Random(seed))
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@fuzz(6_000)
-def test_6000_containers_give_the_figures_of_the_plain_form(seed: int) -> None:
-    with TemporaryDirectory() as folder:
-        check_containers(Path(folder), Random(seed))
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@fuzz(4_000)
-def test_4000_changed_columns_are_read_or_refused_by_file_and_name(seed: int) -> None:
     with TemporaryDirectory() as folder:
         check_damaged_columns(Path(folder), Random(seed))

@@ -23,6 +23,7 @@ from mail_torchrec.data.ids.policy import (
     fill_missing_rows,
 )
 from mail_torchrec.data.parquet.arrow import Ints, one_chunk
+from mail_torchrec.utils.run_files import atomic_file
 
 # Integers are encoded by a plain array where it takes at most so many entries a value, otherwise
 # by bisection.
@@ -70,7 +71,7 @@ class Vocabulary(IdEncoder):
         Raises:
             ValueError: strings where the vocabulary holds integers, or the other way round.
         """
-        if not len(self._values):
+        if not len(self._values) or ids.null_count == len(ids):  # of any type
             return fill_missing_rows(np.full(len(ids), UNKNOWN_ROW, np.int64), ids)
         if ids.type != self._values.type:
             raise ValueError(
@@ -90,7 +91,8 @@ class Vocabulary(IdEncoder):
     def save(self, folder: Path, table: str) -> None:
         """Writes ``TABLE.parquet`` with columns ``value`` and ``count``, in the order of rows."""
         columns = {"value": self._values, "count": self._counts_V}
-        pq.write_table(pa.table(columns), folder / f"{table}.parquet")
+        with atomic_file(folder / f"{table}.parquet") as file:
+            pq.write_table(pa.table(columns), file)
 
     def manifest_entry(self, folder: str, table: str) -> IdManifestEntry:
         """Describes the encoding by the file of its values."""
