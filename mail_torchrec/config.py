@@ -224,7 +224,9 @@ def _fault_message(fault: ErrorDetails, sections: list[list[type[Settings]]]) ->
         names = ", ".join(_name(section) for section in sections[-1])
         return f"'name' should be one of {names}, received {fault['input']!r}"
     if fault["loc"][-1:] == ("[key]",):
-        return f"a name should be text, received {fault['input']!r}; put it in quotes"
+        name = fault["input"]
+        reason = " (YAML reads on, off, yes and no so)" if isinstance(name, bool) else ""
+        return f"a name should be text, received {name!r}{reason}; put it in quotes"
     if fault["type"] not in ("value_error", "missing"):
         message += f", received {fault['input']!r}"
     return message

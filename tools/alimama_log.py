@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mail_torchrec.cli.options import OUTPUT_DIR
+from tools.tool_command import ToolCommand
 
 CHUNK_ROWS = 1_000_000
 NUM_CATES, NUM_BRANDS = 12_977, 461_529
@@ -136,7 +137,7 @@ def _profiles(random: np.random.Generator, num_users: int) -> pa.Table:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--rows",
     type=click.IntRange(1),

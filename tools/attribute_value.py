@@ -32,6 +32,7 @@ from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.utils.progress import progress_bar
+from tools.tool_command import ToolCommand
 
 Array = npt.NDArray[Any]
 NUM_FOLDS, NUM_SEEDS, SMOOTHING, FEW_IDS = 5, 3, 20.0, 200
@@ -222,7 +223,7 @@ def measure_explained_histories(
     return predicted, real
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     "config_path",

@@ -56,6 +56,7 @@ from tools.benchmark.workload import (
     Workload,
     base_config_tree,
 )
+from tools.tool_command import ToolCommand
 
 PARTS = ("limits", "throughput", "breakdown", "reader", "scaling", "quality")
 """In this order; ``fuxictr`` follows them where a checkout is given."""
@@ -212,7 +213,7 @@ def _open_bench(
         yield Bench(workload, overrides, variants, encoders, own_device, out, options, results)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--config", type=LOCAL_PATH, help="Measure on this one and its data, not on made rows."

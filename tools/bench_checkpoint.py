@@ -39,6 +39,7 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import AssembledModel, assemble
 from mail_torchrec.train.state import run_state
 from mail_torchrec.utils.logging import silence_third_parties
+from tools.tool_command import ToolCommand
 
 DIM, NUM_ROWS, BATCH_SIZE = 64, 20_000, 256
 _STEPS_BETWEEN = 5
@@ -177,7 +178,9 @@ def measure_seconds(action: Callable[[], None]) -> float:
 def _saver(folder: Path, mode: Literal["async", "sync"]) -> CheckpointSaver:
     """Makes a saver that keeps one checkpoint."""
     settings = CheckpointSettings(mode=mode, keep=1, on_failure="stop")
-    return CheckpointSaver(Checkpoints(folder / "checkpoints"), settings, lambda _: None)
+    return CheckpointSaver(
+        Checkpoints(folder / "checkpoints"), settings, lambda _: None, lambda _: None
+    )
 
 
 def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
@@ -191,12 +194,12 @@ def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
         config_name="",
         versions={},
         num_rows=0,
-        data="",
+        data=(),
         vocabularies={},
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--gigabytes",
     default=1.0,
@@ -218,6 +221,8 @@ def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:
     \b
     python tools/bench_checkpoint.py --gigabytes 1 --ranks 1 --repeats 3
     """  # noqa: D301
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         write_rows(Path(folder) / "train")
         arguments = (ranks, folder, gigabytes, repeats)

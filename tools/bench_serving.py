@@ -37,6 +37,7 @@ from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.progress import progress_bar
 from tools.served import Running, raw, running, tensors
+from tools.tool_command import ToolCommand
 
 NAME, EAGER = "bench", "eager: the trainer's model"
 LIBRARIES = {"REST": tritonclient.http, "gRPC": tritonclient.grpc}
@@ -154,7 +155,9 @@ def compare(
     return found
 
 
-@click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
+@click.command(
+    cls=ToolCommand, help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python")
+)
 @click.option("--run-dir", type=LOCAL_PATH, required=True, help="A finished run.")
 @click.option("--candidates", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=100, show_default=True, help="Rounds.")

@@ -25,6 +25,7 @@ from mail_torchrec.config import load_config
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from mail_torchrec.utils.logging import silence_third_parties
+from tools.tool_command import ToolCommand
 
 _MATMULS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
 _PRECISIONS = ("float32", "bfloat16")
@@ -50,7 +51,9 @@ def _round(part: Any) -> Any:
     return part.bfloat16().float() if isinstance(part, torch.Tensor) else part
 
 
-@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=ToolCommand, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--config",
     type=LOCAL_PATH,

@@ -48,6 +48,7 @@ from tools.served import (
     running,
     wait_for,
 )
+from tools.tool_command import ToolCommand
 
 BAD = "bad"
 
@@ -240,7 +241,9 @@ def _latency_table(reports: list[ClientReport], seconds: float) -> list[str]:
     return lines
 
 
-@click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
+@click.command(
+    cls=ToolCommand, help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python")
+)
 @click.option(
     "--model",
     type=LOCAL_PATH,

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from mail_torchrec.cli.options import OUTPUT_FILE
+from tools.tool_command import ToolCommand
 
 
 def many_tables(num_tables: int, seed: int = 0) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def many_tables(num_tables: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--tables", type=click.IntRange(4), default=200, show_default=True)
 @click.option("--out", type=OUTPUT_FILE, required=True, help="YAML file to write.")
 def main(tables: int, out: Path) -> None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mail_torchrec.cli.options import OUTPUT_DIR
+from tools.tool_command import ToolCommand
 
 MIB = 2**20
 
@@ -63,7 +64,7 @@ def config(root: Path, rows: int, dim: int, tower: dict[str, Any]) -> dict[str, 
     }
 
 
-@click.command()
+@click.command(cls=ToolCommand)
 @click.option("--rows", type=int, default=10_000_000, show_default=True)
 @click.option("--dim", type=int, default=64, show_default=True)
 @click.option("--tables", default="float32", show_default=True, help="float32, float16 or int8.")

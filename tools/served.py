@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mail_torchrec.inference.artifact_files import MANIFEST, checksums, version_of
+from mail_torchrec.inference.artifact_files import MANIFEST, checksums
 from mail_torchrec.inference.golden_file import read_golden, write_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import Request
@@ -69,8 +69,13 @@ class Running:
 
 
 @contextmanager
-def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
-    """Runs a server on free ports, without torch; it has to end cleanly by SIGTERM."""
+def running(
+    model: Path, log: Path, *options: str, max_files: int | None = None
+) -> Iterator[Running]:
+    """Runs a server on free ports, without torch; it has to end cleanly by SIGTERM.
+
+    ``max_files`` is its limit of open files (``ulimit -n``).
+    """
     command = [
         sys.executable,
         "-c",
@@ -84,6 +89,8 @@ def running(model: Path, log: Path, *options: str) -> Iterator[Running]:
         "0",
         *options,
     ]
+    if max_files is not None:
+        command = ["sh", "-c", f'ulimit -n {max_files}; exec "$@"', "sh", *command]
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file, text=True, cwd=ROOT)
     try:
@@ -146,9 +153,7 @@ def write_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).rename(folder.parent / "aside.json")
     files = checksums(folder)
     (folder.parent / "aside.json").rename(folder / MANIFEST)
-    ArtifactManifest.read(folder).model_copy(
-        update={"files": files, "version": version_of(files), **changes}
-    ).write(folder)
+    ArtifactManifest.read(folder).model_copy(update={"files": files, **changes}).write(folder)
 
 
 def publish(source: Path, folder: Path) -> None:

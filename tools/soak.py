@@ -1,13 +1,14 @@
 """Kills a training at random moments, again and again, and asserts that nothing of it is lost.
 
-    python tools/soak.py --kills 50 --out tools/results/soak.md
+    python tools/soak.py --kills 50 --readers 2 --out tools/results/soak.md
 
 A small synthetic world is trained once undisturbed, then again and again with kills: by SIGKILL a
-random rank (torchrun starts the job anew), the whole job, or torchrun alone (its ranks end by
-themselves), or torchrun by SIGTERM (the job saves and leaves); at a random moment, in the middle of
-saving, or while the job starts. After each kill the newest published checkpoint must not be older
-than before, its checksums must hold (``sha256sum``), and the job must go on from it. Each run that
-gets to its end must have the metrics of the undisturbed one, to the last bit.
+random rank (torchrun starts the job anew), the whole job, or torchrun alone, also while its ranks
+and reader processes are stopped; by SIGSTOP a reader process; by SIGTERM torchrun (the job saves
+and leaves); at a random moment, in the middle of saving, or while the job starts. After each kill
+no process of the attempt may be alive, the newest published checkpoint must not be older than
+before, its checksums must hold (``sha256sum``), and the job must go on from it. Each run that gets
+to its end must have the metrics of the undisturbed one, to the last bit.
 """
 
 import json
@@ -31,10 +32,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.torchrun_job`
 
 from mail_torchrec.cli.options import OUTPUT_FILE
 from mail_torchrec.utils.progress import progress_bar
+from tools.tool_command import ToolCommand
 from tools.torchrun_job import ROOT, LostError, TorchrunJob, child_environment
 
 WORLD = ["users=600", "items=200"]
-KINDS = {"a rank": 4, "the job": 2, "torchrun": 2, "SIGTERM": 2}
+KINDS = {
+    "a rank": 4,
+    "the job": 2,
+    "torchrun": 1,
+    "stopped ranks": 1,
+    "a stopped reader": 1,
+    "SIGTERM": 2,
+}
 """Victims of a kill, and their weights."""
 MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
 """Moments of a kill, and their weights."""
@@ -132,6 +141,8 @@ def _kill_once(job: TorchrunJob, number: int, moment: str, dice: random.Random) 
     kind = _choose(KINDS, dice)
     if kind == "a rank" and not job.rank_pids():  # not started yet
         kind = "the job"
+    if kind == "a stopped reader" and not job.has_readers():
+        kind = "stopped ranks"
     kill = Kill(number, kind, moment, newest_step(job.run_dir))
     log_bytes = len(job.log.read_bytes())
     must_start = job.kill(kind, dice)
@@ -198,15 +209,18 @@ def format_report(kills: Sequence[Kill], num_runs: int, facts: str) -> str:
         facts,
         "",
         f"**No checkpoint was lost or damaged. All {num_runs} runs ended with the undisturbed "
-        "one's metrics and losses, bit for bit.**",
+        "one's metrics and losses, bit for bit. After each kill no process of that attempt was "
+        "alive.**",
         "",
         f"| killed | {' | '.join(MOMENTS)} |",
         "| --- |" + " --: |" * len(MOMENTS),
         *(f"| {' | '.join(row)} |" for row in cells),
         "",
-        "`a rank`: SIGKILL, torchrun starts the job anew; `the job`: SIGKILL for torchrun and "
-        "all ranks; `torchrun`: SIGKILL for it alone;",
-        "`SIGTERM`: to torchrun.",
+        "`a rank`: SIGKILL, while half of the reader processes are stopped (SIGSTOP); torchrun "
+        "starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `torchrun`: SIGKILL "
+        "for it alone; `stopped ranks`: the same, while all ranks and reader processes are "
+        "stopped; `a stopped reader`: SIGSTOP; its rank ends after `train.timeout`, and torchrun "
+        "starts the job anew; `SIGTERM`: to torchrun.",
         "",
         "| # | run | killed | when | newest checkpoint | went on from |",
         "| --: | --: | --- | --- | --: | --: |",
@@ -225,7 +239,7 @@ def _write_world(folder: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=child_environment())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--kills",
     "num_kills",
@@ -237,13 +251,20 @@ def _write_world(folder: Path) -> None:
 @click.option(
     "--ranks", type=click.IntRange(1), default=2, show_default=True, help="Ranks of the training."
 )
+@click.option(
+    "--readers",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Reader processes of each rank.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of victims and moments.")
 @click.option("--out", type=OUTPUT_FILE, required=True, help="The log, Markdown.")
-def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
+def main(num_kills: int, ranks: int, readers: int, seed: int, out: Path) -> None:
     """Kill a training at random, resume it, assert that nothing is lost, and write a log.
 
     \b
-    python tools/soak.py --kills 50 --out tools/results/soak.md
+    python tools/soak.py --kills 50 --readers 2 --out tools/results/soak.md
     """  # noqa: D301
     dice, begin, kills, runs = random.Random(seed), time.monotonic(), list[Kill](), 0
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
@@ -251,7 +272,8 @@ def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
     _write_world(folder / "world")
 
     def make_job(name: str) -> TorchrunJob:
-        return TorchrunJob(folder / "world", folder / name, ranks, folder / f"{name}.log")
+        log = folder / f"{name}.log"
+        return TorchrunJob(folder / "world", folder / name, ranks, log, readers)
 
     with progress_bar(total=num_kills, unit="kill", desc="soak", leave=True) as bar:
         undisturbed = make_job("undisturbed")
@@ -263,11 +285,12 @@ def main(num_kills: int, ranks: int, seed: int, out: Path) -> None:
             kills += train_with_kills(job, runs, num_kills - len(kills), dice, bar)
             if read_results(job.run_dir) != expected:
                 raise LostError(f"run {runs} did not end like the undisturbed one; see {folder}")
-    command = f"python tools/soak.py --kills {num_kills} --ranks {ranks} --seed {seed} --out {out}"
+    options = f"--kills {num_kills} --ranks {ranks} --readers {readers} --seed {seed}"
+    command = f"python tools/soak.py {options} --out {out}"
     seconds = time.monotonic() - begin
     facts = (
-        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks, {len(kills)} kills in {runs} "
-        f"runs, {seconds:,.0f} s, seed {seed}."
+        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks with {readers} reader processes "
+        f"each, {len(kills)} kills in {runs} runs, {seconds:,.0f} s, seed {seed}."
     )
     out.write_text(format_report(kills, runs, facts))
     shutil.rmtree(folder)

@@ -3,6 +3,7 @@
 Shape: ``R`` rows.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from mail_torchrec.data.fingerprint import FileFingerprint, differing_files
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.parquet.arrow import binary
 from mail_torchrec.data.parquet.logical_types import plain_ids
@@ -19,6 +21,9 @@ from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import world_size
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.run_files import write_file
+
+_MAX_NAMED_FILES = 5
 
 
 class SourceRecord(Settings):
@@ -26,21 +31,30 @@ class SourceRecord(Settings):
 
     rows: int
     fingerprint: str
-    """See ``data/fingerprint.py``."""
+    """Checksum of the files' fingerprints, the same wherever copies of the files lie."""
+    files: tuple[FileFingerprint, ...]
 
     @staticmethod
     def of(source: Source) -> "SourceRecord":
         """Describes opened files."""
-        return SourceRecord(rows=source.num_rows, fingerprint=source.fingerprint)
+        return SourceRecord.of_files(source.num_rows, tuple(source.fingerprints))
+
+    @staticmethod
+    def of_files(num_rows: int, files: tuple[FileFingerprint, ...]) -> "SourceRecord":
+        """Describes files by their rows and fingerprints."""
+        contents = "\n".join(file.content for file in files)
+        fingerprint = hashlib.sha256(contents.encode()).hexdigest()[:32]
+        return SourceRecord(rows=num_rows, fingerprint=fingerprint, files=files)
 
     def difference(self, source: Source) -> str | None:
         """Says how other files differ from the recorded ones; None where they do not."""
-        if self.fingerprint == source.fingerprint:
+        differing = differing_files(source.fingerprints, self.files)
+        if not differing:
             return None
         rows = f"({source.num_rows} rows, {self.rows} then)"
-        if self.fingerprint.partition("-")[0] == source.fingerprint.partition("-")[0]:
-            return f"its row groups have the same sizes and other values {rows}"
-        return f"its row groups have other sizes {rows}"
+        more = len(differing) - _MAX_NAMED_FILES
+        named = ", ".join(differing[:_MAX_NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
+        return f"{named} {rows}"
 
 
 class ScoredRows(NamedTuple):
@@ -79,7 +93,7 @@ class DataRecord(Settings):
 
     def write(self, path: Path) -> None:
         """Writes the record."""
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        write_file(path, self.model_dump_json(indent=2) + "\n")
 
 
 def read_data_record(path: Path) -> DataRecord:

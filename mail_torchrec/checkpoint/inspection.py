@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import CHECKSUMS, Checkpoints, checksum_error, read_checksums
+from mail_torchrec.checkpoint.integrity import list_faults
 from mail_torchrec.checkpoint.manifest import CheckpointManifest, check_format, read_manifest
+from mail_torchrec.checkpoint.tensor_index import read_index
 from mail_torchrec.utils.formats import check_run_format
 from mail_torchrec.utils.progress import progress_bar
 
@@ -71,13 +73,18 @@ def verify_checkpoints(folder: Path) -> list[str]:
         for path in paths:
             try:
                 checksums = read_checksums(path)
-            except ValueError as error:
+                unlisted = sorted(_names(path) - checksums.keys())
+                faults += [f"{path / name} has no checksum" for name in unlisted]
+                faults += list_faults(path, checksums)
+            except (ValueError, OSError) as error:
                 faults.append(str(error))
                 continue
-            unlisted = sorted(_names(path) - checksums.keys())
-            faults += [f"{path / name} has no checksum" for name in unlisted]
             for name, expected in checksums.items():
-                if fault := checksum_error(path, name, expected):
+                try:
+                    fault = checksum_error(path, name, expected)
+                except OSError as error:
+                    fault = f"{path / name} cannot be read ({error.strerror})"
+                if fault:
                     faults.append(fault)
                 bar.update(_file_size(path / name))
     return faults
@@ -165,7 +172,7 @@ def _find_checkpoints(folder: Path, *, published_only: bool) -> list[Path]:
     published = checkpoints.published()
     others: set[Path] = set()
     if not published_only and checkpoints.path.is_dir():
-        others = {*checkpoints.path.glob(".step-*"), *checkpoints.path.glob("step-*.damaged")}
+        others = {*checkpoints.path.glob(".step-*"), *checkpoints.path.glob("step-*.damaged*")}
     if not published and not others:
         raise ValueError(
             f"'{folder}' should be the directory of a run or a checkpoint (step-...), and there "
@@ -180,27 +187,21 @@ def _state(path: Path) -> str:
     """Describes whether a checkpoint is published, being written, or damaged."""
     if path.name.startswith("."):
         return "being written, or left by a killed run"
-    if path.name.endswith(".damaged"):
+    if ".damaged" in path.name:
         return "damaged, set aside"
     try:
         missing = read_checksums(path).keys() - _names(path)
     except ValueError:
         return f"damaged: no readable {CHECKSUMS}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     return f"damaged: {', '.join(sorted(missing))} missing" if missing else "published"
 
 
 def _saved_tensors(path: Path) -> list[_SavedTensor]:
-    from mail_torchrec.checkpoint.storage import read_tensor_metadata
-
     return [
-        _SavedTensor(
-            key,
-            tuple(saved.size),
-            str(saved.properties.dtype).removeprefix("torch."),
-            math.prod(saved.size) * saved.properties.dtype.itemsize,
-            len(saved.chunks),
-        )
-        for key, saved in read_tensor_metadata(path).items()
+        _SavedTensor(key, saved.size, saved.dtype, saved.num_bytes, len(saved.chunks))
+        for key, saved in read_index(path).tensors.items()
     ]
 
 

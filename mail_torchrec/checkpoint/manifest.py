@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from mail_torchrec.data.fingerprint import FileFingerprint
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format
+from mail_torchrec.utils.safe_paths import read_document
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -50,8 +52,8 @@ class CheckpointManifest(Settings):
     """Versions of this package, torch and torchrec."""
     num_rows: int
     """Rows of the training data."""
-    data: str
-    """Fingerprint of the training data, see ``data/fingerprint.py``."""
+    data: tuple[FileFingerprint, ...]
+    """Fingerprints of the training data's files."""
     vocabularies: dict[str, str]
     """Files of the run's ``vocabularies/``, with their SHA-256."""
 
@@ -68,8 +70,8 @@ def check_format(folder: Path) -> None:
         ValueError: the checkpoint has another format.
     """
     try:
-        tree = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        tree = json.loads(read_document(folder / MANIFEST))
+    except (OSError, ValueError, RecursionError):
         return
     check_checkpoint_format(folder, tree)
 
@@ -82,15 +84,17 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """
     path = folder / MANIFEST
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(read_document(path))
     except OSError as error:
         raise ValueError(
             f"'{folder}' should be a checkpoint: {path} cannot be read ({error.strerror})"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     check_checkpoint_format(folder, tree)
     try:
         return CheckpointManifest.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is damaged: {place}: {first['msg']}") from error

@@ -13,12 +13,12 @@ from mail_torchrec.checkpoint.folder import Checkpoints
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.checkpoint.staging import Stager, StateDict
 from mail_torchrec.checkpoint.writer import CheckpointWriteError, Snapshot, write_checkpoint
+from mail_torchrec.distributed.collectives import rank
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-# A rank may finish writing its shards this much later than another.
-_WRITE_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = 600.0
 
 
 class CheckpointSaver:
@@ -32,7 +32,9 @@ class CheckpointSaver:
         checkpoints: the run's checkpoints.
         settings: settings of the checkpoints.
         record_event: records a failure in the run's log.
+        record_published: records on rank 0 that the checkpoint of a step was published.
         published_step: step of the checkpoint that the run resumed from.
+        timeout: seconds that a write waits for another rank, which may have more to write.
     """
 
     def __init__(
@@ -40,11 +42,14 @@ class CheckpointSaver:
         checkpoints: Checkpoints,
         settings: CheckpointSettings,
         record_event: Callable[[dict[str, Any]], None],
+        record_published: Callable[[int], None],
         published_step: int | None = None,
+        *,
+        timeout: float = _TIMEOUT,
     ) -> None:
         self._checkpoints, self._settings = checkpoints, settings
-        self._record_event = record_event
-        self._group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT)
+        self._record_event, self._record_published = record_event, record_published
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._stager = Stager()
         self._thread: Thread | None = None
         self._published_step = published_step
@@ -117,6 +122,8 @@ class CheckpointSaver:
         try:
             write_checkpoint(self._checkpoints, snapshot, self._settings.keep, self._group)
             self._published_step = snapshot.step
+            if rank() == 0:
+                self._record_published(snapshot.step)
         except CheckpointWriteError as error:
             self._write_error = error
             logger.warning("%s", error)

@@ -1,119 +1,151 @@
 """Reads and writes the tensors of a checkpoint by ``torch.distributed.checkpoint`` (DCP).
 
-The unpickler of DCP's metadata admits a few harmless classes, so that no file can run code.
+DCP writes its files and plans who reads what. The numbers themselves are read here, from the places
+that ``tensors.json`` names (:mod:`.tensor_index`): nothing is unpickled, so no file can run code.
 """
 
-import pickle
+import math
+from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint import (
     DefaultLoadPlanner,
     DefaultSavePlanner,
-    FileSystemReader,
     FileSystemWriter,
+    LoadPlan,
     LoadPlanner,
+    StorageReader,
 )
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.utils import _create_file_view
+from torch.futures import Future
 
 from mail_torchrec.checkpoint.staging import StagedShards, StateDict
+from mail_torchrec.checkpoint.tensor_index import (
+    INDEX,
+    ITEM_BYTES,
+    DtypeName,
+    StoredChunk,
+    StoredTensor,
+    TensorIndex,
+    read_index,
+)
+from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.safe_paths import open_regular
 
-# Classes that DCP's metadata consists of: sizes, places, names.
-_ALLOWED_CLASSES = {
-    "torch": {"Size", "device"}
-    | {
-        str(value).removeprefix("torch.")
-        for value in vars(torch).values()
-        if isinstance(value, torch.dtype)
-    },
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "BytesStorageMetadata",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "PurePosixPath"},
-    "builtins": {"set"},
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles the allowed classes alone."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED_CLASSES.get(module, ()):
-            raise ValueError(
-                f"it names {module}.{name}, which the metadata of a checkpoint has no use for"
-            )
-        return super().find_class(module, name)
-
-
-class _SafeReader(FileSystemReader):
-    """Reads a checkpoint as DCP does, but unpickles its metadata with the allowed classes alone."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Reads the metadata.
-
-        Raises:
-            ValueError: the file cannot be read, or holds something else.
-        """
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            pickle.UnpicklingError,
-        ) as error:
-            raise ValueError(
-                f"{path} cannot be read as the metadata of a checkpoint: {error}"
-            ) from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(
-                f"{path} should hold the metadata of a checkpoint, it holds "
-                f"{type(metadata).__name__}"
-            )
-        return metadata
+_DTYPES: dict[DtypeName, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class _SavePlanner(DefaultSavePlanner):
     """Plans a write as DCP does, and finds the buffers of :class:`StagedShards` too."""
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """Returns the tensor that is written under an index."""
+        """Returns the tensor that is written under an index, row by row."""
         value = self.state_dict[index.fqn]
-        return (
+        found = (
             value.shards[tuple(index.offset or ())]
             if isinstance(value, StagedShards)
             else super().lookup_object(index)
         )
+        return found.detach().contiguous()
 
 
-def write_tensors(state: StateDict, folder: Path, group: dist.ProcessGroup) -> None:
+class _IndexedWriter(FileSystemWriter):
+    """Writes as DCP does, and ``tensors.json`` beside its metadata."""
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        """Writes metadata and index, on one rank, after all ranks have written their tensors."""
+        super().finish(metadata, results)
+        folder = Path(self.path)
+        write_file(folder / INDEX, _index_of(metadata, folder).model_dump_json() + "\n")
+
+
+class _NumbersReader(StorageReader):
+    """Reads the numbers of tensors from the places in ``tensors.json``, and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._index = folder, read_index(folder)
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Does nothing: a reader is of one checkpoint."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """Describes the tensors to DCP."""
+        return Metadata(_tensor_metadata(self._index))
+
+    def set_up_storage_reader(self, *_: Any, **__: Any) -> None:
+        """Does nothing: the index is read already."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Returns the plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Returns the plans as they are."""
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Accepts no other checkpoint than that of the constructor."""
+        return False
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Reads what the plan of this rank asks for."""
+        by_file: dict[str, list[tuple[ReadItem, StoredTensor, StoredChunk]]] = {}
+        places = {
+            key: {chunk.offsets: chunk for chunk in tensor.chunks}
+            for key, tensor in self._index.tensors.items()
+        }
+        for item in plan.items:
+            assert item.type == LoadItemType.TENSOR, "the index has tensors alone"
+            index = item.storage_index
+            chunk = places[index.fqn][tuple(index.offset or ())]
+            stored = self._index.tensors[index.fqn]
+            by_file.setdefault(chunk.file, []).append((item, stored, chunk))
+        for name, parts in by_file.items():
+            with open_regular(self._folder / name) as file:
+                for item, stored, chunk in parts:
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(_read_part(file, stored, chunk, item))
+                    planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def write_tensors(state: StateDict, folder: Path, group: dist.ProcessGroup | None = None) -> None:
     """Writes a state from all ranks, and waits until it is on the disk.
 
     Every rank writes its shards, and a part of the tensors that are equal on all ranks.
+
+    Args:
+        state: key -> tensor of this rank.
+        folder: folder to write into.
+        group: the ranks that write together; None writes from this process alone.
     """
     # One thread: DCP loses an error of any other.
     dcp.save(
         state,
-        storage_writer=FileSystemWriter(folder, thread_count=1),
+        storage_writer=_IndexedWriter(folder, thread_count=1),
         planner=_SavePlanner(False, False),
         process_group=group,
+        no_dist=group is None,
     )
 
 
@@ -130,25 +162,106 @@ def read_tensors(
         folder: a checkpoint.
         group: the ranks that read together; None reads in this process alone.
         planner: decides where values are read to; by default into the tensors.
+
+    Raises:
+        ValueError: on every rank; the index is damaged, or a tensor is missing, of another size, or
+            cannot be read.
     """
-    dcp.load(
-        state,
-        storage_reader=_SafeReader(folder),
-        planner=planner or DefaultLoadPlanner(False, False),
-        process_group=group,
-        no_dist=group is None,
-    )
+    try:
+        dcp.load(
+            state,
+            storage_reader=_NumbersReader(folder),
+            planner=planner or DefaultLoadPlanner(False, False),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except CheckpointException as error:  # DCP gives every rank the errors of all ranks
+        faults = dict.fromkeys(str(cause[0]) for cause in error.failures.values())
+        raise ValueError(
+            f"'{folder}' cannot be read as a checkpoint: {'; '.join(faults)}"
+        ) from error
 
 
 def read_tensor_metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
     """Reads key, size, type and shards of each tensor of a checkpoint.
 
     Raises:
-        ValueError: the checkpoint's metadata is damaged, or holds other values than tensors.
+        ValueError: the checkpoint's index is missing or damaged.
     """
-    found = _SafeReader(folder).read_metadata().state_dict_metadata
-    if others := [
-        key for key, value in found.items() if not isinstance(value, TensorStorageMetadata)
-    ]:
-        raise ValueError(f"'{folder}' should hold tensors only, {others} are something else")
-    return dict(found)
+    return _tensor_metadata(read_index(folder))
+
+
+def _tensor_metadata(index: TensorIndex) -> dict[str, Any]:
+    return {
+        key: TensorStorageMetadata(
+            TensorProperties(_DTYPES[tensor.dtype]),
+            torch.Size(tensor.size),
+            [
+                ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+                for chunk in tensor.chunks
+            ],
+        )
+        for key, tensor in index.tensors.items()
+    }
+
+
+def _index_of(metadata: Metadata, folder: Path) -> TensorIndex:
+    """Builds the index of a folder that DCP has written; empty shards are left out."""
+    tensors: dict[str, StoredTensor] = {}
+    with ExitStack() as stack:
+        files: dict[str, BufferedReader] = {}
+        for key, item in metadata.state_dict_metadata.items():
+            assert isinstance(item, TensorStorageMetadata), f"'{key}' should be a tensor"
+            chunks = []
+            for chunk in item.chunks:
+                if not math.prod(chunk.sizes):
+                    continue
+                entry = metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+                name = entry.relative_path
+                if name not in files:
+                    files[name] = stack.enter_context((folder / name).open("rb"))
+                num_bytes = math.prod(chunk.sizes) * item.properties.dtype.itemsize
+                position = _first_number(files[name], entry.offset, entry.length, num_bytes)
+                chunks.append(
+                    StoredChunk(
+                        file=name,
+                        position=position,
+                        offsets=tuple(chunk.offsets),
+                        sizes=tuple(chunk.sizes),
+                    )
+                )
+            dtype = _NAMES[item.properties.dtype]
+            tensors[key] = StoredTensor(dtype=dtype, size=tuple(item.size), chunks=tuple(chunks))
+    return TensorIndex(tensors=tensors)
+
+
+def _first_number(file: BufferedReader, offset: int, length: int, num_bytes: int) -> int:
+    """Finds the first number of a tensor in its entry, which is a ZIP archive of ``torch.save``.
+
+    Args:
+        file: file that holds the entry.
+        offset: place of the entry in the file.
+        length: bytes of the entry.
+        num_bytes: bytes of the tensor's numbers.
+    """
+    archive = torch._C.PyTorchFileReader(_create_file_view(file, offset, length))
+    assert archive.get_record_size("data/0") == num_bytes
+    return offset + int(archive.get_record_offset("data/0"))
+
+
+def _read_part(
+    file: BufferedReader, tensor: StoredTensor, chunk: StoredChunk, item: ReadItem
+) -> Tensor:
+    """Reads the rows of a chunk that are wanted, and no others."""
+    first, count = (item.storage_offsets[0], item.lengths[0]) if chunk.sizes else (0, 1)
+    row_bytes = math.prod(chunk.sizes[1:]) * ITEM_BYTES[tensor.dtype]
+    numbers = torch.empty(count * row_bytes, dtype=torch.uint8)
+    file.seek(chunk.position + first * row_bytes)
+    if file.readinto(numbers.numpy()) != len(numbers):
+        raise ValueError(f"'{file.name}' ends within a tensor")
+    if tensor.dtype == "bool":
+        numbers.ne_(0)
+    rows = numbers.view(_DTYPES[tensor.dtype]).view(count, *chunk.sizes[1:])
+    if not chunk.sizes:
+        return rows.view(())
+    return narrow_tensor_by_index(rows, (0, *item.storage_offsets[1:]), item.lengths)

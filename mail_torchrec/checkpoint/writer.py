@@ -12,10 +12,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mail_torchrec.checkpoint.folder import (
     CHECKSUMS,
+    DCP_METADATA,
     Checkpoints,
     sha256_of_files,
     write_checksums,
-    write_synced,
 )
 from mail_torchrec.checkpoint.manifest import (
     MANIFEST,
@@ -25,15 +25,14 @@ from mail_torchrec.checkpoint.manifest import (
 )
 from mail_torchrec.checkpoint.staging import StateDict
 from mail_torchrec.checkpoint.storage import write_tensors
+from mail_torchrec.checkpoint.tensor_index import INDEX
 from mail_torchrec.distributed.collectives import gather_objects, rank
 from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.run_files import write_file
 
 T = TypeVar("T")
 
 logger = get_logger(__name__)
-
-# File of DCP with sizes and places of the tensors.
-_DCP_METADATA = ".metadata"
 
 
 class CheckpointWriteError(OSError):
@@ -114,8 +113,8 @@ def _publish(
     folder = checkpoints.partial(snapshot.step)
     texts = snapshot.documents | {MANIFEST: manifest_text(snapshot.make_manifest(ranks))}
     for name, text in texts.items():
-        write_synced(folder / name, text)
-    checksums = sha256_of_files(folder, [_DCP_METADATA, *texts])
+        write_file(folder / name, text)
+    checksums = sha256_of_files(folder, [DCP_METADATA, INDEX, *texts])
     for of_rank in checksums_of_ranks:
         checksums.update(of_rank)
     write_checksums(folder, checksums)
@@ -160,9 +159,12 @@ def _first_line(error: BaseException) -> str:
 
 def _what_remains(checkpoints: Checkpoints) -> str:
     """Describes the newest checkpoint and the free disk space."""
-    published, place = checkpoints.published(), checkpoints.path
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 2**20
+    try:
+        published, place = checkpoints.published(), checkpoints.path
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free / 2**20
+    except OSError as error:
+        return f" (and the folder cannot be read: {error.strerror})"
     remains = f"'{published[-1].name}' remains the newest" if published else "there is none yet"
     return f" ({free:,.0f} MiB free there); {remains}"

@@ -81,6 +81,12 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
     show_default=True,
     help="Maximum share of malformed lines in a file.",
 )
+@click.option(
+    "--time-range",
+    metavar="FROM,TO",
+    help="First and last day that a line's time may lie in, such as 2017-04-22,2017-05-13; lines "
+    "of other times are malformed. By default the days of the published log.",
+)
 def prepare(dataset: str, raw: Path, out: Path, **settings: object) -> None:
     """Make impression rows with histories, a schema and a configuration from raw logs.
 

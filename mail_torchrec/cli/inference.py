@@ -120,6 +120,47 @@ def export(
     help="Most candidates of a request.",
 )
 @click.option(
+    "--max-waiting-bytes",
+    type=click.IntRange(1),
+    default=64 * 2**20,
+    show_default=True,
+    help="Most bytes of all requests in the server, as they arrive; beyond it 429.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Most requests in the server; beyond it 429.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Requests that are decoded and scored at once; others wait; by default one a core, at "
+    "most four.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Most connections of HTTP, and of gRPC; fewer where `ulimit -n` leaves less.",
+)
+@click.option(
+    "--receive-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Most seconds that a request may take to arrive.",
+)
+@click.option(
+    "--keep-alive",
+    type=click.IntRange(1),
+    default=620,
+    show_default=True,
+    help="Seconds that an idle HTTP connection is kept.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(1),
     help="ONNX Runtime's threads for a request; by default it uses the machine's cores.",
@@ -141,6 +182,12 @@ def export(
     default="split",
     show_default=True,
     help="Another salt gives another set of users to VERSION.",
+)
+@click.option(
+    "--copy-to",
+    type=LOCAL_PATH,
+    help="Folder for private copies of versions (/dev/shm: memory); then nothing that happens to "
+    "the original files reaches requests.",
 )
 @click.option(
     "--allow-schema-change",

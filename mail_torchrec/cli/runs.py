@@ -22,8 +22,16 @@ from mail_torchrec.distributed.launcher import num_restarts
     "--resume",
     is_flag=True,
     help=(
-        "Go on from the newest checkpoint in --run-dir where there is one, else begin. A restart "
+        "Go on from the newest checkpoint in --run-dir; begin where there never was one. A restart "
         "by torchrun or Slurm implies it."
+    ),
+)
+@click.option(
+    "--from-scratch",
+    is_flag=True,
+    help=(
+        "Begin at step 0 even if --run-dir holds a run: its files are moved to earlier-1 there. "
+        "A restart by torchrun or Slurm resumes all the same."
     ),
 )
 @click.option(
@@ -48,6 +56,7 @@ def train(
     config_path: Path,
     run_dir: Path | None,
     resume: bool,
+    from_scratch: bool,
     preset: str | None,
     plan: Path | None,
     print_config: bool,
@@ -72,7 +81,16 @@ def train(
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
-    metrics = run(config, RunDir(run_dir), plan, resume=resume or num_restarts() > 0)
+    if resume and from_scratch:
+        raise click.UsageError("--resume goes on with a run and --from-scratch begins; give one.")
+    is_restart = num_restarts() > 0
+    metrics = run(
+        config,
+        RunDir(run_dir),
+        plan,
+        resume=resume or is_restart,
+        from_scratch=from_scratch and not is_restart,
+    )
     if _is_first_rank():
         click.echo(json.dumps({config.name: metrics}))
 

@@ -24,6 +24,7 @@ from mail_torchrec.data.parquet.logical_types import (
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
 from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.utils.run_files import write_file
 
 _FILE = "types.json"
 _BATCH = 65_536  # rows read at a time where only the values tell a type
@@ -109,7 +110,7 @@ def save_column_types(types: Mapping[str, ColumnType], folder: Path) -> None:
     """Writes the types beside the encoders that were fitted on such values."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: found._asdict() for name, found in types.items()}
-    (folder / _FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_file(folder / _FILE, json.dumps(content, indent=2) + "\n")
 
 
 def load_column_types(folder: Path) -> ColumnTypes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.numeric import NumericScale
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.utils.run_files import write_file
 
 _SCALES = "scales.json"
 
@@ -35,7 +36,7 @@ class Encoders:
             name: {"mean": scale.mean, "deviation": scale.deviation}
             for name, scale in self.scales.items()
         }
-        (folder / _SCALES).write_text(json.dumps(scales, indent=2) + "\n")
+        write_file(folder / _SCALES, json.dumps(scales, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path, schema: Schema) -> "Encoders":

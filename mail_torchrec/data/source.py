@@ -12,7 +12,7 @@ from mail_torchrec.data.column_types import (
     find_column_types,
     plain_table,
 )
-from mail_torchrec.data.fingerprint import fingerprint
+from mail_torchrec.data.fingerprint import FileFingerprint, fingerprints
 from mail_torchrec.data.padding import check_padding, drop_padding
 from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.schema.schema import Schema
@@ -87,9 +87,9 @@ class Source:
         return types
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Fingerprint of the columns, the same wherever copies of the files lie."""
-        return fingerprint(self._files, self.columns)
+    def fingerprints(self) -> list[FileFingerprint]:
+        """Fingerprints of the columns of each file, the same wherever copies of it lie."""
+        return fingerprints(self._files, self.columns)
 
     def file(self, group: RowGroup) -> str:
         """Names the file and the number of a row group, for messages."""

@@ -11,7 +11,10 @@ def report_error_to_launcher(error: Exception) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)
+        try:
+            raise error  # what is recorded is a traceback
+        except Exception:
+            get_error_handler().record_exception(error)
         record = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
         if record.exists():
             record.write_text(redact(record.read_text()))

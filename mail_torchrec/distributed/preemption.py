@@ -2,9 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
 from datetime import timedelta
-from multiprocessing import forkserver
 from threading import Timer
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -89,30 +87,3 @@ class PreemptionHandler:
             "exiting all the same"
         )
         os._exit(EXIT_CODE)
-
-
-def start_fork_server(preload: Sequence[str]) -> None:
-    """Starts the process that reader processes are forked from, with SIGTERM and SIGINT ignored.
-
-    A launcher (or a terminal, by Ctrl-C) signals the whole process group of a rank, and the
-    training needs its readers until it has stopped. They take the fork server's end for that of the
-    training, so it has to outlive the signal; it ends with the training.
-
-    Args:
-        preload: modules to import once, in the fork server, instead of in each reader process at
-            each epoch.
-    """
-    signals = (signal.SIGTERM, signal.SIGINT)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]  # which is inherited
-    try:
-        forkserver.set_forkserver_preload(list(preload))
-        forkserver.ensure_running()
-    finally:
-        for number, handler in zip(signals, handlers, strict=True):
-            signal.signal(number, handler)
-
-
-def isolate_worker_signals(worker: int) -> None:
-    """Moves a reader process out of the launcher's reach, but not out of the training's."""
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

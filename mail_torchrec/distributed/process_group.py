@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from mail_torchrec.distributed.input_watchdog import InputWatchdog
+from mail_torchrec.distributed.launcher import report_error_to_launcher
+from mail_torchrec.distributed.parent import kill_with_launcher
 from mail_torchrec.distributed.rendezvous import attempt_store
 from mail_torchrec.distributed.watchdog import LostRankError, Watchdog
 from mail_torchrec.utils.logging import write_unlocked
@@ -37,13 +40,17 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         LostRankError: within seconds of another rank's end, or after the timeout; it names the rank
             and its span.
     """
+    kill_with_launcher()
     device = _select_device(device_name)
     reset_spans()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        input_watchdog = InputWatchdog(timeout, _end_process)
+        input_watchdog.start()
         try:
             yield device
         finally:
+            input_watchdog.stop()
             dist.destroy_process_group()
         return
     _join_process_group(device, timeout)
@@ -54,7 +61,9 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         timeout,
         enforce_timeout=device.type == "cuda",
     )
+    input_watchdog = InputWatchdog(timeout, watchdog.end_rank)
     watchdog.start()
+    input_watchdog.start()
     try:
         yield device
     except Exception as error:
@@ -63,6 +72,7 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
             raise
         raise explained from None  # the transport's own error names a port at best
     finally:
+        input_watchdog.stop()
         dist.destroy_process_group()
         watchdog.stop()
 
@@ -99,6 +109,7 @@ def _join_process_group(device: torch.device, timeout: float) -> None:
 def _end_process(message: str) -> None:
     """Ends a process whose main thread is blocked for ever."""
     write_unlocked(f"Error: {message}")
+    report_error_to_launcher(TimeoutError(message))
     os._exit(1)
 
 

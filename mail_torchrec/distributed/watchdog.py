@@ -23,6 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mail_torchrec.distributed.input_watchdog import describe_readers
 from mail_torchrec.distributed.launcher import launcher_hosts_store, report_error_to_launcher
 from mail_torchrec.utils.logging import write_unlocked
 from mail_torchrec.utils.spans import current_span
@@ -71,7 +72,7 @@ class Watchdog:
         self._store, self._rank, self._world_size = store, rank, world_size
         self._timeout, self._enforce_timeout = timeout, enforce_timeout
         self._stopped = Event()
-        self._raised_at, self._explanation = "", ""
+        self._raised_at, self._explanation, self._fault = "", "", ""
         # A connection of its own: the main thread may be blocked in a call to the store.
         self._thread = Thread(target=self._watch, args=(store.clone(),), name="watch", daemon=True)
 
@@ -83,6 +84,14 @@ class Watchdog:
         """Ends the thread."""
         self._stopped.set()
         self._thread.join()
+
+    def end_rank(self, message: str) -> None:
+        """Ends this rank, whose main thread is blocked, and with it the others.
+
+        Args:
+            message: the reason, which every rank tells.
+        """
+        self._fault = message
 
     def explain(self, error: Exception) -> Exception:
         """Reports an error that is about to end this rank, and returns the error to raise.
@@ -160,11 +169,11 @@ class Watchdog:
         while not self._stopped.wait(_POLL_SECONDS):
             overdue = self._is_overdue()
             try:
-                if overdue or store.check([_FAILURE]):
+                if self._fault or overdue or store.check([_FAILURE]):
                     self._store_status(store)
                     failure = (
-                        self._report(store, None, timed_out=True)
-                        if overdue
+                        self._report(store, self._fault or None, timed_out=overdue)
+                        if self._fault or overdue
                         else json.loads(store.get(_FAILURE))
                     )
                     self._explain(store, failure)
@@ -174,7 +183,8 @@ class Watchdog:
                 if not self._explanation and not self._stopped.is_set():
                     # Else it would train on without a launcher, and hold the run directory.
                     self._end_process("the launcher is gone (killed, or its host)")
-            if self._explanation and not self._stopped.wait(0 if overdue else _GRACE):
+            grace = 0 if overdue or self._fault else _GRACE
+            if self._explanation and not self._stopped.wait(grace):
                 self._end_process(self._explanation)
 
     def _is_overdue(self) -> bool:
@@ -187,6 +197,8 @@ class Watchdog:
         place = self._raised_at or _place(
             extract_stack(sys._current_frames()[main_thread().ident or 0])
         )
+        if current_span().reads:
+            place += f", where {describe_readers()}"
         store.set(_status_key(self._rank), json.dumps({"span": _span_name(), "place": place}))
 
     def _end_process(self, message: str) -> None:

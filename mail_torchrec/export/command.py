@@ -15,7 +15,7 @@ from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.export.inference_model import InferenceModel, buffer_name
 from mail_torchrec.export.parity import check_parity, golden_batch, trainer_scores
 from mail_torchrec.export.table_files import GatherTable, TableFiles, TableType
-from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES, checksums, version_of
+from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES, checksums
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
 from mail_torchrec.inference.manifest import ArtifactManifest, NumericInfo, TableInfo
@@ -78,16 +78,14 @@ def _write(run: FinishedRun, options: ExportOptions, folder: Path) -> ArtifactMa
     run.encoders.save(folder / VOCABULARIES)
     write_golden(folder, requests, {name: values.tolist() for name, values in scores.items()})
     manifest = _manifest(run, options, folder, types, tables)
-    manifest.write(folder)  # scorers read it
+    manifest = manifest.write(folder)  # scorers read it
     compiled = None
     if options.aoti:
         from mail_torchrec.export.aoti import AotiModel
 
         compiled = AotiModel(folder, manifest).run
     parity = check_parity(folder, options.table_type, compiled)
-    manifest = manifest.model_copy(update={"parity": parity})
-    manifest.write(folder)
-    return manifest
+    return manifest.model_copy(update={"parity": parity}).write(folder)
 
 
 def _golden_requests(
@@ -136,18 +134,21 @@ def _write_models(
         run.feature_tables,
         config.data.new_user_max_behaviours,
     )
-    program = export_program(model, config.model.tower)
+    tower = config.model.tower
     buffers = {
         buffer_name(name, part): file
         for name, files in tables.items()
         for part, file in files.by_name.items()
     }
     outputs = [graph_output(spec.name, inputs) for spec in run.towers.output_specs()]
+    program = export_program(model, tower)
     write_onnx(program, [spec.name for spec in inputs], outputs, buffers, folder / ONNX_MODEL)
     if aoti:
         from mail_torchrec.export.aoti import write_aoti
 
-        write_aoti(program, buffers, folder)
+        # A trace of its own: the ONNX exporter leaves sizes that belong to no tensor in the other
+        # one, which AOTInductor refuses ("Pending unbacked symbols").
+        write_aoti(export_program(model, tower), buffers, folder)
 
 
 def _manifest(
@@ -158,11 +159,11 @@ def _manifest(
     tables: dict[str, TableFiles],
 ) -> ArtifactManifest:
     """Describes the artefact; its parity is still to be measured."""
-    schema, files = run.config.schema_, checksums(folder)
+    schema = run.config.schema_
     max_behaviours = run.config.data.new_user_max_behaviours
     return ArtifactManifest(
         name=run.config.name,
-        version=version_of(files),
+        version="",  # derived when it is written
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         library_versions={name: version(name) for name in _LIBRARIES},
         tower=run.config.model.tower,
@@ -180,7 +181,7 @@ def _manifest(
         value_types=types,
         schema=schema,
         parity={},
-        files=files,
+        files=checksums(folder),
     )
 
 

@@ -6,16 +6,15 @@ memory twice: the peak is the largest shard, whatever plan and number of ranks w
 
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint.api import CheckpointException
 
-from mail_torchrec.checkpoint.folder import checksum_error, read_checksums
+from mail_torchrec.checkpoint.integrity import checkpoint_faults
 from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
+from mail_torchrec.train.resume import check_vocabularies
 from mail_torchrec.train.run_dir import RunDir
 
 ShardConsumer = Callable[[Tensor, int, int], None]
@@ -24,19 +23,19 @@ begins."""
 
 
 def weights_folder(run_dir: RunDir) -> Path:
-    """Finds a run's last checkpoint, and compares every file with its checksum.
+    """Finds a run's last checkpoint; compares every file, and the vocabularies, with its checksum.
 
     Raises:
-        ValueError: no trained run, or a damaged checkpoint.
+        ValueError: no trained run, a damaged checkpoint, or vocabularies of another run.
     """
     run_dir.check_trained()
     newest = run_dir.checkpoints.published()[-1]
-    checks = (checksum_error(newest, name, sha) for name, sha in read_checksums(newest).items())
-    if errors := [error for error in checks if error]:
+    if errors := checkpoint_faults(newest):
         raise ValueError(
             f"'{newest}' is damaged, copy it anew or train --resume from the one before:\n  "
             + "\n  ".join(errors)
         )
+    check_vocabularies(newest, run_dir)
     return newest
 
 
@@ -97,12 +96,7 @@ class StoredWeights:
         self._read({key: size_only}, _StreamingPlanner(consume))
 
     def _read(self, state: dict[str, Tensor], planner: DefaultLoadPlanner | None) -> None:
-        try:
-            read_tensors(state, self._folder, planner=planner)
-        except (CheckpointException, OSError, RuntimeError, UnpicklingError, EOFError) as error:
-            raise ValueError(
-                f"'{self._folder}' cannot be read as a checkpoint: {type(error).__name__}: {error}"
-            ) from error
+        read_tensors(state, self._folder, planner=planner)
 
 
 class _StreamingPlanner(DefaultLoadPlanner):

@@ -1,9 +1,12 @@
-"""Files of an exported model: their names, checksums and common version."""
+"""Files of an exported model: their names and checksums."""
 
 import hashlib
 from pathlib import Path
 
+from pydantic import Field
+
 from mail_torchrec.settings import Settings
+from mail_torchrec.utils.safe_paths import open_regular
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
@@ -17,16 +20,15 @@ DENSE_WEIGHTS = "dense.bin"
 class FileInfo(Settings):
     """Size and checksum of one file."""
 
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 def checksum(path: Path) -> FileInfo:
-    """Computes size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return FileInfo(
-            bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-        )
+    """Computes size and SHA-256 of a regular file, or of the one that a link leads to."""
+    with open_regular(path, follow_link=True) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileInfo(bytes=file.tell(), sha256=sha256)
 
 
 def checksums(folder: Path) -> dict[str, FileInfo]:
@@ -36,9 +38,3 @@ def checksums(folder: Path) -> dict[str, FileInfo]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def version_of(files: dict[str, FileInfo]) -> str:
-    """Derives a version from checksums: equal files have equal versions."""
-    text = "".join(f"{name} {info.sha256}\n" for name, info in sorted(files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mail_torchrec.inference.artifact_files import GOLDEN
 from mail_torchrec.inference.requests import Request
+from mail_torchrec.utils.safe_paths import read_document
 
 
 def write_golden(folder: Path, requests: Iterable[Request], scores: dict[str, list[float]]) -> None:
@@ -28,8 +29,15 @@ def write_golden(folder: Path, requests: Iterable[Request], scores: dict[str, li
 
 
 def read_golden(folder: Path) -> list[tuple[Request, dict[str, list[float]]]]:
-    """Reads the golden requests with their scores by output name."""
-    return [
-        (Request(entry["user"], entry["candidates"]), entry["scores"])
-        for entry in json.loads((folder / GOLDEN).read_text())
-    ]
+    """Reads the golden requests with their scores by output name.
+
+    Raises:
+        ValueError: the file is no such list.
+    """
+    try:
+        return [
+            (Request(entry["user"], entry["candidates"]), entry["scores"])
+            for entry in json.loads(read_document(folder / GOLDEN, follow_link=True))
+        ]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"'{folder / GOLDEN}' is damaged; copy or export it anew") from error

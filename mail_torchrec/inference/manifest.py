@@ -1,20 +1,30 @@
 """Manifest of an exported model: all that a client or server needs to feed and check it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mail_torchrec.data.schema.columns import IdPolicyName
 from mail_torchrec.data.schema.schema import Kind, Schema, Transform
-from mail_torchrec.inference.artifact_files import MANIFEST, FileInfo, checksum
+from mail_torchrec.inference.artifact_files import (
+    DENSE_WEIGHTS,
+    GOLDEN,
+    MANIFEST,
+    ONNX_MODEL,
+    VOCABULARIES,
+    FileInfo,
+    checksum,
+)
 from mail_torchrec.inference.requests import InputSpec, candidate_columns, user_columns
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.output_spec import OutputSpec, Role
+from mail_torchrec.utils.safe_paths import PlainPath, read_document
 
-FORMAT = 2
+FORMAT = 3
 """Format version of the manifest that this code writes and reads."""
 
 
@@ -24,11 +34,11 @@ class TableInfo(Settings):
     ids: IdPolicyName
     rows: int
     dim: int
-    vocabulary: str | None = None
+    vocabulary: PlainPath | None = None
     """File of the values in the order of their rows; None for hashed ids."""
     salt: str | None = None
     """Salt of the hash; None for a vocabulary."""
-    files: dict[str, str]
+    files: dict[str, PlainPath]
     """File of each part of an element: ``weight`` (in int8 the element is ``scale * weight +
     offset``), and ``first_order`` where it is stored apart."""
 
@@ -59,11 +69,12 @@ class ArtifactManifest(Settings):
         protected_namespaces=(),
     )
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str
     """Name of the run."""
     version: str
-    """Derived from the files' checksums: equal files have equal versions."""
+    """Derived from everything else but the time, the files' checksums among it; see
+    :meth:`content_version`."""
     created: str
     """Time of the export, ISO 8601 in UTC."""
     library_versions: dict[str, str]
@@ -105,8 +116,18 @@ class ArtifactManifest(Settings):
     """Columns and tables of the training run."""
     parity: dict[str, ParityInfo]
     """Difference from the trainer's golden scores of each model format."""
-    files: dict[str, FileInfo]
+    files: dict[PlainPath, FileInfo]
     """Every other file, by its path in the folder."""
+
+    @model_validator(mode="after")
+    def _check_listed(self) -> Self:
+        """Refuses a manifest without the checksum of a file that its readers open."""
+        needed = {GOLDEN, ONNX_MODEL, DENSE_WEIGHTS}
+        for table in self.tables.values():
+            needed |= {*table.files.values(), *filter(None, [table.vocabulary])}
+        if missing := needed - self.files.keys():
+            raise ValueError(f"files should have {', '.join(sorted(missing))}")
+        return self
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -117,7 +138,7 @@ class ArtifactManifest(Settings):
         """
         path = folder / MANIFEST
         try:
-            text = path.read_text()
+            text = read_document(path, follow_link=True)
         except OSError as error:
             raise ValueError(
                 f"'{folder}' should be what `mail-torchrec export` wrote: no {MANIFEST} there "
@@ -125,13 +146,28 @@ class ArtifactManifest(Settings):
             ) from error
         _check_format(path, text)
         try:
-            return cls.model_validate_json(text)
+            manifest = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ValueError(
                 f"'{path}' is no manifest of format {FORMAT}: "
                 f"{'.'.join(map(str, first['loc']))}: {first['msg']}; export the run anew"
             ) from error
+        if manifest.version != (version := manifest.content_version()):
+            raise ValueError(
+                f"'{path}' names version '{manifest.version}', and its content is that of "
+                f"{version}: it was changed; copy or export it anew"
+            )
+        return manifest
+
+    def content_version(self) -> str:
+        """Derives the version from the content: a hash of everything but version and time.
+
+        A version's name stands for its files and for how they are read.
+        """
+        text = self.model_dump_json(exclude={"version", "created"})
+        canonical = json.dumps(json.loads(text), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def outputs_of(self, *roles: Role) -> list[OutputSpec]:
         """Selects the outputs of some roles, in the graph's order."""
@@ -183,33 +219,43 @@ class ArtifactManifest(Settings):
             kind = f"{kind}, as long as '{schema.file_column(column.action_of)}'"
         return kind
 
-    def write(self, folder: Path) -> None:
-        """Writes the manifest into the artefact's folder."""
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n")
+    def write(self, folder: Path) -> Self:
+        """Writes the manifest into the artefact's folder, and returns it with its version."""
+        versioned = self.model_copy(update={"version": self.content_version()})
+        (folder / MANIFEST).write_text(versioned.model_dump_json(indent=1) + "\n")
+        return versioned
 
     def check_files(self, folder: Path) -> None:
         """Compares every file with its checksum.
 
         Raises:
-            ValueError: a file is missing or differs.
+            ValueError: a file is missing, differs, or would be read and has no checksum.
         """
         for name, expected in self.files.items():
-            if not (folder / name).is_file():
+            try:
+                found = checksum(folder / name)
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise ValueError(
                     f"'{folder}' should hold '{name}': it is missing; copy the folder whole"
-                )
-            if checksum(folder / name) != expected:
+                ) from error
+            if found != expected:
                 raise ValueError(
                     f"'{folder / name}' is not the file that was exported (its checksum differs); "
                     "copy or export it anew"
                 )
+        vocabularies = {f"{VOCABULARIES}/{path.name}" for path in folder.glob(f"{VOCABULARIES}/*")}
+        if added := sorted(vocabularies - self.files.keys()):
+            raise ValueError(
+                f"'{folder / added[0]}' is not in {MANIFEST}, and would be read; delete it, or "
+                "export the run anew"
+            )
 
 
 def _check_format(path: Path, text: str) -> None:
     """Refuses a manifest of another format before its fields are validated."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' should be JSON: {error}; copy or export it anew") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:

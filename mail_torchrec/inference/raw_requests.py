@@ -3,11 +3,11 @@
 Servers of both kinds (``serve`` and Triton's Python backend) parse raw requests here.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import FailFast, Field, ValidationError
+from pydantic_core import from_json
 
 from mail_torchrec.inference.datatypes import DATATYPES, Array
 from mail_torchrec.inference.errors import InvalidRequestError
@@ -81,21 +81,18 @@ def parse_json(kind: type[ParsedSettings], text: bytes) -> ParsedSettings:
     """Parses JSON as a settings class.
 
     Raises:
-        InvalidRequestError: not such JSON; NaN and infinity are not JSON numbers.
+        InvalidRequestError: not such JSON. NaN and infinity are not JSON numbers, and half
+            a surrogate pair (an escape ``ud800`` alone) is no text.
     """
     try:
-        return kind.model_validate(json.loads(text, parse_constant=_refuse_constant), strict=True)
+        return kind.model_validate(from_json(text, allow_inf_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidRequestError(
             f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}, received "
             f"{type(first['input']).__name__}"
         ) from error
-    except RecursionError as error:
-        raise InvalidRequestError("JSON should not be nested so deep") from error
     except ValueError as error:
-        raise InvalidRequestError(f"should be JSON in UTF-8: {error}") from error
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number; send null where a value is missing")
+        raise InvalidRequestError(
+            f"should be JSON in UTF-8 (null where a value is missing): {error}"
+        ) from error

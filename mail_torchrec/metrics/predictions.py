@@ -8,6 +8,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from mail_torchrec.utils.run_files import atomic_file
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -46,8 +48,7 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Writes the columns as one compressed ``.npz``, atomically."""
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with atomic_file(path) as file:
             np.savez_compressed(
                 file,
                 rows=self.rows_R,
@@ -56,7 +57,6 @@ class Predictions:
                 users=self.users_R,
                 is_new=self.is_new_R,
             )
-        part.replace(path)
 
     @staticmethod
     def load(path: Path) -> "Predictions":

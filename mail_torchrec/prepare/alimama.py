@@ -4,6 +4,7 @@ Behaviours name no ad, only a category and a brand, so a history is a sequence o
 one over brands; each shares its table with the target ad's own category or brand.
 """
 
+from datetime import date
 from typing import Any
 
 import ibis
@@ -104,11 +105,12 @@ ALIMAMA = DatasetSpec(
                 int64_field("user"),
                 int64_field("time_stamp"),
                 int64_field("adgroup_id"),
-                text_field("pid", "[^,]+"),
+                text_field("pid", "[0-9A-Za-z_]+"),
                 binary_field("nonclk"),
                 binary_field("clk"),
             ),
             user_field="user",
+            time_field="time_stamp",
         ),
         LogFile(
             ADS,
@@ -136,11 +138,13 @@ ALIMAMA = DatasetSpec(
                 int32_field("brand"),
             ),
             user_field="user",
+            time_field="time_stamp",
         ),
     ),
     folders=(),
     ticks_per_second=1,
     utc_offset=BEIJING,
+    days=(date(2017, 4, 22), date(2017, 5, 13)),
     select_impressions=_impressions,
     add_features=_features,
     build_config=_config,

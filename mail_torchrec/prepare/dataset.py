@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from ibis.expr.types import IntegerValue, Table
@@ -23,6 +24,7 @@ class DatasetSpec:
         folders: folders in which an unpacked archive may have them.
         ticks_per_second: ticks of the log's clock in a second.
         utc_offset: seconds by which the log's midnight precedes that of UTC.
+        days: first and last day of the published log.
         select_impressions: makes one row an impression of the files' tables, with columns ``user``
             and ``time`` (ticks) among others.
         add_features: adds features and histories to impressions; takes the impressions of some
@@ -35,9 +37,19 @@ class DatasetSpec:
     folders: tuple[str, ...]
     ticks_per_second: int
     utc_offset: int
+    days: tuple[date, date]
     select_impressions: Callable[[Tables], Table]
     add_features: Callable[[Table, Tables, int], Table]
     build_config: Callable[[int], dict[str, Any]]
+
+    def ticks(self, days: tuple[date, date]) -> range:
+        """Returns the ticks from the first midnight of ``days`` to before the last one's end."""
+        first, end = (
+            (int(datetime.combine(day, time(), UTC).timestamp()) - self.utc_offset)
+            * self.ticks_per_second
+            for day in (days[0], days[1] + timedelta(days=1))
+        )
+        return range(first, end)
 
     def day_number(self, time: IntegerValue) -> IntegerValue:
         """Computes the number of the day, which begins at the log's own midnight."""

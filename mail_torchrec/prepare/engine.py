@@ -11,10 +11,9 @@ import ibis
 from ibis.expr.types import Table
 
 from mail_torchrec.prepare.settings import EngineName, PrepareSettings
+from mail_torchrec.prepare.text_lines import read_lines
 
 ROW_GROUP_ROWS = 65_536
-# No log holds this separator, so that each line is one field.
-_NO_SEPARATOR = "\x01\x02\x03"
 
 
 class QueryEngine(Protocol):
@@ -22,8 +21,8 @@ class QueryEngine(Protocol):
 
     version: str
 
-    def lines(self, path: Path, *, header: bool) -> Table:
-        """Opens a text file as a column ``line``; blank lines may be null or missing."""
+    def lines(self, path: Path) -> Table:
+        """Opens all lines of a Latin-1 file as a column ``line``, for one query."""
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """Opens Parquet of :meth:`write`.
@@ -82,17 +81,12 @@ class DuckDBEngine:
         self._connection = duckdb.connect(config=options)
         self._connection.execute("SET enable_progress_bar = false")
 
-    def lines(self, path: Path, *, header: bool) -> Table:
+    def lines(self, path: Path) -> Table:
         """See :class:`QueryEngine`."""
-        options = (
-            f"delim = '{_NO_SEPARATOR}', quote = '', escape = '', encoding = 'latin-1', "
-            "strict_mode = false, auto_detect = false"
-        )
-        return self._view(
-            f"read_csv({_quoted(path)}, header = {header}, columns = {{'line': 'VARCHAR'}}, "
-            f"{options})",
-            {"line": "string"},
-        )
+        self._views += 1
+        name = f"v{self._views}"
+        self._connection.register(name, read_lines(path))
+        return ibis.table({"line": "string"}, name=name)
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`QueryEngine`."""
@@ -156,12 +150,12 @@ class SparkEngine:
         )
         self._session = _spark_session(pyspark, settings, spill)
 
-    def lines(self, path: Path, *, header: bool) -> Table:
+    def lines(self, path: Path) -> Table:
         """See :class:`QueryEngine`."""
-        reader = self._session.read.schema("line STRING").options(
-            sep=_NO_SEPARATOR, quote="", escape="", encoding="ISO-8859-1"
-        )
-        return self._view(reader.csv(str(path.absolute()), header=header), {"line": "string"})
+        # Spark takes text for UTF-8, and leaves the bytes of other text as they are.
+        lines = self._session.read.text(str(path.absolute()), lineSep="\n")
+        latin = lines.selectExpr("decode(cast(value AS binary), 'ISO-8859-1') AS line")
+        return self._view(latin, {"line": "string"})
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`QueryEngine`."""

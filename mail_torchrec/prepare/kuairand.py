@@ -3,6 +3,7 @@
 Histories come from the log of impressions itself.
 """
 
+from datetime import date
 from typing import Any
 
 import ibis
@@ -172,13 +173,14 @@ KUAIRAND = DatasetSpec(
     "long_view_seq and skip_seq (shown,\n"
     "and neither clicked nor watched long nor liked), both for table video.",
     files=(
-        *(LogFile(name, _LOG_FIELDS, user_field="user_id") for name in LOGS),
+        *(LogFile(name, _LOG_FIELDS, "user_id", "time_ms") for name in LOGS),
         LogFile(USERS, _USER_FIELDS, user_field="user_id"),
         LogFile(VIDEOS, _VIDEO_FIELDS),
     ),
     folders=("data", "KuaiRand-Pure/data"),
     ticks_per_second=1_000,
     utc_offset=BEIJING,
+    days=(date(2022, 4, 8), date(2022, 5, 8)),
     select_impressions=_impressions,
     add_features=_features,
     build_config=_config,

@@ -1,8 +1,9 @@
 """Parses published text files: the pattern of a well-formed line, and its fields as typed columns.
 
-A line is well-formed when it matches the patterns of all its fields; a malformed line is kept,
-counted and shown, never parsed in part. Files are read as lines of Latin-1, in which every byte is
-a letter, so that both engines see the same lines whatever is in them.
+A line is well-formed when it matches the patterns of all its fields and its time lies in the log's
+range; a malformed line is kept, counted and shown, never parsed in part. Files are read as lines of
+Latin-1, in which every byte is a letter, so that both engines see the same lines whatever is in
+them.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,13 @@ from pathlib import Path
 import ibis
 from ibis.expr.types import StringValue, Table, Value
 
-MALFORMED_BUCKET = -1
-_TEXT = '(?:"[^"]*"|[^",]*)'
+from mail_torchrec.prepare.text_lines import MAX_LINE_CHARACTERS, first_line
+
+# Lines that hold no row, each kind in a bucket of its own.
+MALFORMED_BUCKET, UNLIKELY_TIME_BUCKET, BLANK_BUCKET, HEADER_BUCKET = -1, -2, -3, -4
+_TEXT = '(?:"[ !#-ÿ]*"|[ !#-+.-ÿ-]*)'  # no control characters: zeros are what a crash leaves
+_EXAMPLE_CHARACTERS = 200
+_END = ";"
 _BYTE_ORDER_MARK = "ï»¿"  # of UTF-8, read as Latin-1
 
 
@@ -44,7 +50,7 @@ def int32_field(name: str, *, optional: bool = False) -> LogField:
 
 def float_field(name: str, *, optional: bool = False) -> LogField:
     """Declares a decimal number; an optional one may be empty or the word NULL."""
-    number = "-?[0-9]+(?:[.][0-9]*)?(?:[eE][+-]?[0-9]+)?"
+    number = "-?[0-9]{1,18}(?:[.][0-9]*)?(?:[eE][+-]?[0-9]{1,2})?"  # always finite
     return LogField(name, "float64", f"(?:{number}|NULL|)" if optional else number)
 
 
@@ -71,6 +77,7 @@ class LogFile:
         name: of the file.
         fields: of a line, in order.
         user_field: the field that holds the user, where the file is to be split by user.
+        time_field: the field that holds the time of an event, where there is one.
         separator: between fields.
         header: whether the first line names the fields.
     """
@@ -78,13 +85,14 @@ class LogFile:
     name: str
     fields: tuple[LogField, ...]
     user_field: str | None = None
+    time_field: str | None = None
     separator: str = ","
     header: bool = True
 
     @property
     def line_pattern(self) -> str:
-        """The regular expression of a well-formed line."""
-        return f"^{self.separator.join(field.pattern for field in self.fields)}$"
+        """The regular expression of a well-formed line, up to its end."""
+        return f"^{self.separator.join(field.pattern for field in self.fields)}"
 
     @property
     def stored_columns(self) -> dict[str, str]:
@@ -92,30 +100,44 @@ class LogFile:
         columns = {field.name: field.type for field in self.fields}
         return columns | {"malformed": "string", "bucket": "int64"}
 
-    def parse(self, lines: Table, num_buckets: int) -> Table:
+    def header_line(self, path: Path) -> str | None:
+        """Reads the header of a file, as :meth:`parse` will see it; None where there is none."""
+        return first_line(path).removeprefix(_BYTE_ORDER_MARK) if self.header else None
+
+    def parse(self, lines: Table, num_buckets: int, ticks: range, header: str | None) -> Table:
         """Splits lines into fields, and assigns each line to a bucket of users.
 
         Args:
             lines: one text column ``line``.
             num_buckets: buckets of users.
+            ticks: plausible times.
+            header: the first line, where it holds no row.
 
         Returns:
-            The fields, ``malformed`` (the text of a malformed line, else null) and ``bucket``,
-            which is -1 for malformed lines and 0 where the file is not split by user.
+            The fields, ``malformed`` (the beginning of a line without a row, else null) and
+            ``bucket``: below 0 for lines without a row, and 0 where the file is not split by user.
         """
+        lines = lines.select(line=_without_ends(lines.line))
         line = lines.line
         values = {
             field.name: self._value(line, index, field.type)
             for index, field in enumerate(self.fields)
         }
+        # Java's "$" also stands before a last line end, of which a marked line has none.
+        is_match = (line + _END).re_search(f"{self.line_pattern}{_END}$")
+        is_valid = is_match & (line.length() <= MAX_LINE_CHARACTERS)
+        kinds = [(line == "", BLANK_BUCKET), (~is_valid, MALFORMED_BUCKET)]
+        if header is not None:
+            kinds.insert(0, (line == header, HEADER_BUCKET))
+        if self.time_field is not None:
+            time = values[self.time_field]
+            is_likely = (time >= ticks.start) & (time < ticks.stop)
+            kinds.append((~is_likely, UNLIKELY_TIME_BUCKET))
         user = self.user_field
         bucket = values[user].abs() % num_buckets if user else ibis.literal(0, "int64")
-        is_valid = line.re_search(self.line_pattern)
-        return lines.filter(line.notnull() & (line != "")).select(
-            **values,
-            malformed=ibis.ifelse(is_valid, ibis.null("string"), line),
-            bucket=ibis.ifelse(is_valid, bucket, MALFORMED_BUCKET).cast("int64"),
-        )
+        rows = lines.select(line, **values, bucket=ibis.cases(*kinds, else_=bucket).cast("int64"))
+        malformed = ibis.ifelse(rows.bucket < 0, rows.line.left(_EXAMPLE_CHARACTERS), None)
+        return rows.select(*values, malformed=malformed, bucket=rows.bucket)
 
     def _value(self, line: StringValue, index: int, kind: str) -> Value:
         if any(field.pattern == _TEXT for field in self.fields):
@@ -139,48 +161,22 @@ class LogFile:
                 f"no file '{self.name}' in '{raw}' (looked at {', '.join(map(str, candidates))}); "
                 "--raw names the unpacked folder"
             )
-        with path.open(encoding="latin-1") as file:
-            self._check_first_line(path, file.readline())
+        self._check_first_line(path, first_line(path))
         return path
 
     def _check_first_line(self, path: Path, first: str) -> None:
-        if not first:
+        if not path.stat().st_size:
             raise ValueError(f"{path} should hold lines: it is empty; download or unpack it again")
         names = [field.name for field in self.fields]
         cells = first.removeprefix(_BYTE_ORDER_MARK).strip().split(self.separator)
         if self.header and [cell.strip().strip('"') for cell in cells] != names:
             raise ValueError(
                 f"{path}: the first line should be the header {','.join(names)}, received "
-                f"{first.strip()[:200]}"
+                f"{first.strip()[:200]!r}"
             )
 
 
-@dataclass
-class LineCounts:
-    """Well-formed and malformed lines of one file, and an example of a malformed one."""
-
-    rows: int = 0
-    malformed: int = 0
-    example: str | None = None
-
-    def check(self, name: str, limit: float) -> None:
-        """Compares the share of malformed lines with a limit.
-
-        Raises:
-            ValueError: no well-formed line, or more malformed ones than the limit allows.
-        """
-        lines = self.rows + self.malformed
-        if not self.rows:
-            raise ValueError(
-                f"{name} should hold rows: {lines} lines, none of them good{self._such_as()}; "
-                "download or unpack it again"
-            )
-        if self.malformed > limit * lines:
-            raise ValueError(
-                f"{name}: {self.malformed:,} of {lines:,} lines are malformed "
-                f"({self.malformed / lines:.2%}, the limit is {limit:.2%})"
-                f"{self._such_as()}; look at the file, or allow more with --max-malformed"
-            )
-
-    def _such_as(self) -> str:
-        return f", such as {self.example[:200]!r}" if self.example else ""
+def _without_ends(line: StringValue) -> StringValue:
+    """Removes a carriage return behind and a byte order mark before the text."""
+    line = ibis.ifelse(line.endswith("\r"), line.left(line.length() - 1), line)
+    return ibis.ifelse(line.startswith(_BYTE_ORDER_MARK), line.substr(len(_BYTE_ORDER_MARK)), line)

@@ -3,6 +3,7 @@
 Ratings are the impressions; a rating of 4 or 5 is a click.
 """
 
+from datetime import date
 from typing import Any
 
 import ibis
@@ -72,8 +73,8 @@ def _config(length: int) -> dict[str, Any]:
     }
 
 
-def _file(name: str, *fields: Any, user_field: str | None = None) -> LogFile:
-    return LogFile(name, fields, user_field=user_field, separator="::", header=False)
+def _file(name: str, *fields: Any, user: str | None = None, time: str | None = None) -> LogFile:
+    return LogFile(name, fields, user, time, separator="::", header=False)
 
 
 MOVIELENS = DatasetSpec(
@@ -88,14 +89,14 @@ MOVIELENS = DatasetSpec(
             enum_field("gender", "F", "M"),
             int32_field("age"),
             int32_field("occupation"),
-            text_field("zip_code", "[^:]+"),
-            user_field="user_id",
+            text_field("zip_code", "[ -9;-ÿ]+"),
+            user="user_id",
         ),
         _file(
             MOVIES,
             int64_field("movie_id"),
-            text_field("title", "(?::?[^:])+"),
-            text_field("genres", "[^:]+"),
+            text_field("title", "(?::?[ -9;-ÿ])+"),
+            text_field("genres", "[ -9;-ÿ]+"),
         ),
         _file(
             RATINGS,
@@ -103,12 +104,14 @@ MOVIELENS = DatasetSpec(
             int64_field("movie_id"),
             int32_field("rating"),
             int64_field("time"),
-            user_field="user_id",
+            user="user_id",
+            time="time",
         ),
     ),
     folders=("ml-1m",),
     ticks_per_second=1,
     utc_offset=0,
+    days=(date(2000, 4, 25), date(2003, 2, 28)),
     select_impressions=_impressions,
     add_features=_features,
     build_config=_config,

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from contextlib import closing
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from mail_torchrec.prepare.alimama import ALIMAMA
 from mail_torchrec.prepare.dataset import DatasetSpec, Tables
 from mail_torchrec.prepare.engine import QueryEngine, open_engine
 from mail_torchrec.prepare.kuairand import KUAIRAND
-from mail_torchrec.prepare.log_files import MALFORMED_BUCKET, LineCounts, LogFile
+from mail_torchrec.prepare.line_counts import LineCounts, count_parsed_lines
+from mail_torchrec.prepare.log_files import LogFile
 from mail_torchrec.prepare.movielens import MOVIELENS
 from mail_torchrec.prepare.publish import PARTS, RECORD_NAME, WORK_FOLDER, publish, write_atomically
 from mail_torchrec.prepare.resumable_steps import ResumableSteps, StepRecord
@@ -41,18 +43,20 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> StepR
         The content of ``prepared.json``.
 
     Raises:
-        ValueError: a file is missing, empty, of another layout or too malformed; ``out`` holds
-            something else, was begun with other settings or files, or another process is at it;
-            there are no training rows; the engine fails.
+        ValueError: a file is missing, empty, of another layout or too malformed, or changes while
+            it is read; ``out`` holds something else, was begun with other settings or files, or
+            another process is at it; there are no training rows; the engine fails.
     """
     dataset = DATASETS[name]
     paths = {file: file.find(raw, dataset.folders) for file in dataset.files}
+    days = settings.time_range or dataset.days
     num_bytes = sum(path.stat().st_size for path in paths.values())
     inputs: StepRecord = {
         "dataset": name,
         "engine": settings.engine.value,
         "history": settings.history,
         "test_days": settings.test_days,
+        "time_range": [day.isoformat() for day in days],
         "buckets": settings.buckets or -(-num_bytes // BUCKET_BYTES),
         "files": {file.name: _file_identity(path) for file, path in paths.items()},
     }
@@ -78,7 +82,7 @@ def _run_steps(
         closing(open_engine(settings, out / WORK_FOLDER / "spill")) as engine,
         ResumableSteps(out / WORK_FOLDER, num_steps, engine.progress) as steps,
     ):
-        tables = _read_files(engine, steps, settings, paths, num_buckets)
+        tables = _read_files(engine, steps, dataset, settings, paths, num_buckets)
         all_users = _select_bucket(dataset, tables, None)
         days = steps.run("days", lambda _: _find_days(engine, dataset, all_users))
         first_test_day = _first_test_day(days, settings.test_days, raw)
@@ -88,23 +92,26 @@ def _run_steps(
                 f"rows-{bucket:05}",
                 partial(_build_rows, engine, dataset, part, settings.history, first_test_day),
             )
+        rows = [steps.records[f"rows-{bucket:05}"] for bucket in range(num_buckets)]
+        assert days["impressions"] == sum(record["impressions"] for record in rows)
         return publish(dataset, inputs, out, steps, engine.version)
 
 
 def _read_files(
     engine: QueryEngine,
     steps: ResumableSteps,
+    dataset: DatasetSpec,
     settings: PrepareSettings,
     paths: dict[LogFile, Path],
     num_buckets: int,
 ) -> Tables:
     """Parses all files into Parquet, and checks their shares of malformed lines."""
+    days = settings.time_range or dataset.days
     for file, path in paths.items():
-        step = partial(_parse_file, engine, file, path, num_buckets)
-        counts = steps.run(f"read-{file.name}", step)
-        LineCounts(counts["rows"], counts["malformed"], counts["example"]).check(
-            str(path), settings.max_malformed
-        )
+        step = partial(_parse_file, engine, file, path, num_buckets, dataset.ticks(days))
+        record = steps.run(f"read-{file.name}", step)
+        counts = LineCounts(**{field.name: record[field.name] for field in fields(LineCounts)})
+        counts.check(str(path), settings.max_malformed, days)
     return {
         file.name: engine.stored(steps.folder(f"read-{file.name}") / "parts", file.stored_columns)
         for file in paths
@@ -171,20 +178,18 @@ def _check_same_inputs(out: Path, begun: StepRecord, inputs: StepRecord) -> None
 
 
 def _parse_file(
-    engine: QueryEngine, file: LogFile, path: Path, num_buckets: int, folder: Path
+    engine: QueryEngine,
+    file: LogFile,
+    path: Path,
+    num_buckets: int,
+    ticks: range,
+    folder: Path,
 ) -> StepRecord:
     """Parses a file into Parquet, one folder a bucket, and counts its lines."""
-    lines = engine.lines(path, header=file.header)
-    engine.write(file.parse(lines, num_buckets), folder / "parts", by="bucket")
-    if not any(folder.glob("parts/*/*.parquet")):  # not one line below the header
-        return {"rows": 0, "malformed": 0, "example": None}
+    parsed = file.parse(engine.lines(path), num_buckets, ticks, file.header_line(path))
+    engine.write(parsed, folder / "parts", by="bucket")
     parts = engine.stored(folder / "parts", file.stored_columns)
-    is_malformed = (parts.bucket == MALFORMED_BUCKET).cast("int64")
-    counts = parts.aggregate(
-        rows=parts.count(), malformed=is_malformed.sum(), example=parts.malformed.max()
-    )
-    [(rows, malformed, example)] = engine.rows(counts)
-    return {"rows": rows - malformed, "malformed": malformed, "example": example}
+    return count_parsed_lines(engine, parts, path).record()
 
 
 def _select_bucket(dataset: DatasetSpec, tables: Tables, bucket: int | None) -> Tables:
@@ -196,17 +201,18 @@ def _select_bucket(dataset: DatasetSpec, tables: Tables, bucket: int | None) -> 
     for file in dataset.files:
         table = tables[file.name]
         is_whole = bucket is None or file.user_field is None
-        keep = table.bucket != MALFORMED_BUCKET if is_whole else table.bucket == bucket
+        keep = table.bucket >= 0 if is_whole else table.bucket == bucket
         selected[file.name] = table.filter(keep).drop("bucket", "malformed")
     return selected
 
 
 def _find_days(engine: QueryEngine, dataset: DatasetSpec, tables: Tables) -> StepRecord:
-    """Finds the first and the last day of the impressions."""
+    """Finds the number, the first and the last day of the impressions."""
     time = dataset.select_impressions(tables).time
     day = dataset.day_number(time)
-    [(first, last)] = engine.rows(time.as_table().aggregate(first=day.min(), last=day.max()))
-    return {"first": first, "last": last}
+    found = time.as_table().aggregate(rows=time.count(), first=day.min(), last=day.max())
+    [(rows, first, last)] = engine.rows(found)
+    return {"impressions": rows, "first": first, "last": last}
 
 
 def _build_rows(

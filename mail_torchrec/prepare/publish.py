@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mail_torchrec.prepare.resumable_steps import ResumableSteps, StepRecord
 PARTS = ("train", "test")
 RECORD_NAME, WORK_FOLDER = "prepared.json", ".work"
 _ROWS_PREFIX = "rows-"
+_FILE_COUNTS = ("rows", "malformed", "unlikely_times", "blank", "ends_with_newline")
 
 
 def publish(
@@ -52,20 +54,28 @@ def config_text(dataset: DatasetSpec, name: str, history: int, out: Path) -> str
 
 def summary(prepared: StepRecord, out: Path) -> str:
     """Formats the counts, the time and memory taken, and the command to train on the result."""
-    lines = [
-        f"{name}: {counts['rows']:,} lines, and {counts['malformed']:,} malformed"
-        for name, counts in prepared["files"].items()
-    ]
+    range_ = " to ".join(prepared["inputs"]["time_range"])
+    lines = [_file_summary(name, counts, range_) for name, counts in prepared["files"].items()]
     rows, peak = prepared["rows"], prepared["peak_rss_bytes"] / 1e9
     name = prepared["inputs"]["dataset"]
     lines += [
         f"{out}: {rows['impressions']:,} impressions in; {rows['train']:,} rows in train/, "
         f"{rows['test']:,} in test/",
+        "; ".join(f"{part}/ {' to '.join(days)}" for part, days in prepared["days"].items()),
         f"{prepared['seconds']:,} s, {prepared['lines_per_second']:,} lines/s, peak memory (RSS "
         f"of this process) {peak:.2f} GB",
         f"mail-torchrec train --config {out / 'config.yaml'} --run-dir runs/{name}",
     ]
     return "\n".join(lines)
+
+
+def _file_summary(name: str, counts: StepRecord, time_range: str) -> str:
+    text = f"{name}: {counts['rows']:,} lines, and {counts['malformed']:,} malformed"
+    if unlikely := counts["unlikely_times"]:
+        text += f" ({unlikely:,} by a time outside {time_range})"
+    if not counts["ends_with_newline"]:
+        text += "; the last line has no line feed: it is cut where the file is not whole"
+    return text
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -90,8 +100,12 @@ def _prepared_record(
     records = steps.records
     buckets = [record for name, record in records.items() if name.startswith(_ROWS_PREFIX)]
     read = {file.name: records[f"read-{file.name}"] for file in dataset.files}
-    files = {
-        name: {key: found[key] for key in ("rows", "malformed")} for name, found in read.items()
+    files = {name: {key: found[key] for key in _FILE_COUNTS} for name, found in read.items()}
+    days = records["days"]
+    first_test_day = days["last"] - inputs["test_days"] + 1
+    days_of = {
+        "train": [_date(days["first"]), _date(first_test_day - 1)],
+        "test": [_date(first_test_day), _date(days["last"])],
     }
     seconds = sum(record["seconds"] for record in records.values())
     num_lines = sum(counts["rows"] + counts["malformed"] for counts in files.values())
@@ -100,10 +114,15 @@ def _prepared_record(
         "engine": engine_version,
         "files": files,
         "rows": {part: sum(found[part] for found in buckets) for part in ("impressions", *PARTS)},
+        "days": days_of,
         "seconds": round(seconds, 1),
         "lines_per_second": round(num_lines / seconds),
         "peak_rss_bytes": max(record["peak_rss_bytes"] for record in records.values()),
     }
+
+
+def _date(day_number: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=day_number)).isoformat()
 
 
 def _comment(lines: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
 """Settings of the preparation of logs; importing them needs no engine to be installed."""
 
 from collections.abc import Mapping
+from datetime import date
 from enum import StrEnum
 from importlib.util import find_spec
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from mail_torchrec.settings import Settings
 
@@ -36,6 +37,22 @@ class PrepareSettings(Settings):
     """Threads of the engine; by default one a CPU core."""
     max_malformed: float = Field(default=0.01, ge=0.0, le=1.0)
     """Maximum share of malformed lines in a file; more are an error."""
+    time_range: tuple[date, date] | None = None
+    """First and last day of plausible times, in the log's own time zone; by default those of the
+    published log."""
+
+    @field_validator("time_range", mode="before")
+    @classmethod
+    def _parse_time_range(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            first, last = (date.fromisoformat(day.strip()) for day in value.split(","))
+        except ValueError:
+            first, last = date.max, date.min
+        if first > last:
+            raise ValueError("should be two days FROM,TO in order, such as 2017-04-22,2017-05-13")
+        return first, last
 
     @property
     def memory_mb(self) -> int:

@@ -143,7 +143,8 @@ def data_differences(first: ComparedRun, run: ComparedRun) -> list[str]:
             for key, values in tree_differences(first.config, run.config).items()
             if is_setting_of(key, _TEST_SETTINGS)
         ]
-    if first.name == run.name and first.data["train"] != run.data["train"]:
+    trained_on = {each.data["train"].get("fingerprint") for each in (first, run)}
+    if first.name == run.name and len(trained_on) > 1:
         sizes = (each.data["train"].get("rows") for each in (first, run))
         lines.append("training data: {:,} rows and {:,} others".format(*sizes))
     return lines

@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mail_torchrec.utils.run_files import atomic_file
+
 NEW_USER_COLOUR, OLD_USER_COLOUR, TEXT_COLOUR = "#c8553d", "#2f6690", "#333333"
 _GRID_COLOUR, _SPINE_COLOUR = "#e4e4e4", "#999999"
 
@@ -38,4 +40,5 @@ def save_figure(figure: Figure, out_png: Path) -> None:
     Without pyplot there is no global list of figures: this one is freed with its last reference.
     """
     FigureCanvasAgg(figure)
-    figure.savefig(out_png, dpi=150, facecolor="white")
+    with atomic_file(out_png) as file:
+        figure.savefig(file, format="png", dpi=150, facecolor="white")

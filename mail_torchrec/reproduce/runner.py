@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mail_torchrec.distributed.parent import PARENT_VARIABLE
 from mail_torchrec.reproduce.jobs import Job
 from mail_torchrec.utils.local_path import make_output_dir
 from mail_torchrec.utils.logging import get_logger
@@ -88,7 +89,7 @@ def _run_in_processes(
 
 def _start(job: Job, threads: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "mail_torchrec", *job.arguments()]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT_VARIABLE: str(os.getpid())}
     with job.log.open("wb") as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment

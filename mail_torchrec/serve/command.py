@@ -1,16 +1,25 @@
 """The ``mail-torchrec serve`` command: both protocols in one process, until a signal ends it."""
 
 import logging
+import os
+import resource
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from mail_torchrec.inference.traffic_split import TrafficSplit
 from mail_torchrec.serve.grpc_service import start_grpc
+from mail_torchrec.serve.limits.admission import Admission
+from mail_torchrec.serve.limits.grpc_calls import grpc_options
+from mail_torchrec.serve.limits.http_connections import ConnectionLimits, HttpConnection, Listener
+from mail_torchrec.serve.limits.quiet_log import keep_log_short
 from mail_torchrec.serve.prometheus import ServerMetrics
 from mail_torchrec.serve.ranker import Ranker
 from mail_torchrec.serve.rest import build_app
@@ -18,9 +27,12 @@ from mail_torchrec.serve.versions import LOG, ModelVersions
 
 _GRACE = 10
 """Seconds that requests in progress have to end."""
-_KEEP_ALIVE = 620
-"""Seconds that an idle connection is kept: longer than load balancers keep theirs, or one would
-send a request into a connection that is being closed."""
+_OWN_FILES = 12
+"""Files that the server itself opens from time to time, those of a new version above all."""
+_ACCEPTED_AT_ONCE = 16
+_MAX_WORKERS = 4
+_STALLED_SECONDS = 60.0
+"""Seconds between the reports of a scan that does not end."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,27 @@ class ServeOptions:
     """Most bytes of a request."""
     max_candidates: int = 2000
     """Most candidates of a request."""
+    max_waiting_bytes: int = 64 * 2**20
+    """Most bytes of all requests in the server, as they arrive."""
+    max_requests: int = 1024
+    """Most requests in the server."""
+    workers: int | None = None
+    """Requests that are decoded and scored at once; None: one a core, at most four."""
+    max_connections: int = 1000
+    """Most connections of HTTP, and of gRPC."""
+    receive_seconds: float = 30.0
+    """Most seconds that a request may take to arrive."""
+    keep_alive: int = 620
+    """Seconds that an idle connection of HTTP is kept: longer than load balancers keep theirs, or
+    one would send a request into a connection that is being closed."""
     threads: int | None = None
     """Number of ONNX Runtime's threads for one request; None leaves it to the runtime."""
     poll: float = 5.0
     """Seconds between scans of the folder for versions; 0 never scans again."""
     split: TrafficSplit | None = None
     """Traffic split between the serving version and a candidate."""
+    copy_to: Path | None = None
+    """Folder for private copies of the versions, to be mapped in their place; None maps them."""
     allow_schema_change: bool = False
     """Load versions that take other requests than the one that serves."""
 
@@ -62,13 +89,31 @@ def serve(options: ServeOptions) -> None:
         threads=options.threads,
         split=options.split,
         allow_schema_change=options.allow_schema_change,
+        copy_to=options.copy_to,
     )
     name = options.name or versions.serving.manifest.name
     ranker = Ranker(name, versions, metrics, options.max_candidates)
+    admission = Admission(
+        options.max_waiting_bytes,
+        options.max_requests,
+        options.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+    )
+    max_connections = _max_connections(options.max_connections)
+    http = ConnectionLimits(
+        max_connections,
+        options.receive_seconds,
+        options.max_waiting_bytes,
+        lambda reason: metrics.closed.labels(reason).inc(),
+    )
     http_socket = _listen(options.host, options.http_port)
+    http_socket.open_for(http)
     host = f"[{options.host}]" if ":" in options.host else options.host
     grpc_server, grpc_port = start_grpc(
-        ranker, f"{host}:{options.grpc_port}", options.max_bytes, threads=8
+        ranker,
+        f"{host}:{options.grpc_port}",
+        admission,
+        grpc_options(options.max_bytes, max_connections, options.receive_seconds),
+        options.receive_seconds,
     )
     stop = _start_watcher(versions, options.poll)
     http_port = http_socket.getsockname()[1]
@@ -76,10 +121,11 @@ def serve(options: ServeOptions) -> None:
     # uvicorn raises SIGTERM again when it is done; gRPC still has to end then.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        uvicorn.Server(_http_config(ranker, options)).run(sockets=[http_socket])
+        uvicorn.Server(_http_config(ranker, admission, http, options)).run(sockets=[http_socket])
     finally:
         stop.set()
         grpc_server.stop(_GRACE).wait()
+        admission.close()
 
 
 def _log_with_times() -> None:
@@ -88,27 +134,54 @@ def _log_with_times() -> None:
     for handler in logging.getLogger().handlers:
         LOG.addHandler(handler)
     LOG.propagate = False
+    keep_log_short()
 
 
-def _http_config(ranker: Ranker, options: ServeOptions) -> uvicorn.Config:
+def _max_connections(wanted: int) -> int:
+    """Divides the files that the process may open between HTTP, gRPC and itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 2 * wanted + 1024
+    if soft < enough:
+        soft = min(enough, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    free = soft - len(os.listdir("/proc/self/fd")) - _OWN_FILES
+    if free < 2 * wanted:
+        LOG.warning(
+            "%d connections of HTTP and as many of gRPC are accepted, not %d: the limit of open "
+            "files (ulimit -n) is %d",
+            max(free // 2, 1),
+            wanted,
+            soft,
+        )
+    return max(min(wanted, free // 2), 1)
+
+
+def _http_config(
+    ranker: Ranker, admission: Admission, limits: ConnectionLimits, options: ServeOptions
+) -> uvicorn.Config:
+    connection: Any = partial(HttpConnection, limits=limits)
     return uvicorn.Config(
-        build_app(ranker, options.max_bytes),
-        log_level="warning",
+        build_app(ranker, options.max_bytes, admission),
+        loop="asyncio",
+        http=connection,
+        ws="none",
+        backlog=_ACCEPTED_AT_ONCE,
+        log_config=None,
+        log_level="error",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=_GRACE,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=options.keep_alive,
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> Listener:
     try:
         [address, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, socket_address = address
-        listening = socket.socket(family, kind, protocol)
+        listening = Listener(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(socket_address)
-        listening.listen(2048)  # connections that come before uvicorn is up wait
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port} for HTTP: {error}") from error
     return listening
@@ -123,8 +196,24 @@ def _start_watcher(versions: ModelVersions, seconds: float) -> threading.Event:
 
 
 def _watch(versions: ModelVersions, seconds: float, stop: threading.Event) -> None:
+    """Scans again and again, in a thread of its own: a file system may leave a read hanging."""
     while not stop.wait(seconds):
-        try:
-            versions.refresh()
-        except Exception:  # loaded versions go on serving, and so does the watcher
-            LOG.exception("looking at %s failed", versions.root)
+        scan = threading.Thread(target=_scan, args=(versions,), daemon=True)
+        scan.start()
+        scan.join(seconds)  # with the wait before it two polls
+        start = time.monotonic()
+        while scan.is_alive() and not stop.is_set():
+            versions.metrics.loads.labels("stalled").inc()
+            waited = seconds + time.monotonic() - start
+            LOG.error(
+                "%s is being read for %.0f s; what is loaded goes on serving", versions.root, waited
+            )
+            scan.join(_STALLED_SECONDS)
+
+
+def _scan(versions: ModelVersions) -> None:
+    try:
+        versions.refresh()
+    except Exception:  # loaded versions go on serving, and so does the watcher
+        versions.metrics.loads.labels("refused").inc()
+        LOG.exception("looking at %s failed", versions.root)

@@ -1,9 +1,8 @@
 """gRPC service ``inference.GRPCInferenceService``, with the messages that tritonclient ships."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as version_of
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -11,30 +10,32 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 
 from mail_torchrec.inference.datatypes import Array
 from mail_torchrec.inference.errors import InvalidRequestError
+from mail_torchrec.serve.limits.admission import Admission
+from mail_torchrec.serve.limits.grpc_calls import BoundedCalls
 from mail_torchrec.serve.ranker import InferenceCall, Ranker
 from mail_torchrec.serve.tensors import datatype_of, from_bytes, from_json, to_bytes
-from mail_torchrec.serve.versions import LOG
 
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
+_THREADS = 32
+"""Calls that are received at once; each may hold one message."""
 _CONTENTS = {"INT64": "int64_contents", "FP32": "fp32_contents", "BOOL": "bool_contents"}
 """Field of a message's typed contents for each datatype."""
-Message = TypeVar("Message")
 
 
 def start_grpc(
-    ranker: Ranker, address: str, max_bytes: int, threads: int
+    ranker: Ranker,
+    address: str,
+    admission: Admission,
+    options: list[tuple[str, int]],
+    receive_seconds: float,
 ) -> tuple[grpc.Server, int]:
     """Starts a gRPC server.
 
     Args:
         ranker: scores the calls.
         address: host and port; port 0 takes a free one.
-        max_bytes: most bytes of a request.
-        threads: requests that are served at once; more wait.
+        admission: limits of all requests in the server.
+        options: limits of the connections and messages, for gRPC.
+        receive_seconds: most seconds that a message may take to arrive.
 
     Returns:
         The server, which is listening, and its port.
@@ -42,8 +43,13 @@ def start_grpc(
     Raises:
         ValueError: the address is in use or not an address of this machine.
     """
-    options = [("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+    methods = {name: name == "ModelInfer" for name in vars(_GrpcServicer) if name[0].isupper()}
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
+        options=options,
+        interceptors=[BoundedCalls(admission, ranker.metrics, receive_seconds, methods)],
+        maximum_concurrent_rpcs=2 * _THREADS,
+    )
     stubs.add_GRPCInferenceServiceServicer_to_server(_GrpcServicer(ranker), server)
     try:
         port = server.add_insecure_port(address)
@@ -69,20 +75,13 @@ class _GrpcServicer(stubs.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name="mail-torchrec", version=version_of("mail-torchrec"))
 
     def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._respond(context, lambda: self._metadata(request))
+        self._metadata(request)
         return pb.ModelReadyResponse(ready=True)
 
     def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return self._respond(context, lambda: pb.ModelMetadataResponse(**self._metadata(request)))
+        return pb.ModelMetadataResponse(**self._metadata(request))
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return self._respond(context, lambda: self._infer(request))
-
-    def _metadata(self, request: Any) -> dict[str, Any]:
-        self.ranker.check_name(request.name)
-        return self.ranker.metadata(request.version)
-
-    def _infer(self, request: Any) -> Any:
         self.ranker.check_name(request.model_name)
         result = self.ranker.infer(_decode_call(request))
         response = pb.ModelInferResponse(
@@ -93,18 +92,9 @@ class _GrpcServicer(stubs.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(to_bytes(array))
         return response
 
-    def _respond(self, context: grpc.ServicerContext, work: Callable[[], Message]) -> Message:
-        """Returns the result of ``work``, or ends the call with the status of its error."""
-        try:
-            return work()
-        except InvalidRequestError as error:
-            self.ranker.metrics.refused.labels(str(error.status)).inc()
-            context.abort(_CODES[error.status], str(error))
-        except Exception:
-            self.ranker.metrics.refused.labels("500").inc()
-            LOG.exception("a fault")
-            context.abort(grpc.StatusCode.INTERNAL, "a fault of the server; its log says more")
-        raise AssertionError("abort raises")
+    def _metadata(self, request: Any) -> dict[str, Any]:
+        self.ranker.check_name(request.name)
+        return self.ranker.metadata(request.version)
 
 
 def _decode_call(request: Any) -> InferenceCall:

@@ -40,7 +40,12 @@ class ServerMetrics:
         self.unknown_ids = counter(
             "mail_unknown_ids", "Of them those outside the vocabulary.", ["version", "column"]
         )
-        self.refused = counter("mail_refused", "Requests that were not answered.", ["status"])
+        self.refused = counter(
+            "mail_refused", "Requests that were not answered; 499: the client hung up.", ["status"]
+        )
+        self.closed = counter(
+            "mail_connections_closed", "HTTP connections that the server closed.", ["reason"]
+        )
         self.loads = counter("mail_version_loads", "Versions loaded or refused.", ["result"])
         self.serving = Gauge(
             "mail_version_serving",

@@ -1,14 +1,14 @@
 """HTTP application: the protocol's paths, ``/metrics`` and ``/openapi.json``."""
 
+import asyncio
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -20,18 +20,23 @@ from mail_torchrec.serve.http_body import (
     decode_body,
     encode_response,
 )
+from mail_torchrec.serve.limits.admission import RETRY_AFTER, Admission, AdmittedRequest
 from mail_torchrec.serve.openapi import describe_api
 from mail_torchrec.serve.ranker import InferenceCall, Ranker
 
+_HUNG_UP = 499
+"""Status of metrics for a client that closed the connection before it had its answer."""
 
-def build_app(ranker: Ranker, max_bytes: int) -> Starlette:
+
+def build_app(ranker: Ranker, max_bytes: int, admission: Admission) -> Starlette:
     """Builds the HTTP application.
 
     Args:
         ranker: scores the calls.
         max_bytes: most bytes of a request's body.
+        admission: limits of all requests in the server.
     """
-    routes = _Routes(ranker, max_bytes)
+    routes = _Routes(ranker, max_bytes, admission)
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
     return Starlette(
         routes=[
@@ -45,6 +50,7 @@ def build_app(ranker: Ranker, max_bytes: int) -> Starlette:
         ],
         exception_handlers={
             InvalidRequestError: routes.invalid_request,
+            ClientDisconnect: routes.hung_up,
             HTTPException: routes.http_error,
             Exception: routes.fault,
         },
@@ -54,8 +60,8 @@ def build_app(ranker: Ranker, max_bytes: int) -> Starlette:
 class _Routes:
     """Handlers of the paths."""
 
-    def __init__(self, ranker: Ranker, max_bytes: int) -> None:
-        self.ranker, self.max_bytes = ranker, max_bytes
+    def __init__(self, ranker: Ranker, max_bytes: int, admission: Admission) -> None:
+        self.ranker, self.max_bytes, self.admission = ranker, max_bytes, admission
 
     async def server(self, request: Request) -> Response:
         content = {
@@ -96,14 +102,12 @@ class _Routes:
     async def infer(self, request: Request) -> Response:
         self.ranker.check_name(request.path_params["model"])
         codings = content_codings(request.headers.getlist("content-encoding"))
-        body = await self._body(request)
-        return await run_in_threadpool(
-            self._infer,
-            body,
-            codings,
-            request.headers.get(JSON_LENGTH),
-            request.path_params.get("version", ""),
-        )
+        json_length = request.headers.get(JSON_LENGTH)
+        version = request.path_params.get("version", "")
+        with self.admission.admit() as admitted:
+            body = await self._body(request, admitted)
+            work = self.admission.submit(lambda: self._infer(body, codings, json_length, version))
+            return await asyncio.wrap_future(work)
 
     def _infer(
         self, body: bytes, codings: list[str], json_length: str | None, version: str
@@ -114,10 +118,11 @@ class _Routes:
         result = self.ranker.infer(InferenceCall(inputs, outputs, request.parameters, version))
         return encode_response(self.ranker.name, request, result)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, admitted: AdmittedRequest) -> bytes:
         """Reads the body, no further than the limit."""
         body = bytearray()
         async for part in request.stream():
+            admitted.add(len(part))
             body += part
             if len(body) > self.max_bytes:
                 raise InvalidRequestError(
@@ -131,8 +136,14 @@ class _Routes:
 
     async def invalid_request(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, InvalidRequestError)
-        accepted = {"accept-encoding": ", ".join(CODINGS)} if error.status == 415 else None
-        return self._error(str(error), error.status, accepted)
+        headers = {
+            415: {"accept-encoding": ", ".join(CODINGS)},
+            429: {"retry-after": f"{RETRY_AFTER}"},
+        }
+        return self._error(str(error), error.status, headers.get(error.status))
+
+    async def hung_up(self, request: Request, error: Exception) -> Response:
+        return self._error("the client hung up", _HUNG_UP)  # which nobody reads
 
     async def http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

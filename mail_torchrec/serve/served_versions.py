@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
@@ -21,9 +22,15 @@ class LoadedVersion:
         return self.scorer.manifest
 
     @property
-    def age_order(self) -> tuple[str, str]:
+    def created(self) -> datetime:
+        """Time of the export."""
+        time = datetime.fromisoformat(self.manifest.created)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+    @property
+    def age_order(self) -> tuple[datetime, str]:
         """Sort key of versions, the newest last."""
-        return self.manifest.created, self.manifest.version
+        return self.created, self.manifest.version
 
 
 @dataclass(frozen=True)

@@ -50,17 +50,17 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -
     """
     _check_header(name, datatype, shape)
     if datatype == "BYTES":
-        return _reshaped(name, _byte_strings(name, data), shape)
+        return _byte_strings(name, _flat(name, data, shape)).reshape(shape)
+    values = _flat(name, data, shape)
     # NumPy's own types of mixed values are no bounded work: each string takes the longest one's.
-    array = np.array(data, dtype=object)
-    if wrong := set(map(type, array.ravel())) - _JSON_TYPES[datatype]:
+    if wrong := set(map(type, values)) - _JSON_TYPES[datatype]:
         raise InvalidRequestError(
             f"input '{name}': 'data' should be {datatype}, received other values "
             f"({min(kind.__name__ for kind in wrong)})"
         )
     try:
         with np.errstate(over="ignore"):  # the caller checks for infinity
-            return _reshaped(name, array.astype(_DTYPES[datatype]), shape)
+            return np.array(values, _DTYPES[datatype]).reshape(shape)
     except OverflowError as error:
         raise InvalidRequestError(
             f"input '{name}': 'data' should be {datatype}: a number is too large for it"
@@ -77,7 +77,7 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> A
     """
     _check_header(name, datatype, shape)
     if datatype == "BYTES":
-        return _reshaped(name, _objects(_split(name, data)), shape)
+        return _objects(_split(name, data, shape)).reshape(shape)
     dtype = _DTYPES[datatype]
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise InvalidRequestError(
@@ -91,19 +91,30 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> A
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _byte_strings(name: str, data: list[Any]) -> Array:
-    """Converts a list of strings, or of lists of strings, to BYTES."""
-    is_nested = bool(data) and all(isinstance(part, list) for part in data)
-    flat = list(chain.from_iterable(data)) if is_nested else data
-    if not all(isinstance(value, str) for value in flat):
+def _flat(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Flattens JSON values, nested as ``shape`` says or flat, before an array is made of them."""
+    values = data
+    for depth in range(1, len(shape)):
+        if not (values and all(isinstance(part, list) for part in values)):
+            break
+        _check_count(name, len(values), shape[:depth])
+        values = list(chain.from_iterable(values))
+    _check_count(name, len(values), shape)
+    return values
+
+
+def _byte_strings(name: str, values: list[Any]) -> Array:
+    """Converts strings to BYTES."""
+    if not all(isinstance(value, str) for value in values):
         raise InvalidRequestError(f"input '{name}': BYTES should be strings in JSON")
-    return _objects([value.encode() for value in flat])
+    return _objects([value.encode() for value in values])
 
 
-def _split(name: str, data: bytes) -> list[bytes]:
-    """Splits the bytes of a BYTES tensor into its elements."""
-    parts, start = [], 0
-    while start < len(data):
+def _split(name: str, data: bytes, shape: Sequence[int]) -> list[bytes]:
+    """Splits the bytes of a BYTES tensor into its elements, no more than ``shape`` has."""
+    parts: list[bytes] = []
+    start, count = 0, math.prod(shape)
+    while start < len(data) and len(parts) <= count:
         length = int.from_bytes(data[start : start + 4], "little")
         part = data[start + 4 : start + 4 + length]
         if len(data) < start + 4 or len(part) < length:
@@ -113,6 +124,7 @@ def _split(name: str, data: bytes) -> list[bytes]:
             )
         parts.append(part)
         start += 4 + length
+    _check_count(name, len(parts), shape)
     return parts
 
 
@@ -135,10 +147,9 @@ def _check_header(name: str, datatype: str, shape: Sequence[int]) -> None:
         )
 
 
-def _reshaped(name: str, array: Array, shape: Sequence[int]) -> Array:
-    if array.size != math.prod(shape):
+def _check_count(name: str, count: int, shape: Sequence[int]) -> None:
+    if count != math.prod(shape):
         raise InvalidRequestError(
             f"input '{name}': shape {list(shape)} should have {math.prod(shape)} values, received "
-            f"{array.size}"
+            f"{count}"
         )
-    return array.reshape(shape)

@@ -3,16 +3,19 @@
 A name can come to mean another version: a link is switched, another folder is renamed onto it.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 
 from mail_torchrec.inference.artifact_files import MANIFEST
 
 CURRENT = "current"
 """Name of the link that chooses the serving version where there are several links."""
-Fingerprint = tuple[tuple[str, int, int, int, int], ...]
-"""Path in the folder, device, inode, size and modification time of the folder and its files."""
+Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
+"""Path, device, inode, size, times of modification and of change (0 for folders, which change when
+they are renamed) of a folder and its files."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def version_folders(root: Path) -> list[VersionFolder]:
     Raises:
         OSError: the root folder cannot be read.
     """
-    if (root / MANIFEST).is_file():
+    if os.path.lexists(root / MANIFEST):
         return [_version_folder(root)]
     return [
         _version_folder(path)
@@ -68,10 +71,14 @@ def _version_folder(path: Path) -> VersionFolder:
 
 
 def _has_manifest(path: Path) -> bool:
+    # Loading a manifest that cannot be read, or is no file, will say so.
     try:
-        return (path / MANIFEST).is_file()
-    except PermissionError:  # loading it will say so, without a harm to the other versions
+        (path / MANIFEST).lstat()
+    except PermissionError:
         return True
+    except OSError:
+        return False
+    return True
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
@@ -85,5 +92,17 @@ def _fingerprint(folder: Path) -> Fingerprint:
             stat = path.stat()
         except OSError:  # being replaced, or a link to nothing
             continue
-        found.append((str(place), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        change = 0 if S_ISDIR(stat.st_mode) else stat.st_ctime_ns
+        state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, change)
+        found.append((str(place), *state))
     return tuple(found)
+
+
+def changed_in_place(before: Fingerprint, after: Fingerprint) -> list[str]:
+    """Lists the files that were written to after they were loaded, so that a mapping shows it."""
+    new = {(device, inode): state for _, device, inode, *state in after}
+    return [
+        name
+        for name, device, inode, *state in before
+        if state[-1] and new.get((device, inode), state)[:2] != state[:2]
+    ]

@@ -6,6 +6,7 @@ the version that it began with.
 
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mail_torchrec.inference.artifact_files import MANIFEST
@@ -24,12 +25,16 @@ from mail_torchrec.serve.served_versions import (
 from mail_torchrec.serve.version_folders import (
     Fingerprint,
     VersionFolder,
+    changed_in_place,
     linked_version,
     version_folders,
 )
+from mail_torchrec.serve.version_loading import check_requests, load_version
 from mail_torchrec.utils.logging import get_logger
 
 LOG = get_logger("mail_torchrec.serve")
+_CLOCK_SKEW = timedelta(minutes=5)
+"""Difference of clocks between machines that is taken as normal."""
 
 
 class ModelVersions:
@@ -41,7 +46,8 @@ class ModelVersions:
     requests. One that is bad, or that takes other requests than the version that serves, is logged,
     counted and tried again when its files change; what its name stood for goes on serving. A
     version whose folder was deleted is unloaded, unless it is the last one or the traffic split's.
-    The files of a loaded version must not be changed: its tables are mapped, not read.
+    The files of a loaded version must not be changed: its tables are mapped, not read. One whose
+    files were written to is unloaded, unless it is the last one.
 
     Args:
         root: folder of the versions.
@@ -49,6 +55,7 @@ class ModelVersions:
         threads: number of ONNX Runtime's threads for a request; None leaves it to the runtime.
         split: traffic split between the serving version and a candidate.
         allow_schema_change: load versions that take other requests, too.
+        copy_to: folder for private copies of the versions, to be mapped in their place.
 
     Raises:
         ValueError: no good version in the folder, or the split's is none of them or takes other
@@ -63,10 +70,12 @@ class ModelVersions:
         threads: int | None = None,
         split: TrafficSplit | None = None,
         allow_schema_change: bool = False,
+        copy_to: Path | None = None,
     ) -> None:
         self.root, self.threads, self.split, self.metrics = root, threads, split, metrics
-        self.allow_schema_change = allow_schema_change
+        self.allow_schema_change, self.copy_to = allow_schema_change, copy_to
         self._failed: set[Fingerprint] = set()
+        self._reported: set[object] = set()
         self._served: ServedVersions | None = None
         self._refresh_lock = threading.Lock()
         problems = self.refresh()
@@ -108,12 +117,16 @@ class ModelVersions:
                 folders = version_folders(self.root)
             except OSError as error:  # loaded versions go on serving, however long it lasts
                 LOG.error("cannot look into %s: %s", self.root, error)
+                self.metrics.loads.labels("refused").inc()
                 return [str(error)]
             loaded = dict(self._served.by_name) if self._served else {}
             problems = self._load_new(folders, loaded)
+            if self.copy_to is None:
+                self._unload_changed(folders, loaded)
             self._unload_deleted(folders, loaded)
             if loaded:
                 self._serve(folders, loaded)
+                self._check_on_disk(folders, self.served)
             return problems
 
     def choose(self, version: str, user: str | None) -> Scorer:
@@ -168,12 +181,61 @@ class ModelVersions:
 
     def _load(self, folder: VersionFolder) -> LoadedVersion:
         if self._served is not None and not self.allow_schema_change:
-            _check_requests(self._served.serving.manifest, ArtifactManifest.read(folder.target))
-        scorer = Scorer(folder.target, threads=self.threads)
-        scorer.check_golden()
+            check_requests(self._served.serving.manifest, ArtifactManifest.read(folder.target))
+        version = load_version(folder, self.threads, self.copy_to)
         self.metrics.loads.labels("loaded").inc()
-        LOG.info("version %s loaded from %s", scorer.manifest.version, folder.path)
-        return LoadedVersion(folder.fingerprint, scorer)
+        LOG.info("version %s loaded from %s", version.manifest.version, folder.path)
+        if version.created > datetime.now(UTC) + _CLOCK_SKEW:
+            self.metrics.loads.labels("future").inc()
+            LOG.error(
+                "version %s was exported in the future (%s): it counts as newer than any export to "
+                "come until then; correct the clock and export anew, or choose a version by a link",
+                version.manifest.version,
+                version.created.isoformat(),
+            )
+        return version
+
+    def _unload_changed(
+        self, folders: Sequence[VersionFolder], loaded: dict[str, LoadedVersion]
+    ) -> None:
+        """Unloads versions whose mapped files were written to, except the last one."""
+        for folder in folders:
+            name = folder.path.name
+            version = loaded.get(name)
+            files = changed_in_place(version.fingerprint, folder.fingerprint) if version else []
+            if version is None or not files:
+                continue
+            others = [one for one in loaded.values() if one.fingerprint != version.fingerprint]
+            self._report(
+                "changed",
+                (version.fingerprint, folder.fingerprint),
+                f"files of version {version.manifest.version} were written to while it is served: "
+                f"{', '.join(files[:3])}; it "
+                + ("is unloaded" if others else "is the last one and goes on, damaged"),
+            )
+            if others:
+                del loaded[name]
+
+    def _check_on_disk(self, folders: Sequence[VersionFolder], served: ServedVersions) -> None:
+        """Reports a serving version that is on disk no more, unless a bad one is in its place."""
+        prints = {folder.fingerprint for folder in folders}
+        version = served.serving.manifest.version
+        on_disk = {
+            one.manifest.version for one in served.by_name.values() if one.fingerprint in prints
+        }
+        if version not in on_disk and not self._failed:
+            self._report(
+                "gone",
+                (version, frozenset(prints)),
+                f"version {version} serves, and {self.root} has it no more",
+            )
+
+    def _report(self, result: str, state: object, message: str) -> None:
+        """Logs and counts an error once for a state of the folders."""
+        if state not in self._reported:
+            self._reported.add(state)
+            self.metrics.loads.labels(result).inc()
+            LOG.error("%s", message)
 
     def _unload_deleted(
         self, folders: Sequence[VersionFolder], loaded: dict[str, LoadedVersion]
@@ -219,7 +281,7 @@ class ModelVersions:
             return
         for one in distinct_versions(served.by_name):
             try:
-                _check_requests(served.serving.manifest, one.manifest)
+                check_requests(served.serving.manifest, one.manifest)
             except ValueError as error:
                 if served.candidate is not None and is_same_version(one, served.candidate):
                     raise ValueError(f"--split: {error}") from error
@@ -228,12 +290,3 @@ class ModelVersions:
 
 def _goes_on(version: LoadedVersion | None) -> str:
     return f"; version {version.manifest.version} goes on serving" if version else ""
-
-
-def _check_requests(serving: ArtifactManifest, manifest: ArtifactManifest) -> None:
-    """Raises ValueError for a version that takes other requests than the serving one."""
-    if changes := serving.changes_for_clients(manifest):
-        raise ValueError(
-            f"it takes other requests than version {serving.version}, which serves: "
-            f"{'; '.join(changes)}; `serve --allow-schema-change` loads it all the same"
-        )

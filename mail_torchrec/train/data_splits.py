@@ -17,7 +17,7 @@ from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import gather_rows, rank, world_size
-from mail_torchrec.distributed.preemption import isolate_worker_signals, start_fork_server
+from mail_torchrec.distributed.reader_processes import ReaderProcesses, start_fork_server
 from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
@@ -56,8 +56,9 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     Raises:
         ValueError: nothing there, or columns that do not fit the schema or each other.
     """
-    source = Source(config.data.path(config.data.train), config.schema_)
-    return source, Source(config.data.path(config.data.test), config.schema_, source.types)
+    with span("opening the data", reads=True):
+        source = Source(config.data.path(config.data.train), config.schema_)
+        return source, Source(config.data.path(config.data.test), config.schema_, source.types)
 
 
 def load_split(
@@ -103,7 +104,7 @@ def _loader(reader: Reader, workers: int) -> "DataLoader[Batch]":
         prefetch_factor=_PREFETCHED_BATCHES if workers else None,
         # A plain fork copies CUDA and S3 clients, which do not survive it.
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=isolate_worker_signals,
+        worker_init_fn=ReaderProcesses(workers) if workers else None,
         # Else each epoch draws from the generator of the dropout, and a resumed one once more.
         generator=torch.Generator(),
     )
@@ -143,7 +144,7 @@ class TimedBatches:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            with span("input"):
+            with span("input", reads=True):
                 if not self._has_begun:
                     self._batches, self._has_begun = iter(self._loader), True
                 return next(self._batches)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from mail_torchrec.train.data_splits import (
     log_counts,
     reduce_counts,
 )
-from mail_torchrec.train.resume import newest_intact_checkpoint
+from mail_torchrec.train.resume import check_vocabularies, newest_intact_checkpoint
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import load_model
 from mail_torchrec.train.steps import run_steps
@@ -181,17 +182,19 @@ def open_finished_run(
     run_dir.check_trained()
     config = load_config(run_dir.config, overrides)
     with process_group(config.train.device, config.train.timeout) as device:
-        types = load_column_types(run_dir.vocabularies)
-        source = Source(
-            data or config.data.path(config.data.test),
-            config.schema_,
-            types,
-            "give --data a Parquet file or folder",
-        )
-        encoders = Encoders.load(run_dir.vocabularies, config.schema_)
-        assembled = assemble(config, encoders, device)
         folder = newest_intact_checkpoint(run_dir.checkpoints)
         assert folder is not None
+        broadcast_from_rank_0(partial(check_vocabularies, folder, run_dir))
+        types = load_column_types(run_dir.vocabularies)
+        with span("opening the data", reads=True):
+            source = Source(
+                data or config.data.path(config.data.test),
+                config.schema_,
+                types,
+                "give --data a Parquet file or folder",
+            )
+        encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+        assembled = assemble(config, encoders, device)
         load_model(assembled, folder)
         feature_tables = assembled.feature_tables
         yield assembled, load_split(config, encoders, feature_tables, source, training=False)

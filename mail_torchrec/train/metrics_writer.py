@@ -1,25 +1,30 @@
 """Records of a run while it trains: metrics.jsonl, TensorBoard and a progress bar.
 
-The writer also stops the run on a loss that is not finite.
+The writer also stops the run on a loss that is not finite. A disk that takes no records does not
+stop it.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mail_torchrec.checkpoint.manifest import LogPosition
 from mail_torchrec.distributed.collectives import rank, world_size
+from mail_torchrec.reporting.tensorboard_events import (
+    event_file_name,
+    first_events,
+    scalar_events,
+)
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.progress import progress_bar
+from mail_torchrec.utils.run_files import AppendedFile
 from mail_torchrec.utils.spans import span
 
 
@@ -60,18 +65,16 @@ class MetricsWriter:
         self._sums: dict[str, Tensor] = dict(loss_sums or {})
         self._reported_at = time.perf_counter()
         self._steps_since_report = position.steps_since_report if position else 0
-        self._file: IO[str] | None = None
-        self._tensorboard: Any = None
+        self._log: AppendedFile | None = None
+        self._events: AppendedFile | None = None
         self._bar: Any = None
 
     def __enter__(self) -> Self:
         if rank() == 0:
-            self._file = self._run_dir.log.open("a")
             kept = self._resumed_at.log_bytes if self._resumed_at else 0
-            os.truncate(self._run_dir.log, min(self._file.tell(), kept))
-            self._tensorboard = SummaryWriter(
-                str(self._run_dir.tensorboard), purge_step=self.num_done + 1
-            )
+            self._log = AppendedFile(self._run_dir.log, kept)
+            self._events = AppendedFile(self._run_dir.tensorboard / event_file_name())
+            self._events.append(first_events(purge_step=self.num_done + 1))
             self._bar = progress_bar(
                 desc="train",
                 unit="step",
@@ -88,7 +91,7 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for opened in (self._file, self._tensorboard, self._bar):
+        for opened in (self._log, self._events, self._bar):
             if opened is not None:
                 opened.close()
 
@@ -117,15 +120,15 @@ class MetricsWriter:
 
     def write_event(self, record: dict[str, Any]) -> None:
         """Writes one line to metrics.jsonl on rank 0, with the step in front."""
-        if self._file is not None:
-            self._file.write(json.dumps({"step": self.num_done} | record) + "\n")
-            self._file.flush()
+        if self._log is not None:
+            line = json.dumps({"step": self.num_done} | record) + "\n"
+            self._log.append(line.encode())
 
     def position(self) -> LogPosition:
         """Returns the current position in metrics.jsonl."""
         return LogPosition(
             steps_since_report=self._steps_since_report,
-            log_bytes=self._file.tell() if self._file is not None else 0,
+            log_bytes=self._log.size if self._log is not None else 0,
         )
 
     def loss_sums(self) -> dict[str, float]:
@@ -144,9 +147,8 @@ class MetricsWriter:
         }
         record |= {f"loss/{name}": mean for name, mean in means.items()}
         self.write_event(record)
-        if self._tensorboard is not None:
-            for name, value in record.items():
-                self._tensorboard.add_scalar(name, value, self.num_done)
+        if self._events is not None:
+            self._events.append(scalar_events(record, self.num_done))
             rate = f"{record['rows_per_second']:,.0f} rows/s"
             self._bar.set_postfix_str(f"{rate}  {_format(means.items())}", refresh=False)
         self._reported_at, self._steps_since_report = now, 0

@@ -1,5 +1,6 @@
 """Choice of the checkpoint that a run resumes from, and the checks that it may."""
 
+from functools import partial
 from pathlib import Path
 
 from mail_torchrec.checkpoint.data_record import (
@@ -13,10 +14,12 @@ from mail_torchrec.checkpoint.folder import (
     read_checksums,
     sha256_of_files,
 )
+from mail_torchrec.checkpoint.integrity import list_faults
 from mail_torchrec.checkpoint.manifest import (
     CONFIG,
     CheckpointManifest,
     RankProgress,
+    check_format,
     read_manifest,
 )
 from mail_torchrec.config import Config, config_differences, load_config
@@ -27,7 +30,7 @@ from mail_torchrec.distributed.collectives import (
     rank,
     world_size,
 )
-from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.run_dir import FROM_SCRATCH, RunDir
 from mail_torchrec.utils.config_trees import NEUTRAL_SETTINGS
 from mail_torchrec.utils.logging import get_logger
 
@@ -45,53 +48,75 @@ _CHANGEABLE_SETTINGS = (
 lies."""
 
 
+class CheckpointReadError(OSError):
+    """A checkpoint cannot be read now, which does not say that it is damaged."""
+
+
 def newest_intact_checkpoint(checkpoints: Checkpoints, *, quarantine: bool = False) -> Path | None:
     """Finds the newest checkpoint whose files match their checksums.
 
-    Every rank calls it, and checks a part of the files.
+    Every rank calls it, and checks a part of the files. Damaged ones are renamed where one before
+    them is intact, and only then.
 
     Args:
         checkpoints: of a run.
         quarantine: whether to rename damaged checkpoints.
 
     Returns:
-        None where none was published.
+        None where there is none.
 
     Raises:
-        ValueError: every checkpoint is damaged.
+        ValueError: every checkpoint is damaged, or has another format.
+        CheckpointReadError: a checkpoint that is newer than all intact ones cannot be read.
     """
-    published = broadcast_from_rank_0(checkpoints.published)
-    damaged = []
-    for path in reversed(published):
+    damaged: dict[Path, list[str]] = {}
+    for path in reversed(broadcast_from_rank_0(checkpoints.published)):
+        broadcast_from_rank_0(partial(check_format, path))
         faults = _faults(path)
-        if not faults:
-            return path
-        damaged += faults
-        logger.warning(
-            "'%s' is damaged, the one before it is used:\n  %s", path, "\n  ".join(faults)
-        )
-        if quarantine and rank() == 0:
-            checkpoints.quarantine(path)
+        if faults:
+            damaged[path] = faults
+            continue
+        for other, faults in damaged.items():
+            told = "\n  ".join(faults)
+            logger.warning("'%s' is damaged, the one before it is used:\n  %s", other, told)
+        if quarantine:
+            broadcast_from_rank_0(lambda: [checkpoints.quarantine(other) for other in damaged])
+        return path
     if damaged:
+        faults = [fault for faults in damaged.values() for fault in faults]
         raise ValueError(
-            f"every checkpoint below '{checkpoints.path}' is damaged; delete the run directory to "
-            "begin anew:\n  " + "\n  ".join(damaged)
+            f"every checkpoint below '{checkpoints.path}' is damaged, and none was changed; bring "
+            f"one back from a copy, or {FROM_SCRATCH}:\n  " + "\n  ".join(faults)
         )
     return None
 
 
 def _faults(folder: Path) -> list[str]:
-    """Lists the faults of a checkpoint, the same on every rank."""
+    """Lists the faults of a checkpoint, the same on every rank.
+
+    Raises:
+        CheckpointReadError: on every rank, a file cannot be read.
+    """
+    faults: list[str] = []
+    unreadable: str | None = None
     try:
-        checksums = broadcast_from_rank_0(lambda: read_checksums(folder))
+        checksums = read_checksums(folder)
+        own = sorted(checksums)[rank() :: world_size()]
+        listed = list_faults(folder, checksums) if rank() == 0 else []
+        found = (checksum_error(folder, name, checksums[name]) for name in own)
+        faults = [*listed, *filter(None, found)]
     except ValueError as error:
-        return [str(error)]
-    own = [
-        fault
-        for name in sorted(checksums)[rank() :: world_size()]
-        if (fault := checksum_error(folder, name, checksums[name]))
-    ]
-    return [fault for faults in gather_objects(own) for fault in faults]
+        faults = [str(error)]
+    except OSError as error:
+        unreadable = str(error)
+    outcomes = gather_objects((faults, unreadable))
+    if errors := dict.fromkeys(error for _, error in outcomes if error is not None):
+        raise CheckpointReadError(
+            f"'{folder}' cannot be read, which does not say that it is damaged, and nothing was "
+            "changed; try again when it can be read, or move that folder away to go on from the "
+            "checkpoint before it:\n  " + "\n  ".join(errors)
+        )
+    return list(dict.fromkeys(fault for faults, _ in outcomes for fault in faults))
 
 
 def check_resumable(
@@ -116,20 +141,30 @@ def check_resumable(
             f"'{folder}' was trained with another configuration; resume with the same, or choose "
             "another --run-dir:\n  " + "\n  ".join(other)
         )
-    recorded = SourceRecord(rows=manifest.num_rows, fingerprint=manifest.data)
+    recorded = SourceRecord.of_files(manifest.num_rows, manifest.data)
     if difference := recorded.difference(source):
         raise ValueError(
             f"'{source.path}' is not the training data of '{folder}': {difference}; bring that "
             "data back, or start a run of its own"
         )
     _check_epochs(folder, manifest, config)
-    if changed := vocabulary_checksums(run_dir).items() ^ manifest.vocabularies.items():
+    check_vocabularies(folder, run_dir)
+    return manifest
+
+
+def check_vocabularies(folder: Path, run_dir: RunDir) -> None:
+    """Checks that the vocabularies of a run are those that a checkpoint was trained with.
+
+    Raises:
+        ValueError: a file was changed, dropped or added; all are named.
+    """
+    expected = read_manifest(folder).vocabularies
+    if changed := vocabulary_checksums(run_dir).items() ^ expected.items():
         names = sorted({name for name, _ in changed})
         raise ValueError(
             f"'{run_dir.vocabularies}' is not what '{folder}' was trained with: "
             f"{', '.join(names)} changed"
         )
-    return manifest
 
 
 def _check_epochs(folder: Path, manifest: CheckpointManifest, config: Config) -> None:

@@ -1,18 +1,34 @@
-"""Paths, format and lock of a run directory."""
+"""Paths, format, lock and history of a run directory."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
 from mail_torchrec.distributed.launcher import num_restarts
 from mail_torchrec.utils.file_lock import lock_folder
-from mail_torchrec.utils.formats import check_run_format, write_run_format
-from mail_torchrec.utils.local_path import check_local
+from mail_torchrec.utils.formats import (
+    RUN_FILE,
+    check_run_format,
+    first_checkpoint,
+    record_checkpoint,
+    write_run_format,
+)
+from mail_torchrec.utils.local_path import check_local, make_output_dir
+from mail_torchrec.utils.logging import get_logger
 
+logger = get_logger(__name__)
+
+FROM_SCRATCH = (
+    "train anew with --from-scratch, which moves everything there into a folder of its own"
+)
+"""Remedy for a run that cannot be resumed."""
+_EARLIER = "earlier-"
 # Seconds that a restarted job waits for the lock: ranks of the previous attempt may still be
 # ending, on another host.
 _RESTART_TIMEOUT = 120.0
@@ -27,7 +43,7 @@ class RunDir:
     ::
 
         .lock                the job that writes here now, or did last
-        run.json             format of this directory, and the version that made it
+        run.json             format of this directory, the version that made it, first checkpoint
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
         plan.json            which rank holds which part of which table
@@ -38,6 +54,7 @@ class RunDir:
         predictions.npz      scores of all test rows, where train.save_predictions asks for them
         data.json            fingerprints of the training and test data, checksum of the test rows
         metrics.json         final AUC and GAUC of new, old and all rows; written last
+        earlier-1/           all of these, of a run before that was begun anew
     """
 
     path: Path
@@ -106,32 +123,103 @@ class RunDir:
         Raises:
             ValueError: another job holds the directory.
         """
+        if rank() == 0 and not self.path.exists():
+            make_output_dir(self.path.parent)
+            self.path.mkdir(mode=0o700)
         timeout = _RESTART_TIMEOUT if num_restarts() else _RESUME_TIMEOUT if resume else 0.0
         with ExitStack() as stack:
             broadcast_from_rank_0(lambda: stack.enter_context(lock_folder(self.path, timeout)))
             yield
 
-    def open(self, *, resume: bool) -> None:
-        """Creates the directory of a new run, or opens it for a run that is resumed.
+    def open(self, *, resume: bool, from_scratch: bool = False) -> None:
+        """Opens the directory, for a new run or for one that is resumed.
+
+        Args:
+            resume: whether it may hold a run.
+            from_scratch: whether to move what it holds into a folder of its own.
 
         Raises:
             ValueError: it holds a run that is not to be resumed, or a run of another format.
         """
-        if self.config.exists():
+        if from_scratch:
+            self._move_aside()
+        elif self.config.exists() or self._log_bytes() or self._traces_of_checkpoints():
             if not resume:
                 raise ValueError(self._occupied())
             check_run_format(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
         write_run_format(self.path, version("mail-torchrec"))
-        self.checkpoints.clean()
+        for part in self.path.glob(".*.part"):  # unfinished files of a killed run
+            part.unlink()
+        try:
+            self.checkpoints.clean()
+        except OSError as error:
+            logger.warning("unfinished checkpoints of a killed run stay: %s", error)
+
+    def check_beginning(self) -> None:
+        """Checks that a run without a checkpoint never had one, before it begins.
+
+        Raises:
+            ValueError: it had one.
+        """
+        if traces := self._traces_of_checkpoints():
+            raise ValueError(
+                f"the run in '{self.path}' has no checkpoint left to resume from, and had one "
+                f"({', '.join(traces)}): it would begin at step 0. Bring a checkpoint back from a "
+                f"copy, or {FROM_SCRATCH}"
+            )
+        if num_bytes := self._log_bytes():
+            logger.warning(
+                "the run in '%s' stopped before its first checkpoint, and begins at step 0; the "
+                "%d bytes in %s are replaced",
+                self.path,
+                num_bytes,
+                self.log.name,
+            )
+
+    def _log_bytes(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def _traces_of_checkpoints(self) -> list[str]:
+        """Lists what says that the run had a checkpoint; the results come after the last one."""
+        results = (self.predictions, self.data, self.metrics)
+        traces = [*self.checkpoints.traces(), *(path for path in results if path.exists())]
+        names = [str(path.relative_to(self.path)) for path in traces]
+        if step := first_checkpoint(self.path):
+            names.append(f"{RUN_FILE} names one of step {step}")
+        return names
+
+    def record_checkpoint(self, step: int) -> None:
+        """Records that a checkpoint was published, for :meth:`check_beginning` to know."""
+        try:
+            record_checkpoint(self.path, step)
+        except (OSError, ValueError) as error:
+            logger.warning("that there is a checkpoint could not be recorded: %s", error)
+
+    def _move_aside(self) -> None:
+        """Moves the files of a run into a new folder beside them.
+
+        The configuration is moved last: a directory that was moved in part still holds a run.
+        """
+        files = (self.path / RUN_FILE, self.vocabularies, self.plan, self.log, self.curves)
+        results = (self.predictions, self.data, self.metrics)
+        everything = (*files, self.tensorboard, self.checkpoints.path, *results, self.config)
+        entries = [path for path in everything if os.path.lexists(path)]
+        if not entries:
+            return
+        numbers = (self.path / f"{_EARLIER}{number}" for number in count(1))
+        earlier = next(path for path in numbers if not os.path.lexists(path))
+        earlier.mkdir()
+        for path in entries:
+            path.rename(earlier / path.name)
+        logger.warning("the run that was in '%s' is in '%s' now", self.path, earlier)
 
     def _occupied(self) -> str:
         finished = self.metrics.exists()
-        remedy = "" if finished else "add --resume to go on with it, or "
+        remedy = "" if finished else "add --resume to go on with it, "
         return (
             f"run directory '{self.path}' already holds a run "
             f"({'finished' if finished else 'unfinished'}); {remedy}choose another --run-dir, or "
-            "move or delete that one"
+            f"{FROM_SCRATCH}"
         )
 
     def check_trained(self) -> None:
@@ -149,6 +237,6 @@ class RunDir:
         check_run_format(self.path)
         if not self.checkpoints.published():
             raise ValueError(
-                f"'{self.path}' has no checkpoint yet; was the training stopped? train --resume "
-                "goes on with it"
+                f"'{self.path}' has no checkpoint; was the training stopped? train --resume "
+                "goes on with it, or says why it cannot"
             )

@@ -43,8 +43,10 @@ class TrainSettings(Settings):
     """Write score, label, user and cohort (new or old) of every test row to predictions.npz, in the
     order of the files."""
     timeout: float = Field(default=600, gt=0)
-    """Seconds that a rank waits for the others in a collective before the job ends and reports
-    which rank is missing."""
+    """Seconds that a rank waits for the others in a collective, those of a checkpoint's write
+    included, before the job ends and reports which rank is missing; and that it waits for data
+    while nothing works on them, before it ends and reports which reader process or file is
+    stuck."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two lines of metrics.jsonl, TensorBoard points and checks that the losses are
     finite."""

@@ -51,6 +51,7 @@ from mail_torchrec.train.resume import (
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import restore
 from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.run_files import write_file
 from mail_torchrec.utils.spans import span
 
 logger = get_logger(__name__)
@@ -82,7 +83,12 @@ class _TrainingJob:
 
 
 def train(
-    config: Config, run_dir: RunDir, plan: Path | None = None, *, resume: bool = False
+    config: Config,
+    run_dir: RunDir,
+    plan: Path | None = None,
+    *,
+    resume: bool = False,
+    from_scratch: bool = False,
 ) -> dict[str, CohortMetrics]:
     """Trains and evaluates one run; every rank calls it.
 
@@ -90,8 +96,9 @@ def train(
         config: of the run.
         run_dir: directory that the run writes.
         plan: a plan file to shard by; None plans anew.
-        resume: continue from the newest intact checkpoint, where there is one. A finished run
-            returns its metrics.
+        resume: continue from the newest intact checkpoint; begin where there never was one. A
+            finished run returns its metrics.
+        from_scratch: move a run that the directory holds into a folder of its own, and begin.
 
     Returns:
         The final metrics by cohort, as in metrics.json.
@@ -104,7 +111,7 @@ def train(
         process_group(config.train.device, config.train.timeout) as device,
         run_dir.lock(resume=resume),
     ):
-        finished = broadcast_from_rank_0(lambda: _open_run(config, run_dir, resume))
+        finished = broadcast_from_rank_0(lambda: _open_run(config, run_dir, resume, from_scratch))
         if finished is not None:
             return finished
         job = _prepare_job(config, run_dir, device, plan, resume)
@@ -112,18 +119,16 @@ def train(
             _run_training(job, writer)
             writer.write_event({"usage": memory_usage(job.assembled)})
             found = _evaluate_job(job, writer)
-        if rank() == 0:
-            draw_loss_curves([run_dir.log], run_dir.curves)
-            sources = job.source, job.test_source
-            DataRecord.of(*sources, found.rows).write(run_dir.data)
-            run_dir.metrics.write_text(json.dumps(found.metrics, indent=2) + "\n")
+        broadcast_from_rank_0(lambda: _write_results(job, found))
         return found.metrics
 
 
-def _open_run(config: Config, run_dir: RunDir, resume: bool) -> dict[str, CohortMetrics] | None:
+def _open_run(
+    config: Config, run_dir: RunDir, resume: bool, from_scratch: bool
+) -> dict[str, CohortMetrics] | None:
     """Opens the run directory; returns the metrics of a run that has nothing left to train."""
-    run_dir.open(resume=resume)
-    if not run_dir.metrics.exists():
+    run_dir.open(resume=resume, from_scratch=from_scratch)
+    if not run_dir.metrics.exists() or (metrics := _read_metrics(run_dir)) is None:
         return None
     epochs = load_config(run_dir.config, []).train.epochs
     if config.train.epochs > epochs:
@@ -132,7 +137,16 @@ def _open_run(config: Config, run_dir: RunDir, resume: bool) -> dict[str, Cohort
     logger.info(
         "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
     )
-    metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
+    return metrics
+
+
+def _read_metrics(run_dir: RunDir) -> dict[str, CohortMetrics] | None:
+    """Reads the metrics of a finished run; None where they are damaged."""
+    try:
+        metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
+    except ValueError as error:
+        logger.warning("'%s' is damaged, the run is evaluated anew: %s", run_dir.metrics, error)
+        return None
     return metrics
 
 
@@ -153,14 +167,18 @@ def _prepare_job(
     train_data.reader.prefetch()  # beside the assembly
     assembled = assemble(config, encoders, device, plan)
     test_data = load_split(config, encoders, feature_tables, test_source, training=False)
-    if rank() == 0:
-        run_dir.metrics.unlink(missing_ok=True)  # of fewer epochs
-        run_dir.plan.write_text(assembled.plan_file)
-        run_dir.config.write_text(dump_config(config))
+    broadcast_from_rank_0(lambda: _write_documents(config, run_dir, assembled))
     sources = source, test_source
     return _TrainingJob(
         config, run_dir, *sources, encoders, train_data, test_data, assembled, resume_point
     )
+
+
+def _write_documents(config: Config, run_dir: RunDir, assembled: AssembledModel) -> None:
+    """Writes the plan, and as the last the configuration: from then on there is a run."""
+    run_dir.metrics.unlink(missing_ok=True)  # of fewer epochs
+    write_file(run_dir.plan, assembled.plan_file)
+    write_file(run_dir.config, dump_config(config))
 
 
 def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _ResumePoint | None:
@@ -168,8 +186,11 @@ def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _Resu
     with span("checking the checkpoints"):
         folder = newest_intact_checkpoint(run_dir.checkpoints, quarantine=True)
     if folder is None:
+        broadcast_from_rank_0(run_dir.check_beginning)
         return None
     manifest = broadcast_from_rank_0(lambda: check_resumable(folder, config, source, run_dir))
+    if rank() == 0:
+        run_dir.record_checkpoint(manifest.step)
     return _ResumePoint(folder, manifest)
 
 
@@ -178,13 +199,14 @@ def _fit_encoders(config: Config, source: Source, types: ColumnTypes, run_dir: R
 
     def fit() -> None:
         new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
-        encoders = fit_encoders(
-            source,
-            config.schema_,
-            config.data.cold_start,
-            observers=[new_users, shapes],
-            progress=True,
-        )
+        with span("reading", reads=True):
+            encoders = fit_encoders(
+                source,
+                config.schema_,
+                config.data.cold_start,
+                observers=[new_users, shapes],
+                progress=True,
+            )
         encoders.save(run_dir.vocabularies)
         save_column_types(types, run_dir.vocabularies)
         for warning in shapes.warnings():
@@ -202,7 +224,9 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
         job.run_dir.checkpoints,
         config.checkpoint,
         writer.write_event,
+        job.run_dir.record_checkpoint,
         point.manifest.step if point else None,
+        timeout=config.train.timeout,
     )
     preemption = PreemptionHandler(config.checkpoint.grace, config.train.timeout)
     with saver, preemption:
@@ -261,7 +285,7 @@ def _metrics_writer(job: _TrainingJob) -> MetricsWriter:
 
 def _manifest_factory(job: _TrainingJob) -> ManifestFactory:
     """Makes the function that describes each checkpoint of the run."""
-    checksums = vocabulary_checksums(job.run_dir) if rank() == 0 else {}
+    checksums = broadcast_from_rank_0(lambda: vocabulary_checksums(job.run_dir))
     versions = {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
 
     def make_manifest(
@@ -276,7 +300,7 @@ def _manifest_factory(job: _TrainingJob) -> ManifestFactory:
             config_name=job.config.name,
             versions=versions,
             num_rows=job.source.num_rows,
-            data=job.source.fingerprint,
+            data=tuple(job.source.fingerprints),
             vocabularies=checksums,
         )
 
@@ -293,3 +317,14 @@ def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> Evaluation:
     num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
     warn_without_new_rows(job.config, job.test_source.path, num_new, num_rows)
     return found
+
+
+def _write_results(job: _TrainingJob, found: Evaluation) -> None:
+    """Writes plot and metrics; a plot that cannot be written is no reason to lose the metrics."""
+    run_dir = job.run_dir
+    try:
+        draw_loss_curves([run_dir.log], run_dir.curves)
+    except (OSError, ValueError) as error:
+        logger.warning("the loss curves could not be drawn: %s", error)
+    DataRecord.of(job.source, job.test_source, found.rows).write(run_dir.data)
+    write_file(run_dir.metrics, json.dumps(found.metrics, indent=2) + "\n")

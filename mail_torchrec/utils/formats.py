@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-RUN_FORMAT = 3
-CHECKPOINT_FORMAT = 2
+from mail_torchrec.utils.run_files import write_file
+
+RUN_FORMAT = 4
+CHECKPOINT_FORMAT = 3
+_FIRST_CHECKPOINT = "first_checkpoint"
 RUN_FILE = "run.json"
 """File of a run directory with its format number. Format 1 had no such file."""
 
@@ -16,13 +19,7 @@ def check_run_format(run_dir: Path) -> None:
     Raises:
         ValueError: the run directory has another format than :data:`RUN_FORMAT`.
     """
-    try:
-        record = json.loads((run_dir / RUN_FILE).read_text())
-    except FileNotFoundError:
-        record = {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run_dir / RUN_FILE} cannot be read: {error}") from error
-    _check(record, RUN_FORMAT, f"run directory '{run_dir}'")
+    _check(_read_record(run_dir), RUN_FORMAT, f"run directory '{run_dir}'")
 
 
 def check_checkpoint_format(folder: Path, manifest: Any) -> None:
@@ -39,9 +36,51 @@ def check_checkpoint_format(folder: Path, manifest: Any) -> None:
 
 
 def write_run_format(run_dir: Path, package_version: str) -> None:
-    """Writes the format number and the version of this package into a new run directory."""
+    """Writes the format number and the version of this package into a run directory.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     record = {"format": RUN_FORMAT, "version": package_version}
-    (run_dir / RUN_FILE).write_text(json.dumps(record) + "\n")
+    if step := first_checkpoint(run_dir):
+        record[_FIRST_CHECKPOINT] = step
+    write_file(run_dir / RUN_FILE, json.dumps(record) + "\n")
+
+
+def first_checkpoint(run_dir: Path) -> int | None:
+    """Returns the step of the first checkpoint that a run published; None where it has none yet.
+
+    It says so even where the checkpoints are gone.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
+    record = _read_record(run_dir)
+    step = record.get(_FIRST_CHECKPOINT) if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def record_checkpoint(run_dir: Path, step: int) -> None:
+    """Records that a run has published a checkpoint, the first time.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: it is damaged.
+    """
+    if first_checkpoint(run_dir) is None:
+        record = _read_record(run_dir) | {_FIRST_CHECKPOINT: step}
+        write_file(run_dir / RUN_FILE, json.dumps(record) + "\n")
+
+
+def _read_record(run_dir: Path) -> Any:
+    """Reads the record of a run directory; an empty one where there is none."""
+    try:
+        return json.loads((run_dir / RUN_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{run_dir / RUN_FILE} is damaged: {error}") from error
 
 
 def _check(record: Any, expected: int, subject: str) -> None:

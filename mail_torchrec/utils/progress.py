@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -78,8 +79,10 @@ class _LineWriter:
     def write(self, text: str) -> None:
         """Writes the text as one line; cursor moves and blanks are dropped."""
         if line := text.replace("\x1b[A", "").strip():
-            self._stream.write(f"{line}\n")
+            with suppress(OSError):  # a full disk that holds the log file
+                self._stream.write(f"{line}\n")
 
     def flush(self) -> None:
         """Flushes the stream."""
-        self._stream.flush()
+        with suppress(OSError):
+            self._stream.flush()

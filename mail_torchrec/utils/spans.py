@@ -38,6 +38,8 @@ class Span:
     patient: bool = False
     """True where the work may take longer than a collective may wait, as when rank 0 reads all of
     the training data."""
+    reads: bool = False
+    """True where the main thread waits for data: files or reader processes."""
     since: float = field(default_factory=time.monotonic)
     """Start, on the clock of ``time.monotonic``."""
 
@@ -91,7 +93,7 @@ def reset_spans() -> None:
 
 
 @contextmanager
-def span(name: str, *, patient: bool = False) -> Iterator[None]:
+def span(name: str, *, patient: bool = False, reads: bool = False) -> Iterator[None]:
     """Opens a named span for the block.
 
     Costs a few microseconds while no profiler and no collector runs. In other threads than
@@ -100,6 +102,7 @@ def span(name: str, *, patient: bool = False) -> Iterator[None]:
     Args:
         name: the span's own name; errors tell it behind the names of the spans around it.
         patient: whether the block may take longer than a collective may wait.
+        reads: whether the block waits for data, and for nothing else.
     """
     global _current
     if current_thread() is not main_thread():
@@ -107,7 +110,8 @@ def span(name: str, *, patient: bool = False) -> Iterator[None]:
             yield
         return
     outer, clock = _current, _clock
-    _current = Span(f"{outer.name}, {name}" if outer.name else name, patient or outer.patient)
+    full_name = f"{outer.name}, {name}" if outer.name else name
+    _current = Span(full_name, patient or outer.patient, reads or outer.reads)
     if clock is not None:
         clock.enter(name)
     try:
@@ -117,7 +121,7 @@ def span(name: str, *, patient: bool = False) -> Iterator[None]:
         if clock is not None:
             clock.leave()
     # Not in the `finally` block: an error is reported with the span that it was raised in.
-    _current = Span(outer.name, outer.patient)
+    _current = Span(outer.name, outer.patient, outer.reads)
 
 
 @contextmanager

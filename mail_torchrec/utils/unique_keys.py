@@ -1,6 +1,7 @@
-"""YAML and JSON in which no key of a mapping stands twice.
+"""YAML and JSON in which no key of a mapping stands twice, of bounded size and depth.
 
-Both formats forbid it, but PyYAML and ``json`` keep the last value without a word.
+Both formats forbid repeated keys, but PyYAML and ``json`` keep the last value without a word.
+Aliases (``*name``) make a YAML document of a few lines arbitrarily large, or hold itself.
 """
 
 import json
@@ -9,6 +10,9 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
+
+_MAX_NODES = 100_000
+"""Most values of a document, every alias replaced by what it stands for."""
 
 
 class RepeatedKeyError(yaml.YAMLError):
@@ -26,21 +30,25 @@ def parse_yaml(text: str, above: str = "") -> Any:
         above: dotted path that the document stands at, for messages.
 
     Raises:
-        yaml.YAMLError: it is no valid YAML, or a key stands twice.
+        yaml.YAMLError: it is no valid YAML, a key stands twice, or it is nested too deeply, too
+            large, or holds itself.
     """
     loader = yaml.SafeLoader(text)
     try:
         document = loader.get_single_node()
         if document is None:
             return None
+        _count_nodes(document, {})
         for path, first, second in _repeated_keys(loader, document, above):
             raise RepeatedKeyError(
                 f"key '{path}' should stand once, received it {_places(first, second)}; keep one "
                 "of them, with the content of both"
             )
         return loader.construct_document(document)
-    except ValueError as error:  # a date that there is not, such as 2023-02-30
+    except (ValueError, OverflowError) as error:  # a date that there is not, such as 2023-02-30
         raise yaml.YAMLError(str(error)) from error
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply; write it flatter") from None
     finally:
         loader.dispose()
 
@@ -49,9 +57,43 @@ def parse_json(text: str) -> Any:
     """Parses JSON.
 
     Raises:
-        ValueError: it is no valid JSON, or a key stands twice.
+        ValueError: it is no valid JSON, a key stands twice, or it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_unique_pairs)
+    try:
+        return json.loads(text, object_pairs_hook=_unique_pairs)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Counts the values of a node, every alias replaced by what it stands for.
+
+    Args:
+        node: a value, list or mapping.
+        counts: number of values of every node that was counted; 0 for one that is being counted.
+
+    Raises:
+        yaml.YAMLError: they are too many, or a node holds itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    line = node.start_mark.line + 1
+    if (known := counts.get(id(node))) is not None:
+        if known:
+            return known
+        raise yaml.YAMLError(f"line {line}: an alias should not stand within what it names")
+    counts[id(node)] = 0
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    total = 1 + sum(_count_nodes(child, counts) for child in children)
+    if total > _MAX_NODES:
+        raise yaml.YAMLError(
+            f"line {line}: a document should have at most {_MAX_NODES:,} values, aliases replaced "
+            "by what they stand for, received more"
+        )
+    counts[id(node)] = total
+    return total
 
 
 def _repeated_keys(

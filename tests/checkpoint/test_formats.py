@@ -55,13 +55,14 @@ def refusals(run: Path, tmp_path: Path) -> set[str]:
 
 def test_a_run_says_its_format_and_the_version_that_made_it(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
-    assert record.keys() == {"format", "version"} and record["format"] == RUN_FORMAT == 3
+    assert record.keys() == {"format", "version", "first_checkpoint"}
+    assert record["format"] == RUN_FORMAT == 4
     [checkpoint] = RunDir(finished).checkpoints.published()
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    assert manifest["format"] == CHECKPOINT_FORMAT == 2
+    assert manifest["format"] == CHECKPOINT_FORMAT == 3
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("number", [1, 3, 5])
 def test_every_reader_refuses_a_run_of_another_format_in_one_line(
     finished: Path, tmp_path: Path, number: int
 ) -> None:
@@ -72,7 +73,7 @@ def test_every_reader_refuses_a_run_of_another_format_in_one_line(
         (run / "run.json").write_text(json.dumps({"format": number, "version": "9"}))
     [refusal] = refusals(run, tmp_path)
     assert refusal == (
-        f"Error: run directory '{run}' should have format 3, received format {number}, which "
+        f"Error: run directory '{run}' should have format 4, received format {number}, which "
         "another version of mail-torchrec wrote; use that version, or train the run again\n"
     )
 
@@ -89,7 +90,7 @@ def test_a_checkpoint_of_another_format_is_refused_in_one_line(
             result = CliRunner().invoke(main, ["checkpoint", what, str(folder)])
             assert result.exit_code == 1
             assert result.output == (
-                f"Error: checkpoint '{checkpoint}' should have format 2, received format 1, which "
+                f"Error: checkpoint '{checkpoint}' should have format 3, received format 1, which "
                 "another version of mail-torchrec wrote; use that version, or train the run again\n"
             )
 
@@ -100,4 +101,4 @@ def test_a_new_run_does_not_mind_what_it_replaces(finished: Path, tmp_path: Path
     config = Config.model_validate(yaml.safe_load((finished / "config.yaml").read_text()))
     assert dump_config(config)
     train(config, RunDir(tmp_path / "run"), resume=True)
-    assert json.loads((tmp_path / "run/run.json").read_text())["format"] == 3
+    assert json.loads((tmp_path / "run/run.json").read_text())["format"] == RUN_FORMAT

@@ -15,13 +15,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from mail_torchrec.checkpoint.folder import CHECKSUMS, sha256_of_files, write_checksums
 from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
+from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from tests.support.hostile import CANARY, live_pickles
 from tests.support.small_rows import baseline_tree, config_tree, write_rows
 
 
@@ -354,6 +357,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         found.exit_code == 1
         and "step-00000015/manifest.json should have the SHA-256 " in found.output
     )
+
+
+def test_a_pickle_in_a_checkpoint_is_loaded_by_no_command(
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = as_killed(finished, tmp_path / "run", 10)
+    monkeypatch.chdir(tmp_path)
+    for folder in RunDir(killed).checkpoints.published():
+        (folder / ".metadata").write_bytes(live_pickles()[0])
+        names = [path.name for path in folder.iterdir() if path.name != CHECKSUMS]
+        write_checksums(folder, sha256_of_files(folder, names))
+    for command in ("list", "show", "verify"):
+        result = CliRunner().invoke(main, ["checkpoint", command, str(killed)])
+        assert result.exit_code == 0, result.output
+    evaluate_run(RunDir(killed), None, [])
+    train(configuration(root), RunDir(killed), resume=True)
+    assert_equal_runs(finished, killed)
+    export(ExportOptions(RunDir(killed), tmp_path / "model"))
+    assert not Path(CANARY).exists()
+
+
+def test_a_changed_vocabulary_is_refused_by_evaluation_and_export(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    damage(run / "vocabularies/scales.json")
+    for read in (
+        lambda: evaluate_run(RunDir(run), None, []),
+        lambda: export(ExportOptions(RunDir(run), tmp_path / "model")),
+    ):
+        with pytest.raises(ValueError, match=r"was trained with: scales.json changed"):
+            read()
 
 
 def test_when_all_are_damaged_the_run_is_refused(

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.distributed.preemption import start_fork_server
+from mail_torchrec.distributed.reader_processes import start_fork_server
 from tests.support.small_rows import config_tree, write_rows
 
 

@@ -38,7 +38,7 @@ def test_an_artefact_of_another_format_is_refused_with_one_line(
     with pytest.raises(ValueError) as caught:
         READERS[reader](write_manifest(tmp_path, BEFORE))
     message = str(caught.value)
-    assert "manifest.json' should be of format 2, received format 1" in message
+    assert "manifest.json' should be of format 3, received format 1" in message
     assert "export the run anew" in message and len(message.splitlines()) == 1
 
 
@@ -48,16 +48,16 @@ def test_the_commands_say_so_as_well(tmp_path: Path, command: str) -> None:
     model = str(write_manifest(tmp_path, BEFORE))
     done = CliRunner().invoke(main, [command, "--model", model, *out])
     [line] = [line for line in done.output.splitlines() if line.startswith("Error: ")]
-    assert done.exit_code == 1 and "should be of format 2, received format 1" in line
+    assert done.exit_code == 1 and "should be of format 3, received format 1" in line
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "manifest.json' should be JSON"),
-        ("[]", "should be of format 2, received format None"),
-        ('{"name": "no format"}', "should be of format 2, received format None"),
-        ('{"format": 2}', "is no manifest of format 2: name: Field required; export the run anew"),
+        ("[]", "should be of format 3, received format None"),
+        ('{"name": "no format"}', "should be of format 3, received format None"),
+        ('{"format": 3}', "is no manifest of format 3: name: Field required; export the run anew"),
     ],
 )
 def test_a_damaged_manifest_is_refused_with_one_line(

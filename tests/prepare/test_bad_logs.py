@@ -1,15 +1,18 @@
 """Files that are not as published: each fault has a message, and every lost line is counted."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.prepare import settings
+from mail_torchrec.prepare import line_counts, settings, text_lines
 from mail_torchrec.prepare.pipeline import prepare
+from mail_torchrec.prepare.publish import summary
 from mail_torchrec.prepare.settings import PrepareSettings, prepare_settings
 from tests.support import raw_logs
 
@@ -20,9 +23,7 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def prepared(
-    raw: Path, dataset: str = "alimama", **options: object
-) -> dict[str, dict[str, dict[str, int]]]:
+def prepared(raw: Path, dataset: str = "alimama", **options: object) -> dict[str, Any]:
     return prepare(
         dataset, PrepareSettings.model_validate({"threads": 1} | options), raw, raw.parent / "out"
     )
@@ -49,7 +50,22 @@ BAD_LINES = [
     "\x00\xff\x00",
     "1 ,1494000000,pv,5,6",
     '1,1494000000,"pv",5,6',
+    '1,1494000000,pv,5,"6',
+    "1,1494000000,pv,5,6\r\r",
+    "1,1494000000,pv,5,6\x85",
+    "1,1494000000,pv,5,6\x00",
+    "user,time_stamp,btag,cate,brand",
+    "\x00" * 5_000_000,
+    "1,1494000000,pv,5," + "6" * 70_000,
 ]
+UNLIKELY_TIMES = {
+    "of a cut line": "14940",
+    "of zero": "0",
+    "before 1970": "-1494000000",
+    "in milliseconds": "1494000000000",
+    "a second before the first day": "1492790399",
+    "a second after the last day": "1494691200",
+}
 
 
 def test_each_malformed_line_is_counted_and_none_is_used(raw: Path) -> None:
@@ -61,7 +77,57 @@ def test_each_malformed_line_is_counted_and_none_is_used(raw: Path) -> None:
     dirty = prepare("alimama", PrepareSettings(threads=1), raw, raw.parent / "again")["files"][
         "behavior_log.csv"
     ]
-    assert (clean["malformed"], dirty) == (0, {"rows": clean["rows"], "malformed": len(BAD_LINES)})
+    assert (clean["malformed"], dirty) == (0, clean | {"malformed": len(BAD_LINES)})
+
+
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("pyspark", marks=pytest.mark.slow)])
+def test_a_time_outside_the_published_days_makes_a_line_malformed(raw: Path, engine: str) -> None:
+    if engine == "pyspark":
+        pytest.importorskip("pyspark", reason="the extra 'spark' is not installed, by choice")
+    user, _, rest = (raw / "raw_sample.csv").read_text().splitlines()[1].split(",", 2)
+    lines = [f"{user},{time},{rest}\n" for time in UNLIKELY_TIMES.values()]
+    edit(raw / "raw_sample.csv", lambda before: [*before, *lines])
+    counts = prepared(raw, max_malformed=0.1, engine=engine)
+    assert counts["files"]["raw_sample.csv"] == {
+        "rows": 92,
+        "malformed": 6,
+        "unlikely_times": 6,
+        "blank": 0,
+        "ends_with_newline": True,
+    }
+    assert counts["days"]["test"] == ["2017-05-13", "2017-05-13"]
+
+
+def test_times_in_another_unit_are_named_as_the_reason(raw: Path) -> None:
+    edit(
+        raw / "raw_sample.csv",
+        lambda lines: [lines[0], *(line.replace(",", ",000", 1) + "\n" for line in lines[1:])],
+    )
+    edit(raw / "raw_sample.csv", lambda lines: [line.replace(",0001", ",1000") for line in lines])
+    expected = (
+        r"raw_sample.csv should hold rows: 92 lines, none of them good, 92 of them by a time "
+        r"outside 2017-04-22 to 2017-05-13, such as '.*'; download or unpack it again, or give "
+        r"the log's days with --time-range"
+    )
+    with pytest.raises(ValueError, match=expected):
+        prepared(raw)
+
+
+def test_the_range_of_times_can_be_given(raw: Path) -> None:
+    days = "2017-05-06,2017-05-10"
+    with pytest.raises(ValueError, match=r"by a time outside 2017-05-06 to 2017-05-10, .* allow"):
+        prepared(raw, time_range=days)
+    counts = prepare(
+        "alimama",
+        PrepareSettings.model_validate({"time_range": days, "max_malformed": 0.9}),
+        raw,
+        raw.parent / "again",
+    )
+    times = [row.split(",")[1] for row in (raw / "raw_sample.csv").read_text().splitlines()[1:]]
+    assert counts["files"]["raw_sample.csv"]["rows"] == sum(
+        1494000000 <= int(time) < 1494000000 + 5 * raw_logs.DAY for time in times
+    )
+    assert counts["days"]["test"] == ["2017-05-10", "2017-05-10"]
 
 
 def test_line_ends_of_windows_a_byte_order_mark_and_blank_lines_are_no_fault(raw: Path) -> None:
@@ -72,7 +138,20 @@ def test_line_ends_of_windows_a_byte_order_mark_and_blank_lines_are_no_fault(raw
             b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n\r\n"
         )
     again = prepare("alimama", PrepareSettings(threads=1), raw, raw.parent / "again")
-    assert (again["files"], again["rows"]) == (clean["files"], clean["rows"])
+    for name, counts in clean["files"].items():
+        assert again["files"][name] == counts | {"blank": 2}
+    assert again["rows"] == clean["rows"]
+
+
+def test_a_last_line_without_an_end_is_pointed_out(raw: Path) -> None:
+    log = raw / "behavior_log.csv"
+    log.write_bytes(log.read_bytes()[:-1])
+    record = prepared(raw)
+    assert [
+        name for name, counts in record["files"].items() if not counts["ends_with_newline"]
+    ] == [log.name]
+    [line] = [line for line in summary(record, raw).splitlines() if "it is cut" in line]
+    assert line.startswith("behavior_log.csv: 3,080 lines, and 0 malformed; the last line has no")
 
 
 def test_too_many_malformed_lines_are_an_error_that_shows_one(raw: Path) -> None:
@@ -83,10 +162,8 @@ def test_too_many_malformed_lines_are_an_error_that_shows_one(raw: Path) -> None
     )
     with pytest.raises(ValueError, match=expected):
         prepared(raw)
-    assert prepared(raw, max_malformed=0.2)["files"]["raw_sample.csv"] == {
-        "rows": 92,
-        "malformed": 20,
-    }
+    counts = prepared(raw, max_malformed=0.2)["files"]["raw_sample.csv"]
+    assert (counts["rows"], counts["malformed"]) == (92, 20)
 
 
 def test_a_file_without_a_good_line_is_an_error_at_any_limit(raw: Path) -> None:
@@ -132,7 +209,7 @@ def test_another_header_is_an_error_that_shows_both(raw: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"should be the header user,time_stamp,adgroup_id,pid,nonclk,clk, received "
-        r"user_id,clk",
+        r"'user_id,clk'",
     ):
         prepared(raw)
 
@@ -156,15 +233,32 @@ def test_a_log_of_one_day_has_no_training_rows(raw: Path) -> None:
         prepared(raw, test_days=8)
 
 
-def test_an_engine_that_cannot_go_on_says_so(raw: Path) -> None:
-    (raw / "behavior_log.csv").write_text(
-        (raw / "behavior_log.csv").read_text() + "1" * 3_000_000 + "\n"
-    )
+def test_a_file_that_changes_while_it_is_read_is_an_error(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(path: Path) -> text_lines.FileLines:
+        with path.open("a") as file:
+            file.write("1,1494000000,pv,5,6\n")
+        return text_lines.count_lines(path)
+
+    monkeypatch.setattr(line_counts, "count_lines", append)
+    with pytest.raises(ValueError, match=r"93 of 94 lines were read; a file should not change"):
+        prepared(raw)
+
+
+def test_a_file_that_cannot_be_read_stops_the_engine_with_its_error(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Iterator[bytes]:
+        yield path.read_bytes()[:100]
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(text_lines, "_blocks", fail)
     with pytest.raises(
         ValueError, match=r"DuckDB could not go on; what is finished is kept"
     ) as raised:
         prepared(raw)
-    assert "Maximum line size" in str(raised.value) and len(str(raised.value)) < 2_000
+    assert "Input/output error" in str(raised.value) and len(str(raised.value)) < 2_000
 
 
 @pytest.mark.parametrize(
@@ -173,6 +267,8 @@ def test_an_engine_that_cannot_go_on_says_so(raw: Path) -> None:
         ({"history": 0}, "--history: Input should be greater than 0, received 0"),
         ({"memory_limit": "lots"}, "--memory-limit: .*, received 'lots'"),
         ({"max_malformed": 2}, "--max-malformed: .*, received 2"),
+        ({"time_range": "2017"}, "--time-range: .*should be two days FROM,TO.*, received '2017'"),
+        ({"time_range": "2017-05-02,2017-05-01"}, "--time-range: .*should be two days FROM,TO"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options: dict[str, object], message: str) -> None:

@@ -149,12 +149,12 @@ def raw_text(text: str) -> dict[str, Any]:
 BAD: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "no JSON": (lambda _: b"{", 400, "should be JSON in UTF-8"),
     "no UTF-8": (lambda _: b"\xff\xfe\x00", 400, "should be JSON in UTF-8"),
-    "nested": (lambda _: b"[" * 40_000, 400, "nested so deep"),
+    "nested": (lambda _: b"[" * 40_000, 400, "recursion limit exceeded"),
     "no inputs": (lambda _: {}, 400, "inputs: Field required"),
     "a NaN": (
         lambda _: b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}',
         400,
-        "NaN is no JSON number",
+        "should be JSON in UTF-8 (null where a value is missing)",
     ),
     "beyond float32": (
         lambda e: with_data(e, "income", [1e39]),
@@ -207,7 +207,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "raw: a NaN": (
         lambda _: raw_text('{"user": {"income": NaN}, "candidates": [{}]}'),
         400,
-        "NaN is no JSON number",
+        "should be JSON in UTF-8 (null where a value is missing)",
     ),
     "raw: a number that overflows": (
         lambda e: with_user(e, income=-1.6e283),

@@ -161,20 +161,21 @@ def test_the_split_s_candidate_is_what_its_folder_holds(exported: Path, tmp_path
     by_version = served(tmp_path, split=TrafficSplit(first, 1.0))
     third = tmp_path.parent / f"{tmp_path.name}.third"
     shutil.copytree(exported / "first", third)
-    write_manifest(third, created="2997-01-01T00:00:00+00:00", version="third")
+    write_manifest(third, created="2997-01-01T00:00:00+00:00", name="third")
+    of_third = version_in(third)
     replace(tmp_path, "candidate", third)
     for versions in (by_name, by_version):
         versions.refresh()
         versions.refresh()
         assert not versions.metrics.loads.labels("refused")._value.get()
-    assert by_name.choose("", "u").manifest.version == "third"
+    assert by_name.choose("", "u").manifest.version == of_third
     assert by_version.choose("", "u").manifest.version == first  # as one that was deleted
     shutil.rmtree(tmp_path / "main")
     shutil.rmtree(tmp_path / "candidate")
     by_name.refresh()
     by_name.split = TrafficSplit("candidate", 0.0)
     assert by_name.choose("", "u").manifest.version == second  # the last one that served
-    assert by_name.choose("candidate", None).manifest.version == "third"
+    assert by_name.choose("candidate", None).manifest.version == of_third
 
 
 def test_a_folder_that_cannot_be_read_stops_no_other(exported: Path, tmp_path: Path) -> None:
@@ -186,6 +187,8 @@ def test_a_folder_that_cannot_be_read_stops_no_other(exported: Path, tmp_path: P
     (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "b" / "manifest.json")
     publish(exported / "second", tmp_path / "c")
+    [problem] = versions.refresh()
+    assert "b/manifest.json' should be a regular file" in problem
     assert not versions.refresh() and len(versions.all) == 2
 
 
@@ -202,8 +205,8 @@ def other_requests(source: Path, target: Path, **changes: Any) -> Path:
             del place[int(last) if last.isdigit() else last]
         else:
             place[last] = value
-    (target / "manifest.json").write_text(json.dumps(text))
-    write_manifest(target, created="2999-01-01T00:00:00+00:00", version="other")
+    ArtifactManifest.model_validate_json(json.dumps(text)).write(target)
+    write_manifest(target, created="2999-01-01T00:00:00+00:00")
     return target
 
 
@@ -214,7 +217,7 @@ def renamed(source: Path, target: Path) -> Path:
     types = {"years" if name == "age" else name: kind for name, kind in types.items()}
     other_requests(source, target, schema__columns__age__column="years", value_types=types)
     (target / "golden.json").write_text(golden)
-    write_manifest(target, version="renamed")
+    write_manifest(target)
     return target
 
 
@@ -303,16 +306,15 @@ def test_other_requests_are_taken_where_they_are_allowed_or_nothing_serves_yet(
     publish(exported / "first", root / "a")
     allowed, strict = served(root, allow_schema_change=True), served(root)
     publish(renamed(exported / "first", tmp_path / "new"), root / "b")
+    of_renamed = version_in(root / "b")
     assert not allowed.refresh() and "user column 'years': none here" in strict.refresh()[0]
-    assert allowed.choose("", None).manifest.version == "renamed"
+    assert allowed.choose("", None).manifest.version == of_renamed
     assert strict.choose("", None).manifest.version == version_in(exported / "first")
     LOG.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
-        assert served(root).choose("", None).manifest.version == "renamed"
+        assert served(root).choose("", None).manifest.version == of_renamed
     LOG.removeHandler(caplog.handler)
-    assert "takes other requests than version renamed, which serves: user column 'age'" in (
-        caplog.text
-    )
+    assert f"than version {of_renamed}, which serves: user column 'age'" in caplog.text
     for split in (TrafficSplit("a", 0.5), TrafficSplit("b", 0.5)):
         with pytest.raises(ValueError, match="--split: it takes other requests than version"):
             served(root, split=split)

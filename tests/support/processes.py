@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from mail_torchrec.distributed.parent import PARENT_VARIABLE
 from tests.support.preloaded import ROOT, PreloadedProcess, command
 
 
@@ -63,6 +64,7 @@ class PreloadedPopen:
     ) -> None:
         assert words[:3] == [sys.executable, "-m", "mail_torchrec"]
         assert stdin == subprocess.DEVNULL
+        assert env.pop(PARENT_VARIABLE) == str(os.getpid())  # a fork server starts it in this case
         streams = (stdout.fileno(), stderr.fileno())
         self._process = PreloadedProcess(command, (words[3:], os.getcwd()), env, *streams)
         self._process.start()

@@ -52,8 +52,37 @@ def test_what_is_no_repetition_is_parsed_as_pyyaml_does(text: str) -> None:
     assert parse_yaml(text) == yaml.safe_load(text)
 
 
-def test_a_mapping_that_holds_itself_comes_to_an_end() -> None:
-    assert parse_yaml("a: &a\n  b: *a\n")["a"].keys() == {"b"}
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+)
+HOSTILE = {
+    "a mapping that holds itself": ("a: &a\n  b: *a\n", "line 2: an alias should not stand within"),
+    "a list that holds itself": ("&a [*a]", "line 1: an alias should not stand within"),
+    "a key that holds itself": ("&a {? *a : 1}", "an alias should not stand within"),
+    "aliases of aliases": (BOMB, "line 6: a document should have at most 100,000 values"),
+    "merges of merges": (MERGES, "a document should have at most 100,000 values"),
+    "many values": (f"[{'1,' * 100_001}]", "a document should have at most 100,000 values"),
+    "nested lists": ("[" * 5000 + "]" * 5000, "nested too deeply"),
+    "nested mappings": ("{a: " * 5000 + "}" * 5000, "nested too deeply"),
+    "unclosed lists": ("[" * 5000, "nested too deeply"),
+    "nested blocks": ("".join(" " * n + "a:\n" for n in range(3000)), "nested too deeply"),
+    "an endless number": ("1" * 5000, "limit"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_document_that_would_grow_or_nest_without_bound_is_an_error(case: str) -> None:
+    text, message = HOSTILE[case]
+    with pytest.raises(yaml.YAMLError, match=message):
+        parse_yaml(text)
+
+
+def test_json_that_is_nested_too_deeply_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000)
 
 
 @pytest.mark.parametrize("text", ["a: 2023-02-30", "2023-02-30: a", "? [a]\n: 1", "? {a: 1}\n: 1"])

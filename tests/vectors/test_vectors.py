@@ -57,7 +57,7 @@ def changed(model: Path, folder: Path, change: Any) -> Path:
     shutil.copytree(model, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    ArtifactManifest.model_validate_json(json.dumps(manifest)).write(folder)
     return folder
 
 

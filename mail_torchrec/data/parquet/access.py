@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+from mail_torchrec.utils.current_read import publish_read
 from mail_torchrec.utils.uris import redact
 
 _CREDENTIALS = (
@@ -40,17 +41,21 @@ _STORES = {
 
 
 @contextmanager
-def reading(file: str) -> Iterator[None]:
+def reading(file: str, row_group: int | None = None) -> Iterator[None]:
     """Names the file in errors of reading it, and tells damage from a lack of access.
+
+    Meanwhile the file is published as the one that this process reads (``utils/current_read.py``).
 
     Args:
         file: path or URI for the message, without credentials.
+        row_group: number of the row group that is read; None for more of the file, or its footer.
 
     Raises:
         ValueError: an error within.
     """
     try:
-        yield
+        with publish_read(file if row_group is None else f"{file}, row group {row_group}"):
+            yield
     except Exception as error:  # a file system of fsspec raises errors of any kind
         raise unreadable_file(file, error) from error
 

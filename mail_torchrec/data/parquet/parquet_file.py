@@ -122,7 +122,7 @@ class ParquetFile:
             ValueError: the file cannot be read (truncated, damaged, deleted).
         """
         fragment = self.fragment
-        with reading(self.path):
+        with reading(self.path, row_group):
             if row_group is not None:
                 fragment = fragment.subset(row_group_ids=[row_group])
             # Reader processes read in parallel already; threads within them only wait for each
@@ -161,7 +161,7 @@ class ParquetFile:
             file.iter_batches(batch_size, [group], names, use_threads=False) for group in groups
         )
         while True:
-            with reading(self.path):
+            with reading(self.path, row_group):
                 batch = next(batches, None)
             if batch is None:
                 return

@@ -1,0 +1,141 @@
+"""Writes of a run: whole files that replace others atomically, and files that grow by appending.
+
+Every file that a training writes beside its tensors goes through here, so that a full or failing
+disk leaves each whole file as it was, and costs growing files nothing but time.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from mail_torchrec.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+_MAX_WAITING_BYTES = 64 * 2**20
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a file that takes the place of ``path`` when the block succeeds.
+
+    It is a hidden file beside ``path``, and on the disk (fsync) before it is renamed: whatever
+    fails, and whenever the process is killed, ``path`` is as it was or complete.
+
+    Raises:
+        OSError: it could not be written; with the name of the file.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)  # of a killed process that had this number
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        _discard(part)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a whole file atomically, as :func:`atomic_file` does.
+
+    Raises:
+        OSError: it could not be written; the file that was there is unchanged.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names of a folder's files are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(part: Path) -> None:
+    """Deletes an unfinished file; the next run deletes it where this fails."""
+    try:
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("'%s' could not be deleted: %s", part, error.strerror)
+
+
+class AppendedFile:
+    """Appends to a file; what cannot be written waits in memory for the next attempt.
+
+    A write that fails (full disk, failing network storage) gives one warning and no error, and the
+    program goes on. What a failed or killed write left behind the known end is cut off by the next
+    one. The file is opened for each write, so that it may be moved or mounted anew meanwhile.
+
+    Args:
+        path: the file; its folder is created where it is missing.
+        size: bytes at the beginning to keep; what is behind them is cut off.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self._path, self.size = path, size
+        """Bytes that are in the file."""
+        self._waiting = bytearray()
+        self._num_dropped = 0
+        self._fails = False
+        self._flush()
+
+    def append(self, data: bytes) -> None:
+        """Appends data, and what was waiting before it."""
+        if len(self._waiting) + len(data) > _MAX_WAITING_BYTES:
+            self._num_dropped += len(data)
+        else:
+            self._waiting += data
+        self._flush()
+
+    def close(self) -> None:
+        """Writes what is waiting, or warns that it is lost."""
+        if self._waiting:
+            self._flush()
+        if lost := len(self._waiting) + self._num_dropped:
+            logger.warning("'%s' lacks its last %d bytes: its disk took none", self._path, lost)
+
+    def _flush(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            if not self._fails:
+                logger.warning(
+                    "'%s' cannot be written (%s): the run goes on, and its records wait in memory "
+                    "until it can",
+                    self._path,
+                    error.strerror,
+                )
+            self._fails = True
+        else:
+            if self._fails:
+                logger.info("'%s' is written again, and complete", self._path)
+            self._fails = False
+
+    def _write(self) -> None:
+        """Writes all that is waiting at the known end of the file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            end = os.fstat(descriptor).st_size
+            if end > self.size:
+                os.ftruncate(descriptor, self.size)
+            end = min(end, self.size)  # lower where somebody has emptied the file
+            with memoryview(self._waiting) as waiting:
+                done = 0
+                while done < len(waiting):
+                    done += os.pwrite(descriptor, waiting[done:], end + done)
+        finally:
+            os.close(descriptor)
+        self.size = end + done
+        self._waiting.clear()
