@@ -17,12 +17,8 @@ from mail_torchrec.checkpoint.manifest import (
     RankProgress,
 )
 from mail_torchrec.checkpoint.saver import CheckpointSaver
-from mail_torchrec.config import Config, dump_config, load_config
-from mail_torchrec.data.column_types import ColumnTypes, save_column_types
+from mail_torchrec.config import Config, dump_config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.fitting import fit_encoders
-from mail_torchrec.data.list_shapes import ListShapes
-from mail_torchrec.data.new_users import NewUserCounter
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
@@ -42,13 +38,13 @@ from mail_torchrec.train.loop import ManifestFactory, TrainingLoop
 from mail_torchrec.train.memory_usage import memory_usage
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.resume import (
-    check_finished,
     check_resumable,
     newest_intact_checkpoint,
     redistribute_progress,
     vocabulary_checksums,
 )
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.run_start import fit_run_encoders, open_run
 from mail_torchrec.train.state import restore
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.run_files import write_file
@@ -111,7 +107,7 @@ def train(
         process_group(config.train.device, config.train.timeout) as device,
         run_dir.lock(resume=resume),
     ):
-        finished = broadcast_from_rank_0(lambda: _open_run(config, run_dir, resume, from_scratch))
+        finished = broadcast_from_rank_0(lambda: open_run(config, run_dir, resume, from_scratch))
         if finished is not None:
             return finished
         job = _prepare_job(config, run_dir, device, plan, resume)
@@ -123,33 +119,6 @@ def train(
         return found.metrics
 
 
-def _open_run(
-    config: Config, run_dir: RunDir, resume: bool, from_scratch: bool
-) -> dict[str, CohortMetrics] | None:
-    """Opens the run directory; returns the metrics of a run that has nothing left to train."""
-    run_dir.open(resume=resume, from_scratch=from_scratch)
-    if not run_dir.metrics.exists() or (metrics := _read_metrics(run_dir)) is None:
-        return None
-    epochs = load_config(run_dir.config, []).train.epochs
-    if config.train.epochs > epochs:
-        return None
-    check_finished(config, run_dir, *open_sources(config))
-    logger.info(
-        "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
-    )
-    return metrics
-
-
-def _read_metrics(run_dir: RunDir) -> dict[str, CohortMetrics] | None:
-    """Reads the metrics of a finished run; None where they are damaged."""
-    try:
-        metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
-    except ValueError as error:
-        logger.warning("'%s' is damaged, the run is evaluated anew: %s", run_dir.metrics, error)
-        return None
-    return metrics
-
-
 def _prepare_job(
     config: Config, run_dir: RunDir, device: torch.device, plan: Path | None, resume: bool
 ) -> _TrainingJob:
@@ -157,7 +126,7 @@ def _prepare_job(
     source, test_source = open_sources(config)
     resume_point = _find_resume_point(config, run_dir, source) if resume else None
     if resume_point is None:
-        _fit_encoders(config, source, test_source.types, run_dir)
+        fit_run_encoders(config, source, test_source.types, run_dir)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     feature_tables = config_feature_tables(config)
     train_data = load_split(config, encoders, feature_tables, source, training=True)
@@ -192,29 +161,6 @@ def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _Resu
     if rank() == 0:
         run_dir.record_checkpoint(manifest.step)
     return _ResumePoint(folder, manifest)
-
-
-def _fit_encoders(config: Config, source: Source, types: ColumnTypes, run_dir: RunDir) -> None:
-    """Fits the encoders on rank 0, and writes them and the columns' types to the run directory."""
-
-    def fit() -> None:
-        new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
-        with span("reading", reads=True):
-            encoders = fit_encoders(
-                source,
-                config.schema_,
-                config.data.cold_start,
-                observers=[new_users, shapes],
-                progress=True,
-            )
-        encoders.save(run_dir.vocabularies)
-        save_column_types(types, run_dir.vocabularies)
-        for warning in shapes.warnings():
-            logger.warning("'%s': %s", source.path, warning)
-        warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
-
-    with span("fitting the vocabularies"):
-        broadcast_from_rank_0(fit)
 
 
 def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:

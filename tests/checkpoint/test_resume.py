@@ -1,5 +1,6 @@
 """A resumed run ends as one that never stopped; other runs are refused with the reason."""
 
+import errno
 import json
 import os
 import resource
@@ -24,6 +25,7 @@ from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from mail_torchrec.utils.formats import RUN_FORMAT
 from tests.support.hostile import CANARY, live_pickles
 from tests.support.small_rows import baseline_tree, config_tree, write_rows
 
@@ -391,26 +393,147 @@ def test_a_changed_vocabulary_is_refused_by_evaluation_and_export(
             read()
 
 
-def test_when_all_are_damaged_the_run_is_refused(
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, but for what says when a run was opened."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "run.json")
+    }
+
+
+def test_when_all_are_damaged_the_run_is_refused_again_and_again_and_nothing_changes(
     root: Path, finished: Path, tmp_path: Path
 ) -> None:
     killed = as_killed(finished, tmp_path / "run", 10)
+    shutil.rmtree(killed / "checkpoints" / ".step-00000015.partial")
     damage(killed / "checkpoints/step-00000005/.metadata")
     (killed / "checkpoints/step-00000010/SHA256SUMS").unlink()
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"every checkpoint below .* is damaged; delete the run "
-            r"directory(.|\n)*SHA256SUMS(.|\n)*metadata"
-        ),
-    ):
-        train(configuration(root), RunDir(killed), resume=True)
+    before = files_of(killed)
+    for _ in range(3):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"every checkpoint below .* is damaged, and none was changed; bring one back from "
+                r"a copy, or train anew with --from-scratch(.|\n)*SHA256SUMS(.|\n)*metadata"
+            ),
+        ):
+            train(configuration(root), RunDir(killed), resume=True)
+        assert files_of(killed) == before
 
 
-def test_a_run_without_a_checkpoint_begins_anew(root: Path, finished: Path, tmp_path: Path) -> None:
-    killed = as_killed(finished, tmp_path / "run", 0)
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "they were deleted": lambda run: [
+        shutil.rmtree(path) for path in (run / "checkpoints").iterdir()
+    ],
+    "their folder was deleted": lambda run: shutil.rmtree(run / "checkpoints"),
+    "they were set aside": lambda run: [
+        path.rename(f"{path}.damaged") for path in (run / "checkpoints").glob("step-*")
+    ],
+    "they were, and nothing else tells": lambda run: [
+        *(path.rename(f"{path}.damaged") for path in (run / "checkpoints").glob("step-*")),
+        (run / "data.json").unlink(),
+        (run / "run.json").write_text(json.dumps({"format": RUN_FORMAT, "version": "0"})),
+    ],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(
+    root: Path, finished: Path, tmp_path: Path, loss: str
+) -> None:
+    killed = as_killed(finished, tmp_path / "run", 10)
+    LOSSES[loss](killed)
+    records = (killed / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"has no checkpoint left to resume from, and had one \("
+        ):
+            train(configuration(root), RunDir(killed), resume=True)
+    with pytest.raises(ValueError, match=r"already holds a run \(unfinished\); add --resume"):
+        train(configuration(root), RunDir(killed))
+    assert (killed / "metrics.jsonl").read_bytes() == records
+    train(configuration(root), RunDir(killed), from_scratch=True)
+    assert_equal_runs(finished, killed)
+    assert (killed / "earlier-1/metrics.jsonl").read_bytes() == records
+    train(configuration(root), RunDir(killed), from_scratch=True)
+    assert_equal_runs(killed, killed / "earlier-2")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(
+    root: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def killed_at_step_4() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "record_step", at_steps({4: killed_at_step_4}))
+        with pytest.raises(KeyboardInterrupt):
+            train(configuration(root), RunDir(tmp_path / "run"))
+    train(configuration(root), RunDir(tmp_path / "run"), resume=True)
+    assert "stopped before its first checkpoint, and begins at step 0" in capsys.readouterr().err
+    assert_equal_runs(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+@pytest.mark.parametrize("name", ["SHA256SUMS", "__0_0.distcp", "index.json"])
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
+    root: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: int,
+) -> None:
+    killed = as_killed(finished, tmp_path / "run", 10)
+    shutil.rmtree(killed / "checkpoints" / ".step-00000015.partial")
+    before, really_open = files_of(killed), os.open
+    unreadable = killed / "checkpoints/step-00000010" / name
+    assert unreadable.exists()
+
+    def open_file(path: Any, *arguments: Any, **options: Any) -> int:
+        if os.fspath(path) == str(unreadable):
+            raise OSError(error, os.strerror(error), str(path))
+        return really_open(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_file)
+        for action in (
+            lambda: train(configuration(root), RunDir(killed), resume=True),
+            lambda: evaluate_run(RunDir(killed), None, []),
+        ):
+            with pytest.raises(
+                OSError, match=r"step-00000010' cannot be read, which does not say that it is dam"
+            ):
+                action()
+    assert files_of(killed) == before
     train(configuration(root), RunDir(killed), resume=True)
     assert_equal_runs(finished, killed)
+
+
+def test_an_old_checkpoint_may_be_a_link(root: Path, finished: Path, tmp_path: Path) -> None:
+    """It is unlinked when its time has come, and what it leads to stays."""
+    killed = as_killed(finished, tmp_path / "run", 10)
+    old = killed / "checkpoints/step-00000005"
+    shutil.move(old, tmp_path / "archive")
+    old.symlink_to(tmp_path / "archive")
+    (killed / "checkpoints/.step-00000003.deleted").symlink_to(tmp_path / "archive")
+    (killed / "checkpoints/step-00000002").symlink_to(tmp_path / "nowhere")
+    train(configuration(root, checkpoint={"keep": 2}), RunDir(killed), resume=True)
+    assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == [
+        "step-00000015",
+        "step-00000016",
+    ]
+    assert len(list((tmp_path / "archive").iterdir())) > 3
+    newest = killed / "checkpoints/step-00000016"
+    shutil.rmtree(newest)
+    newest.symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(OSError, match=r"step-00000016' cannot be read, which does not say"):
+        evaluate_run(RunDir(killed), None, [])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

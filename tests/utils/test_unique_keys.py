@@ -59,10 +59,10 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
 )
 HOSTILE = {
-    "a mapping that holds itself": ("a: &a\n  b: *a\n", "line 2: an alias should not stand within"),
-    "a list that holds itself": ("&a [*a]", "line 1: an alias should not stand within"),
+    "a mapping that holds itself": ("a: &a\n  b: *a\n", "an alias should not stand within"),
+    "a list that holds itself": ("&a [*a]", "an alias should not stand within"),
     "a key that holds itself": ("&a {? *a : 1}", "an alias should not stand within"),
-    "aliases of aliases": (BOMB, "line 6: a document should have at most 100,000 values"),
+    "aliases of aliases": (BOMB, "a document should have at most 100,000 values"),
     "merges of merges": (MERGES, "a document should have at most 100,000 values"),
     "many values": (f"[{'1,' * 100_001}]", "a document should have at most 100,000 values"),
     "nested lists": ("[" * 5000 + "]" * 5000, "nested too deeply"),
