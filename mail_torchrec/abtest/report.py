@@ -14,6 +14,7 @@ from mail_torchrec.abtest.plots import draw_lifts
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.utils.local_path import make_output_dir
+from mail_torchrec.utils.run_files import write_report_file
 
 _PLOT = "lifts.png"
 
@@ -89,7 +90,7 @@ class AbTestReport:
             "json": json.dumps(self.content(), indent=2, allow_nan=False) + "\n",
         }
         for kind, body in bodies.items():
-            (out / f"report.{kind}").write_text(body, encoding="utf-8")
+            write_report_file(out / f"report.{kind}", body)
         return [out / _PLOT, *(out / f"report.{kind}" for kind in bodies)]
 
     def _by_name(self) -> dict[str, MetricComparison]:

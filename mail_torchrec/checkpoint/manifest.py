@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from mail_torchrec.data.fingerprint import FileFingerprint
 from mail_torchrec.data.reading.partition import DataPosition
@@ -16,20 +17,24 @@ CONFIG = "config.yaml"
 PLAN = "plan.json"
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Count of a damaged or foreign manifest as well: a tensor and a float hold it."""
+
+
 class RankProgress(Settings):
     """Sums and counts that one rank had collected."""
 
-    losses: dict[str, float] = {}
+    losses: dict[str, FiniteFloat] = {}
     """Sums of this rank's losses since the last report in metrics.jsonl, by name."""
-    counts: list[int] = []
+    counts: list[Count] = []
     """Counts of this rank's reader in the epoch so far, in the order of ``Reader.count_names``."""
 
 
 class LogPosition(Settings):
     """Position in the log files of a run."""
 
-    steps_since_report: int = Field(ge=0)
-    log_bytes: int = Field(ge=0)
+    steps_since_report: Count
+    log_bytes: Count
     """Size of metrics.jsonl; lines behind it were written by steps that a resumed run repeats, and
     are cut off."""
 
@@ -38,24 +43,32 @@ class CheckpointManifest(Settings):
     """Description of a checkpoint."""
 
     format: int = CHECKPOINT_FORMAT
-    step: int = Field(ge=0)
+    step: Count
     """Steps trained, over all epochs."""
     position: DataPosition
     """Position in the training data."""
     progress: LogPosition
-    ranks: list[RankProgress]
+    ranks: list[RankProgress] = Field(min_length=1)
     """Progress of each rank, in rank order."""
     written: str
     """Time of writing: UTC, ISO 8601."""
     config_name: str
     versions: dict[str, str]
     """Versions of this package, torch and torchrec."""
-    num_rows: int
+    num_rows: Count
     """Rows of the training data."""
     data: tuple[FileFingerprint, ...]
     """Fingerprints of the training data's files."""
     vocabularies: dict[str, str]
     """Files of the run's ``vocabularies/``, with their SHA-256."""
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        """Checks that all ranks have counted and summed the same."""
+        kinds = {(tuple(sorted(one.losses)), len(one.counts)) for one in self.ranks}
+        if len({losses for losses, _ in kinds}) > 1 or len({number for _, number in kinds}) > 1:
+            raise ValueError("ranks should have the same losses and as many counts each")
+        return self
 
 
 def manifest_text(manifest: CheckpointManifest) -> str:

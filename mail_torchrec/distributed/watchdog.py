@@ -92,6 +92,8 @@ class Watchdog:
             message: the reason, which every rank tells.
         """
         self._fault = message
+        if not self._thread.is_alive():  # the store is gone
+            self._end_process(message)
 
     def explain(self, error: Exception) -> Exception:
         """Reports an error that is about to end this rank, and returns the error to raise.
@@ -178,6 +180,7 @@ class Watchdog:
                     )
                     self._explain(store, failure)
             except dist.DistError:  # the store is gone
+                self._explanation = self._explanation or self._fault
                 if not self._explanation and not launcher_hosts_store():
                     return  # with rank 0: this rank's next collective fails and says so
                 if not self._explanation and not self._stopped.is_set():

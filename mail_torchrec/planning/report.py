@@ -12,6 +12,7 @@ from mail_torchrec.planning.scenarios import ScenarioGrid
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import escape_markdown
 from mail_torchrec.utils.local_path import make_output_dir
+from mail_torchrec.utils.run_files import write_report_file
 
 _GIB = 2**30
 _HEADER = (
@@ -199,7 +200,7 @@ def write_report(
             name = "plan.json" if len(estimates) == 1 else f"plan-{file_name(estimate)}.json"
             files[name] = estimate.plan_text()
     for name, body in files.items():
-        (out / name).write_text(body, encoding="utf-8")
+        write_report_file(out / name, body)
     return [out / name for name in files]
 
 

@@ -18,6 +18,7 @@ from mail_torchrec.reporting.figure_style import (
 )
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.utils.local_path import make_output_dir
+from mail_torchrec.utils.run_files import write_report_file
 
 _COHORT_STYLES = (("new", NEW_USER_COLOUR, -0.13), ("old", OLD_USER_COLOUR, 0.13))
 """Cohort of users, its colour, and the vertical offset of its dots within a method's line."""
@@ -78,8 +79,8 @@ def write_comparison(results: Sequence[MethodResult], text: str, out: Path) -> l
     """
     make_output_dir(out)
     paths = [out / f"comparison.{kind}" for kind in ("md", "json", "png")]
-    paths[0].write_text(text)
-    paths[1].write_text(as_json(results))
+    write_report_file(paths[0], text)
+    write_report_file(paths[1], as_json(results))
     draw_comparison(results, paths[2])
     return paths
 

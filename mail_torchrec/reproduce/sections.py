@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mail_torchrec.reporting.html import markdown_to_html
+from mail_torchrec.utils.run_files import write_file, write_report_file
 
 SECTIONS = ("table2", "table3", "figures", "warmup")
 """In the order of the report."""
@@ -43,8 +44,8 @@ class ReportSection:
         }
         record = head | self.content | {"command": command, "configuration": configuration}
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-        (out / f"{self.name}.json").write_text(text)
-        (out / f"{self.name}.md").write_text(self.text)
+        write_file(out / f"{self.name}.json", text)
+        write_file(out / f"{self.name}.md", self.text)
 
 
 def write_report(out: Path, name: str) -> list[Path]:
@@ -74,10 +75,10 @@ def write_report(out: Path, name: str) -> list[Path]:
     ]
     text = "\n".join(lines)
     paths = [out / f"report.{kind}" for kind in ("html", "md", "json")]
-    paths[0].write_text(markdown_to_html(text, out), encoding="utf-8")
-    paths[1].write_text(text, encoding="utf-8")
+    write_report_file(paths[0], markdown_to_html(text, out))
+    write_report_file(paths[1], text)
     record = {"name": name, "sections": found}
-    paths[2].write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_report_file(paths[2], json.dumps(record, indent=2, allow_nan=False) + "\n")
     return paths
 
 

@@ -9,16 +9,26 @@ import torch
 from torch.utils.data import DataLoader
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.column_types import ColumnTypes, save_column_types
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.list_shapes import ListShapes
 from mail_torchrec.data.negatives import NegativeDistribution, NegativeSampler
+from mail_torchrec.data.new_users import NewUserCounter, no_new_rows
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.partition import RankInfo
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.source import Source
-from mail_torchrec.distributed.collectives import gather_rows, rank, world_size
+from mail_torchrec.distributed.collectives import (
+    broadcast_from_rank_0,
+    gather_rows,
+    rank,
+    world_size,
+)
 from mail_torchrec.distributed.reader_processes import ReaderProcesses, start_fork_server
 from mail_torchrec.towers.registry import tower_settings
+from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
 
@@ -185,3 +195,47 @@ def log_counts(where: str, counts: dict[str, int]) -> None:
         ]
         if found:
             logger.info("%s: %s: %s", where, message, ", ".join(found))
+
+
+def fit_run_encoders(config: Config, source: Source, types: ColumnTypes, run_dir: RunDir) -> None:
+    """Fits the encoders on rank 0, and writes them and the columns' types to the run directory."""
+
+    def fit() -> None:
+        new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
+        with span("reading", reads=True):
+            encoders = fit_encoders(
+                source,
+                config.schema_,
+                config.data.cold_start,
+                observers=[new_users, shapes],
+                progress=True,
+            )
+        encoders.save(run_dir.vocabularies)
+        save_column_types(types, run_dir.vocabularies)
+        for warning in shapes.warnings():
+            logger.warning("'%s': %s", source.path, warning)
+        warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
+
+    with span("fitting the vocabularies"):
+        broadcast_from_rank_0(fit)
+
+
+def warn_without_new_rows(config: Config, path: str, num_new: int, num_rows: int) -> None:
+    """Warns of data without a new user's row, where the model or the split is made for new users.
+
+    Args:
+        config: of the run.
+        path: of the data.
+        num_new: rows that are reported as new users'.
+        num_rows: all rows.
+    """
+    model = config.model
+    for_new_users = (
+        model.zero_shot,
+        model.baseline,
+        model.behaviour_dropout,
+        model.cold_loss_weight,
+        config.data.cold_start.hide_share,
+    )
+    if not num_new and any(for_new_users):
+        logger.warning("%s", no_new_rows(path, num_rows, config.schema_, config.data))

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from mail_torchrec.checkpoint.data_record import ScoredRows
-from mail_torchrec.config import Config, load_config
+from mail_torchrec.config import load_config
 from mail_torchrec.data.column_types import load_column_types
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.new_users import no_new_rows
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.chunk import user_hashes
 from mail_torchrec.data.reading.reader import Reader
@@ -32,16 +31,14 @@ from mail_torchrec.train.data_splits import (
     load_split,
     log_counts,
     reduce_counts,
+    warn_without_new_rows,
 )
 from mail_torchrec.train.resume import check_vocabularies, newest_intact_checkpoint
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import load_model
 from mail_torchrec.train.steps import run_steps
-from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import progress_bar
 from mail_torchrec.utils.spans import span
-
-logger = get_logger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -84,27 +81,6 @@ def evaluate(
     metrics = compute_metrics(scores, labels, users, is_new, conversion_scores)
     rows = ScoredRows(labels, users, is_new)
     return Evaluation(metrics, reduce_counts(reader, counts), rows)
-
-
-def warn_without_new_rows(config: Config, path: str, num_new: int, num_rows: int) -> None:
-    """Warns of data without a new user's row, where the model or the split is made for new users.
-
-    Args:
-        config: of the run.
-        path: of the data.
-        num_new: rows that are reported as new users'.
-        num_rows: all rows.
-    """
-    model = config.model
-    for_new_users = (
-        model.zero_shot,
-        model.baseline,
-        model.behaviour_dropout,
-        model.cold_loss_weight,
-        config.data.cold_start.hide_share,
-    )
-    if not num_new and any(for_new_users):
-        logger.warning("%s", no_new_rows(path, num_rows, config.schema_, config.data))
 
 
 def _score_rows(

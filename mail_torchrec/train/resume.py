@@ -1,5 +1,6 @@
 """Choice of the checkpoint that a run resumes from, and the checks that it may."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from mail_torchrec.distributed.collectives import (
     rank,
     world_size,
 )
+from mail_torchrec.metrics.cohorts import CohortMetrics
+from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import FROM_SCRATCH, RunDir
 from mail_torchrec.utils.config_trees import NEUTRAL_SETTINGS
 from mail_torchrec.utils.logging import get_logger
@@ -237,3 +240,35 @@ def redistribute_progress(ranks: list[RankProgress]) -> RankProgress:
     }
     counts = [sum(column) for column in zip(*(part.counts for part in ranks), strict=True)]
     return RankProgress(losses=losses, counts=counts if rank() == 0 else [])
+
+
+def open_run(
+    config: Config, run_dir: RunDir, resume: bool, from_scratch: bool
+) -> dict[str, CohortMetrics] | None:
+    """Opens the run directory; returns the metrics of a run that has nothing left to train.
+
+    Raises:
+        ValueError: the directory holds a run that is not to be resumed, or a finished one of
+            another configuration or other data.
+    """
+    run_dir.open(resume=resume, from_scratch=from_scratch)
+    if not run_dir.metrics.exists() or (metrics := _read_metrics(run_dir)) is None:
+        return None
+    epochs = load_config(run_dir.config, []).train.epochs
+    if config.train.epochs > epochs:
+        return None
+    check_finished(config, run_dir, *open_sources(config))
+    logger.info(
+        "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
+    )
+    return metrics
+
+
+def _read_metrics(run_dir: RunDir) -> dict[str, CohortMetrics] | None:
+    """Reads the metrics of a finished run; None where they are damaged."""
+    try:
+        metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
+    except ValueError as error:
+        logger.warning("'%s' is damaged, the run is evaluated anew: %s", run_dir.metrics, error)
+        return None
+    return metrics

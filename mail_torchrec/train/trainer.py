@@ -32,19 +32,26 @@ from mail_torchrec.train.assembly import (
     config_feature_tables,
     table_keys,
 )
-from mail_torchrec.train.data_splits import DataSplit, load_split, log_counts, open_sources
-from mail_torchrec.train.evaluation import Evaluation, evaluate, warn_without_new_rows
+from mail_torchrec.train.data_splits import (
+    DataSplit,
+    fit_run_encoders,
+    load_split,
+    log_counts,
+    open_sources,
+    warn_without_new_rows,
+)
+from mail_torchrec.train.evaluation import Evaluation, evaluate
 from mail_torchrec.train.loop import ManifestFactory, TrainingLoop
 from mail_torchrec.train.memory_usage import memory_usage
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.resume import (
     check_resumable,
     newest_intact_checkpoint,
+    open_run,
     redistribute_progress,
     vocabulary_checksums,
 )
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.run_start import fit_run_encoders, open_run
 from mail_torchrec.train.state import restore
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.run_files import write_file
@@ -192,6 +199,11 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
         else:
             _restore(job, point)
             counts = redistribute_progress(point.manifest.ranks).counts
+            if counts and len(counts) != (num := len(job.train_data.reader.count_names)):
+                raise ValueError(
+                    f"'{point.folder}' should have {num} counts a rank, received {len(counts)}; it "
+                    "is damaged"
+                )
             loop.run(point.manifest.position, counts)
 
 

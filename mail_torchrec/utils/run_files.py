@@ -53,6 +53,17 @@ def write_file(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_report_file(path: Path, text: str) -> None:
+    """Writes a file of a report atomically, and says so where it replaces an earlier one.
+
+    Raises:
+        OSError: it could not be written; the file that was there is unchanged.
+    """
+    if path.exists():
+        logger.info("'%s' is replaced", path)
+    write_file(path, text)
+
+
 def sync_folder(path: Path) -> None:
     """Waits until the names of a folder's files are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

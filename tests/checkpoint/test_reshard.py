@@ -178,7 +178,7 @@ def save_all(
             config_name="",
             versions={},
             num_rows=0,
-            data="",
+            data=(),
             vocabularies={},
         )
         group = dist.new_group(backend="gloo")

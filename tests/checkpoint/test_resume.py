@@ -16,7 +16,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mail_torchrec.checkpoint.folder import CHECKSUMS, sha256_of_files, write_checksums
+from mail_torchrec.checkpoint.folder import (
+    CHECKSUMS,
+    read_checksums,
+    sha256_of_files,
+    write_checksums,
+)
 from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
@@ -479,8 +484,16 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(
     assert_equal_runs(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
-@pytest.mark.parametrize("name", ["SHA256SUMS", "__0_0.distcp", "index.json"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("SHA256SUMS", errno.EACCES),
+        ("SHA256SUMS", errno.ENOENT),
+        ("__0_0.distcp", errno.EIO),
+        ("__0_0.distcp", errno.ENOENT),
+        ("tensors.json", errno.ESTALE),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
     root: Path,
     finished: Path,
@@ -534,6 +547,50 @@ def test_an_old_checkpoint_may_be_a_link(root: Path, finished: Path, tmp_path: P
     newest.symlink_to(tmp_path / "not-mounted")
     with pytest.raises(OSError, match=r"step-00000016' cannot be read, which does not say"):
         evaluate_run(RunDir(killed), None, [])
+
+
+def with_manifest(run: Path, **changes: Any) -> Path:
+    """Changes the manifest of the newest checkpoint, and its checksum with it."""
+    folder = RunDir(run).checkpoints.published()[-1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, value in changes.items():
+        node, *keys = manifest, *name.split("__")
+        for key in keys[:-1]:
+            node = node[int(key) if key.isdigit() else key]
+        node[keys[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    checksums = read_checksums(folder)
+    write_checksums(folder, checksums | sha256_of_files(folder, ["manifest.json"]))
+    return folder
+
+
+NONSENSE: dict[str, dict[str, Any]] = {
+    "no ranks": {"ranks": []},
+    "an epoch of a million": {"position__epoch": 10**6},
+    "an epoch without end": {"position__epoch": 10**400},
+    "negative steps": {"step": -1},
+    "a huge step": {"step": 10**30},
+    "more steps than there are": {"position__consumed__0__steps": 10**6},
+    "negative steps of an epoch": {"position__consumed__0__steps": -3},
+    "a million ranks": {"position__consumed__0__layout__ranks": 10**6},
+    "no workers": {"position__consumed__0__layout__workers": 0},
+    "a huge log": {"progress__log_bytes": 10**30},
+    "other counts": {"ranks__0__counts": [1]},
+    "huge counts": {"ranks__0__counts": [10**30]},
+    "losses without end": {"ranks__0__losses": {"L_rt": float("inf")}},
+    "files that are no files": {"data": [["a"]]},
+}
+
+
+@pytest.mark.parametrize("change", NONSENSE)
+def test_numbers_that_make_no_sense_are_refused_in_one_line(
+    root: Path, finished: Path, tmp_path: Path, change: str
+) -> None:
+    killed = as_killed(finished, tmp_path / "run", 10)
+    folder = with_manifest(killed, **NONSENSE[change])
+    with pytest.raises(ValueError, match="") as refused:
+        train(configuration(root), RunDir(killed), resume=True)
+    assert "\n" not in str(refused.value) and folder.exists()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

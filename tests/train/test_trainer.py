@@ -192,8 +192,8 @@ def test_a_run_directory_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            r"already holds a run \(unfinished\); add --resume to go on with it, or choose "
-            r"another --run-dir"
+            r"already holds a run \(unfinished\); add --resume to go on with it, choose "
+            r"another --run-dir, or train anew with --from-scratch"
         ),
     ):
         run(root, tmp_path)

@@ -1,5 +1,7 @@
 """Two jobs on one folder."""
 
+import fcntl
+import json
 import os
 import re
 import signal
@@ -11,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mail_torchrec.utils.file_lock import lock_folder
+from mail_torchrec.utils.file_lock import LOCK, lock_folder
 
 HOLD = """
 import sys, time, pathlib
-from mail_torchrec.utils.file_lock import lock_folder
+from mail_torchrec.utils.file_lock import LOCK, lock_folder
 with lock_folder(pathlib.Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(60)
@@ -81,3 +83,63 @@ def test_a_file_system_without_locks_is_refused(
         lock_folder(tmp_path),
     ):
         pass
+
+
+def test_a_lock_whose_file_was_deleted_still_holds(tmp_path: Path) -> None:
+    with lock_folder(tmp_path):
+        for change in (
+            (tmp_path / LOCK).unlink,
+            lambda: (tmp_path / LOCK).write_text("{}"),
+        ):
+            change()
+            with pytest.raises(ValueError, match="in use by another job"), lock_folder(tmp_path):
+                pass
+
+
+def test_a_file_that_was_replaced_before_it_was_locked_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, replaced = fcntl.flock, []
+
+    def flock(file: int, operation: int) -> None:
+        really(file, operation)
+        if not replaced:
+            (tmp_path / LOCK).unlink()
+            replaced.append(file)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ValueError, match="in use"), lock_folder(tmp_path):
+        pass
+    with lock_folder(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80garbage", b"", b"{", b"[1]", b"7", b"[" * 5000, b'{"host": "\\u001b[31m\\n"}', b"{}"],
+)
+def test_whatever_the_file_says_the_refusal_is_one_line(tmp_path: Path, content: bytes) -> None:
+    with lock_folder(tmp_path):
+        (tmp_path / LOCK).write_bytes(content)
+        with pytest.raises(ValueError, match="in use by another job") as refused:
+            with lock_folder(tmp_path):
+                pass
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_plain_file_is_refused_and_nothing_is_written(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "other").write_text("mine")
+    lock = tmp_path / "run" / LOCK
+    lock.parent.mkdir()
+    if kind == "link":
+        lock.symlink_to(tmp_path / "other")
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(ValueError, match=r"lock' should be a plain file"), lock_folder(lock.parent):
+        pass
+    assert (tmp_path / "other").read_text() == "mine"

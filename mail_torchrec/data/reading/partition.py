@@ -37,12 +37,12 @@ class RankInfo:
 class ReaderLayout(Settings):
     """Numbers that decide, with seed and epoch, which rank reads which rows in which order."""
 
-    ranks: int = Field(ge=1)
-    workers: int = Field(ge=1)
+    ranks: int = Field(ge=1, le=2**16)
+    workers: int = Field(ge=1, le=2**10)
     """Reader processes of each rank; 1 where the training process reads."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**31)
     """Maximum number of rows of a rank's batch."""
-    shuffle_buffer_size: int = Field(ge=1)
+    shuffle_buffer_size: int = Field(ge=1, le=2**53)
     """Minimum number of rows of a chunk, but for the last one of a reader process."""
 
 
@@ -50,15 +50,15 @@ class ConsumedSteps(Settings):
     """First steps of a partition that were trained on."""
 
     layout: ReaderLayout
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=0, le=2**53)
 
 
 class DataPosition(Settings):
     """Position of a run in its data, saved in checkpoints."""
 
-    epoch: int = Field(ge=0)
+    epoch: int = Field(ge=0, le=2**53)
     """From 0."""
-    consumed: tuple[ConsumedSteps, ...] = ()
+    consumed: tuple[ConsumedSteps, ...] = Field(default=(), max_length=10_000)
     """Steps trained on in the epoch; each entry partitions the rows that the one before left."""
 
 

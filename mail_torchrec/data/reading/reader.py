@@ -163,6 +163,9 @@ class Reader(IterableDataset[Batch]):
                 layout of the last of them the next batches are those that would have followed;
                 under another one the remaining rows are partitioned anew, each of them read once.
             followed: the next epoch comes after this one, whose end prefetches its first chunk.
+
+        Raises:
+            ValueError: more steps were trained on than there are.
         """
         if self._prefetched is not None and not self._prefetched.begins_at(epoch, consumed):
             self._prefetched.chunks.close()
@@ -173,6 +176,11 @@ class Reader(IterableDataset[Batch]):
         layouts = [*(part.layout for part in consumed), self.layout]
         self._rows = EpochRows.whole(self._source, self._encode, shuffle, layouts[0])
         for part, layout in zip(consumed, layouts[1:], strict=True):
+            if part.steps > (num := len(self._rows.partition)):
+                raise ValueError(
+                    f"a position in the data should have at most the {num} steps of its epoch, "
+                    f"received {part.steps}; the checkpoint is damaged"
+                )
             if part is consumed[-1] and layout == part.layout:
                 self._num_done, self._consumed_before = part.steps, tuple(consumed[:-1])
             else:

@@ -110,6 +110,7 @@ def _answer_so_far(connection: socket.socket) -> bytes:
         return b""
 
 
+@pytest.mark.long
 def test_responses_that_nobody_takes_are_bounded(small: Running) -> None:
     key = 'mail_connections_closed_total{reason="unread"}'
     asked = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 4000
