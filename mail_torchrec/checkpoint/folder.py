@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mail_torchrec.utils.run_files import sync_folder, write_file
+from mail_torchrec.utils.run_files import named_errors, sync_folder, write_file
 from mail_torchrec.utils.safe_paths import check_plain_name, open_regular, read_document
 
 _PUBLISHED = re.compile(r"step-(\d{8,})")
@@ -113,7 +113,7 @@ def step_of(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     """Computes the SHA-256 of a regular file."""
-    with open_regular(path) as file:
+    with named_errors(path), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

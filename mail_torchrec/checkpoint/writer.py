@@ -154,6 +154,14 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup) -> list[T]:
 
 
 def _first_line(error: BaseException) -> str:
+    """Returns what the system said, where an error of torch came of it; else what the error says.
+
+    Torch's writer of archives answers a full disk with ``unexpected pos 704 vs 598``.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    error = cause or error
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

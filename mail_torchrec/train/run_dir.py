@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
 from mail_torchrec.utils.file_lock import lock_folder
 from mail_torchrec.utils.formats import (
@@ -123,12 +123,16 @@ class RunDir:
         Raises:
             ValueError: another job holds the directory.
         """
-        if rank() == 0 and not self.path.exists():
-            make_output_dir(self.path.parent)
-            self.path.mkdir(mode=0o700)
         timeout = _RESTART_TIMEOUT if num_restarts() else _RESUME_TIMEOUT if resume else 0.0
+
+        def lock(stack: ExitStack) -> None:
+            if not self.path.exists():
+                make_output_dir(self.path.parent)
+                self.path.mkdir(mode=0o700)  # it has rows of users
+            stack.enter_context(lock_folder(self.path, timeout))
+
         with ExitStack() as stack:
-            broadcast_from_rank_0(lambda: stack.enter_context(lock_folder(self.path, timeout)))
+            broadcast_from_rank_0(lambda: lock(stack))
             yield
 
     def open(self, *, resume: bool, from_scratch: bool = False) -> None:

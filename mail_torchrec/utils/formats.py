@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.run_files import named_errors, write_file
 
 RUN_FORMAT = 4
 CHECKPOINT_FORMAT = 3
@@ -76,7 +76,8 @@ def record_checkpoint(run_dir: Path, step: int) -> None:
 def _read_record(run_dir: Path) -> Any:
     """Reads the record of a run directory; an empty one where there is none."""
     try:
-        return json.loads((run_dir / RUN_FILE).read_text())
+        with named_errors(run_dir / RUN_FILE):
+            return json.loads((run_dir / RUN_FILE).read_text())
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:

@@ -43,6 +43,21 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Names a file in the errors of the system that name none, as those of reads and writes.
+
+    Raises:
+        OSError: an error within.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a whole file atomically, as :func:`atomic_file` does.
 

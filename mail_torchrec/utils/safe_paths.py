@@ -13,6 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from mail_torchrec.utils.run_files import named_errors
+
 _MAX_DOCUMENT = 2**28
 """Most bytes of a document, which is read into memory as a whole."""
 
@@ -83,7 +85,7 @@ def read_document(path: Path, *, follow_link: bool = False) -> str:
         OSError: it cannot be read.
         ValueError: it is no regular file, too large for a document, or no UTF-8.
     """
-    with open_regular(path, follow_link=follow_link) as file:
+    with named_errors(path), open_regular(path, follow_link=follow_link) as file:
         content = file.read(_MAX_DOCUMENT + 1)
     if len(content) > _MAX_DOCUMENT:
         raise ValueError(f"'{path}' should have at most {_MAX_DOCUMENT >> 20} MiB; it is damaged")

@@ -1,5 +1,7 @@
 """A run directory that another job holds, and a disk that fills up."""
 
+import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,30 @@ def test_a_run_directory_in_use_is_refused(root: Path, tmp_path: Path, resume: b
         run(root, tmp_path / "run", resume=resume)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_run_directory_is_its_user_s_alone_unless_it_exists(
+    root: Path, tmp_path: Path, umask: int
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    before = os.umask(umask)
+    try:
+        for name, mode in (("new", 0o700), ("shared", 0o755)):
+            with RunDir(tmp_path / name).lock(resume=False):
+                assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_damaged_metrics_are_told_and_the_run_is_evaluated_anew(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = run(root, tmp_path / "run")
+    (tmp_path / "run/metrics.json").write_text("")
+    assert run(root, tmp_path / "run", resume=True) == metrics
+    assert "metrics.json' is damaged, the run is evaluated anew" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_once_there_is_room(
     root: Path, tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +90,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_once_t
     with pytest.raises(
         OSError,
         match=(
-            r"step 30 could not be written below .*No space left on device.*MiB free "
+            r"step 30 could not be written below .*MiB free "
             r"there.*remains the newest"
         ),
     ):
