@@ -173,7 +173,7 @@ def save_all(
             step=2,
             position=DataPosition(epoch=0),
             progress=LogPosition(steps_since_report=0, log_bytes=0),
-            ranks=[],
+            ranks=[RankProgress()],
             written="",
             config_name="",
             versions={},
