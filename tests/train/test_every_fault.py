@@ -13,8 +13,8 @@ from tests.support.small_rows import write_rows
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs a C compiler")
 
-_KEPT = re.compile(r"step-\d+|\.step-\d+\.partial")
-"""Whole checkpoints, and those that were being written."""
+_KEPT = re.compile(r"step-\d+|\.step-\d+\.(partial|deleted)")
+"""Whole checkpoints, those that were being written, and older ones that were being deleted."""
 _CALMS = 2
 """Outcomes without a fault, in front: of a run that begins, and of one that goes on."""
 
