@@ -58,16 +58,9 @@ def train(
         rdzv_port: the port on the first host where several hosts meet
     """
     placement: Dict[str, Any] = dict(
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memMB,
-        h=h,
-        image=image,
-        mounts=mounts,
-        env=env,
+        j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env,
         rdzv_port=rdzv_port,
-    )
+    )  # fmt: skip
     _check_local(config=config, run_dir=run_dir)
     # A job that Kubernetes or AWS Batch starts again is not told so.
     flags = ["--resume"] if resume or max_retries else []
@@ -111,27 +104,56 @@ def evaluate(
         rdzv_port: the port on the first host where several hosts meet
     """
     placement: Dict[str, Any] = dict(
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memMB,
-        h=h,
-        image=image,
-        mounts=mounts,
-        env=env,
+        j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env,
         rdzv_port=rdzv_port,
-    )
+    )  # fmt: skip
     _check_local(run_dir=run_dir)
-    return _torchrun(
-        "evaluate",
-        "--run-dir",
-        run_dir,
-        "--data",
-        data,
-        *arguments,
-        max_retries=max_retries,
-        **placement,
-    )
+    words = ["--run-dir", run_dir, "--data", data, *arguments]
+    return _torchrun("evaluate", *words, max_retries=max_retries, **placement)
+
+
+def predict(
+    run_dir: str,
+    data: str,
+    out: str,
+    *arguments: str,
+    max_retries: int = 0,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
+    env: Optional[Dict[str, str]] = None,
+    rdzv_port: int = 29500,
+) -> AppDef:
+    """Writes the probabilities of rows as Parquet: mail-torchrec predict on every rank.
+
+    Args:
+        run_dir: the directory of a finished run
+        data: the Parquet data to score, in the schema of the run; labels are not needed
+        out: the directory to write, which must not exist, on storage that all hosts share
+        arguments: after "--", further arguments of mail-torchrec predict
+        max_retries: times that the scheduler may start the job again after it failed
+        j: hosts x ranks a host, such as 1x2 or 4x8
+        cpu: CPU cores a host
+        gpu: GPUs a host; at least the ranks a host where the model runs on GPUs
+        memMB: memory a host, MB
+        h: a resource registered with TorchX, in place of cpu, gpu and memMB
+        image: the container image, for schedulers that run one
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
+        env: environment variables of the ranks, such as OMP_NUM_THREADS=8
+        rdzv_port: the port on the first host where several hosts meet
+    """
+    placement: Dict[str, Any] = dict(
+        j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env,
+        rdzv_port=rdzv_port,
+    )  # fmt: skip
+    _check_local(run_dir=run_dir, out=out)
+    words = ["--run-dir", run_dir, "--data", data, "--out", out, *arguments]
+    return _torchrun("predict", *words, max_retries=max_retries, **placement)
 
 
 def plan(

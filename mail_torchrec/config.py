@@ -1,26 +1,31 @@
 """Root of the configuration: safe YAML, then dotted overrides, then validation."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.settings import DataSettings
 from mail_torchrec.embeddings.settings import ShardingSettings
+from mail_torchrec.metrics.settings import MetricsSettings
 from mail_torchrec.model.builders import ModelSettings
-from mail_torchrec.settings import Settings
+from mail_torchrec.optim.settings import RANKING, ZERO_SHOT
+from mail_torchrec.records.run_record import read_recorded
+from mail_torchrec.settings import Settings, annotation_below, readable_faults
+from mail_torchrec.towers.registry import check_allowed
+from mail_torchrec.trackers.settings import TrackerSettings
 from mail_torchrec.train.settings import TrainSettings
 from mail_torchrec.utils.config_trees import is_setting_of, tree_differences
 from mail_torchrec.utils.unique_keys import parse_yaml
 from mail_torchrec.utils.uris import redact, without_credentials
 
+RUN_CONFIG = "config.yaml"
+"""File of a run directory with the resolved configuration."""
 _PRESETS = Path(__file__).parent / "presets"
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -44,12 +49,24 @@ class Config(Settings):
     """Columns of the files and tables of the ids."""
     model: ModelSettings = ModelSettings()
     """Towers and losses."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Metrics of evaluations, beside those by cohort."""
     sharding: ShardingSettings = ShardingSettings()
     """Distribution of the tables over ranks."""
     train: TrainSettings = TrainSettings()
     """Length, optimizers and device."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Checkpoints of the run."""
+    trackers: list[TrackerSettings] = []
+    """Services that are told of the run, such as MLflow; TensorBoard's files are written anyhow."""
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        baseline = self.model.baseline
+        has_generator = self.model.zero_shot or (baseline and baseline.name == "meta_emb")
+        parts = [RANKING, *([ZERO_SHOT] if has_generator else [])]
+        self.train.check_freeze(self.schema_.table_names, parts)
+        return self
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
@@ -64,12 +81,45 @@ def load_config(path: Path, overrides: list[str]) -> Config:
             fault is listed with its place.
     """
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(
             f"no configuration at '{path}' ({error.strerror}); launch/configs/ holds examples"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return _parse_config(text, path, overrides)
+
+
+def load_run_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads the configuration of a run whose model is to be built, and applies overrides.
+
+    A run may be of somebody else: a tower that its configuration names by an import path, and no
+    override does, is not imported without a word of the user.
+
+    Raises:
+        ValueError: as :func:`recorded_config`, or the tower was not allowed.
+    """
+    config = recorded_config(run_dir, overrides)
+    if not any(override.startswith("model.tower=") for override in overrides):
+        check_allowed(config.model.tower, run_dir / RUN_CONFIG)
+    return config
+
+
+def recorded_config(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads the configuration of a run to be compared with another, and applies overrides.
+
+    Raises:
+        ValueError: it is missing or not what the run wrote, or as :func:`load_config`.
+    """
+    path = run_dir / RUN_CONFIG
+    return _parse_config(read_recorded(run_dir, RUN_CONFIG), path, overrides)
+
+
+def _parse_config(text: str, path: Path, overrides: Iterable[str]) -> Config:
+    try:
+        tree = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise ValueError(redact(f"{path} is not valid YAML: {error}")) from error
     if not isinstance(tree, dict):
         raise ValueError(
@@ -121,6 +171,14 @@ def dump_config(config: Config) -> str:
     """
     text: str = yaml.safe_dump(_public_tree(config), sort_keys=False, width=140)
     return text
+
+
+def flat_settings(config: Config) -> dict[str, str]:
+    """Returns the whole configuration by dotted names, values as text, without credentials."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in _leaves(_public_tree(config))
+    }
 
 
 def config_differences(found: Config, wanted: Config, ignored: tuple[str, ...] = ()) -> list[str]:
@@ -187,7 +245,7 @@ def _has_removable_entries(kind: type[Settings], sections: list[str]) -> bool:
     """Returns whether a section is a mapping of names to something other than null."""
     annotation: Any = kind
     for section in sections:
-        annotation = _annotation_below(annotation, section)
+        annotation = annotation_below(annotation, section)
     if get_origin(annotation) is not dict:
         return False
     value = get_args(annotation)[1]
@@ -199,85 +257,4 @@ def _validated(kind: type[AnySettings], tree: dict[str, Any], where: str) -> Any
         return kind.model_validate(tree)
     except ValidationError as error:
         # Pydantic's own message shows values, cut in pieces that may hold a secret.
-        raise ValueError(redact(f"{where} does not fit:\n{_readable(error, kind)}")) from None
-
-
-def _readable(error: ValidationError, kind: type[Settings]) -> str:
-    """Formats every fault on a line of its own."""
-    lines = []
-    for fault in error.errors():
-        parts, sections = _resolve_place(fault["loc"], kind)
-        if parts[-1:] == ["[key]"]:  # pydantic's place of a key that is no text, below the key
-            parts = parts[:-2]
-        lines.append(f"  {'.'.join(parts) or '(root)'}: {_fault_message(fault, sections)}")
-    return "\n".join(lines)
-
-
-def _fault_message(fault: ErrorDetails, sections: list[list[type[Settings]]]) -> str:
-    """Words one fault; ``sections`` are those of :func:`_resolve_place`."""
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return "unknown key" + "".join(
-            f"; known here: {', '.join(_fields(section))}" for section in sections[-2]
-        )
-    if fault["type"].startswith("union_tag"):  # a section of which there are kinds
-        names = ", ".join(_name(section) for section in sections[-1])
-        return f"'name' should be one of {names}, received {fault['input']!r}"
-    if fault["loc"][-1:] == ("[key]",):
-        name = fault["input"]
-        reason = " (YAML reads on, off, yes and no so)" if isinstance(name, bool) else ""
-        return f"a name should be text, received {name!r}{reason}; put it in quotes"
-    if fault["type"] not in ("value_error", "missing"):
-        message += f", received {fault['input']!r}"
-    return message
-
-
-def _resolve_place(
-    place: tuple[int | str, ...], kind: type[Settings]
-) -> tuple[list[str], list[list[type[Settings]]]]:
-    """Translates pydantic's place of a fault to the configuration's.
-
-    Pydantic puts the name of a section's kind into its places, where the configuration has no such
-    level.
-
-    Returns:
-        The keys of the place, and the sections that may stand at the root and at each key.
-    """
-    parts: list[str] = []
-    annotations: list[Any] = [kind]
-    for part in map(str, place):
-        sections = _sections(annotations[-1])
-        if len(sections) > 1 and part in map(_name, sections):
-            annotations[-1] = next(section for section in sections if _name(section) == part)
-            continue
-        parts.append(part)
-        annotations.append(_annotation_below(annotations[-1], part))
-    return parts, [_sections(annotation) for annotation in annotations]
-
-
-def _annotation_below(annotation: Any, key: str) -> Any:
-    """Returns the annotation of a key: of a section's field, or of all entries of a mapping."""
-    sections = _sections(annotation)
-    if len(sections) == 1:
-        return _fields(sections[0]).get(key)
-    return (get_args(annotation) or (None,))[-1]
-
-
-def _sections(annotation: Any) -> list[type[Settings]]:
-    """Lists the sections that an annotation allows: one, those of a union, or none."""
-    if get_origin(annotation) in (UnionType, Union, Annotated):
-        return [section for part in get_args(annotation) for section in _sections(part)]
-    return [annotation] if _is_settings(annotation) else []
-
-
-def _name(section: type[Settings]) -> str:
-    """Returns the name of a kind of section."""
-    return str(get_args(section.model_fields["name"].annotation)[0])
-
-
-def _is_settings(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Settings)
-
-
-def _fields(section: type[Settings]) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+        raise ValueError(redact(f"{where} does not fit:\n{readable_faults(error, kind)}")) from None

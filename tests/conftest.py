@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.metrics import details
 from mail_torchrec.train import trainer
 from tests.support import plain
 from tests.support.exported_models import exported
@@ -76,6 +77,7 @@ def blank_loss_curves() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "draw_loss_curves", draw)
+        patch.setattr(details, "draw_calibration", lambda _, out_png: out_png.touch())
         yield
 
 

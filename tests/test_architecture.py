@@ -14,20 +14,24 @@ from tools.structure import ROOT, Source, imported_modules, room_of
 LAYERS = [
     {"settings"},
     {"utils"},
+    {"records", "validation", "calibration"},
     {"losses", "data/parquet"},
     {"data/ids"},
     {"data/schema"},
     {"data"},
     {"data/reading"},
-    {"distributed", "metrics", "reporting"},
+    {"distributed", "reporting", "trackers"},
+    {"metrics"},
     {"towers/layers"},
     {"towers"},
     {"baselines"},
     {"embeddings"},
     {"model"},
-    {"checkpoint", "inference"},
+    {"optim", "profiling"},
+    {"checkpoint", "inference", "predictions"},
     {"config", "train"},
-    {"doctor", "planning", "reproduce", "export", "prepare", "synthetic"},
+    {"predict"},
+    {"doctor", "planning", "reproduce", "sweep", "export", "prepare", "synthetic"},
     {"abtest", "vectors", "serve", "triton"},
     {"cli"},
     {"__main__"},
@@ -37,7 +41,7 @@ PLAIN_TENSORS = {"towers", "towers/layers", "losses", "baselines"}
 """Rooms that see tensors and nothing of data, tables or training."""
 BEHIND_AN_ARTEFACT = {"inference", "serve", "triton", "vectors", "abtest"}
 """Rooms that score and compare what was exported: they import no torch."""
-UNDER_AN_ARTEFACT = {"utils", "settings", "data", "data/schema", "data/parquet", "data/ids"} | {
+UNDER_AN_ARTEFACT = {"utils", "settings", "records", "calibration", "data", "data/schema", "data/parquet", "data/ids"} | {
     "data/reading",
     "reporting",
     *BEHIND_AN_ARTEFACT,
@@ -45,9 +49,10 @@ UNDER_AN_ARTEFACT = {"utils", "settings", "data", "data/schema", "data/parquet",
 LIBRARY_HOMES = {
     "torchrec.distributed": {"embeddings", "distributed", "train", "planning"},
     "torchrec": {
-        *("data/reading", "embeddings", "distributed", "model", "train", "planning", "export"),
+        *("data/reading", "embeddings", "distributed", "model", "optim", "train"),
+        *("planning", "export"),
     },
-    "torchx": set(),
+    "torchx": {"sweep"},
     "ibis": {"prepare"},
     "duckdb": set(),
     "onnxruntime": {"inference"},
@@ -58,6 +63,8 @@ LIBRARY_HOMES = {
     "grpc": {"serve"},
     "tritonclient": {"serve", "triton"},
     "prometheus_client": {"serve"},
+    "mlflow": {"trackers"},
+    "optuna": {"sweep"},
 }
 
 

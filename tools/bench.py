@@ -1,9 +1,7 @@
 r"""Measures training speed: this project and a direct reference in turns, the machine's limits.
 
-    # everything, about half an hour on 2 cores
-    python tools/bench.py --out runs/bench
-    # rows a second alone
-    python tools/bench.py --out runs/bench --part throughput
+    python tools/bench.py --out runs/bench                      # all, half an hour on 2 cores
+    python tools/bench.py --out runs/bench --part throughput    # rows a second alone
     python tools/bench.py --out runs/bench --part fuxictr --fuxictr-source CHECKOUT --threads 1 \
         --config launch/configs/kuairand.yaml data.root=FOLDER
 
@@ -34,6 +32,7 @@ from tools.benchmark.machine_limits import machine_limits
 from tools.benchmark.quality import compare_auc
 from tools.benchmark.random_rows import RowSettings, write_rows
 from tools.benchmark.reader_throughput import measure_reader
+from tools.benchmark.reference.requirements import check_measurable
 from tools.benchmark.report import target_table, write_report
 from tools.benchmark.scaling import ScalingExperiment
 from tools.benchmark.step_breakdown import measure_breakdown
@@ -203,6 +202,7 @@ def _open_bench(
     with tempfile.TemporaryDirectory() as folder, process_group(device) as own_device:
         if config:
             workload = Workload(config, overrides)
+            check_measurable(workload.config())
         else:
             workload = _generate_workload(Path(folder), overrides, options["small"])
         encoders = fit_training_encoders(workload.config())

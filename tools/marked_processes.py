@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,8 +28,12 @@ class Mark:
         """To be added to the environment of the first process."""
 
     def alive(self) -> list[MarkedProcess]:
-        """Lists the marked processes; one that ended and was not waited for is not alive."""
+        """Lists the marked processes; one that ended and was not waited for is not alive.
+
+        Without the fork server of this process itself, and what ``multiprocessing`` adds to it.
+        """
         mark = f"{VARIABLE}={self.environment[VARIABLE]}".encode()
+        own = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -38,16 +43,24 @@ class Mark:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:  # it has just ended, or is another user's
                 continue
-            if fields[0] not in "ZX":
+            if fields[0] not in "ZX" and int(folder.name) not in own:
                 found.append(
                     MarkedProcess(int(folder.name), int(fields[19]), int(fields[1]), command)
                 )
         return found
 
-    def wait_until_gone(self, processes: list[MarkedProcess], seconds: float) -> list[str]:
-        """Waits until none of these processes is alive, and describes those that still are."""
-        end, known = time.monotonic() + seconds, {(one.pid, one.start) for one in processes}
-        while left := [one for one in self.alive() if (one.pid, one.start) in known]:
+    def wait_until_gone(self, processes: list[MarkedProcess] | None, seconds: float) -> list[str]:
+        """Waits until none of these processes is alive, and describes those that still are.
+
+        Args:
+            processes: None for all of them, those that begin meanwhile included.
+            seconds: after which it gives up.
+        """
+        end = time.monotonic() + seconds
+        known = {(one.pid, one.start) for one in processes or ()}
+        while left := [
+            one for one in self.alive() if processes is None or (one.pid, one.start) in known
+        ]:
             if time.monotonic() > end:
                 return [f"{one.pid} (of {one.parent}): {one.command[:120]}" for one in left]
             time.sleep(0.1)
@@ -55,8 +68,8 @@ class Mark:
 
 
 def fork_server_pids(processes: list[MarkedProcess]) -> set[int]:
-    """Returns the fork servers among the processes of a job, and their forks."""
-    return {one.pid for one in processes if "multiprocessing.forkserver" in one.command}
+    """Returns the fork servers of ranks among the processes of a job, and their forks."""
+    return {one.pid for one in processes if "mail_torchrec.distributed.fork_server" in one.command}
 
 
 def reader_pids(processes: list[MarkedProcess]) -> list[int]:

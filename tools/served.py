@@ -4,6 +4,7 @@ The tools beside this file and the tests of the server use it.
 """
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -70,11 +71,21 @@ class Running:
 
 @contextmanager
 def running(
-    model: Path, log: Path, *options: str, max_files: int | None = None
+    model: Path,
+    log: Path,
+    *options: str,
+    max_files: int | None = None,
+    max_memory: int | None = None,
 ) -> Iterator[Running]:
     """Runs a server on free ports, without torch; it has to end cleanly by SIGTERM.
 
-    ``max_files`` is its limit of open files (``ulimit -n``).
+    Args:
+        model: exported model, or a folder of versions.
+        log: file of its log.
+        options: further options of ``mail-torchrec serve``.
+        max_files: its hard limit of open files (``ulimit -n``).
+        max_memory: its hard limit of private writable memory in bytes (``ulimit -d``), used or
+            not; so Arrow's own pool, which reserves 1 GiB of addresses, is the system's then.
     """
     command = [
         sys.executable,
@@ -89,10 +100,18 @@ def running(
         "0",
         *options,
     ]
-    if max_files is not None:
-        command = ["sh", "-c", f'ulimit -n {max_files}; exec "$@"', "sh", *command]
+    limits = [
+        f"ulimit -{letter} {value}; "
+        for letter, value in (("n", max_files), ("d", max_memory and max_memory // 1024))
+        if value is not None
+    ]
+    if limits:
+        command = ["sh", "-c", "".join(limits) + 'exec "$@"', "sh", *command]
+    environment = os.environ | ({"ARROW_DEFAULT_MEMORY_POOL": "system"} if max_memory else {})
     with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file, stdout=file, text=True, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stderr=file, stdout=file, text=True, cwd=ROOT, env=environment
+        )
     try:
         found = wait_for(
             lambda: (

@@ -20,9 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +29,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.torchrun_job`
 
 from mail_torchrec.cli.options import OUTPUT_FILE
 from mail_torchrec.utils.progress import progress_bar
+from tools.marked_processes import Mark
+from tools.soak_report import KINDS, MOMENTS, Kill, format_report
 from tools.tool_command import ToolCommand
 from tools.torchrun_job import ROOT, LostError, TorchrunJob, child_environment
 
 WORLD = ["users=600", "items=200"]
-KINDS = {
-    "a rank": 4,
-    "the job": 2,
-    "torchrun": 1,
-    "stopped ranks": 1,
-    "a stopped reader": 1,
-    "SIGTERM": 2,
-}
-"""Victims of a kill, and their weights."""
-MOMENTS = {"while saving": 4, "at random": 4, "while starting": 2}
-"""Moments of a kill, and their weights."""
-_MAX_DELAYS = {"while saving": 0.03, "at random": 4.0, "while starting": 8.0}
+_MAX_DELAYS = {"while saving": 0.03, "at random": 4.0, "while starting": 5.0}
 """Greatest seconds between the moment and the kill."""
 _RESUMED = re.compile(r"going on after step (\d+)")
 _TIMINGS = {"rows_per_second", "input_wait"}
 """Keys of ``metrics.jsonl`` that no two runs share."""
 _RESUME_SECONDS, _RUN_SECONDS = 180, 600
-
-
-@dataclass
-class Kill:
-    """A kill, the newest checkpoint at that moment, and the step that the job resumed from."""
-
-    run: int
-    kind: str
-    moment: str
-    step: int
-    resumed: int | None = None
 
 
 def published_checkpoints(run_dir: Path) -> list[Path]:
@@ -199,44 +176,9 @@ def read_results(run_dir: Path) -> dict[str, object]:
     return {"metrics": json.loads((run_dir / "metrics.json").read_text()), "losses": losses}
 
 
-def format_report(kills: Sequence[Kill], num_runs: int, facts: str) -> str:
-    """Formats the log as Markdown."""
-    counts = Counter((kill.kind, kill.moment) for kill in kills)
-    cells = [[kind, *(str(counts[kind, moment]) for moment in MOMENTS)] for kind in KINDS]
-    lines = [
-        "# Soak: kills at random",
-        "",
-        facts,
-        "",
-        f"**No checkpoint was lost or damaged. All {num_runs} runs ended with the undisturbed "
-        "one's metrics and losses, bit for bit. After each kill no process of that attempt was "
-        "alive.**",
-        "",
-        f"| killed | {' | '.join(MOMENTS)} |",
-        "| --- |" + " --: |" * len(MOMENTS),
-        *(f"| {' | '.join(row)} |" for row in cells),
-        "",
-        "`a rank`: SIGKILL, while half of the reader processes are stopped (SIGSTOP); torchrun "
-        "starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `torchrun`: SIGKILL "
-        "for it alone; `stopped ranks`: the same, while all ranks and reader processes are "
-        "stopped; `a stopped reader`: SIGSTOP; its rank ends after `train.timeout`, and torchrun "
-        "starts the job anew; `SIGTERM`: to torchrun.",
-        "",
-        "| # | run | killed | when | newest checkpoint | went on from |",
-        "| --: | --: | --- | --- | --: | --: |",
-        *(_kill_row(number, kill) for number, kill in enumerate(kills, start=1)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _kill_row(number: int, kill: Kill) -> str:
-    steps = f"{kill.step or 'none'} | {kill.resumed or 'the beginning'}"
-    return f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {steps} |"
-
-
 def _write_world(folder: Path) -> None:
     command = [sys.executable, "-m", "mail_torchrec", "synthesize", "--out", str(folder), *WORLD]
-    subprocess.run(command, check=True, cwd=ROOT, env=child_environment())
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -259,8 +201,13 @@ def _write_world(folder: Path) -> None:
     help="Reader processes of each rank.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of victims and moments.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start fresh interpreters, instead of forks of one that has imported the trainer.",
+)
 @click.option("--out", type=OUTPUT_FILE, required=True, help="The log, Markdown.")
-def main(num_kills: int, ranks: int, readers: int, seed: int, out: Path) -> None:
+def main(num_kills: int, ranks: int, readers: int, seed: int, fresh: bool, out: Path) -> None:
     """Kill a training at random, resume it, assert that nothing is lost, and write a log.
 
     \b
@@ -269,11 +216,12 @@ def main(num_kills: int, ranks: int, readers: int, seed: int, out: Path) -> None
     dice, begin, kills, runs = random.Random(seed), time.monotonic(), list[Kill](), 0
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     click.echo(f"logs and runs in {folder}", err=True)
+    os.environ |= child_environment() | (mark := Mark()).environment
     _write_world(folder / "world")
 
     def make_job(name: str) -> TorchrunJob:
-        log = folder / f"{name}.log"
-        return TorchrunJob(folder / "world", folder / name, ranks, log, readers)
+        places = folder / "world", folder / name, ranks, folder / f"{name}.log"
+        return TorchrunJob(*places, readers, mark=mark, is_forked=not fresh)
 
     with progress_bar(total=num_kills, unit="kill", desc="soak", leave=True) as bar:
         undisturbed = make_job("undisturbed")
@@ -286,11 +234,14 @@ def main(num_kills: int, ranks: int, readers: int, seed: int, out: Path) -> None
             if read_results(job.run_dir) != expected:
                 raise LostError(f"run {runs} did not end like the undisturbed one; see {folder}")
     options = f"--kills {num_kills} --ranks {ranks} --readers {readers} --seed {seed}"
+    options += " --fresh" * fresh
     command = f"python tools/soak.py {options} --out {out}"
     seconds = time.monotonic() - begin
+    started = "in fresh interpreters" if fresh else "forked from a process that has imported them"
     facts = (
-        f"`{command}` on {os.cpu_count()} cores: {ranks} ranks with {readers} reader processes "
-        f"each, {len(kills)} kills in {runs} runs, {seconds:,.0f} s, seed {seed}."
+        f"`{command}` on {os.cpu_count()} cores: ranks: {ranks}, with "
+        f"{readers} reader processes each; runs: {runs}; kills: {len(kills)}; {seconds:,.0f} s. "
+        f"torchrun and the ranks were {started}."
     )
     out.write_text(format_report(kills, runs, facts))
     shutil.rmtree(folder)

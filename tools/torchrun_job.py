@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.marked_processes import Mark, MarkedProcess, fork_server_pids, reader_pids
+from tools.preloaded_torchrun import PreloadedTorchrun
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
@@ -18,7 +19,7 @@ SETTINGS = [
     "train.log_every=5",
     "checkpoint.every=8",
     "checkpoint.keep=2",
-    "train.timeout=20",
+    "train.timeout=10",
 ]
 _GONE_SECONDS = 15
 """Within so many seconds of the end of torchrun nothing is left."""
@@ -43,18 +44,24 @@ class TorchrunJob:
     """Reader processes of each rank."""
     config: Path = ROOT / "launch/configs/synthetic.yaml"
     mark: Mark = field(default_factory=Mark)
-    process: subprocess.Popen[bytes] = field(init=False)
+    is_forked: bool = False
+    """Whether torchrun and the ranks are forks of a process that has imported them. The mark is
+    that of this process then."""
+    process: subprocess.Popen[bytes] | PreloadedTorchrun = field(init=False)
 
     def start(self) -> None:
         """Starts the training, or resumes it."""
-        python = [sys.executable, "-m", "torch.distributed.run"]
         launcher = ["--standalone", "--nproc-per-node", str(self.ranks), "--max-restarts", "9"]
         train = ["-m", "mail_torchrec", "train", "--config", str(self.config)]
         options = ["--run-dir", str(self.run_dir), "--resume", f"data.root={self.world}"]
+        words = [*launcher, *train, *options, *SETTINGS, f"data.num_workers={self.readers}"]
+        if self.is_forked:
+            self.process = PreloadedTorchrun(words, self.log)
+            return
         self.process = subprocess.Popen(
-            [*python, *launcher, *train, *options, *SETTINGS, f"data.num_workers={self.readers}"],
+            [sys.executable, "-m", "torch.distributed.run", *words],
             cwd=ROOT,
-            env=child_environment() | {"OMP_NUM_THREADS": "1"} | self.mark.environment,
+            env=child_environment() | self.mark.environment,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=self.log.open("ab"),
@@ -77,14 +84,16 @@ class TorchrunJob:
         attempt = self.mark.alive()
         must_start = self._kill(kind, dice, attempt)
         if must_start:
-            self._assert_gone(attempt, _GONE_SECONDS, kind)
+            self._assert_gone(None, _GONE_SECONDS, kind)
         else:
             launcher = self.process.pid
             of_ranks = [one for one in attempt if one.pid != launcher]
             self._assert_gone(of_ranks, _RESTART_SECONDS, kind)
         return must_start
 
-    def _assert_gone(self, processes: list[MarkedProcess], seconds: float, kind: str) -> None:
+    def _assert_gone(
+        self, processes: list[MarkedProcess] | None, seconds: float, kind: str
+    ) -> None:
         if left := self.mark.wait_until_gone(processes, seconds):
             raise LostError(f"{seconds} s after the end of {kind}, alive: {'; '.join(left)}")
 
@@ -116,8 +125,9 @@ class TorchrunJob:
         for leader in (self.process.pid, *ranks):
             try:
                 os.killpg(leader, signal.SIGKILL)
-            except ProcessLookupError:
+            except ProcessLookupError:  # gone, or a fork that has no group of its own yet
                 pass
+        self.process.kill()
         self.process.wait()
 
     def _terminate(self) -> None:
@@ -138,4 +148,4 @@ def _stop(pids: list[int]) -> None:
 
 def child_environment() -> dict[str, str]:
     """Returns this process's environment, in which children find the package."""
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

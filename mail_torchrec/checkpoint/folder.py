@@ -1,26 +1,26 @@
-"""Folders of checkpoints: names, checksums, publishing, retention. Needs no torch.
+"""Folders of checkpoints: names, publishing, retention. Needs no torch.
 
 ``step-00000120`` is a published checkpoint. ``.step-00000120.partial`` is being written, or was
 when its run was killed; renaming publishes it. ``step-00000120.damaged`` was found damaged on
 resuming from the one before it, and is kept for inspection. An error in reading is not damage.
+``best`` is a file that names the best checkpoint, where a run has validation rows.
 """
 
-import errno
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mail_torchrec.utils.run_files import named_errors, sync_folder, write_file
-from mail_torchrec.utils.safe_paths import check_plain_name, open_regular, read_document
+from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.run_files import sync_folder, write_file
+from mail_torchrec.utils.safe_paths import read_document
 
+logger = get_logger(__name__)
+
+_BEST = "best"
 _PUBLISHED = re.compile(r"step-(\d{8,})")
-CHECKSUMS = "SHA256SUMS"
-"""List of a checkpoint's files with their checksums, in the format of ``sha256sum --check``."""
 DCP_METADATA = ".metadata"
 """File of ``torch.distributed.checkpoint``, for others' tools: a pickle, which is not read here."""
 
@@ -71,15 +71,35 @@ class Checkpoints:
         sync_folder(self.path)
         return target
 
-    def retain(self, keep: int) -> None:
-        """Deletes all published checkpoints but the newest ``keep``."""
+    def retain(self, keep: int, best_step: int | None = None) -> None:
+        """Deletes all published checkpoints but the newest ``keep`` and the best one."""
         for path in self.published()[:-keep]:
-            self._remove(path)
+            if step_of(path) != best_step:
+                self._remove(path)
+
+    def mark_best(self, step: int | None) -> None:
+        """Names the best checkpoint in the file ``best``, atomically; None deletes the file."""
+        if step is None:
+            (self.path / _BEST).unlink(missing_ok=True)
+        elif self.best_step() != step:
+            write_file(self.path / _BEST, f"{self.target(step).name}\n")
+
+    def best_step(self) -> int | None:
+        """Reads the step that the file ``best`` names; None where there is no file, or no step."""
+        try:
+            text = read_document(self.path / _BEST)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # a link or a device, say: nothing that a run wrote
+            logger.warning("%s; the best checkpoint is read from the newest one", error)
+            return None
+        found = _PUBLISHED.fullmatch(text.strip())
+        return int(found[1]) if found else None
 
     def clean(self) -> None:
         """Deletes partially written and partially deleted checkpoints of killed runs."""
         for path in self._entries():
-            if path.name.startswith(".step-"):
+            if path.name.startswith((".step-", f".{_BEST}.")):
                 _delete(path)
 
     def quarantine(self, path: Path) -> Path:
@@ -109,80 +129,6 @@ def step_of(path: Path) -> int:
     found = _PUBLISHED.match(path.name)
     assert found is not None
     return int(found[1])
-
-
-def sha256(path: Path) -> str:
-    """Computes the SHA-256 of a regular file."""
-    with named_errors(path), open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Computes the checksums of files, by name."""
-    return {name: sha256(folder / name) for name in names}
-
-
-def write_checksums(folder: Path, checksums: dict[str, str]) -> None:
-    """Writes the list of checksums; after all other files."""
-    lines = (f"{checksums[name]}  {name}\n" for name in sorted(checksums))
-    write_file(folder / CHECKSUMS, "".join(lines))
-
-
-def read_checksums(folder: Path) -> dict[str, str]:
-    """Reads the list of checksums, by file name.
-
-    Raises:
-        ValueError: the list is missing or damaged.
-        OSError: it cannot be read.
-    """
-    try:
-        text = read_document(folder / CHECKSUMS)
-    except FileNotFoundError as error:
-        check_missing(folder, CHECKSUMS)
-        raise ValueError(f"{folder / CHECKSUMS} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{folder / CHECKSUMS} cannot be read: {error}") from error
-    found = re.findall(r"([0-9a-f]{64})  ([^/\n]+)\n", text)
-    whole = "".join(f"{checksum}  {name}\n" for checksum, name in found) == text
-    checksums = {check_plain_name(name): checksum for checksum, name in found}
-    if not found or not whole or len(checksums) < len(found):
-        raise ValueError(
-            f"{folder / CHECKSUMS} should have a checksum and a file name in each line, and each "
-            "name once; it is damaged"
-        )
-    return checksums
-
-
-def checksum_error(folder: Path, name: str, expected: str) -> str | None:
-    """Compares a file with its checksum; describes the fault, or returns None.
-
-    Raises:
-        OSError: the file is there, or its folder is not, and cannot be read.
-    """
-    try:
-        received = sha256(folder / name)
-    except FileNotFoundError:
-        check_missing(folder, name)
-        return f"{folder / name} is missing"
-    except ValueError as error:
-        return str(error)
-    return (
-        None
-        if received == expected
-        else f"{folder / name} should have the SHA-256 {expected}, it has {received}"
-    )
-
-
-def check_missing(folder: Path, name: str) -> None:
-    """Confirms that a folder lacks a file that could not be opened.
-
-    Network storage may deny for a moment a file or a folder that was just made.
-
-    Raises:
-        OSError: the folder names the file, or is not there itself.
-    """
-    if name in os.listdir(folder):
-        raise OSError(errno.ESTALE, "it is listed and cannot be opened", str(folder / name))
 
 
 def _delete(path: Path) -> None:

@@ -1,16 +1,19 @@
 """Lists, verifies and summarises checkpoints; needs neither TorchRec nor a process group."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mail_torchrec.checkpoint.folder import CHECKSUMS, Checkpoints, checksum_error, read_checksums
+from mail_torchrec.checkpoint.folder import Checkpoints
 from mail_torchrec.checkpoint.integrity import list_faults
 from mail_torchrec.checkpoint.manifest import CheckpointManifest, check_format, read_manifest
 from mail_torchrec.checkpoint.tensor_index import read_index
-from mail_torchrec.utils.formats import check_run_format
+from mail_torchrec.records.checksums import CHECKSUMS, checksum_error, read_checksums
+from mail_torchrec.records.run_record import run_faults
+from mail_torchrec.utils.formats import RUN_FILE, check_run_format
 from mail_torchrec.utils.progress import progress_bar
 
 _TABLE = re.compile(r"model\..*\.(?:embedding_bags|embeddings)\.(?P<name>[^./]+)/?\.weight")
@@ -63,10 +66,13 @@ def checkpoint_list(folder: Path) -> str:
 def verify_checkpoints(folder: Path) -> list[str]:
     """Compares files with their checksums; describes the faults, one line a file.
 
+    Args:
+        folder: a checkpoint, or a run, whose own files are compared too.
+
     Raises:
         ValueError: there is no checkpoint, or it has another format.
     """
-    faults: list[str] = []
+    faults = run_faults(folder) if os.path.lexists(folder / RUN_FILE) else []
     paths = _find_checkpoints(folder, published_only=True)
     total = sum(map(_size, paths))
     with progress_bar(desc="verify", total=total, unit="B", unit_scale=True) as bar:
@@ -162,12 +168,14 @@ def _find_checkpoints(folder: Path, *, published_only: bool) -> list[Path]:
     Raises:
         ValueError: there are none, or the run or the newest checkpoint has another format.
     """
-    if (folder / CHECKSUMS).exists():
-        check_format(folder)
-        return [folder]
     nested = folder / "checkpoints"
+    if nested.is_symlink():
+        raise ValueError(f"'{nested}' is a link; name the folder that it leads to")
     if nested.is_dir():
         check_run_format(folder)
+    elif (folder / CHECKSUMS).exists():
+        check_format(folder)
+        return [folder]
     checkpoints = Checkpoints(nested if nested.is_dir() else folder)
     published = checkpoints.published()
     others: set[Path] = set()

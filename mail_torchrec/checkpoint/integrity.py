@@ -5,14 +5,10 @@ Needs no torch.
 
 from pathlib import Path
 
-from mail_torchrec.checkpoint.folder import (
-    CHECKSUMS,
-    DCP_METADATA,
-    checksum_error,
-    read_checksums,
-)
+from mail_torchrec.checkpoint.folder import DCP_METADATA
 from mail_torchrec.checkpoint.manifest import CONFIG, MANIFEST, PLAN
 from mail_torchrec.checkpoint.tensor_index import INDEX, read_index
+from mail_torchrec.records.checksums import CHECKSUMS, checksum_error, read_checksums
 
 
 def checkpoint_faults(folder: Path) -> list[str]:

@@ -8,9 +8,10 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from mail_torchrec.data.fingerprint import FileFingerprint
 from mail_torchrec.data.reading.partition import DataPosition
-from mail_torchrec.settings import Settings
+from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format
 from mail_torchrec.utils.safe_paths import read_document
+from mail_torchrec.validation.progress import ValidationProgress
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -59,6 +60,12 @@ class CheckpointManifest(Settings):
     """Rows of the training data."""
     data: tuple[FileFingerprint, ...]
     """Fingerprints of the training data's files."""
+    validation_rows: Count = 0
+    """Validation rows; 0 where the run has none."""
+    validation_data: tuple[FileFingerprint, ...] = ()
+    """Fingerprints of their files, those of the training data where they are split from it."""
+    validation: ValidationProgress = ValidationProgress()
+    """Evaluations of the validation rows so far."""
     vocabularies: dict[str, str]
     """Files of the run's ``vocabularies/``, with their SHA-256."""
 
@@ -108,6 +115,4 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     try:
         return CheckpointManifest.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is damaged: {place}: {first['msg']}") from error
+        raise ValueError(f"{path} is damaged: {first_fault(error)}") from error

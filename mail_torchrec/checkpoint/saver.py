@@ -1,6 +1,7 @@
 """Saves checkpoints beside the training: copy the state, go on training, write, publish."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from threading import Thread
@@ -12,9 +13,15 @@ import torch.distributed as dist
 from mail_torchrec.checkpoint.folder import Checkpoints
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.checkpoint.staging import Stager, StateDict
-from mail_torchrec.checkpoint.writer import CheckpointWriteError, Snapshot, write_checkpoint
-from mail_torchrec.distributed.collectives import rank
+from mail_torchrec.checkpoint.writer import (
+    CheckpointWriteError,
+    Snapshot,
+    mark_best,
+    write_checkpoint,
+)
+from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.run_files import writing
 
 logger = get_logger(__name__)
 
@@ -52,7 +59,8 @@ class CheckpointSaver:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._stager = Stager()
         self._thread: Thread | None = None
-        self._published_step = published_step
+        self.published_step = published_step
+        """Step of the newest checkpoint; None before the first."""
         self._write_error: CheckpointWriteError | None = None
         self._transport_error: Exception | None = None
 
@@ -87,7 +95,9 @@ class CheckpointSaver:
                 previous one failed and ``on_failure`` is ``stop``.
         """
         self.finish()
-        if self._published_step == snapshot.step:
+        if self.published_step == snapshot.step:
+            if rank() == 0:
+                mark_best(self._checkpoints, snapshot.best_step)
             return
         if wait or self._settings.mode == "sync":
             self._write(snapshot)
@@ -119,9 +129,12 @@ class CheckpointSaver:
                 raise error
 
     def _write(self, snapshot: Snapshot) -> None:
+        # With several ranks it waits for the others too, whom the group's timeout is for.
+        alone = writing(self._checkpoints.path) if world_size() == 1 else nullcontext()
         try:
-            write_checkpoint(self._checkpoints, snapshot, self._settings.keep, self._group)
-            self._published_step = snapshot.step
+            with alone:
+                write_checkpoint(self._checkpoints, snapshot, self._settings.keep, self._group)
+            self.published_step = snapshot.step
             if rank() == 0:
                 self._record_published(snapshot.step)
         except CheckpointWriteError as error:

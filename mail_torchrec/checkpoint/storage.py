@@ -21,6 +21,8 @@ from torch.distributed.checkpoint import (
     FileSystemWriter,
     LoadPlan,
     LoadPlanner,
+    SavePlan,
+    SavePlanner,
     StorageReader,
 )
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,6 +34,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
@@ -45,7 +48,7 @@ from mail_torchrec.checkpoint.tensor_index import (
     TensorIndex,
     read_index,
 )
-from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.run_files import write_file, writing
 from mail_torchrec.utils.safe_paths import open_regular
 
 _DTYPES: dict[DtypeName, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
@@ -69,10 +72,16 @@ class _SavePlanner(DefaultSavePlanner):
 class _IndexedWriter(FileSystemWriter):
     """Writes as DCP does, and ``tensors.json`` beside its metadata."""
 
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes the tensors of this rank."""
+        with writing(Path(self.path)):
+            return super().write_data(plan, planner)
+
     def finish(self, metadata: Metadata, results: Any) -> None:
         """Writes metadata and index, on one rank, after all ranks have written their tensors."""
-        super().finish(metadata, results)
         folder = Path(self.path)
+        with writing(folder):
+            super().finish(metadata, results)
         write_file(folder / INDEX, _index_of(metadata, folder).model_dump_json() + "\n")
 
 

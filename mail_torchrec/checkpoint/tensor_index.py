@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from mail_torchrec.checkpoint.folder import check_missing
-from mail_torchrec.settings import Settings
+from mail_torchrec.records.checksums import check_missing
+from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.utils.safe_paths import PlainName, open_regular, read_document
 
 INDEX = "tensors.json"
@@ -118,9 +118,7 @@ def read_index(folder: Path) -> TensorIndex:
         index = TensorIndex.model_validate_json(read_document(path), strict=True)
         index.check(folder)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"'{path}' is damaged: {place}: {first['msg']}") from error
+        raise ValueError(f"'{path}' is damaged: {first_fault(error)}") from error
     except FileNotFoundError as error:
         check_missing(folder, Path(error.filename).name)
         raise ValueError(f"'{error.filename}' is missing") from error

@@ -10,13 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mail_torchrec.checkpoint.folder import (
-    CHECKSUMS,
-    DCP_METADATA,
-    Checkpoints,
-    sha256_of_files,
-    write_checksums,
-)
+from mail_torchrec.checkpoint.folder import DCP_METADATA, Checkpoints
 from mail_torchrec.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -27,6 +21,7 @@ from mail_torchrec.checkpoint.staging import StateDict
 from mail_torchrec.checkpoint.storage import write_tensors
 from mail_torchrec.checkpoint.tensor_index import INDEX
 from mail_torchrec.distributed.collectives import gather_objects, rank
+from mail_torchrec.records.checksums import CHECKSUMS, sha256_of_files, write_checksums
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.run_files import write_file
 
@@ -53,6 +48,8 @@ class Snapshot:
     """Makes the manifest from the progress of all ranks."""
     documents: dict[str, str]
     """File name -> text of the files beside the tensors."""
+    best_step: int | None = None
+    """Step of the best checkpoint, this one included; None where there is none."""
 
 
 def write_checkpoint(
@@ -82,7 +79,21 @@ def write_checkpoint(
             f"'{checkpoints.path}': {error}{_what_remains(checkpoints)}"
         ) from error
     if rank() == 0:
-        _retain(checkpoints, keep)
+        mark_best(checkpoints, snapshot.best_step)
+        _retain(checkpoints, keep, snapshot.best_step)
+
+
+def mark_best(checkpoints: Checkpoints, step: int | None) -> None:
+    """Names the best checkpoint in the folder; the newest manifest names it too, should it fail."""
+    try:
+        checkpoints.mark_best(step)
+    except OSError as error:
+        logger.warning(
+            "that step %s is the best could not be written below '%s': %s",
+            step,
+            checkpoints.path,
+            error,
+        )
 
 
 def _begin(checkpoints: Checkpoints, snapshot: Snapshot) -> RankProgress:
@@ -122,9 +133,9 @@ def _publish(
     checkpoints.publish(snapshot.step)
 
 
-def _retain(checkpoints: Checkpoints, keep: int) -> None:
+def _retain(checkpoints: Checkpoints, keep: int, best_step: int | None) -> None:
     try:
-        checkpoints.retain(keep)
+        checkpoints.retain(keep, best_step)
     except OSError as error:  # the checkpoint that was just saved is there all the same
         logger.warning(
             "old checkpoints below '%s' could not be deleted: %s", checkpoints.path, error

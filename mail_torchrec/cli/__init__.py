@@ -16,6 +16,7 @@ from mail_torchrec.cli import (
     online,
     retrieval,
     runs,
+    scoring,
 )
 from mail_torchrec.cli.interrupts import EXIT_CODE, InterruptHandler
 from mail_torchrec.distributed.launcher import report_error_to_launcher
@@ -53,14 +54,14 @@ class _Cli(click.Group):
 
     def _invoke(self, ctx: click.Context) -> object:
         """Runs a command; where it was interrupted, whatever it raised is left out."""
-        with InterruptHandler() as interrupt:
+        with InterruptHandler() as ctx.obj:
             try:
                 return super().invoke(ctx)
             except BaseException as error:
-                if not (interrupt.received or isinstance(error, KeyboardInterrupt)):
+                if not (ctx.obj.received or isinstance(error, KeyboardInterrupt)):
                     raise
                 if os.environ.get("RANK", "0") == "0":
-                    click.echo("Error: interrupted", err=True)
+                    click.echo(ctx.obj.message(), err=True)
                 raise Exit(EXIT_CODE) from None
 
 
@@ -74,6 +75,7 @@ def _print_error(
 @click.group(
     cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
+@click.version_option(package_name="mail-torchrec")
 @click.option("--traceback", is_flag=True, help="Show where an error was raised.")
 @click.option(
     "--log-level",
@@ -108,8 +110,9 @@ def doctor() -> None:
 
 for command in (
     *(data.synthesize, data.prepare),
-    *(runs.train, runs.evaluate, runs.compare, runs.checkpoint),
-    *(experiments.plan, experiments.reproduce),
+    *(runs.train, runs.compare, runs.checkpoint),
+    *(scoring.evaluate, scoring.predict, scoring.importance),
+    *(experiments.plan, experiments.reproduce, experiments.sweep),
     *(inference.export, inference.serve, inference.triton, retrieval.vectors),
     *(online.abtest, configuration.config),
 ):

@@ -1,4 +1,4 @@
-"""Commands of what-if questions: plan (other shardings), reproduce (other methods)."""
+"""Commands of what-if questions: plan (shardings), reproduce (methods), sweep (settings)."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.cli.options import ALLOW_TOWER, CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.utils.uris import redact
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     type=LOCAL_PATH,
     help="A finished run, to show its estimate beside its measured memory and speed.",
 )
+@ALLOW_TOWER
 @OVERRIDES
 def plan(
     config_path: Path | None,
@@ -196,3 +197,101 @@ def _reproduce_command(options: "ReproduceOptions") -> str:
     words += ["--paper", options.paper] if options.paper else []
     words += [word for name in options.chosen for word in ("--method", name)]
     return redact(shlex.join([*words, *options.overrides]))
+
+
+@click.command()
+@CONFIG
+@click.option(
+    "--space",
+    type=LOCAL_PATH,
+    required=True,
+    help="YAML file with the settings to search: their names and ranges, as below.",
+)
+@click.option(
+    "--out", type=OUTPUT_DIR, required=True, help="Folder of the study, the trials and the report."
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=30, show_default=True, help="Trials in all."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="Trials side by side.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each trial."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the search."
+)
+@click.option(
+    "--keep-checkpoints",
+    is_flag=True,
+    help="Keep the checkpoints of all trials; by default those of the best one alone.",
+)
+@click.option(
+    "--scheduler",
+    help="Run the trials as TorchX jobs of this scheduler (slurm, kubernetes, local_cwd, ...).",
+)
+@click.option(
+    "--job",
+    "job_arguments",
+    multiple=True,
+    help="NAME=VALUE, an argument of components/mail.py:train, such as j=1x8. May be repeated.",
+)
+@OVERRIDES
+def sweep(
+    config_path: Path,
+    space: Path,
+    out: Path,
+    trials: int,
+    jobs: int,
+    threads: int,
+    seed: int,
+    keep_checkpoints: bool,
+    scheduler: str | None,
+    job_arguments: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> None:
+    """Search settings by many trainings, compared on validation rows, and write one report.
+
+    Optuna chooses the settings (TPE) and stops trials early that fall behind (ASHA). The metric is
+    train.early_stopping.metric, of the cohort train.early_stopping.cohort. Called again with the
+    same --out it goes on with the trials that are missing, and with those that were stopped.
+
+    \b
+    space:
+      train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+      model.tower: {choices: [dmr, din]}
+      train.batch_size: {low: 512, high: 2048, step: 512}
+
+    \b
+    mail-torchrec sweep --config mine.yaml --space space.yaml --out sweeps/a --trials 30 \\
+      data.validation='{share: 0.05}' train.early_stopping.cohort=new
+    """  # noqa: D301
+    from mail_torchrec.sweep.command import SweepOptions
+    from mail_torchrec.sweep.command import sweep as run
+
+    options = SweepOptions(
+        config_path,
+        space,
+        out,
+        trials,
+        jobs,
+        threads,
+        seed,
+        overrides,
+        keep_checkpoints,
+        scheduler,
+        dict(_pair(text) for text in job_arguments),
+    )
+    click.echo(run(options, redact(shlex.join(["mail-torchrec", *sys.argv[1:]]))))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--job should read NAME=VALUE, received '{text}'")
+    return name, value

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
+from mail_torchrec.cli.options import ALLOW_TOWER, LOCAL_PATH, OUTPUT_DIR
 
 
 @click.command()
@@ -24,6 +24,15 @@ from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
     help="Type of the tables' elements; int8 has a scale and an offset a row.",
 )
 @click.option(
+    "--calibrate",
+    type=click.Choice(["platt", "isotonic"]),
+    help="Calibrate the click probabilities, on rows the run was neither trained nor tested on.",
+)
+@click.option(
+    "--calibration-data",
+    help="Parquet file or folder of these rows; by default the run's data.validation.",
+)
+@click.option(
     "--aoti",
     is_flag=True,
     help="Also compile a package that needs torch alone (AOTInductor; needs g++).",
@@ -32,12 +41,9 @@ from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR
     "--data",
     help="Parquet file or folder to take golden requests from; by default the run's own test data.",
 )
+@ALLOW_TOWER
 def export(
-    run_dir: Path,
-    out: Path,
-    tables: Literal["float32", "float16", "int8"],
-    aoti: bool,
-    data: str | None,
+    run_dir: Path, out: Path, tables: Literal["float32", "float16", "int8"], **options: Any
 ) -> None:
     """Export a finished run as an ONNX model without TorchRec, checked against the trainer.
 
@@ -66,7 +72,7 @@ def export(
     from mail_torchrec.export.command import export as run_export
     from mail_torchrec.train.run_dir import RunDir
 
-    manifest = run_export(ExportOptions(RunDir(run_dir), out, tables, data, aoti))
+    manifest = run_export(ExportOptions(RunDir(run_dir), out, tables, **options))
     for name, parity in manifest.parity.items():
         click.echo(
             f"{out}: {manifest.name}, version {manifest.version}, {name}; largest difference from "
@@ -158,7 +164,7 @@ def export(
     type=click.IntRange(1),
     default=620,
     show_default=True,
-    help="Seconds that an idle HTTP connection is kept.",
+    help="Seconds that an idle connection is kept; of gRPC at most 300.",
 )
 @click.option(
     "--threads",

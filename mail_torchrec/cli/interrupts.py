@@ -1,8 +1,12 @@
-"""Ctrl-C (SIGINT): a command ends with one line and exit code 130."""
+"""Ctrl-C (SIGINT): a command ends with one line and exit code 130.
+
+From its first step to its last a training handles it instead (``distributed/preemption.py``).
+"""
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,6 +25,8 @@ class InterruptHandler:
 
     def __init__(self) -> None:
         self.received = False
+        self.describe_losses: Callable[[], str] = str
+        """Says what an interrupt costs, set by the command; by default nothing."""
         self._previous_handler: Any = None
 
     def __enter__(self) -> Self:
@@ -37,6 +43,11 @@ class InterruptHandler:
     ) -> None:
         if self._previous_handler is not None:
             signal.signal(signal.SIGINT, self._previous_handler)
+
+    def message(self) -> str:
+        """Formats the line that the command ends with."""
+        losses = self.describe_losses()
+        return f"Error: interrupted{losses and ': '}{losses}"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received:

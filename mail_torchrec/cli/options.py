@@ -1,7 +1,6 @@
 """Options that several commands share, and the type of every local path."""
 
 from collections.abc import Callable
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,26 @@ class LocalPath(click.Path):
 LOCAL_PATH = LocalPath()
 OUTPUT_DIR = LocalPath(check_output_dir)
 OUTPUT_FILE = LocalPath(check_output_file)
-NPZ_FILE = LocalPath(partial(check_output_file, suffix=".npz"))
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def _allow_tower(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
+    if names:
+        from mail_torchrec.towers.registry import allow_tower
+
+        for name in names:
+            allow_tower(name)
+
+
+ALLOW_TOWER = click.option(
+    "--allow-tower",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    callback=_allow_tower,
+    expose_value=False,
+    help="Import this tower where the run names it; its code runs. The project's need no word.",
+)
 CONFIG = click.option(
     "--config",
     "config_path",

@@ -1,13 +1,15 @@
-"""Commands of runs: train, evaluate, checkpoint, compare."""
+"""Commands of runs: train, checkpoint, compare."""
 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
-from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, NPZ_FILE, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.cli.interrupts import InterruptHandler
+from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.distributed.launcher import num_restarts
 
 
@@ -52,7 +54,9 @@ from mail_torchrec.distributed.launcher import num_restarts
     help="Print the whole configuration, defaults and overrides included, and stop.",
 )
 @OVERRIDES
+@click.pass_obj
 def train(
+    interrupts: InterruptHandler,
     config_path: Path,
     run_dir: Path | None,
     resume: bool,
@@ -69,6 +73,10 @@ def train(
 
     \b
     torchrun --nproc-per-node 2 -m mail_torchrec train --config FILE --run-dir DIR [KEY=VALUE]...
+
+    Ctrl-C (or SIGTERM, SIGHUP) saves a checkpoint after the step under way and ends with the exit
+    code of the signal; --resume goes on from there. A second Ctrl-C ends at once, and says what is
+    lost.
     """  # noqa: D301
     from mail_torchrec.config import dump_config, load_config, preset_overrides
 
@@ -78,12 +86,14 @@ def train(
         return
     if run_dir is None:
         raise click.UsageError("Missing option '--run-dir'.")
+    from mail_torchrec.reporting.run_summary import run_summary
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
     if resume and from_scratch:
         raise click.UsageError("--resume goes on with a run and --from-scratch begins; give one.")
     is_restart = num_restarts() > 0
+    interrupts.describe_losses = partial(_losses_between_steps, run_dir)
     metrics = run(
         config,
         RunDir(run_dir),
@@ -92,39 +102,8 @@ def train(
         from_scratch=from_scratch and not is_restart,
     )
     if _is_first_rank():
+        click.echo(run_summary(metrics, run_dir), err=True)
         click.echo(json.dumps({config.name: metrics}))
-
-
-@click.command()
-@click.option("--run-dir", type=LOCAL_PATH, required=True, help="A finished run.")
-@click.option(
-    "--data",
-    help="Parquet file or folder (or URI) to evaluate on; by default the run's own test data.",
-)
-@click.option(
-    "--predictions",
-    type=NPZ_FILE,
-    help="File (.npz) to write: score, label, user and cohort of every row.",
-)
-@OVERRIDES
-def evaluate(
-    run_dir: Path, data: str | None, predictions: Path | None, overrides: tuple[str, ...]
-) -> None:
-    """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
-
-    Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0
-    scores every user with the whole history, data.cold_start.keep=5 gives each hidden one the
-    newest five behaviours back.
-
-    \b
-    mail-torchrec evaluate --run-dir runs/kr --data FOLDER/test --predictions scores.npz
-    """  # noqa: D301
-    from mail_torchrec.train.evaluation import evaluate_run
-    from mail_torchrec.train.run_dir import RunDir
-
-    metrics = evaluate_run(RunDir(run_dir), data, list(overrides), predictions)
-    if _is_first_rank():
-        click.echo(json.dumps(metrics, indent=2))
 
 
 @click.command()
@@ -159,6 +138,13 @@ def checkpoint(what: str, folder: Path) -> None:
     help="Folder for the comparison as comparison.md, .json and .png.",
 )
 @click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="DIR=NAME",
+    help="Name of a run's method in place of the one in its configuration; may be repeated.",
+)
+@click.option(
     "--allow-different-data",
     is_flag=True,
     help=(
@@ -167,7 +153,11 @@ def checkpoint(what: str, folder: Path) -> None:
     ),
 )
 def compare(
-    run_dirs: tuple[Path, ...], base: str | None, out: Path | None, allow_different_data: bool
+    run_dirs: tuple[Path, ...],
+    base: str | None,
+    out: Path | None,
+    names: tuple[str, ...],
+    allow_different_data: bool,
 ) -> None:
     """Print the metrics of finished runs as one table: methods by new, old and all users.
 
@@ -184,13 +174,24 @@ def compare(
     from mail_torchrec.reporting.comparison_plot import write_comparison
     from mail_torchrec.train.run_dir import RunDir
 
-    results = compare_runs(run_dirs, base, allow_different_data=allow_different_data)
+    given = {Path(path): name for path, _, name in (text.rpartition("=") for text in names)}
+    results = compare_runs(run_dirs, base, names=given, allow_different_data=allow_different_data)
     click.echo(as_markdown(results))
     if out is not None:
         click.echo("\n".join(map(str, write_comparison(results, as_markdown(results), out))))
     for path in run_dirs:
         run = RunDir(path)
         click.echo(f"{run.metrics}  {run.log}  {run.curves}  {run.tensorboard}/")
+
+
+def _losses_between_steps(run_dir: Path) -> str:
+    """Says what is lost by an interrupt before the first step or after the last one."""
+    from mail_torchrec.checkpoint.folder import step_of
+    from mail_torchrec.train.run_dir import RunDir
+
+    if published := RunDir(run_dir).checkpoints.published():
+        return f"--resume goes on after step {step_of(published[-1])}"
+    return "nothing is lost but the start"
 
 
 def _is_first_rank() -> bool:

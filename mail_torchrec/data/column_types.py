@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
 
 from mail_torchrec.data.parquet.logical_types import (
     LogicalType,
@@ -24,7 +25,9 @@ from mail_torchrec.data.parquet.logical_types import (
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
 from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.settings import first_fault
 from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.safe_paths import read_document
 
 _FILE = "types.json"
 _BATCH = 65_536  # rows read at a time where only the values tell a type
@@ -43,10 +46,14 @@ class ColumnType(NamedTuple):
 
 ColumnTypes = dict[str, ColumnType]
 """Types by the columns' names in the schema; numbers and flags are of kind NUMBER."""
+_STORED_TYPES = TypeAdapter(ColumnTypes)
 
 
 def find_column_types(
-    files: Iterable[ParquetFile], schema: Schema, known: Mapping[str, ColumnType]
+    files: Iterable[ParquetFile],
+    schema: Schema,
+    known: Mapping[str, ColumnType],
+    names: Iterable[str],
 ) -> ColumnTypes:
     """Finds the type of every column in files, and checks that it is one.
 
@@ -56,13 +63,14 @@ def find_column_types(
         files: with the schema's columns.
         schema: groups, kinds and tables of the columns.
         known: types of files read before, with which these should agree.
+        names: columns of the schema that are read.
 
     Raises:
         ValueError: a column of a type that its kind does not allow, or of different types in
             different files or on one table; the message names files and types.
     """
     files = [file for file in files if file.num_rows]
-    types = {name: _column_type(files, schema, name, known.get(name)) for name in schema.columns}
+    types = {name: _column_type(files, schema, name, known.get(name)) for name in names}
     _check_tables(types, schema)
     of_table = {
         schema.table_of(name): types[name]
@@ -92,7 +100,8 @@ def plain_table(
         ValueError: a value that does not fit its type; the message names file and column.
     """
     kinds: dict[str, tuple[LogicalType, bool]] = {}
-    for name, column in schema.columns.items():
+    for name in types:
+        column = schema.columns[name]
         # Where a file column serves as an id and as a number, the id's form holds both.
         if column.kind is not Kind.NUMERIC and not _is_flag(column):
             kinds[schema.file_column(name)] = types[name].kind, column.kind is Kind.LIST
@@ -117,19 +126,17 @@ def load_column_types(folder: Path) -> ColumnTypes:
     """Reads what :func:`save_column_types` wrote.
 
     Raises:
-        ValueError: the file is missing.
+        ValueError: the file is missing, damaged, or no regular file.
     """
     try:
-        content = json.loads((folder / _FILE).read_text())
+        return _STORED_TYPES.validate_json(read_document(folder / _FILE, follow_link=True))
+    except ValidationError as error:
+        raise ValueError(f"'{folder / _FILE}' is damaged: {first_fault(error)}") from error
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} should hold the types of a run's columns: {error}; was the run directory "
             "copied whole?"
         ) from error
-    return {
-        name: ColumnType(LogicalType(found["kind"]), found["file"])
-        for name, found in content.items()
-    }
 
 
 def _column_type(
@@ -156,11 +163,18 @@ def _column_type(
         if known is not None and kind is not known.kind:
             raise ValueError(
                 f"{file.path}: column '{file_column}' should hold {known.kind} values, as in "
-                f"{known.file}, found {found}; a number and its text are different ids: cast one "
-                "of them"
+                f"{known.file}, found {found}; {_clash({known.kind, kind})}: cast one of them"
             )
         known = known or ColumnType(kind, file.path)
     return known or ColumnType(LogicalType.NOTHING, files[0].path if files else "no file")
+
+
+def _clash(kinds: set[LogicalType]) -> str:
+    """Says why ids of two types do not stand in one column."""
+    if LogicalType.STRING not in kinds:
+        return "a column has one type in all files"
+    other = "boolean" if LogicalType.BOOLEAN in kinds else "number"
+    return f"a {other} and its text are different ids"
 
 
 def _first_holders(

@@ -7,12 +7,26 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field, TypeAdapter, ValidationError
+
 from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.numeric import NumericScale
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.safe_paths import read_document
 
 _SCALES = "scales.json"
+
+
+class _StoredScale(Settings):
+    """Scale of a numeric column in its file."""
+
+    mean: float
+    deviation: float = Field(gt=0)
+
+
+_STORED_SCALES = TypeAdapter(dict[str, _StoredScale])
 
 
 @dataclass(frozen=True)
@@ -43,16 +57,20 @@ class Encoders:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            ValueError: a file is missing.
+            ValueError: a file is missing, damaged, or no regular file.
         """
+        path = folder / _SCALES
         try:
-            scales = json.loads((folder / _SCALES).read_text())
-            return Encoders(
-                {name: schema.id_policy(name).load(folder) for name in schema.table_names},
-                {name: NumericScale(**scale) for name, scale in scales.items()},
-            )
+            stored = _STORED_SCALES.validate_json(read_document(path, follow_link=True))
+            tables = {name: schema.id_policy(name).load(folder) for name in schema.table_names}
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} should hold the vocabularies of a run: {error}; was the run directory "
                 "copied whole?"
             ) from error
+        except ValidationError as error:
+            raise ValueError(f"'{path}' is damaged: {first_fault(error)}") from error
+        return Encoders(
+            tables,
+            {name: NumericScale(scale.mean, scale.deviation) for name, scale in stored.items()},
+        )

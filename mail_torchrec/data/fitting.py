@@ -59,7 +59,7 @@ def fit_encoders(
         try:
             fitter.add(source.pieces(group), file)
         except ValueError:
-            fitter.add([source.read(group)], file)  # with the row's number in the row group
+            fitter.add([source.whole(group)], file)  # with the row's number in the row group
             raise
     return fitter.encoders()
 

@@ -1,10 +1,13 @@
 """Settings of the section ``data``: where the rows are and how they are read."""
 
+import math
+
 from pydantic import Field
 
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.validation_split import ValidationSettings
 from mail_torchrec.settings import Settings
-from mail_torchrec.utils.uris import join_path
+from mail_torchrec.utils.uris import join_path, without_credentials
 
 
 class DataSettings(Settings):
@@ -17,6 +20,16 @@ class DataSettings(Settings):
     """Training data: a Parquet file, or a folder of Parquet files, below `root`."""
     test: str = "test"
     """Evaluation data, as `train`."""
+    validation: ValidationSettings | None = None
+    """Rows that measure the model while it trains and choose its best checkpoint; null: none, and
+    the last checkpoint is the model."""
+    negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the unclicked rows that `train` still has, 0.1 where negatives were downsampled 1 to
+    10. All reported and exported probabilities are corrected for it (He et al. 2014)."""
+    test_negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The same of `test`, of `validation.path` and of `evaluate --data`: 1 where these are all
+    rows, as they should be. Metrics compare the rows with the probabilities that they have in such
+    a sample; predictions are of all rows."""
     cold_start: ColdStartSettings = ColdStartSettings()
     """Simulated cold start of a share of the users."""
     new_user_max_behaviours: int = Field(default=0, ge=0)
@@ -32,6 +45,25 @@ class DataSettings(Settings):
     num_workers: int = Field(default=0, ge=0)
     """Reader processes of each rank; 0 reads in the training process."""
 
+    @property
+    def training_shift(self) -> float:
+        """Difference of the logits of a test row and of a training row that are alike."""
+        return math.log(self.negatives_kept) - math.log(self.test_negatives_kept)
+
     def path(self, part: str) -> str:
         """Returns the path of ``part`` (``train`` or ``test``) below ``root``."""
         return join_path(self.root, part)
+
+    def check_no_credentials(self) -> None:
+        """Checks that processes of their own can read the data by a saved configuration.
+
+        Raises:
+            ValueError: a URI has credentials, which are never saved.
+        """
+        for path in map(self.path, (self.train, self.test)):
+            if without_credentials(path) != path:
+                raise ValueError(
+                    f"'{without_credentials(path)}' was given with credentials, but each run is a "
+                    "process that reads a saved configuration, which holds none; give them by the "
+                    "environment (for s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+                )

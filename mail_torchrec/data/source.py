@@ -1,6 +1,7 @@
 """Row groups of Parquet files, checked against the schema when opened, read in plain types."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,9 @@ from mail_torchrec.data.column_types import (
 from mail_torchrec.data.fingerprint import FileFingerprint, fingerprints
 from mail_torchrec.data.padding import check_padding, drop_padding
 from mail_torchrec.data.parquet.files import parquet_files
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.parquet.parquet_file import ParquetFile
+from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.validation_split import RowFilter, RowSplit, count_numbers
 from mail_torchrec.utils.uris import without_credentials
 
 PIECE_ROWS = 16_384
@@ -43,6 +46,8 @@ class Source:
         types: types of the columns in the files of training; the first source of a run, without
             them, decides them.
         remedy: what to do where the path does not exist, if it was not given by the configuration.
+        unread: flags and keys of the schema that the files need not have: zeros are read for them.
+        split: tells validation rows from training rows, where these files hold both.
 
     Raises:
         ValueError: nothing there, no rows, an unreadable file, a column that is missing or of a
@@ -56,9 +61,18 @@ class Source:
         schema: Schema,
         types: Mapping[str, ColumnType] | None = None,
         remedy: str | None = None,
+        unread: Collection[str] = (),
+        split: RowSplit | None = None,
     ) -> None:
         self.path = without_credentials(path)
-        self.columns = sorted({schema.file_column(name) for name in schema.columns})
+        self._names = [name for name in schema.read_columns if name not in unread]
+        self.columns = sorted({schema.file_column(name) for name in self._names})
+        unread_columns = {schema.file_column(name): name for name in unread}
+        self._zeros = {
+            column: pa.int64() if schema.columns[name].group is Group.GROUP_KEY else pa.float64()
+            for column, name in unread_columns.items()
+            if column not in self.columns
+        }
         self._files = parquet_files(
             path, remedy or "set data.root, data.train and data.test to Parquet files or folders"
         )
@@ -73,7 +87,11 @@ class Source:
             raise ValueError(
                 f"'{self.path}' should hold rows: its {len(self._files)} Parquet files hold none"
             )
-        self._schema = schema
+        self.num_stored_rows = self.num_rows
+        """Rows of the files; ``num_rows`` are those of them that this source reads."""
+        self._schema, self.split = schema, split
+        self._filter: RowFilter | None = None
+        self._reads_parts = False
         self.types = self._check_columns(types or {})
 
     def _check_columns(self, known: Mapping[str, ColumnType]) -> ColumnTypes:
@@ -82,14 +100,22 @@ class Source:
         remedy = "add it, or correct schema.columns, whose 'column' names it in the files"
         for file in files:
             file.check_columns(self.columns, remedy)
-        types = find_column_types(files, self._schema, known)
+            if self.split is not None:
+                file.check_columns([self.split.column], "name another in data.validation.column")
+        types = find_column_types(files, self._schema, known, self._names)
         check_padding(self._schema, types)
         return types
 
     @cached_property
     def fingerprints(self) -> list[FileFingerprint]:
         """Fingerprints of the columns of each file, the same wherever copies of it lie."""
-        return fingerprints(self._files, self.columns)
+        splitting = {self.split.column} if self.split is not None else set()
+        return fingerprints(self._files, sorted({*self.columns, *splitting}))
+
+    @property
+    def files(self) -> list[ParquetFile]:
+        """Files, in the order of their names."""
+        return self._files
 
     def file(self, group: RowGroup) -> str:
         """Names the file and the number of a row group, for messages."""
@@ -106,9 +132,46 @@ class Source:
             ValueError: the file cannot be read (truncated, damaged, deleted), or a value does not
                 fit its column's type.
         """
-        return self._plain(
-            self._files[group.file].read(columns or self.columns, group.index), group
-        )
+        names = columns or self.columns
+        stored = self._files[group.file].read(self._needed(names), group.index)
+        table = self._plain(self._kept(stored, names, group), group)
+        return table if columns else self._with_zeros(table)
+
+    def whole(self, group: RowGroup) -> pa.Table:
+        """Reads all rows of a row group as :meth:`read` does, those that are not kept included.
+
+        Rows of messages are numbered in them.
+
+        Raises:
+            ValueError: as :meth:`read`.
+        """
+        stored = self._files[group.file].read(self.columns, group.index)
+        return self._with_zeros(self._plain(stored, group))
+
+    def select(self, row_groups: Sequence[RowGroup], kept: RowFilter | None = None) -> "Source":
+        """Returns a source of some rows alone.
+
+        Args:
+            row_groups: of this source, each with the number of rows that are kept of it.
+            kept: chooses them; None keeps the first ones of each row group.
+        """
+        selected = copy(self)
+        selected.row_groups = [group for group in row_groups if group.num_rows]
+        selected.num_rows = sum(group.num_rows for group in row_groups)
+        selected._filter = kept or self._filter
+        selected._reads_parts = True
+        return selected
+
+    def count_numbers(self, group: RowGroup) -> dict[int, int]:
+        """Counts the rows of a row group by the number that the split gives them."""
+        assert self.split is not None
+        stored = self._files[group.file].read([self.split.column], group.index)
+        return count_numbers(self.split.numbers(stored, self.types, self.file(group)))
+
+    @property
+    def is_filtered(self) -> bool:
+        """Returns whether rows are left out within row groups."""
+        return self._filter is not None
 
     def pieces(self, group: RowGroup) -> Iterator[pa.Table]:
         """Reads one row group's columns as :meth:`read` does, ``PIECE_ROWS`` rows at a time.
@@ -118,14 +181,35 @@ class Source:
         Raises:
             ValueError: as :meth:`read`.
         """
-        if group.num_rows <= PIECE_ROWS:
+        if group.num_rows <= PIECE_ROWS and not self._reads_parts:
             yield self.read(group)
             return
         file = self._files[group.file]
-        for stored in file.batches(self.columns, PIECE_ROWS, group.index):
-            yield self._plain(stored, group)
+        for stored in file.batches(self._needed(self.columns), PIECE_ROWS, group.index):
+            kept = self._kept(stored, self.columns, group)
+            if len(kept):
+                yield self._with_zeros(self._plain(kept, group))
+
+    def _needed(self, names: list[str]) -> list[str]:
+        """Adds the column that the filter reads."""
+        if self._filter is None or self._filter.split.column in names:
+            return names
+        return [*names, self._filter.split.column]
+
+    def _kept(self, stored: pa.Table, names: list[str], group: RowGroup) -> pa.Table:
+        """Drops the rows that are not kept, and the column that only the filter reads."""
+        if self._filter is None:
+            return stored
+        mask_R = self._filter.mask(stored, self.types, self.file(group))
+        return stored.filter(pa.array(mask_R)).select(names)
 
     def _plain(self, stored: pa.Table, group: RowGroup) -> pa.Table:
         """Converts rows of a row group to plain types, and drops their padding."""
         table = plain_table(stored, self._schema, self.types, self.file(group))
         return drop_padding(table, self._schema)
+
+    def _with_zeros(self, table: pa.Table) -> pa.Table:
+        """Appends the columns that are not read."""
+        for name, kind in self._zeros.items():
+            table = table.append_column(name, pa.repeat(pa.scalar(0, kind), len(table)))
+        return table

@@ -15,6 +15,8 @@ from mail_torchrec.utils.spans import span
 
 T = TypeVar("T")
 
+WAITING_FOR_RANK_0 = "waiting for rank 0"
+"""Name of the span in which ranks wait for what rank 0 makes."""
 # Rank 0 may read all of the training data while the others wait for its result.
 _RANK_0_TIMEOUT = timedelta(hours=24)
 _single_rank: ContextVar[bool] = ContextVar("single_rank", default=False)
@@ -102,6 +104,33 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
+@torch.no_grad()
+def exchange_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Sends rows to the ranks that they are for, and returns those that the ranks sent here.
+
+    Every rank must call it, with tensors of one type and trailing shape. They may lie in host
+    memory whatever the backend.
+
+    Args:
+        rows: ``[rows, ...]``, those for rank 0 first.
+        counts: number of rows for each rank.
+
+    Returns:
+        ``[rows from all ranks, ...]``, in rank order, on the device of ``rows``.
+    """
+    if world_size() == 1:
+        return rows
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    with span("communication"):
+        sent = torch.tensor(counts, dtype=torch.int64, device=device)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent)
+        shares = received.tolist()
+        output = rows.new_empty(sum(shares), *rows.shape[1:], device=device)
+        dist.all_to_all_single(output, rows.to(device).contiguous(), shares, counts)
+    return output.to(rows.device)
+
+
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Collects a picklable object of every rank on every rank, in rank order."""
     if world_size() == 1:
@@ -115,7 +144,8 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 def broadcast_from_rank_0(make: Callable[[], T]) -> T:
     """Calls a function on rank 0 and returns its result on every rank.
 
-    The other ranks wait as long as it takes. Should rank 0 die, their connection to it breaks.
+    The other ranks wait as long as it works. Should it die, their connection to it breaks; should
+    it stand still, the watchdog ends them.
 
     Raises:
         Exception: ``make`` raised it; on the other ranks a copy, or a RuntimeError with its text
@@ -124,7 +154,8 @@ def broadcast_from_rank_0(make: Callable[[], T]) -> T:
     if world_size() == 1:
         return make()
     # Made before rank 0 begins its work, so that all ranks are connected when it does.
-    group = dist.new_group(backend="gloo", timeout=_RANK_0_TIMEOUT)
+    with span(WAITING_FOR_RANK_0, patient=True):
+        group = dist.new_group(backend="gloo", timeout=_RANK_0_TIMEOUT)
     error: Exception | None = None
     result: list[Any] = [None, None]
     if rank() == 0:
@@ -133,7 +164,7 @@ def broadcast_from_rank_0(make: Callable[[], T]) -> T:
                 result[0] = make()
         except Exception as raised:
             error, result[1] = raised, _picklable(raised)
-    with span("waiting for rank 0", patient=True):
+    with span(WAITING_FOR_RANK_0, patient=True):
         dist.broadcast_object_list(result, src=0, group=group)
     dist.destroy_process_group(group)
     if error is not None:

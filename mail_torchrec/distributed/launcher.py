@@ -20,6 +20,11 @@ def report_error_to_launcher(error: Exception) -> None:
             record.write_text(redact(record.read_text()))
 
 
+def started_by_torchrun() -> bool:
+    """Returns whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def num_restarts() -> int:
     """Counts how often the launcher has restarted this job: torchrun, or Slurm by a requeue."""
     return max(

@@ -25,6 +25,15 @@ def kill_with_parent() -> None:
             raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
 
 
+def is_orphan() -> bool:
+    """Returns whether this process is a fork whose parent, which imported this module, has ended.
+
+    The kernel does not kill it with its parent then, for it was asked too late.
+    """
+    importer = _imported_by[0]
+    return importer not in (os.getpid(), os.getppid())
+
+
 def kill_with_launcher() -> None:
     """Ends this process with torchrun, or with the process that asks by ``PARENT_VARIABLE``.
 

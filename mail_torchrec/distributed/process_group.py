@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from mail_torchrec.distributed.input_watchdog import InputWatchdog
+from mail_torchrec.distributed.idle_watchdog import IdleWatchdog
 from mail_torchrec.distributed.launcher import report_error_to_launcher
 from mail_torchrec.distributed.parent import kill_with_launcher
 from mail_torchrec.distributed.rendezvous import attempt_store
@@ -45,12 +45,12 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
     reset_spans()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
-        input_watchdog = InputWatchdog(timeout, _end_process)
-        input_watchdog.start()
+        idle_watchdog = IdleWatchdog(timeout, _end_process)
+        idle_watchdog.start()
         try:
             yield device
         finally:
-            input_watchdog.stop()
+            idle_watchdog.stop()
             dist.destroy_process_group()
         return
     _join_process_group(device, timeout)
@@ -61,9 +61,9 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         timeout,
         enforce_timeout=device.type == "cuda",
     )
-    input_watchdog = InputWatchdog(timeout, watchdog.end_rank)
+    idle_watchdog = IdleWatchdog(timeout, watchdog.end_rank)
     watchdog.start()
-    input_watchdog.start()
+    idle_watchdog.start()
     try:
         yield device
     except Exception as error:
@@ -72,7 +72,7 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
             raise
         raise explained from None  # the transport's own error names a port at best
     finally:
-        input_watchdog.stop()
+        idle_watchdog.stop()
         dist.destroy_process_group()
         watchdog.stop()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mail_torchrec.distributed.parent import kill_with_parent
+from mail_torchrec.distributed.parent import is_orphan, kill_with_parent
 from mail_torchrec.utils.current_read import NUM_BYTES, describe_read, publish_reads
 
 _FORK_SERVER_MODULE = "mail_torchrec.distributed.fork_server"
@@ -25,10 +25,10 @@ _server: Any = forkserver._forkserver
 
 
 def start_fork_server(preload: Sequence[str]) -> None:
-    """Starts the process that reader processes are forked from, with SIGTERM and SIGINT ignored.
+    """Starts the process that reader processes are forked from, with signals to stop ignored.
 
-    A launcher (or a terminal, by Ctrl-C) signals the whole process group of a rank, and the
-    training needs its readers until it has stopped.
+    A launcher (or a terminal, by Ctrl-C or when it closes) signals the whole process group of a
+    rank, and the training needs its readers until it has stopped.
 
     Args:
         preload: modules to import once, in the fork server, instead of in each reader process at
@@ -36,14 +36,22 @@ def start_fork_server(preload: Sequence[str]) -> None:
     """
     # The kernel takes the end of the thread that started a process for that of its parent.
     first = [_FORK_SERVER_MODULE] if current_thread() is main_thread() else []
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]  # which is inherited
+    warnings = os.environ.get("PYTHONWARNINGS")
+    # A rank that is killed, or ended by its watchdog, leaves semaphores to Python's resource
+    # tracker, which is started here too. It cleans them up, and need not warn of it.
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (warnings, "ignore:resource_tracker")))
     try:
         forkserver.set_forkserver_preload([*first, *preload])
         forkserver.ensure_running()
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,9 @@ class ReaderProcesses:
 
     def __call__(self, worker: int) -> None:
         """Sets a reader process up, within it."""
+        _end_with_rank()
         os.setsid()  # out of the launcher's reach, but not out of the training's
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _end_with_rank()
         row = self._row(worker)
         row[:_PID_BYTES] = os.getpid().to_bytes(_PID_BYTES)
         publish_reads(row[_PID_BYTES:])
@@ -113,5 +121,7 @@ def _end_with_rank() -> None:
         os.close(_server._forkserver_alive_fd)
         _server._forkserver_alive_fd = None
     rank = parent_process()
-    if rank is None or wait([rank.sentinel], timeout=0):  # ended before the kernel was asked
+    # One of them ended before the kernel was asked. The fork server ends with its rank's main
+    # thread, and a thread that still writes to a disk keeps the rank's files open.
+    if is_orphan() or rank is None or wait([rank.sentinel], timeout=0):
         os._exit(1)

@@ -15,22 +15,27 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from contextlib import suppress
 from datetime import timedelta
-from threading import Event, Thread, main_thread
-from traceback import StackSummary, extract_stack, extract_tb
+from threading import Event, Thread
+from traceback import extract_tb
 from typing import Any
 
 import torch.distributed as dist
 
-from mail_torchrec.distributed.input_watchdog import describe_readers
+from mail_torchrec.distributed.heartbeat import Heartbeat
+from mail_torchrec.distributed.idle_watchdog import describe_readers
 from mail_torchrec.distributed.launcher import launcher_hosts_store, report_error_to_launcher
+from mail_torchrec.distributed.rank_status import format_status, place_in, place_of_main_thread
 from mail_torchrec.utils.logging import write_unlocked
 from mail_torchrec.utils.spans import current_span
 
 _POLL_SECONDS = 0.5
 # Seconds to wait for the status of all ranks, and for a rank to end by itself.
 _STATUS_TIMEOUT, _GRACE = 3.0, 15.0
+# Seconds that the store may take to learn of a failure and to explain it. The process that hosts it
+# may be stopped (rank 0, without torchrun); its clients then wait for ever, whatever their timeout.
+_STORE_TIMEOUT = 10.0
 # Ranks that merely waited for a failed rank end this many seconds after it, so that the launcher's
 # report begins with the failed one.
 _EXIT_DELAY = 1.5
@@ -73,17 +78,20 @@ class Watchdog:
         self._timeout, self._enforce_timeout = timeout, enforce_timeout
         self._stopped = Event()
         self._raised_at, self._explanation, self._fault = "", "", ""
+        self._heartbeat = Heartbeat(rank, world_size, timeout, self.end_rank)
         # A connection of its own: the main thread may be blocked in a call to the store.
         self._thread = Thread(target=self._watch, args=(store.clone(),), name="watch", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+        self._heartbeat.start()
 
     def stop(self) -> None:
         """Ends the thread."""
+        self._heartbeat.stop()
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_STATUS_TIMEOUT)
 
     def end_rank(self, message: str) -> None:
         """Ends this rank, whose main thread is blocked, and with it the others.
@@ -92,7 +100,8 @@ class Watchdog:
             message: the reason, which every rank tells.
         """
         self._fault = message
-        if not self._thread.is_alive():  # the store is gone
+        self._thread.join(_STORE_TIMEOUT)  # which ends the process
+        if not self._stopped.is_set():  # the store is gone, or does not answer
             self._end_process(message)
 
     def explain(self, error: Exception) -> Exception:
@@ -102,22 +111,27 @@ class Watchdog:
         says what happened to the other ranks.
         """
         from_transport = is_transport_error(error)
-        self._raised_at = _place(extract_tb(error.__traceback__))
-        try:
-            if not (from_transport and self._explanation):  # the cause is not known yet
-                message = None if from_transport else f"{type(error).__name__}: {error}"
-                timed_out = bool(_TIMED_OUT.search(str(error)))
-                self._explain(self._store, self._report(self._store, message, timed_out))
-        except dist.DistError:  # the store went with the process that hosted it
-            self._explanation = self._explanation or (
-                f"rank {self._rank} lost another rank in '{_span_name()}', and with it the store "
-                "that would tell more: rank 0 or its launcher "
-                "is gone (killed, out of memory, or its host)"
-            )
+        self._raised_at = place_in(extract_tb(error.__traceback__))
+        if not (from_transport and self._explanation):  # the cause is not known yet
+            message = None if from_transport else f"{type(error).__name__}: {error}"
+            timed_out = bool(_TIMED_OUT.search(str(error)))
+            asks = Thread(target=self._ask_store, args=(message, timed_out), daemon=True)
+            asks.start()
+            asks.join(_STORE_TIMEOUT)
         if not from_transport:
             return error
+        self._explanation = self._explanation or (
+            f"rank {self._rank} lost another rank in '{_span_name()}', and with it the store that "
+            "would tell more: rank 0 or its launcher is gone (killed, out of memory, or its host) "
+            "or stopped"
+        )
         time.sleep(_EXIT_DELAY)
         return LostRankError(self._explanation)
+
+    def _ask_store(self, message: str | None, timed_out: bool) -> None:
+        """Reports an error of this rank, and learns what happened first."""
+        with suppress(dist.DistError):  # the store went with the process that hosted it
+            self._explain(self._store, self._report(self._store, message, timed_out))
 
     def _report(self, store: Any, message: str | None, timed_out: bool) -> dict[str, Any]:
         """Stores this rank's failure, unless another rank was first; returns the first failure."""
@@ -164,13 +178,14 @@ class Watchdog:
                 status = json.loads(store.get(_status_key(rank)))
                 ranks_at[status["span"], status["place"]].append(rank)
             time.sleep(_POLL_SECONDS / 5)
-        return _format_status(missing, ranks_at)
+        return format_status(missing, ranks_at)
 
     def _watch(self, store: Any) -> None:
         """Checks for failures until the watchdog is stopped or ends the process."""
         while not self._stopped.wait(_POLL_SECONDS):
             overdue = self._is_overdue()
             try:
+                self._heartbeat.exchange(store)
                 if self._fault or overdue or store.check([_FAILURE]):
                     self._store_status(store)
                     failure = (
@@ -197,9 +212,7 @@ class Watchdog:
 
     def _store_status(self, store: Any) -> None:
         """Stores this rank's open span and its place in the code."""
-        place = self._raised_at or _place(
-            extract_stack(sys._current_frames()[main_thread().ident or 0])
-        )
+        place = self._raised_at or place_of_main_thread()
         if current_span().reads:
             place += f", where {describe_readers()}"
         store.set(_status_key(self._rank), json.dumps({"span": _span_name(), "place": place}))
@@ -218,39 +231,3 @@ def _status_key(rank: int) -> str:
 
 def _span_name() -> str:
     return current_span().name or "between spans"
-
-
-def _place(stack: StackSummary) -> str:
-    """Formats the innermost line of this package's code, and the innermost line of all."""
-    ours = [frame for frame in stack if f"{os.sep}mail_torchrec{os.sep}" in frame.filename]
-    lines = dict.fromkeys(
-        f"{'/'.join(frame.filename.split(os.sep)[-2:])}:{frame.lineno}"
-        for frame in (*ours[-1:], *stack[-1:])
-    )
-    return " > ".join(lines)
-
-
-def _format_status(missing: set[int], ranks_at: dict[tuple[str, str], list[int]]) -> str:
-    """Describes missing ranks, and the ranks at each span and place, the fewest first."""
-    lines = []
-    if missing:
-        gone = "killed, out of memory, or the host is gone"
-        lines.append(f"no answer from {_format_ranks(missing)}: {gone}")
-    fewest_first = sorted(ranks_at.items(), key=lambda item: len(item[1]))
-    lines += [
-        f"{_format_ranks(ranks)} in '{name}' at {place}" for (name, place), ranks in fewest_first
-    ]
-    return "; ".join(lines)
-
-
-def _format_ranks(ranks: Collection[int]) -> str:
-    """Formats ranks as ``rank 3`` or ``ranks 0-2, 5``."""
-    intervals: list[list[int]] = []
-    for rank in sorted(ranks):
-        if intervals and rank == intervals[-1][1] + 1:
-            intervals[-1][1] = rank
-        else:
-            intervals.append([rank, rank])
-    return ("ranks " if len(ranks) > 1 else "rank ") + ", ".join(
-        f"{first}" if first == last else f"{first}-{last}" for first, last in intervals
-    )

@@ -6,19 +6,54 @@ A run leaves one, ``mail-torchrec plan`` writes one, ``mail-torchrec train --pla
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, ValidationError
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ParameterSharding,
     ShardingPlan,
 )
 
+from mail_torchrec.embeddings.settings import ComputeKernelName, OptimizerName, ShardingTypeName
 from mail_torchrec.embeddings.sharding_plan import PlacedShard, build_parameter_sharding
 from mail_torchrec.embeddings.tables import collection_key, table_of_key
+from mail_torchrec.settings import Settings, first_fault
+from mail_torchrec.utils.safe_paths import read_document
 from mail_torchrec.utils.unique_keys import parse_json
 
 VERSION = 2
+
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _SavedTable(Settings):
+    """Placement of a table in a plan file."""
+
+    module: str
+    sharding_type: ShardingTypeName
+    compute_kernel: ComputeKernelName
+    cache_load_factor: float | None = None
+    shards: list[tuple[_Count, _Count, _Count, _Count, _Count]] = Field(min_length=1)
+
+
+class _SavedContext(Settings):
+    """Job of a plan file, see :class:`PlanContext`."""
+
+    world_size: Annotated[int, Field(ge=1, le=2**31)]
+    local_world_size: Annotated[int, Field(ge=1, le=2**31)]
+    device: Literal["cpu", "cuda"]
+    optimizer: OptimizerName
+    tables: dict[str, tuple[_Count, _Count]]
+
+
+class _SavedPlan(Settings):
+    """Content of a plan file."""
+
+    version: int
+    made_for: _SavedContext
+    tables: dict[str, _SavedTable]
 
 
 @dataclass(frozen=True)
@@ -96,13 +131,13 @@ def _table_entry(module: str, parameter: ParameterSharding) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """Reads a plan file without interpreting it.
+    """Reads a plan file: a tree of the right types, whose sizes need not fit one another.
 
     Raises:
-        ValueError: there is no such file, or it is no plan of this version.
+        ValueError: there is no such file, it is no plan of this version, or it is damaged.
     """
     try:
-        tree = parse_json(path.read_text())
+        tree = parse_json(read_document(path, follow_link=True))
     except OSError as error:
         raise ValueError(
             f"no plan at '{path}' ({error.strerror}); mail-torchrec plan writes one, and a run "
@@ -116,6 +151,12 @@ def read_plan(path: Path) -> dict[str, Any]:
             f"{path} should be a plan of version {VERSION}, received version {version}; make it "
             "anew: mail-torchrec plan"
         )
+    try:
+        _SavedPlan.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} is damaged ({first_fault(error)}); make it anew with mail-torchrec plan"
+        ) from error
     return dict(tree)
 
 
@@ -139,23 +180,15 @@ def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> Shardi
             damaged.
     """
     tree = read_plan(path)
-    try:
-        if differences := plan_context(tree).differences(job):
-            raise ValueError(
-                f"{path} was made for {'; '.join(differences)}; make it anew with mail-torchrec "
-                "plan, or train without --plan"
-            )
-        modules: dict[str, EmbeddingModuleShardingPlan] = {}
-        for name, entry in tree["tables"].items():
-            module = modules.setdefault(entry["module"], EmbeddingModuleShardingPlan())
-            module[collection_key(name)] = _parameter_sharding(
-                path, name, entry, job, ssd_directory
-            )
-    except (KeyError, TypeError, AttributeError) as error:
+    if differences := plan_context(tree).differences(job):
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); make it anew with "
-            "mail-torchrec plan"
-        ) from error
+            f"{path} was made for {'; '.join(differences)}; make it anew with mail-torchrec "
+            "plan, or train without --plan"
+        )
+    modules: dict[str, EmbeddingModuleShardingPlan] = {}
+    for name, entry in tree["tables"].items():
+        module = modules.setdefault(entry["module"], EmbeddingModuleShardingPlan())
+        module[collection_key(name)] = _parameter_sharding(path, name, entry, job, ssd_directory)
     if missing := sorted(job.tables.keys() - tree["tables"].keys()):
         raise ValueError(
             f"{path} is damaged: it does not place {missing}; make it anew with mail-torchrec plan"

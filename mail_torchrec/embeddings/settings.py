@@ -80,3 +80,11 @@ class TableOptimizerSettings(Settings):
     """Learning rate of the tables."""
     eps: float = Field(default=1e-8, gt=0)
     """Term added to the denominator of the adaptive optimizers, for numerical stability."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the rows that a batch looks up: each update multiplies them by 1 -
+    learning rate * this. On CUDA rowwise_adagrad, adam and partial_rowwise_adam have it, and no
+    other; unsharded tables have it with adam, for all of their rows."""
+    max_gradient: float | None = Field(default=None, gt=0)
+    """Greatest absolute value of each element in the gradient of a looked-up vector; greater ones
+    are cut off. A vector that rows of a rank share (their user's, a negative's) is clipped as one,
+    so that results depend on the ranks. null does not clip; unsharded tables cannot."""

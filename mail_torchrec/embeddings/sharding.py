@@ -9,10 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
@@ -46,6 +50,8 @@ _FUSED_OPTIMIZERS: dict[str, EmbOptimType] = {
 }
 # FBGEMM's CPU kernels have these optimizers only.
 _FUSED_ON_CPU = ("sgd", "adagrad", "rowwise_adagrad")
+# The others, and the CPU kernel of pooled tables, take a weight decay and silently do without.
+_DECAYING_ON_CUDA = ("rowwise_adagrad", "adam", "partial_rowwise_adam")
 
 
 class _RowWiseOnCpuSharder(EmbeddingBagCollectionSharder):
@@ -85,10 +91,27 @@ def build_sharders(
     }
     if "adam" in optimizer.name:
         fused |= {"beta1": betas[0], "beta2": betas[1]}
+    if optimizer.max_gradient is not None:
+        fused |= {"gradient_clipping": True, "max_gradient": optimizer.max_gradient}
+    if optimizer.weight_decay:
+        _check_weight_decay(optimizer, device)
+        fused["weight_decay"] = optimizer.weight_decay
+        if optimizer.name == "rowwise_adagrad":
+            fused["weight_decay_mode"] = WeightDecayMode.DECOUPLE
     return [
         _RowWiseOnCpuSharder(fused_params=fused),
         EmbeddingCollectionSharder(fused_params=fused),
     ]
+
+
+def _check_weight_decay(optimizer: TableOptimizerSettings, device: torch.device) -> None:
+    """Refuses a weight decay that FBGEMM's kernels would take and ignore."""
+    decaying = _DECAYING_ON_CUDA if device.type == "cuda" else ()
+    if optimizer.name not in decaying:
+        raise ValueError(
+            f"train.tables.weight_decay: FBGEMM's '{optimizer.name}' on {device.type.upper()} has "
+            f"none; leave it out, or train on CUDA with one of {', '.join(_DECAYING_ON_CUDA)}"
+        )
 
 
 def plan_sharding(
@@ -193,14 +216,36 @@ def shard(
     plan: ShardingPlan,
     sharders: list[ModuleSharder[nn.Module]],
     device: torch.device,
+    *,
+    accumulates: bool = False,
 ) -> DistributedModelParallel:
-    """Shards the tables by a plan and wraps the dense rest in DistributedDataParallel."""
+    """Shards the tables by a plan and wraps the dense rest in DistributedDataParallel.
+
+    A dense rest that is frozen has nothing to exchange, and is not wrapped.
+
+    Args:
+        model: with its tables on the meta device.
+        plan: of the tables.
+        sharders: of both collections.
+        device: of this rank.
+        accumulates: whether gradients stay on their rank in some steps.
+    """
     group = dist.group.WORLD
     assert group is not None
+    dense = [child for name, child in model.named_children() if name not in plan.plan]
+    is_trained = any(value.requires_grad for child in dense for value in child.parameters())
+    if not is_trained:
+        for child in dense:
+            child.to(device)
     return DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan,
         sharders=sharders,
+        init_data_parallel=is_trained,
+        # A static graph, TorchRec's default, has to exchange gradients in its first step.
+        data_parallel_wrapper=DefaultDataParallelWrapper(
+            static_graph=not accumulates, find_unused_parameters=accumulates
+        ),
     )

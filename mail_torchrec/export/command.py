@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mail_torchrec.calibration.calibrator import Calibration, Calibrator, Method
 from mail_torchrec.data.ids.policy import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.source import Source
 from mail_torchrec.export.compact_tables import CompactTables
@@ -49,6 +50,10 @@ class ExportOptions:
     data: str | None = None
     """Parquet file or folder that golden requests are sampled from; None takes the run's test
     data."""
+    calibrate: Method | None = None
+    """Calibration of the clicks; None for none."""
+    calibration_data: str | None = None
+    """Parquet file or folder that it is fitted on; None takes the run's validation rows."""
     aoti: bool = False
     """Also compile a package that needs torch alone."""
 
@@ -71,14 +76,17 @@ def export(options: ExportOptions) -> ArtifactManifest:
 
 def _write(run: FinishedRun, options: ExportOptions, folder: Path) -> ArtifactManifest:
     requests, types = _golden_requests(run, options)
+    calibration = _fit_calibration(options)
+    calibrator = calibration.calibrator if calibration is not None else None
     compact = _compact_tables(run, requests, types)
     tables = run.write_tables(folder / "tables", options.table_type, compact.copy_shard)
-    scores = trainer_scores(compact, run.towers)
-    _write_models(run, tables, folder, aoti=options.aoti)
+    scores = trainer_scores(compact, run.towers, calibrator)
+    _write_models(run, tables, folder, calibrator, aoti=options.aoti)
     run.encoders.save(folder / VOCABULARIES)
     write_golden(folder, requests, {name: values.tolist() for name, values in scores.items()})
     manifest = _manifest(run, options, folder, types, tables)
-    manifest = manifest.write(folder)  # scorers read it
+    # Scorers read it.
+    manifest = manifest.model_copy(update={"calibration": calibration}).write(folder)
     compiled = None
     if options.aoti:
         from mail_torchrec.export.aoti import AotiModel
@@ -86,6 +94,16 @@ def _write(run: FinishedRun, options: ExportOptions, folder: Path) -> ArtifactMa
         compiled = AotiModel(folder, manifest).run
     parity = check_parity(folder, options.table_type, compiled)
     return manifest.model_copy(update={"parity": parity}).write(folder)
+
+
+def _fit_calibration(options: ExportOptions) -> Calibration | None:
+    if options.calibrate is None:
+        if options.calibration_data is not None:
+            raise ValueError("--calibration-data is of --calibrate; give it, or leave both out")
+        return None
+    from mail_torchrec.export.calibration import fit_calibration
+
+    return fit_calibration(options.run_dir, options.calibrate, options.calibration_data)
 
 
 def _golden_requests(
@@ -119,7 +137,12 @@ def _compact_tables(
 
 
 def _write_models(
-    run: FinishedRun, tables: dict[str, TableFiles], folder: Path, *, aoti: bool
+    run: FinishedRun,
+    tables: dict[str, TableFiles],
+    folder: Path,
+    calibrator: Calibrator | None,
+    *,
+    aoti: bool,
 ) -> None:
     """Writes the graph in every format."""
     from mail_torchrec.export.onnx_graph import write_onnx
@@ -133,6 +156,7 @@ def _write_models(
         config.schema_,
         run.feature_tables,
         config.data.new_user_max_behaviours,
+        calibrator,
     )
     tower = config.model.tower
     buffers = {
@@ -169,6 +193,7 @@ def _manifest(
         tower=run.config.model.tower,
         table_type=options.table_type,
         metrics=run.metrics,
+        negatives_kept=run.config.data.negatives_kept,
         inputs=input_specs(schema, run.encoders.num_rows),
         outputs=run.towers.output_specs(),
         new_user_input=schema.new_user,

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from mail_torchrec.config import Config, load_config
+from mail_torchrec.config import Config, load_run_config
 from mail_torchrec.data.column_types import ColumnTypes, load_column_types
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.export.stored_weights import ShardConsumer, StoredWeights, weights_folder
 from mail_torchrec.export.table_files import TableFile, TableFiles, TableType, convert_table
 from mail_torchrec.model.mail import Towers
+from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.train.assembly import config_feature_tables, table_keys
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.progress import progress_bar
@@ -38,7 +39,7 @@ class FinishedRun:
     towers: Towers
     """Trained, in evaluation mode."""
     stored: StoredWeights
-    """Weights of the run's last checkpoint."""
+    """Weights of the run's best checkpoint, or else its last one."""
     metrics: dict[str, Any]
     """Content of the run's ``metrics.json``."""
 
@@ -56,14 +57,20 @@ class FinishedRun:
                 f"'{run_dir.path}' should be a finished run, but '{run_dir.metrics.name}' is "
                 "missing; let the training end first"
             )
-        config = load_config(run_dir.config, [])
+        config = load_run_config(run_dir.path)
         _check_new_user_rule(config)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
         types = load_column_types(run_dir.vocabularies)
         feature_tables, stored = config_feature_tables(config), StoredWeights(folder)
-        towers = Towers(config.model, config.schema_, feature_tables, encoders.num_rows)
+        towers = Towers(
+            config.model,
+            config.schema_,
+            feature_tables,
+            encoders.num_rows,
+            negatives_kept=config.data.negatives_kept,
+        )
         _load_towers(towers, stored)
-        metrics = json.loads(run_dir.metrics.read_text())
+        metrics = json.loads(read_recorded(run_dir.path, run_dir.metrics.name))
         return FinishedRun(config, encoders, types, feature_tables, towers, stored, metrics)
 
     def schema_table(self, table: str) -> str:
@@ -122,9 +129,10 @@ class FinishedRun:
 
 
 def _load_towers(towers: Towers, stored: StoredWeights) -> None:
-    """Loads the towers' weights, for evaluation."""
-    dense = stored.load({_TOWERS + name: value for name, value in towers.state_dict().items()})
-    towers.load_state_dict({name.removeprefix(_TOWERS): value for name, value in dense.items()})
+    """Loads the towers' weights, for evaluation: the averaged ones where there are any."""
+    keys = {name: stored.averaged(_TOWERS + name) for name in towers.state_dict()}
+    dense = stored.load({keys[name]: value for name, value in towers.state_dict().items()})
+    towers.load_state_dict({name: dense[key] for name, key in keys.items()})
     towers.eval().requires_grad_(False)
 
 

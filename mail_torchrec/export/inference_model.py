@@ -14,8 +14,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mail_torchrec.calibration.calibrator import Calibrator
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
+from mail_torchrec.export.calibrated_clicks import CalibratedClicks
 from mail_torchrec.export.table_files import GatherTable
 from mail_torchrec.inference.requests import (
     USER_OF_CANDIDATE,
@@ -42,6 +44,7 @@ class InferenceModel(nn.Module):
         feature_tables: columns and the tables that they look up.
         new_user_max_behaviours: users with at most so many behaviours are cold, where the schema
             has no column that says so.
+        calibrator: of the clicks; None leaves them as the towers compute them.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class InferenceModel(nn.Module):
         schema: Schema,
         feature_tables: FeatureTables,
         new_user_max_behaviours: int,
+        calibrator: Calibrator | None = None,
     ) -> None:
         super().__init__()
         self.towers, self.inputs, self.schema = towers, inputs, schema
@@ -59,6 +63,7 @@ class InferenceModel(nn.Module):
         self.new_user_max_behaviours = new_user_max_behaviours
         self.tables = nn.ModuleDict({module_key(name): table for name, table in tables.items()})
         self._assembler = InputAssembler(schema, feature_tables)
+        self.calibration = None if calibrator is None else CalibratedClicks(calibrator)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Computes the outputs, in the order of the towers' output specs.
@@ -88,6 +93,8 @@ class InferenceModel(nn.Module):
             as_cold = self.towers.fill_cold_users(users, is_cold_U, torch.ones_like(is_cold_U))
             cold = self.towers.rank(candidates.join_users(as_cold), as_cold=True)
             result = select_by_cold(is_cold_U, is_cold_B, cold, result)
+        if self.calibration is not None:
+            result = result.with_click_logits(self.calibration(result.output.logits_B))
         return self.towers.output_values(result, filled)
 
     def _users(self, given: dict[str, Tensor]) -> RankingInputs:

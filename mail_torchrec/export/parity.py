@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mail_torchrec.calibration.calibrator import Calibrator
+from mail_torchrec.calibration.negatives import product_logits
 from mail_torchrec.config import Config
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
@@ -76,13 +78,37 @@ def golden_batch(
 
 
 @torch.no_grad()
-def trainer_scores(compact: CompactTables, towers: Towers) -> Scores:
-    """Computes the probabilities that the trainer's model gives the rows of a batch."""
+def trainer_scores(
+    compact: CompactTables, towers: Towers, calibrator: Calibrator | None = None
+) -> Scores:
+    """Computes the probabilities that the trainer's model gives the rows of a batch.
+
+    A calibration is computed on its logits in float64, by other code than the graph's.
+
+    Args:
+        compact: the batch, and the table rows that it looks up.
+        towers: trained.
+        calibrator: of the clicks; None for none.
+    """
     model, batch = compact.model(towers)
     outputs = model(batch)[1]
     logits = {CLICK_TASK: outputs.logits_B} | outputs.tasks
+    if calibrator is not None:
+        return _calibrated(logits, calibrator)
     return {
         probability_name(task): torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()
+    }
+
+
+def _calibrated(logits: dict[str, torch.Tensor], calibrator: Calibrator) -> Scores:
+    """Computes the probabilities [B] of logits [B] by task, clicks calibrated."""
+    values = {task: logits_B.double().numpy() for task, logits_B in logits.items()}
+    values[CLICK_TASK] = calibrator(values[CLICK_TASK])
+    if "cvr" in values:
+        values["ctcvr"] = product_logits(values[CLICK_TASK], values["cvr"])
+    return {
+        probability_name(task): np.exp(-np.logaddexp(0, -values_B)).astype(np.float32)
+        for task, values_B in values.items()
     }
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
 
+from mail_torchrec.checkpoint.intact import checked_model_checkpoint
 from mail_torchrec.checkpoint.integrity import checkpoint_faults
 from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
+from mail_torchrec.optim.ema import EMA_PREFIX
 from mail_torchrec.train.resume import check_vocabularies
 from mail_torchrec.train.run_dir import RunDir
 
@@ -23,7 +25,9 @@ begins."""
 
 
 def weights_folder(run_dir: RunDir) -> Path:
-    """Finds a run's last checkpoint; compares every file, and the vocabularies, with its checksum.
+    """Finds a run's best or else last checkpoint, and compares its files with their checksums.
+
+    The vocabularies are compared too.
 
     Raises:
         ValueError: no trained run, a damaged checkpoint, or vocabularies of another run.
@@ -35,8 +39,9 @@ def weights_folder(run_dir: RunDir) -> Path:
             f"'{newest}' is damaged, copy it anew or train --resume from the one before:\n  "
             + "\n  ".join(errors)
         )
-    check_vocabularies(newest, run_dir)
-    return newest
+    folder = checked_model_checkpoint(run_dir.checkpoints, newest)
+    check_vocabularies(folder, run_dir)
+    return folder
 
 
 class StoredWeights:
@@ -66,6 +71,11 @@ class StoredWeights:
                 "configuration beside it"
             )
         return self._sizes[key]
+
+    def averaged(self, key: str) -> str:
+        """Returns the key of a weight's average; the key itself where it has none."""
+        average = EMA_PREFIX + key.removeprefix("model.")
+        return average if average in self._sizes else key
 
     def load(self, like: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loads whole tensors.

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from mail_torchrec.calibration.calibrator import Calibration
 from mail_torchrec.data.schema.columns import IdPolicyName
 from mail_torchrec.data.schema.schema import Kind, Schema, Transform
 from mail_torchrec.inference.artifact_files import (
@@ -84,6 +85,12 @@ class ArtifactManifest(Settings):
     table_type: Literal["float32", "float16", "int8"]
     metrics: dict[str, Any]
     """Metrics of the training run on its test data."""
+    # Left out of manifests without them, which so keep the versions that they had before.
+    negatives_kept: float = Field(default=1.0, exclude_if=lambda kept: kept == 1)
+    """Share of the unclicked rows in the training data, which the probabilities are corrected
+    for."""
+    calibration: Calibration | None = Field(default=None, exclude_if=lambda found: found is None)
+    """Calibration of the clicks; None for none."""
     inputs: list[InputSpec]
     """Inputs in the graph's order."""
     outputs: list[OutputSpec]

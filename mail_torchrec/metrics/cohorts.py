@@ -1,22 +1,37 @@
-"""Metrics of an evaluation by cohort: rows of new users, rows of old users, and all rows.
+"""Metrics of an evaluation by cohort (new users' rows, old users' rows, all rows) and by column.
 
-They are equal whatever the number of ranks that scored the rows.
+They are equal to the bit whatever the number of ranks, and whichever rank scored which rows.
+Shape: ``R`` rows.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mail_torchrec.metrics.auc import auc, gauc
+from mail_torchrec.distributed.collectives import world_size
+from mail_torchrec.metrics.auc import auc, check_rows, gauc
+from mail_torchrec.metrics.partitions import Partition, cohort_partitions
+from mail_torchrec.metrics.predicted import GroupMetrics, JudgedGroup, Prediction, TenthOfRows
 
-__all__ = ["CohortMetrics", "ConversionScores", "auc", "compute_metrics", "gauc"]
+__all__ = [
+    "CohortMetrics",
+    "ConversionScores",
+    "EvaluatedRows",
+    "MetricsReport",
+    "auc",
+    "compute_metrics",
+    "gauc",
+]
 
 
 class CohortMetrics(TypedDict):
-    """Metrics of one cohort, ready for JSON; conversion metrics exist with conversion scores."""
+    """Metrics of one cohort, ready for JSON; conversion metrics exist with conversion scores.
+
+    Runs of older versions have neither log loss, normalised entropy nor calibration.
+    """
 
     auc: float | None
     """None where one class is missing."""
@@ -24,24 +39,125 @@ class CohortMetrics(TypedDict):
     """None where no user has both classes."""
     rows: int
     users: int
+    ctr: NotRequired[float | None]
+    """Clicks a row."""
+    log_loss: NotRequired[float | None]
+    normalised_entropy: NotRequired[float | None]
+    """Log loss over the entropy of ``ctr``; None where one class is missing."""
+    calibration: NotRequired[float | None]
+    """Predicted clicks over clicks; None without clicks."""
     cvr_auc: NotRequired[float | None]
     """pCVR on the clicked rows: converted or not."""
     cvr_gauc: NotRequired[float | None]
+    cvr_log_loss: NotRequired[float | None]
+    cvr_normalised_entropy: NotRequired[float | None]
+    cvr_calibration: NotRequired[float | None]
     ctcvr_auc: NotRequired[float | None]
     """pCTCVR on all rows: clicked and converted, or not."""
     ctcvr_gauc: NotRequired[float | None]
+    ctcvr_log_loss: NotRequired[float | None]
+    ctcvr_normalised_entropy: NotRequired[float | None]
+    ctcvr_calibration: NotRequired[float | None]
+    weighted: NotRequired[dict[str, float | None]]
+    """The same metrics with the rows' weights, where they have any."""
 
 
 @dataclass(frozen=True)
 class ConversionScores:
-    """Scores of conversions: any monotone functions of the predicted probabilities."""
+    """Scores of conversions: logits of the predicted probabilities."""
 
     labels: NDArray[Any]
     """1 where the row was clicked and converted, else 0, ``[rows]``."""
     cvr: NDArray[Any]
-    """Scores of a conversion given a click, ``[rows]``."""
+    """Logits of a conversion given a click, ``[rows]``."""
     ctcvr: NDArray[Any]
-    """Scores of a click and a conversion, ``[rows]``."""
+    """Logits of a click and a conversion, ``[rows]``."""
+
+
+@dataclass(frozen=True)
+class EvaluatedRows:
+    """This rank's evaluated rows.
+
+    Args:
+        scores_R: logits of a click.
+        labels_R: 0 or 1.
+        users_R: hash of the row's user, int64.
+        is_new_R: true on rows that are reported as new users'.
+        conversions: scores of conversions, where they are predicted too.
+        weights_R: weight of each row, not negative; None where the rows have none.
+        columns: column -> its partition of the rows.
+        training_shift: what is added to a logit of training rows to get one of these rows, where
+            the unclicked rows of either are a sample.
+    """
+
+    scores_R: NDArray[Any]
+    labels_R: NDArray[Any]
+    users_R: NDArray[Any]
+    is_new_R: NDArray[Any]
+    conversions: ConversionScores | None = None
+    weights_R: NDArray[Any] | None = None
+    columns: Mapping[str, Partition] = field(default_factory=dict)
+    training_shift: float = 0.0
+
+    def predictions(self) -> list[Prediction]:
+        """Lists what is predicted, each with the rows that it is judged on."""
+        found = [Prediction("", self.scores_R, self.labels_R)]
+        if (conversions := self.conversions) is not None:
+            is_clicked_R = self.labels_R == 1
+            found += [
+                Prediction("cvr_", conversions.cvr, conversions.labels, is_clicked_R),
+                Prediction("ctcvr_", conversions.ctcvr, conversions.labels),
+            ]
+        return found
+
+
+@dataclass(frozen=True)
+class MetricsReport:
+    """Metrics of all ranks' rows, the same on every rank."""
+
+    cohorts: dict[str, CohortMetrics]
+    """Of new users' rows, old users' rows and all rows."""
+    by: dict[str, dict[str, CohortMetrics]]
+    """Column -> value -> metrics of the rows that have it."""
+    tenths: dict[str, dict[str, list[TenthOfRows]]]
+    """Prediction (``pctr``, ``pcvr``, ``pctcvr``) -> cohort -> calibration by tenth of the rows,
+    those with the lowest predictions first."""
+
+    @staticmethod
+    def of(rows: EvaluatedRows) -> "MetricsReport":
+        """Computes the metrics; every rank calls it with its own rows.
+
+        Raises:
+            ValueError: the shapes differ, a score is nan, a label is neither 0 nor 1, or a weight
+                is negative.
+        """
+        users_R = _checked_users(rows)
+        partitions = [*cohort_partitions(rows.is_new_R), *rows.columns.values()]
+        judged = {
+            prediction.prefix: prediction.judge(users_R, partitions, rows.weights_R)
+            for prediction in rows.predictions()
+        }
+        named = [
+            {
+                name: {prefix: found[number][group] for prefix, found in judged.items()}
+                for group, name in enumerate(partition.names)
+            }
+            for number, partition in enumerate(partitions)
+        ]
+        cohorts, columns = {**named[0], **named[1]}, dict(zip(rows.columns, named[2:], strict=True))
+        return MetricsReport(
+            {name: _metrics(groups) for name, groups in cohorts.items()},
+            {
+                column: {name: _metrics(of) for name, of in groups.items() if of[""].rows}
+                for column, groups in columns.items()
+            },
+            {
+                f"p{prefix or 'ctr_'}"[:-1]: {
+                    name: groups[prefix].tenths for name, groups in cohorts.items()
+                }
+                for prefix in judged
+            },
+        )
 
 
 def compute_metrics(
@@ -50,70 +166,62 @@ def compute_metrics(
     users: NDArray[Any],
     is_new: NDArray[Any],
     conversions: ConversionScores | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> dict[str, CohortMetrics]:
     """Computes the metrics of new users' rows, old users' rows and all rows.
 
+    Every rank calls it with its own rows, and returns the metrics of all.
+
     Args:
-        scores: any monotone function of the predicted click probability, ``[rows]``.
+        scores: logits of a click, ``[rows]``.
         labels: 0 or 1, ``[rows]``.
-        users: the row's user as an integer or a string, ``[rows]``.
+        users: the row's user as an integer (a hash), or in one process as a string, ``[rows]``.
         is_new: true on rows that are reported as new users', ``[rows]``.
         conversions: scores of conversions, where they are predicted too.
+        weights: of the rows, not negative, ``[rows]``.
 
     Returns:
-        ``{"new": {"auc", "gauc", "rows", "users"}, "old": ..., "all": ...}``, with conversions also
-        ``cvr_auc`` and the others of :class:`CohortMetrics`; undefined metrics are None.
+        ``{"new": {"auc", "gauc", "rows", "users", ...}, "old": ..., "all": ...}``, with conversions
+        also ``cvr_auc`` and the others of :class:`CohortMetrics`; undefined metrics are None.
 
     Raises:
-        ValueError: the shapes differ, a score is nan, or a label is neither 0 nor 1.
+        ValueError: as :meth:`MetricsReport.of`.
     """
-    is_new = is_new.astype(np.bool_)
-    if is_new.shape != scores.shape:
+    rows = EvaluatedRows(scores, labels, users, is_new, conversions, weights)
+    return MetricsReport.of(rows).cohorts
+
+
+def _checked_users(rows: EvaluatedRows) -> NDArray[np.int64]:
+    """Checks the shapes and values of the rows; returns their users as integers, [R]."""
+    if rows.is_new_R.shape != rows.scores_R.shape:
         raise ValueError(
-            f"compute_metrics: is_new should have one entry a row, received shape {is_new.shape} "
-            f"for {len(scores)} scores"
+            "metrics: is_new should have one entry a row, received shape "
+            f"{rows.is_new_R.shape} for {len(rows.scores_R)} scores"
         )
-    cohorts = {"new": is_new, "old": ~is_new, "all": np.ones_like(is_new)}
-    metrics = {
-        name: _click_metrics(scores[rows], labels[rows], users[rows])
-        for name, rows in cohorts.items()
-    }
-    if conversions is not None:
-        for name, rows in cohorts.items():
-            clicked = rows & (labels == 1)
-            _add_conversion_metrics(metrics[name], conversions, users, rows, clicked)
-    return metrics
+    check_rows(rows.scores_R, rows.labels_R, rows.users_R, rows.weights_R)
+    if (conversions := rows.conversions) is not None:
+        for logits in (conversions.cvr, conversions.ctcvr):
+            check_rows(logits, conversions.labels, rows.users_R)
+    if rows.users_R.dtype.kind in "iu":
+        return rows.users_R.astype(np.int64)
+    assert world_size() == 1, "ranks know users by their hashes"
+    return np.unique(rows.users_R, return_inverse=True)[1]
 
 
-def _click_metrics(
-    scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]
-) -> CohortMetrics:
-    """Computes the click metrics of one cohort; arguments ``[rows of the cohort]``."""
-    return CohortMetrics(
-        auc=_or_none(auc(scores, labels)),
-        gauc=_or_none(gauc(scores, labels, users)),
-        rows=len(scores),
-        users=len(np.unique(users)),
-    )
+def _metrics(judged: Mapping[str, JudgedGroup]) -> CohortMetrics:
+    """Merges the metrics of a group's predictions, by their prefixes, into one mapping."""
+    clicks = judged[""]
+    metrics: dict[str, Any] = dict.fromkeys(("auc", "gauc"))
+    metrics |= {"rows": clicks.rows, "users": clicks.users, "ctr": clicks.rate}
+    for prefix, group in judged.items():
+        metrics |= _prefixed(prefix, group.metrics)
+    if clicks.weighted is not None:
+        metrics["weighted"] = {}
+        for prefix, group in judged.items():
+            assert group.weighted is not None
+            metrics["weighted"] |= _prefixed(prefix, group.weighted)
+    return cast(CohortMetrics, metrics)
 
 
-def _add_conversion_metrics(
-    metrics: CohortMetrics,
-    found: ConversionScores,
-    users: NDArray[Any],
-    rows: NDArray[Any],
-    clicked: NDArray[Any],
-) -> None:
-    """Adds the conversion metrics of one cohort; ``rows`` and ``clicked`` are masks ``[rows]``."""
-    metrics.update(
-        {
-            "cvr_auc": _or_none(auc(found.cvr[clicked], found.labels[clicked])),
-            "cvr_gauc": _or_none(gauc(found.cvr[clicked], found.labels[clicked], users[clicked])),
-            "ctcvr_auc": _or_none(auc(found.ctcvr[rows], found.labels[rows])),
-            "ctcvr_gauc": _or_none(gauc(found.ctcvr[rows], found.labels[rows], users[rows])),
-        }
-    )
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _prefixed(prefix: str, metrics: GroupMetrics) -> dict[str, float | None]:
+    return {f"{prefix}{name}": value for name, value in metrics._asdict().items()}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mail_torchrec.baselines.filler import BehaviourFiller
 from mail_torchrec.baselines.registry import build_filler
+from mail_torchrec.calibration.negatives import logit_shift
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.model.builders import (
@@ -18,7 +19,7 @@ from mail_torchrec.model.builders import (
 )
 from mail_torchrec.model.features import input_shapes
 from mail_torchrec.model.step import RankingResult
-from mail_torchrec.towers.inputs import RankingInputs
+from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
 from mail_torchrec.towers.outputs import (
     CLICK_TASK,
     click_spec,
@@ -38,6 +39,8 @@ class DenseModules(nn.Module):
         schema: columns and tables.
         feature_tables: feature keys of a batch and their tables.
         num_rows: table -> rows.
+        negatives_kept: share of the unclicked rows in the training data; outside training the
+            logits are those of all rows.
 
     Raises:
         ValueError: a tower or its options do not fit, or the schema has no room for a module.
@@ -49,8 +52,10 @@ class DenseModules(nn.Module):
         schema: Schema,
         feature_tables: FeatureTables,
         num_rows: dict[str, int],
+        negatives_kept: float = 1.0,
     ) -> None:
         super().__init__()
+        self.negatives_kept = negatives_kept
         self.settings = settings
         shapes = input_shapes(schema, num_rows, has_match=bool(feature_tables.match))
         has_first_order = bool(feature_tables.first_order)
@@ -80,6 +85,22 @@ class DenseModules(nn.Module):
         if self.training and zero_shot.settings.fill == "infer_only":
             return None
         return zero_shot
+
+    def rank(self, inputs: RankingInputs, *, as_cold: bool = False) -> RankingResult:
+        """Scores rows by the ranking tower and the head on it.
+
+        Args:
+            inputs: with real or virtual behaviours.
+            as_cold: by the tower of cold users, where they have one of their own.
+        """
+        tower, head = self.ranking, self.multi_task
+        if as_cold and self.cold_ranking is not None:
+            tower, head = self.cold_ranking, self.cold_multi_task
+        output = RankingOutput.wrap(tower(inputs))
+        result = RankingResult(output, head(output) if head is not None else {})
+        if self.training or self.negatives_kept == 1:
+            return result
+        return result.with_click_logits(output.logits_B + logit_shift(self.negatives_kept))
 
     def compile_parts(self) -> None:
         """Compiles the towers by torch.compile, with free numbers of rows and users."""

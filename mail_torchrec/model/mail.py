@@ -21,6 +21,7 @@ from mail_torchrec.baselines.meta_emb import pair_rows
 from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.distributed.vector_exchange import wait_for_vectors
 from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.model.cold_rows import with_virtual_behaviours, without_behaviours
 from mail_torchrec.model.dense_modules import DenseModules
@@ -35,7 +36,7 @@ from mail_torchrec.model.step import (
     select_by_cold,
     step_inputs,
 )
-from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
+from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
 from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
 from mail_torchrec.utils.spans import span
@@ -70,6 +71,8 @@ class Mail(nn.Module):
         with span("lookup"):
             pooled = self.pooled_tables(batch.pooled)
             unpooled = self.unpooled_tables(batch.unpooled)
+        with span("communication"):
+            pooled, unpooled = wait_for_vectors(pooled), wait_for_vectors(unpooled)
         return self.towers(batch, pooled, unpooled)  # type: ignore[no-any-return]
 
 
@@ -82,6 +85,7 @@ class Towers(DenseModules):
         feature_tables: feature keys of a batch and their tables.
         num_rows: table -> rows.
         precision: of the matrix products in training.
+        negatives_kept: share of the unclicked rows in the training data.
 
     Raises:
         ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the schema
@@ -95,8 +99,9 @@ class Towers(DenseModules):
         feature_tables: FeatureTables,
         num_rows: dict[str, int],
         precision: torch.dtype = torch.float32,
+        negatives_kept: float = 1.0,
     ) -> None:
-        super().__init__(settings, schema, feature_tables, num_rows)
+        super().__init__(settings, schema, feature_tables, num_rows, negatives_kept)
         self.precision = precision
         self._feature_tables = feature_tables
         self._assembler = InputAssembler(schema, feature_tables)
@@ -178,19 +183,6 @@ class Towers(DenseModules):
             fields_UFD = self.zero_shot_fields(users)
             virtual = source.virtual_behaviours(fields_UFD[rows_V], numeric_UM[rows_V])
         return with_virtual_behaviours(users, rows_V, virtual)
-
-    def rank(self, inputs: RankingInputs, *, as_cold: bool = False) -> RankingResult:
-        """Scores rows by the ranking tower and the head on it.
-
-        Args:
-            inputs: with real or virtual behaviours.
-            as_cold: by the tower of cold users, where they have one of their own.
-        """
-        tower, head = self.ranking, self.multi_task
-        if as_cold and self.cold_ranking is not None:
-            tower, head = self.cold_ranking, self.cold_multi_task
-        output = RankingOutput.wrap(tower(inputs))
-        return RankingResult(output, head(output) if head is not None else {})
 
     @torch.no_grad()
     def real_and_virtual_behaviours(

@@ -14,6 +14,7 @@ from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.behaviours import Behaviours
+from mail_torchrec.towers.multi_task import product_logits
 
 
 @dataclass
@@ -67,6 +68,20 @@ class RankingResult(NamedTuple):
     output: RankingOutput
     tasks: dict[str, Tensor]
     """Task of the head -> logits [B]; empty without a head."""
+
+    def with_click_logits(self, logits_B: Tensor) -> "RankingResult":
+        """Returns the result with other logits of a click, and so of a click and a conversion.
+
+        A conversion given a click is a question of clicked rows alone, whatever share of the others
+        there is.
+
+        Args:
+            logits_B: of a click.
+        """
+        tasks = dict(self.tasks)
+        if tasks:
+            tasks["ctcvr"] = product_logits(logits_B, tasks["cvr"])
+        return RankingResult(replace(self.output, logits_B=logits_B), tasks)
 
 
 def select_by_cold(

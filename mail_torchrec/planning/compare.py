@@ -1,10 +1,11 @@
 """``mail-torchrec plan --compare``: memory and speed of a finished run beside their estimate."""
 
-import json
 from statistics import median
 from typing import Any
 
-from mail_torchrec.config import load_config
+from pydantic import Field, ValidationError
+
+from mail_torchrec.config import load_run_config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
 from mail_torchrec.embeddings.plan_file import PlanContext, plan_context, read_plan
@@ -12,7 +13,19 @@ from mail_torchrec.embeddings.storage import format_bytes
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.estimator import estimate_saved_plan
 from mail_torchrec.planning.scenarios import Scenario
+from mail_torchrec.records.run_log import is_number, read_log
+from mail_torchrec.records.run_record import check_recorded
+from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.train.run_dir import RunDir
+
+
+class _Usage(Settings):
+    """Memory that the ranks of a run took, see ``train/memory_usage.py``."""
+
+    device: str
+    table_weights: list[int] = Field(min_length=1)
+    optimizer_state: list[int] = Field(min_length=1)
+    peak: list[int] = Field(min_length=1)
 
 
 def compare_run(
@@ -30,10 +43,12 @@ def compare_run(
             another kind.
     """
     run_dir.check_trained()
+    parts = (run_dir.plan, run_dir.log, run_dir.vocabularies)
+    check_recorded(run_dir.path, *(path.name for path in parts))
     tree = read_plan(run_dir.plan)
     context = plan_context(tree)
     hardware = _hardware_of(run_dir, context, hardware_name, hardware_overrides)
-    config = load_config(run_dir.config, [])
+    config = load_run_config(run_dir.path)
     num_rows = Encoders.load(run_dir.vocabularies, config.schema_).num_rows
     scenario = Scenario(config, num_rows, hardware, context.world_size, ())
     return "\n".join(_table(estimate_saved_plan(scenario, tree), *_measured(run_dir)))
@@ -60,9 +75,14 @@ def _measured(run_dir: RunDir) -> tuple[dict[str, Any], float]:
 
     The first speed includes the warm-up and is left out if there are more.
     """
-    records = [json.loads(line) for line in run_dir.log.read_text().splitlines()]
-    usages = [record["usage"] for record in records if "usage" in record]
-    speeds = [record["rows_per_second"] for record in records if "rows_per_second" in record]
+    records = read_log(run_dir.log)
+    stored = [record["usage"] for record in records if "usage" in record]
+    try:
+        usages = [_Usage.model_validate(usage).model_dump() for usage in stored]
+    except ValidationError as error:
+        raise ValueError(f"{run_dir.log} is damaged: usage: {first_fault(error)}") from error
+    found = [record.get("rows_per_second") for record in records]
+    speeds = [float(speed) for speed in found if is_number(speed)]
     if not usages or not speeds:
         raise ValueError(
             f"{run_dir.log} has no line of 'usage' and speed; was the run trained to its end by "

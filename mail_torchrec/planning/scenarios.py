@@ -6,11 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mail_torchrec.config import Config, load_config
+from mail_torchrec.config import Config, load_config, load_run_config
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
+from mail_torchrec.records.run_record import check_recorded
 from mail_torchrec.train.run_dir import RunDir
 
 
@@ -42,6 +43,8 @@ class ScenarioGrid:
 
     config: Path
     """Configuration file."""
+    of_run: bool
+    """Whether it was named by the directory of a run, which may be somebody else's."""
     overrides: tuple[str, ...]
     """Overrides of the configuration in every scenario."""
     hardware_name: str
@@ -64,13 +67,18 @@ class ScenarioGrid:
             ValueError: the configuration is not valid, or the size of a table is not known.
         """
         for varied in product(*self.vary):
-            config = load_config(self.config, [*self.overrides, *varied])
+            config = self._load_config([*self.overrides, *varied])
             num_rows = table_rows(config.schema_, self._built_rows(config.schema_) | self.rows)
             batch_sizes = self.batch_sizes or (config.train.batch_size,)
             for world_size, batch_size in product(self.world_sizes, batch_sizes):
                 train = config.train.model_copy(update={"batch_size": batch_size})
                 resized = config.model_copy(update={"train": train})
                 yield Scenario(resized, num_rows, self.hardware, world_size, varied)
+
+    def _load_config(self, overrides: list[str]) -> Config:
+        if self.of_run:
+            return load_run_config(self.config.parent, overrides)
+        return load_config(self.config, overrides)
 
     def _built_rows(self, schema: Schema) -> dict[str, int]:
         """Returns the rows of vocabularies that a run has built with the same settings.
@@ -80,6 +88,7 @@ class ScenarioGrid:
         run_dir = RunDir(self.config.parent)
         if not (self.config == run_dir.config and run_dir.vocabularies.exists()):
             return {}
+        check_recorded(run_dir.path, run_dir.config.name, run_dir.vocabularies.name)
         of_run = load_config(self.config, []).schema_
         return {
             name: schema.id_policy(name).load(run_dir.vocabularies).num_rows
@@ -118,6 +127,7 @@ def parse_grid(
     """
     return ScenarioGrid(
         RunDir(config).config if config.is_dir() else config,
+        config.is_dir(),
         overrides,
         hardware_name,
         hardware_preset(hardware_name, hardware_overrides),

@@ -1,13 +1,16 @@
 """Finished runs as ``compare`` reads them, and the checks that their metrics can be compared."""
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mail_torchrec.records.run_log import is_number
+from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.utils.config_trees import (
     NEUTRAL_SETTINGS,
     is_setting_of,
@@ -19,8 +22,15 @@ from mail_torchrec.utils.unique_keys import parse_yaml
 COHORTS = ("new", "old", "all")
 METRICS = ("auc", "gauc")
 
+_DATA: dict[str, Callable[[Any], bool]] = {
+    "train": lambda of: isinstance(of, dict) and {"rows", "fingerprint"} <= of.keys(),
+    "test_rows": lambda of: isinstance(of, str),
+    "ranks": lambda of: is_number(of) and of > 0,
+}
+"""What is read of ``data.json``, and what it should be."""
 _SEED = "train.seed"
 _BATCH_SIZE = "train.batch_size"
+_INTEGERS = (_SEED, _BATCH_SIZE, "data.cold_start.keep")
 _TEST_SETTINGS = ("data.root", "data.test", "data.cold_start.", "data.new_user_max_behaviours")
 
 
@@ -59,14 +69,21 @@ class ComparedRun:
         return None if _lookup(self.config, "data.cold_start.oracle") else kept
 
 
-def read_compared_run(run_dir: Path) -> ComparedRun:
+def read_compared_run(run_dir: Path, name: str | None = None) -> ComparedRun:
     """Reads a finished run.
+
+    Args:
+        run_dir: directory of the run.
+        name: of its method, in place of the one in its configuration.
 
     Raises:
         ValueError: an unfinished or damaged run, or one of another format.
     """
-    config = _read_mapping(run_dir, "config.yaml", "is this a run directory?")
+    if not os.path.lexists(run_dir / "config.yaml"):
+        raise ValueError(f"'{run_dir}' has no config.yaml; is this a run directory?")
     check_run_format(run_dir)
+    config = _read_mapping(run_dir, "config.yaml", "train it again")
+    config |= {"name": name} if name is not None else {}
     metrics = _read_mapping(
         run_dir, "metrics.json", "the run has not finished, or was stopped; train it again"
     )
@@ -76,12 +93,14 @@ def read_compared_run(run_dir: Path) -> ComparedRun:
             f"missing or incomplete: {missing}"
         )
     data = _read_mapping(run_dir, "data.json", "what it was tested on is unknown; train it again")
-    if missing := [key for key in ("train", "test_rows", "ranks") if key not in data]:
-        raise ValueError(f"'{run_dir / 'data.json'}' is incomplete, missing: {missing}")
+    if missing := [key for key, is_one in _DATA.items() if not is_one(data.get(key))]:
+        raise ValueError(f"'{run_dir / 'data.json'}' is incomplete, missing or wrong: {missing}")
     if not isinstance(name := config.get("name"), str):
         raise ValueError(
             f"'{run_dir / 'config.yaml'}' should have a text as its 'name', received {name!r}"
         )
+    if wrong := [key for key in _INTEGERS if not isinstance(_lookup(config, key), int | None)]:
+        raise ValueError(f"'{run_dir / 'config.yaml'}' should have integers as {wrong}")
     return ComparedRun(run_dir, config, data, metrics)
 
 
@@ -105,8 +124,8 @@ def check_seeds(runs: Sequence[ComparedRun]) -> None:
             raise ValueError(
                 f"'{runs[0].path}' and '{run.path}' are both method '{run.name}', and differ in "
                 "more than the seed, so that their mean would be of no method; give one of them "
-                "another name ('name' in its config.yaml), or compare them "
-                "separately:\n  " + "\n  ".join(lines)
+                f"another name (--name '{run.path}=NAME'), or compare them separately:\n  "
+                + "\n  ".join(lines)
             )
 
 
@@ -143,10 +162,10 @@ def data_differences(first: ComparedRun, run: ComparedRun) -> list[str]:
             for key, values in tree_differences(first.config, run.config).items()
             if is_setting_of(key, _TEST_SETTINGS)
         ]
-    trained_on = {each.data["train"].get("fingerprint") for each in (first, run)}
-    if first.name == run.name and len(trained_on) > 1:
-        sizes = (each.data["train"].get("rows") for each in (first, run))
-        lines.append("training data: {:,} rows and {:,} others".format(*sizes))
+    trained_on = [each.data["train"]["fingerprint"] for each in (first, run)]
+    if first.name == run.name and trained_on[0] != trained_on[1]:
+        sizes = (each.data["train"]["rows"] for each in (first, run))
+        lines.append("training data: {} rows and {} others".format(*sizes))
     return lines
 
 
@@ -162,16 +181,19 @@ def _lookup(tree: Any, key: str) -> Any:
 
 
 def _has_metrics(cohort: object) -> bool:
-    return isinstance(cohort, dict) and set(METRICS) <= set(cohort)
+    if not isinstance(cohort, dict) or not set(METRICS) <= set(cohort):
+        return False
+    named = (value for name, value in cohort.items() if name.endswith("auc"))
+    return all(value is None or is_number(value) for value in named)
 
 
 def _read_mapping(run_dir: Path, name: str, hint: str) -> dict[str, Any]:
     """Reads a JSON or YAML mapping (every JSON text is YAML, too)."""
     try:
-        content = parse_yaml((run_dir / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"'{run_dir}' has no {name}; {hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if not os.path.lexists(run_dir / name):
+            raise ValueError(f"'{run_dir}' has no {name}; {hint}")
+        content = parse_yaml(read_recorded(run_dir, name))
+    except yaml.YAMLError as error:
         raise ValueError(f"'{run_dir / name}' cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(

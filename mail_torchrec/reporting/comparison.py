@@ -4,7 +4,7 @@ Runs whose configurations have one ``name`` are seeds of one method.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,11 +22,16 @@ from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-CONVERSION_METRICS = {
+_OF_PROBABILITIES = ("log_loss", "normalised_entropy", "calibration")
+FURTHER_METRICS = {
+    "probabilities": _OF_PROBABILITIES,
     "pCVR of clicked rows": ("cvr_auc", "cvr_gauc"),
+    "probabilities of pCVR": tuple(f"cvr_{name}" for name in _OF_PROBABILITIES),
     "pCTCVR": ("ctcvr_auc", "ctcvr_gauc"),
+    "probabilities of pCTCVR": tuple(f"ctcvr_{name}" for name in _OF_PROBABILITIES),
 }
-"""Prediction of the multi-task head, and its metrics; shown where all runs have them."""
+"""Further tables and their metrics; shown where all runs have them (older runs have no
+probabilities, and pCVR and pCTCVR are the multi-task head's)."""
 
 MetricIntervals = dict[str, dict[str, Interval | None]]
 """Interval by cohort (new, old, all) and metric (auc, gauc, ...); None where a run has none."""
@@ -55,7 +60,11 @@ class MethodResult:
 
 
 def compare(
-    run_dirs: Iterable[Path], base: str | None = None, *, allow_different_data: bool = False
+    run_dirs: Iterable[Path],
+    base: str | None = None,
+    *,
+    names: Mapping[Path, str] | None = None,
+    allow_different_data: bool = False,
 ) -> list[MethodResult]:
     """Reads finished runs and averages the seeds of each method.
 
@@ -63,6 +72,7 @@ def compare(
         run_dirs: directories of finished runs.
         base: the method from which the others' differences are taken, paired by ``train.seed``;
             none by default.
+        names: names of methods, by run, in place of those in the runs' configurations.
         allow_different_data: mark methods whose rows differ from those of the first run instead of
             refusing them.
 
@@ -74,7 +84,13 @@ def compare(
             method and seed, runs of one method that differ in more than the seed, runs evaluated on
             other rows, or no run called ``base``.
     """
-    runs = [read_compared_run(Path(run_dir)) for run_dir in run_dirs]
+    given = dict(names or {})
+    runs = [read_compared_run(path, given.pop(path, None)) for path in map(Path, run_dirs)]
+    if given:
+        raise ValueError(
+            f"--name should name one of the run directories {[str(run.path) for run in runs]}, "
+            f"received '{next(iter(given))}'"
+        )
     methods: dict[str, list[ComparedRun]] = {}
     for run in runs:
         methods.setdefault(run.name, []).append(run)
@@ -92,11 +108,11 @@ def compare(
         logger.warning(
             "no test row of these runs is a new user's: nothing is compared for new users"
         )
-    names = _shared_metrics(runs)
+    metrics = _shared_metrics(runs)
     base_runs = methods[base] if base is not None else []
     return [
         replace(
-            _method_result(of_method, names, base_runs if name != base else []),
+            _method_result(of_method, metrics, base_runs if name != base else []),
             other_data=_other_data(runs[0], of_method),
         )
         for name, of_method in methods.items()
@@ -128,10 +144,10 @@ def _other_data(first: ComparedRun, of_method: list[ComparedRun]) -> list[str]:
 
 def _shared_metrics(runs: list[ComparedRun]) -> list[str]:
     """Lists the metrics that all runs have."""
-    of_conversions = [metric for pair in CONVERSION_METRICS.values() for metric in pair]
+    further = [metric for of_table in FURTHER_METRICS.values() for metric in of_table]
     shared = [
         metric
-        for metric in of_conversions
+        for metric in further
         if all(metric in run.metrics[cohort] for run in runs for cohort in COHORTS)
     ]
     return [*METRICS, *shared]
@@ -183,12 +199,12 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
     """Formats the metrics as Markdown tables, differences in a second one where there are any.
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-``
-    where a metric is undefined. Where all runs predict conversions, the same tables follow for
-    these. A star marks methods whose rows differ from the first run's; the differences follow.
+    where a metric is undefined. Tables of ``FURTHER_METRICS`` follow where all runs have them. A
+    star marks methods whose rows differ from the first run's; the differences follow.
     """
     predictions = {"": METRICS} | {
         f", {prediction}": metrics
-        for prediction, metrics in CONVERSION_METRICS.items()
+        for prediction, metrics in FURTHER_METRICS.items()
         if set(metrics) <= results[0].metrics["all"].keys()
     }
     tables = [_tables(results, title, metrics) for title, metrics in predictions.items()]
@@ -201,7 +217,7 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
 
 def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...]) -> list[str]:
     """Formats the metrics of one prediction, and their differences where there are any."""
-    columns = [f"{cohort} {metric.upper()}" for cohort in COHORTS for metric in METRICS]
+    columns = [f"{cohort} {_column_name(metric)}" for cohort in COHORTS for metric in metrics]
     header = ["seeds", *columns]
     rows = [
         [result.title, str(len(result.run_dirs)), *_cells(result.metrics, metrics, "")]
@@ -219,6 +235,12 @@ def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...
         ]
         tables.append(markdown_table([f"difference, paired by seed{title}", *header], rows))
     return tables
+
+
+def _column_name(metric: str) -> str:
+    """Returns the name of a metric in a table whose title names the prediction."""
+    name = metric.removeprefix("ctcvr_").removeprefix("cvr_")
+    return name.upper() if name in METRICS else name.replace("_", " ")
 
 
 def _cells(intervals: MetricIntervals, metrics: tuple[str, ...], sign: str) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.compared_runs import METRICS
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.resampling import bootstrap_run, seed_weights_SB
@@ -99,7 +99,7 @@ def bootstrap(
 def bootstrap_files(
     files: Mapping[str, Sequence[Path]], num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, BootstrappedMetrics]:
-    """Bootstraps predictions in files, one a seed; reads one at a time, with a progress bar."""
+    """Bootstraps predictions in folders, one a seed; reads one at a time, with a progress bar."""
     num_files = sum(map(len, files.values()))
     bar: tqdm[Path] = progress_bar(total=num_files, desc="resampling", unit="run")
 

@@ -9,14 +9,20 @@ from typing import Protocol
 import torch
 
 from mail_torchrec.checkpoint.data_record import SourceRecord, read_data_record
-from mail_torchrec.config import Config, config_differences, dump_config, load_config
+from mail_torchrec.config import (
+    Config,
+    config_differences,
+    dump_config,
+    load_config,
+    recorded_config,
+)
 from mail_torchrec.model.mail import Towers
+from mail_torchrec.records.run_record import check_recorded
 from mail_torchrec.reproduce.methods import METHODS, resolve_config
 from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import get_logger
-from mail_torchrec.utils.uris import without_credentials
 
 logger = get_logger(__name__)
 
@@ -78,7 +84,8 @@ class TrainingJob:
         if not self.run_dir.metrics.exists():
             return False
         try:
-            other = config_differences(load_config(self.run_dir.config, []), self.config)
+            other = config_differences(recorded_config(self.path), self.config)
+            check_recorded(self.path, *(path.name for path in self._results()))
             record = read_data_record(self.run_dir.data)
         except ValueError as error:
             other = [str(error)]
@@ -91,6 +98,10 @@ class TrainingJob:
                 "another --out, or delete it:\n  " + "\n  ".join(other[:10])
             )
         return True
+
+    def _results(self) -> list[Path]:
+        results = [self.run_dir.data, self.run_dir.metrics, self.run_dir.log]
+        return [*results, *filter(Path.exists, [self.run_dir.predictions])]
 
     def arguments(self) -> list[str]:
         """Deletes an unfinished training, writes the configuration, and returns the arguments."""
@@ -118,8 +129,8 @@ class EvaluationJob:
 
     @property
     def predictions(self) -> Path:
-        """File of the predictions."""
-        return self.training.path / f"{self.name}.npz"
+        """Folder of the predictions."""
+        return self.training.path / self.name
 
     @property
     def log(self) -> Path:
@@ -136,17 +147,6 @@ class EvaluationJob:
         return ["evaluate", "--run-dir", run_dir, "--predictions", predictions, *self.overrides]
 
 
-def _check_no_credentials(config: Config) -> None:
-    """Checks that processes of their own can read the data by saved configurations."""
-    for path in map(config.data.path, (config.data.train, config.data.test)):
-        if without_credentials(path) != path:
-            raise ValueError(
-                f"'{without_credentials(path)}' was given with credentials, but each run is a "
-                "process that reads a saved configuration, which holds none; give them by the "
-                "environment (for s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
-
-
 def plan_trainings(
     config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]
 ) -> list[TrainingJob]:
@@ -159,8 +159,9 @@ def plan_trainings(
             named.
     """
     config = load_config(config_path, list(overrides))
-    _check_no_credentials(config)
-    train, test = map(SourceRecord.of, open_sources(config))
+    config.data.check_no_credentials()
+    sources = open_sources(config)
+    train, test = SourceRecord.of(sources.train), SourceRecord.of(sources.test)
     faults = []
     for name in methods:
         try:

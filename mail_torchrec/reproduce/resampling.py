@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mail_torchrec.metrics.auc import concordance_by_user
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.intervals import t_quantile
 
 _NORMAL_QUANTILE = 1.959963984540054

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mail_torchrec.config import load_config
+from mail_torchrec.config import load_run_config
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.model.mail import Mail
+from mail_torchrec.predict.opened_run import finished_config, open_run
 from mail_torchrec.towers.layers.behaviours import mean_over_positions
-from mail_torchrec.train.evaluation import open_finished_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.progress import progress_bar
 
@@ -72,19 +72,17 @@ def collect_user_vectors(run_dir: RunDir, num_users: int) -> UserVectors:
     """
     run_dir.check_trained()
     overrides = _OVERRIDES
-    if load_config(run_dir.config, []).data.cold_start.hide_share:
+    if load_run_config(run_dir.path).data.cold_start.hide_share:
         # Hidden behaviours are given back to be compared.
         overrides = [*overrides, "data.cold_start.oracle=true"]
-    with open_finished_run(run_dir, None, overrides) as (assembled, test_data):
-        model = assembled.model
+    with open_run(run_dir, None, finished_config(run_dir, overrides)) as run:
+        model = run.assembled.model
         assert isinstance(model, Mail)
         model.eval()
         found: list[UserVectors] = []
-        num_steps = len(test_data.reader)
-        for batch in progress_bar(
-            test_data.loader, total=num_steps, desc="behaviours", unit="step"
-        ):
-            rows = _batch_vectors(model, batch.to(assembled.device))
+        num_steps = len(run.data.reader)
+        for batch in progress_bar(run.data.loader, total=num_steps, desc="behaviours", unit="step"):
+            rows = _batch_vectors(model, batch.to(run.assembled.device))
             found = [_select_users(UserVectors.concatenate([*found, rows]), num_users)]
     return found[0]
 

@@ -61,8 +61,8 @@ class ServeOptions:
     receive_seconds: float = 30.0
     """Most seconds that a request may take to arrive."""
     keep_alive: int = 620
-    """Seconds that an idle connection of HTTP is kept: longer than load balancers keep theirs, or
-    one would send a request into a connection that is being closed."""
+    """Seconds that an idle connection is kept (of gRPC at most 300). HTTP: longer than load
+    balancers keep theirs, or one would send a request into a connection that is being closed."""
     threads: int | None = None
     """Number of ONNX Runtime's threads for one request; None leaves it to the runtime."""
     poll: float = 5.0
@@ -112,7 +112,9 @@ def serve(options: ServeOptions) -> None:
         ranker,
         f"{host}:{options.grpc_port}",
         admission,
-        grpc_options(options.max_bytes, max_connections, options.receive_seconds),
+        grpc_options(
+            options.max_bytes, max_connections, options.receive_seconds, options.keep_alive
+        ),
         options.receive_seconds,
     )
     stop = _start_watcher(versions, options.poll)

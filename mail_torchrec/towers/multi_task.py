@@ -14,6 +14,10 @@ from mail_torchrec.towers.outputs import probability_spec
 from mail_torchrec.utils.output_spec import OutputSpec
 
 
+CONVERSION_TASKS = "cvr", "ctcvr"
+"""Tasks of the head."""
+
+
 class MultiTaskSettings(Settings):
     """Head for conversions; loss ``w BCE(pCTR, click) + (1 - w) BCE(pCTCVR, conversion)``."""
 

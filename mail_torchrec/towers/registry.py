@@ -6,6 +6,7 @@ folder says what the class has to offer.
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,30 @@ TOWERS: dict[str, type[nn.Module]] = {
     "dmr": DMR,
 }
 """Name -> class of the towers that come with the project."""
+_allowed: set[str] = set()
+
+
+def allow_tower(name: str) -> None:
+    """Allows this process to import a tower that a run names, ``package.module:ClassName``."""
+    _allowed.add(name)
+
+
+def check_allowed(name: str, where: Path) -> None:
+    """Checks that a tower which a run's configuration names may be imported.
+
+    Args:
+        name: of the tower.
+        where: the configuration.
+
+    Raises:
+        ValueError: it is not one of the project's, and was not allowed.
+    """
+    if ":" in name and name not in _allowed:
+        raise ValueError(
+            f"'{where}' names the tower '{name}', and the code of module "
+            f"'{name.partition(':')[0]}' would run; add --allow-tower {name} if you know it and "
+            "trust it"
+        )
 
 
 def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> nn.Module:
@@ -107,6 +132,7 @@ def _tower_class(name: str) -> type[nn.Module]:
             f"tower '{name}': '{class_name}' should be a class derived from torch.nn.Module, "
             f"received {found!r}"
         )
+    allow_tower(name)  # its code has run
     return found
 
 

@@ -1,6 +1,8 @@
 """Assembly of a trainable model: towers, tables, sharding plan, optimizers and step pipeline."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,7 +11,11 @@ from torchrec.distributed.types import ShardingPlan
 
 from mail_torchrec.config import Config
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.schema.feature_tables import FeatureTables, build_feature_tables
+from mail_torchrec.data.schema.feature_tables import (
+    FeatureTables,
+    build_feature_tables,
+    output_table,
+)
 from mail_torchrec.distributed.batch_norm import convert_batch_norms
 from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.distributed.process_group import local_world_size
@@ -19,9 +25,15 @@ from mail_torchrec.embeddings.sharding import build_sharders, plan_sharding, sha
 from mail_torchrec.embeddings.tables import build_tables, collection_key, table_sizes
 from mail_torchrec.embeddings.workload import Workload, pooling_factors
 from mail_torchrec.model.mail import Mail, Towers
+from mail_torchrec.optim.building import build_optimizer_groups
+from mail_torchrec.optim.freezing import (
+    freeze_parameters,
+    freeze_sharded_tables,
+    frozen_modules,
+)
+from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.dense_cost import dense_cost, num_negatives
-from mail_torchrec.train.optimizers import OptimizerGroups, build_optimizer_groups
 from mail_torchrec.train.precision import set_matmul_precision, tower_dtype
 from mail_torchrec.train.steps import ShardedPipeline, StepPipeline, UnshardedPipeline
 from mail_torchrec.utils.host_memory import keep_freed_memory
@@ -41,6 +53,28 @@ class AssembledModel:
     """None where the tables are not sharded."""
     plan_file: str = "{}\n"
     """The plan as text, see ``embeddings/plan_file.py``."""
+    frozen: list[nn.Module] = field(default_factory=list)
+    """Modules that are not trained, and stay in evaluation mode."""
+
+    def train_mode(self) -> None:
+        """Puts the model in training mode, except what is frozen."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Puts the model in evaluation mode, with averaged weights where there are any.
+
+        Behind it the model is in training mode, with the weights that are trained.
+        """
+        averages = self.optimizer.averages
+        with nullcontext() if averages is None else averages.applied():
+            self.model.eval()
+            try:
+                yield
+            finally:
+                self.train_mode()
 
 
 @dataclass(frozen=True)
@@ -63,6 +97,17 @@ class _AssemblyInputs:
         """Draws the initial weights of all tables."""
         keys = _table_keys(self.config, self.feature_tables, self.num_rows)
         initialise_tables(model, keys, self.config.schema_, self.config.train.seed)
+
+    def freeze(self, model: Mail) -> frozenset[str]:
+        """Freezes parameters of the model before its tables are sharded; returns their names."""
+        keys = _table_keys(self.config, self.feature_tables, self.num_rows)
+        schema_tables = self.config.schema_.table_names
+        of_output = {output_table(name): name for name in schema_tables}
+        tables = {
+            key: table if table in schema_tables else of_output[table]
+            for key, table in keys.items()
+        }
+        return freeze_parameters(model, self.config.train.freeze, tables)
 
     @property
     def zero_shot_scale(self) -> float:
@@ -112,6 +157,7 @@ def assemble(
     assembled = (
         _assemble_sharded(inputs, plan) if config.sharding.enabled else _assemble_unsharded(inputs)
     )
+    assembled.train_mode()
     # Parameters are equal on all ranks, dropout is not.
     torch.manual_seed(config.train.seed * 1_000_003 + rank())
     return assembled
@@ -123,7 +169,8 @@ def _build_towers(
     """Builds the towers, compiled where the configuration asks for it."""
     dtype = tower_dtype(config.train, device)
     set_matmul_precision(config.train, device)
-    towers = Towers(config.model, config.schema_, feature_tables, num_rows, dtype)
+    kept = config.data.negatives_kept
+    towers = Towers(config.model, config.schema_, feature_tables, num_rows, dtype, kept)
     if config.train.compile:
         # It would cut the towers at gradient buckets, of which they fill one or two.
         torch._dynamo.config.optimize_ddp = False
@@ -176,6 +223,7 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
     """Plans, shards and initialises the tables; wraps the towers in DistributedDataParallel."""
     config, device = inputs.config, inputs.device
     model = inputs.build_model(torch.device("meta"))
+    frozen = inputs.freeze(model)
     sharders = build_sharders(config.train.tables, config.train.betas, device)
     with span("planning"):
         plan, plan_context = plan_sharding(
@@ -189,17 +237,28 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
             saved=saved_plan,
         )
     with span("sharding the tables"):
-        sharded = shard(model, plan, sharders, device)
+        accumulates = config.train.accumulate > 1
+        sharded = shard(model, plan, sharders, device, accumulates=accumulates)
+    freeze_sharded_tables(sharded)
     inputs.initialise_tables(sharded)
     optimizer = build_optimizer_groups(
         sharded,
         config.train,
         zero_shot_scale=inputs.zero_shot_scale,
         fused=sharded.fused_optimizer,
+        frozen=frozen,
     )
     pipeline = ShardedPipeline(sharded, optimizer, device)
-    text = plan_text(plan, plan_context)
-    return AssembledModel(sharded, optimizer, pipeline, inputs.feature_tables, device, plan, text)
+    return AssembledModel(
+        sharded,
+        optimizer,
+        pipeline,
+        inputs.feature_tables,
+        device,
+        plan,
+        plan_text(plan, plan_context),
+        frozen_modules(model, config.train.freeze),
+    )
 
 
 def _dense_bytes(inputs: _AssemblyInputs) -> int:
@@ -220,10 +279,17 @@ def _assemble_unsharded(inputs: _AssemblyInputs) -> AssembledModel:
     inputs.towers.to(inputs.device)
     model = inputs.build_model(inputs.device)
     inputs.initialise_tables(model)
+    frozen = inputs.freeze(model)
+    train = inputs.config.train
     optimizer = build_optimizer_groups(
-        model, inputs.config.train, zero_shot_scale=inputs.zero_shot_scale, fused=None
+        model, train, zero_shot_scale=inputs.zero_shot_scale, fused=None, frozen=frozen
     )
-    pipeline = UnshardedPipeline(model, optimizer, inputs.device)
     return AssembledModel(
-        model, optimizer, pipeline, inputs.feature_tables, inputs.device, plan=None
+        model,
+        optimizer,
+        UnshardedPipeline(model, optimizer, inputs.device),
+        inputs.feature_tables,
+        inputs.device,
+        plan=None,
+        frozen=frozen_modules(model, train.freeze),
     )

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,6 +20,7 @@ from mail_torchrec.data.reading.partition import RankInfo
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.source import Source
+from mail_torchrec.data.validation_split import RowFilter, RowSplit
 from mail_torchrec.distributed.collectives import (
     broadcast_from_rank_0,
     gather_rows,
@@ -60,15 +61,62 @@ class DataSplit:
     loader: "DataLoader[Batch]"
 
 
-def open_sources(config: Config) -> tuple[Source, Source]:
-    """Opens the training and the test data.
+class Sources(NamedTuple):
+    """Opened files of a run."""
+
+    train: Source
+    validation: Source | None
+    """None where the run has no validation rows, or they are still among the training rows."""
+    test: Source
+
+
+def open_sources(config: Config) -> Sources:
+    """Opens the training, validation and test data; of the test data, no rows are read.
+
+    Validation rows that are split from the training files are still among the training rows, see
+    :func:`split_validation_rows`.
 
     Raises:
         ValueError: nothing there, or columns that do not fit the schema or each other.
     """
+    data, schema, settings = config.data, config.schema_, config.data.validation
+    split = RowSplit(settings, schema) if settings is not None and settings.is_split else None
     with span("opening the data", reads=True):
-        source = Source(config.data.path(config.data.train), config.schema_)
-        return source, Source(config.data.path(config.data.test), config.schema_, source.types)
+        train = Source(data.path(data.train), schema, split=split)
+        test = Source(data.path(data.test), schema, train.types)
+        validation = None
+        if settings is not None and settings.path is not None:
+            remedy = "set data.validation.path to a Parquet file or folder below data.root"
+            validation = Source(data.path(settings.path), schema, train.types, remedy)
+        return Sources(train, validation, test)
+
+
+def split_validation_rows(sources: Sources) -> Sources:
+    """Splits the validation rows from the training files, where they hold any.
+
+    Every rank calls it; rank 0 reads the column that decides.
+
+    Raises:
+        ValueError: no rows would be left for training or validation, or a bad time.
+    """
+    train = sources.train
+    if (split := train.split) is None:
+        return sources
+    with span("splitting the validation rows", reads=True):
+        numbers = broadcast_from_rank_0(
+            lambda: [train.count_numbers(group) for group in train.row_groups]
+        )
+    first = split.first((number for counts in numbers for number in counts), train.path)
+
+    def rows(kept: RowFilter) -> Source:
+        counted = zip(train.row_groups, numbers, strict=True)
+        groups = [replace(group, num_rows=kept.count(counts)) for group, counts in counted]
+        return train.select(groups, kept)
+
+    return sources._replace(
+        train=rows(RowFilter(split, first, keeps_validation=False)),
+        validation=rows(RowFilter(split, first, keeps_validation=True)),
+    )
 
 
 def load_split(

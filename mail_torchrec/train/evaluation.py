@@ -1,61 +1,63 @@
-"""Evaluation: scores all rows of a data split, and computes AUC and GAUC by cohort."""
+"""Evaluation: scores all rows of a data split batch by batch, and computes metrics by cohort.
 
-from collections.abc import Iterator
+Shape: ``B`` rows of a batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mail_torchrec.calibration.negatives import logits_of_sample, product_logits
 from mail_torchrec.checkpoint.data_record import ScoredRows
-from mail_torchrec.config import load_config
-from mail_torchrec.data.column_types import load_column_types
-from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.data.reading.chunk import user_hashes
 from mail_torchrec.data.reading.reader import Reader
+from mail_torchrec.data.schema.schema import Group
 from mail_torchrec.data.source import Source
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0, gather_rows, rank
-from mail_torchrec.distributed.process_group import process_group
-from mail_torchrec.metrics.cohorts import CohortMetrics, ConversionScores, compute_metrics
-from mail_torchrec.metrics.predictions import Predictions
-from mail_torchrec.model.step import StepOutputs
-from mail_torchrec.train.assembly import AssembledModel, assemble
-from mail_torchrec.train.data_splits import (
-    DataSplit,
-    TimedBatches,
-    load_split,
-    log_counts,
-    reduce_counts,
-    warn_without_new_rows,
+from mail_torchrec.distributed.collectives import rank
+from mail_torchrec.metrics.cohorts import (
+    CohortMetrics,
+    ConversionScores,
+    EvaluatedRows,
+    MetricsReport,
 )
-from mail_torchrec.train.resume import check_vocabularies, newest_intact_checkpoint
-from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.state import load_model
+from mail_torchrec.metrics.details import DetailedMetrics, MetricsDetails
+from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.predictions.scored_batch import ScoredBatch
+from mail_torchrec.predictions.writer import PredictionFormat, write_predictions
+from mail_torchrec.towers.multi_task import CONVERSION_TASKS
+from mail_torchrec.towers.outputs import CLICK_TASK, probability_name
+from mail_torchrec.train.assembly import AssembledModel
+from mail_torchrec.train.data_splits import TimedBatches, reduce_counts
 from mail_torchrec.train.steps import run_steps
 from mail_torchrec.utils.progress import progress_bar
-from mail_torchrec.utils.spans import span
 
 
 class Evaluation(NamedTuple):
-    """Scored rows, their metrics and counts, the same on every rank."""
+    """Metrics and counts of scored rows, the same on every rank."""
 
     metrics: dict[str, CohortMetrics]
     """By cohort."""
     counts: dict[str, int]
     """The reader's counts (unknown ids, cut lists) by name."""
     rows: ScoredRows
+    details: MetricsDetails | None
+    """None where they were not asked for."""
 
 
 def evaluate(
     assembled: AssembledModel,
     reader: Reader,
     loader: "DataLoader[Batch]",
-    predictions: Path | None = None,
+    on_batch: Callable[[ScoredBatch], None] | None = None,
+    detailed: DetailedMetrics | None = None,
 ) -> Evaluation:
     """Scores the rows of all ranks; every rank calls it.
 
@@ -63,127 +65,163 @@ def evaluate(
         assembled: a model on its ranks.
         reader: of the rows.
         loader: of the reader.
-        predictions: file for the scores of all rows, written by rank 0; None writes none. The
-            group keys are read once more for it.
+        on_batch: called with each scored batch of this rank, such as the method ``write`` of a
+            :class:`~mail_torchrec.predictions.writer.PredictionWriter`.
+        detailed: computes metrics by column, of tenths and of constants too; None for cohorts
+            alone.
     """
-    columns, counts = _score_rows(assembled, reader, loader)
-    order = np.argsort(reader.row_numbers())
-    scores, labels, users, is_new, *conversions = (
-        gather_rows(column).cpu().numpy()[order] for column in columns
-    )
-    if predictions is not None:
-        broadcast_from_rank_0(
-            lambda: Predictions.from_columns(
-                scores, labels, _raw_users(reader, users), is_new
-            ).save(predictions)
-        )
-    conversion_scores = ConversionScores(*conversions) if conversions else None
-    metrics = compute_metrics(scores, labels, users, is_new, conversion_scores)
-    rows = ScoredRows(labels, users, is_new)
-    return Evaluation(metrics, reduce_counts(reader, counts), rows)
+    columns: list[list[NDArray[Any]]] = []
+    numbers: list[range] = []
+    counts = np.zeros(len(reader.count_names), np.int64)
+    for batch in score_batches(assembled, reader, loader):
+        if on_batch is not None:
+            on_batch(batch)
+        columns.append(_columns(batch))
+        numbers.append(batch.rows)
+        counts += batch.counts
+    own = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+    summed = reduce_counts(reader, torch.from_numpy(counts).to(assembled.device))
+    rows, checksums = _evaluated_rows(own, reader), ScoredRows.of(*own[1:4])
+    if detailed is None:
+        return Evaluation(MetricsReport.of(rows).cohorts, summed, checksums, None)
+    metrics, details = detailed.compute(rows, numbers)
+    return Evaluation(metrics, summed, checksums, details)
 
 
-def _score_rows(
-    assembled: AssembledModel, reader: Reader, loader: "DataLoader[Batch]"
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Scores this rank's rows; returns the columns [rows] and the reader's counts [counts]."""
-    assembled.model.eval()
-    columns: list[list[torch.Tensor]] = []
-    counts = torch.zeros(len(reader.count_names), dtype=torch.int64, device=assembled.device)
+@torch.no_grad()
+def score_batches(
+    assembled: AssembledModel, reader: Reader, loader: "DataLoader[Batch]", name: str = "evaluate"
+) -> Iterator[ScoredBatch]:
+    """Scores this rank's rows, in the order of its batches; every rank iterates to the end.
+
+    Args:
+        assembled: a model on its ranks; it is in evaluation mode meanwhile.
+        reader: of the rows, unshuffled.
+        loader: of the reader.
+        name: of the progress bar.
+    """
+    batch_rows = reader.batch_rows()
     with (
-        torch.no_grad(),
-        progress_bar(desc="evaluate", unit="step", total=len(reader), disable=rank() != 0) as bar,
+        assembled.evaluating(),
+        progress_bar(desc=name, unit="step", total=len(reader), disable=rank() != 0) as bar,
     ):
         for outputs in run_steps(assembled.pipeline, TimedBatches(loader)):
-            is_real_B = outputs.batch.weights_B > 0
-            columns.append([values[is_real_B] for values in _columns(outputs)])
-            counts += outputs.batch.counts
+            worker, rows = next(batch_rows)
+            yield _scored(outputs, worker, rows)
             bar.update()
-    assembled.model.train()
-    return [torch.cat(parts) for parts in zip(*columns, strict=True)], counts
 
 
-def _raw_users(reader: Reader, hashes: NDArray[np.int64]) -> NDArray[Any]:
-    """Reads the users of the scored rows as the files have them, int64 or string, [rows].
-
-    Args:
-        reader: of the rows.
-        hashes: hash of each scored row's user, in the order of the data, [rows].
-
-    Raises:
-        ValueError: the files hold other rows by now.
-    """
-    users = reader.group_keys()
-    if not np.array_equal(user_hashes(users), hashes):
-        raise ValueError(
-            f"'{reader.path}' was rewritten while its rows were scored: its group keys are other "
-            "ones now; evaluate again"
-        )
-    values: NDArray[Any] = users.to_numpy()
-    return values.astype(str) if values.dtype == object else values
-
-
-def evaluate_run(
-    run_dir: RunDir, data: str | None, overrides: list[str], predictions: Path | None = None
-) -> dict[str, CohortMetrics]:
-    """Evaluates a finished run, on its own test data or other files; on any number of ranks.
-
-    Args:
-        run_dir: the run.
-        data: Parquet file or folder (or URI) instead of its test data.
-        overrides: of its configuration.
-        predictions: file for the scores of all rows; None writes none.
-
-    Raises:
-        ValueError: no finished run there, or data that does not fit its schema.
-    """
-    with open_finished_run(run_dir, data, overrides) as (assembled, test_data):
-        with span("evaluation"):
-            found = evaluate(assembled, test_data.reader, test_data.loader, predictions)
-        log_counts(test_data.reader.path, found.counts)
-        config = load_config(run_dir.config, overrides)
-        num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
-        warn_without_new_rows(config, test_data.reader.path, num_new, num_rows)
-        return found.metrics
+def probability_names(config: Config) -> tuple[str, ...]:
+    """Returns the names of the probabilities that a run predicts, as :func:`probabilities` has."""
+    tasks = (CLICK_TASK, *(CONVERSION_TASKS if config.model.multi_task is not None else ()))
+    return tuple(map(probability_name, tasks))
 
 
 @contextmanager
-def open_finished_run(
-    run_dir: RunDir, data: str | None, overrides: list[str]
-) -> Iterator[tuple[AssembledModel, DataSplit]]:
-    """Yields the model of a finished run with its weights, and the rows to evaluate.
+def writing_predictions(
+    folder: Path | None,
+    source: Source,
+    config: Config,
+    origin: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = True,
+) -> Iterator[Callable[[ScoredBatch], None] | None]:
+    """Yields the function that writes the rows of an evaluation, for :func:`evaluate` to call.
 
-    Arguments and errors are those of :func:`evaluate_run`.
+    Args:
+        folder: to write; None yields None.
+        source: of the rows.
+        config: of the run.
+        origin: names of the run and its checkpoint; by default of the run.
+        overwrite: replace predictions that are there.
+
+    Raises:
+        ValueError: the folder may not be written, or a column cannot be kept.
     """
-    run_dir.check_trained()
-    config = load_config(run_dir.config, overrides)
-    with process_group(config.train.device, config.train.timeout) as device:
-        folder = newest_intact_checkpoint(run_dir.checkpoints)
-        assert folder is not None
-        broadcast_from_rank_0(partial(check_vocabularies, folder, run_dir))
-        types = load_column_types(run_dir.vocabularies)
-        with span("opening the data", reads=True):
-            source = Source(
-                data or config.data.path(config.data.test),
-                config.schema_,
-                types,
-                "give --data a Parquet file or folder",
-            )
-        encoders = Encoders.load(run_dir.vocabularies, config.schema_)
-        assembled = assemble(config, encoders, device)
-        load_model(assembled, folder)
-        feature_tables = assembled.feature_tables
-        yield assembled, load_split(config, encoders, feature_tables, source, training=False)
+    if folder is None:
+        yield None
+        return
+    output = evaluation_format(config, origin)
+    with write_predictions(folder, source, output, overwrite=overwrite) as writer:
+        yield writer.write
 
 
-def _columns(outputs: StepOutputs) -> list[torch.Tensor]:
-    """Lists the columns [B] of an evaluation step.
+def evaluation_format(config: Config, origin: Mapping[str, str] | None = None) -> PredictionFormat:
+    """Returns the columns that an evaluation writes of each row.
+
+    Args:
+        config: of the run.
+        origin: names of the run and its checkpoint; by default of the run.
+    """
+    schema = config.schema_
+    return PredictionFormat(
+        probability_names(config),
+        {name: schema.file_column(name) for name in schema.names(Group.PASSTHROUGH)},
+        schema.file_column(schema.group_key),
+        schema.conversion is not None,
+        origin or {"run": config.name},
+    )
+
+
+def probabilities(outputs: StepOutputs) -> dict[str, Tensor]:
+    """Returns the probabilities [B] of a step by name, as an exported model names them."""
+    logits = {CLICK_TASK: outputs.logits_B, **outputs.tasks}
+    return {probability_name(task): torch.sigmoid(logits_B) for task, logits_B in logits.items()}
+
+
+def _scored(outputs: StepOutputs, worker: int, rows: range) -> ScoredBatch:
+    """Copies the scores of a step to the host, without those of the row that fills it up."""
+    batch = outputs.batch
+    is_real_B = batch.weights_B > 0
+
+    def real(values_B: Tensor) -> NDArray[Any]:
+        array: NDArray[Any] = values_B[is_real_B].cpu().numpy()
+        return array
+
+    scored = ScoredBatch(
+        worker=worker,
+        rows=rows,
+        probabilities={name: real(values) for name, values in probabilities(outputs).items()},
+        logits_B=real(outputs.logits_B),
+        task_logits={name: real(values) for name, values in outputs.tasks.items()},
+        labels_B=real(batch.labels_B),
+        conversions_B=real(batch.conversions_B),
+        users_B=real(batch.users_B),
+        is_new_B=real(batch.is_new_B),
+        counts=batch.counts.cpu().numpy(),
+    )
+    assert len(scored.logits_B) == len(rows), "the rows of a batch are not those of its step"
+    return scored
+
+
+def _columns(batch: ScoredBatch) -> list[NDArray[Any]]:
+    """Lists the columns [B] that metrics need.
 
     These are scores, labels, users and new-user flags; where conversions are predicted, the
     fields of :class:`ConversionScores` follow.
     """
-    batch = outputs.batch
-    columns = [outputs.logits_B, batch.labels_B, batch.users_B, batch.is_new_B]
-    if outputs.tasks:
-        columns += [batch.conversions_B, outputs.tasks["cvr"], outputs.tasks["ctcvr"]]
+    columns: list[NDArray[Any]] = [batch.logits_B, batch.labels_B, batch.users_B, batch.is_new_B]
+    if batch.task_logits:
+        columns += [batch.conversions_B, batch.task_logits["cvr"], batch.task_logits["ctcvr"]]
     return columns
+
+
+def _evaluated_rows(own: list[NDArray[Any]], reader: Reader) -> EvaluatedRows:
+    """Names this rank's columns [rows] of :func:`_columns`.
+
+    Where the rows are downsampled, the logits are of such rows, which their labels follow.
+    """
+    scores, labels, users, is_new, *conversions = own
+    if (kept := reader.negatives_kept) != 1:
+        scores = logits_of_sample(scores, kept)
+        if conversions:
+            conversions[2] = product_logits(scores, conversions[1])
+    conversion_scores = ConversionScores(*conversions) if conversions else None
+    return EvaluatedRows(
+        scores,
+        labels,
+        users,
+        is_new,
+        conversion_scores,
+        training_shift=reader.training_shift,
+    )

@@ -2,27 +2,102 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
 
 import torch
 
 from mail_torchrec.checkpoint.manifest import CheckpointManifest, LogPosition, RankProgress
 from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.checkpoint.writer import Snapshot
+from mail_torchrec.config import Config
 from mail_torchrec.data.reading.partition import DataPosition
-from mail_torchrec.distributed.preemption import EXIT_CODE, PreemptionHandler
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
+from mail_torchrec.distributed.preemption import PreemptionHandler
 from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.profiling.bottleneck import RunFacts
+from mail_torchrec.profiling.step_watch import StepWatch, num_cores
 from mail_torchrec.train.assembly import AssembledModel
-from mail_torchrec.train.data_splits import DataSplit, TimedBatches, log_counts, reduce_counts
+from mail_torchrec.train.data_splits import (
+    DataSplit,
+    Sources,
+    TimedBatches,
+    log_counts,
+    reduce_counts,
+)
 from mail_torchrec.train.metrics_writer import MetricsWriter
+from mail_torchrec.train.resume import vocabulary_checksums
+from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import run_state
 from mail_torchrec.train.steps import run_steps
+from mail_torchrec.train.validator import EvaluationInterruptedError, Validator
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
+from mail_torchrec.validation.progress import ValidationProgress
 
 logger = get_logger(__name__)
 
-ManifestFactory = Callable[[int, DataPosition, LogPosition, list[RankProgress]], CheckpointManifest]
-"""Makes a manifest from step, data position, log position and the progress of all ranks."""
+ManifestFactory = Callable[
+    [int, DataPosition, LogPosition, list[RankProgress], ValidationProgress], CheckpointManifest
+]
+"""Makes a manifest from step, data position, log position and the progress of all ranks and of the
+validation."""
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that a model depends on."""
+    return {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
+
+
+def manifest_factory(config: Config, sources: Sources, run_dir: RunDir) -> ManifestFactory:
+    """Makes the function that describes each checkpoint of a run; every rank calls it."""
+    checksums = broadcast_from_rank_0(lambda: vocabulary_checksums(run_dir))
+    train, held_out = sources.train, sources.validation
+
+    def make_manifest(
+        step: int,
+        position: DataPosition,
+        progress: LogPosition,
+        ranks: list[RankProgress],
+        validation: ValidationProgress,
+    ) -> CheckpointManifest:
+        return CheckpointManifest(
+            step=step,
+            position=position,
+            progress=progress,
+            ranks=ranks,
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_name=config.name,
+            versions=package_versions(),
+            num_rows=train.num_stored_rows,
+            data=tuple(train.fingerprints),
+            validation_rows=held_out.num_rows if held_out else 0,
+            validation_data=tuple(held_out.fingerprints) if held_out else (),
+            validation=validation,
+            vocabularies=checksums,
+        )
+
+    return make_manifest
+
+
+def step_watch(
+    config: Config, run_dir: RunDir, writer: MetricsWriter, device: torch.device
+) -> StepWatch:
+    """Makes what measures the steps of a run, and profiles those that it is told to."""
+    facts = RunFacts(
+        world_size=world_size(),
+        num_workers=config.data.num_workers,
+        group_by_user=config.data.group_by_user,
+        sharded=config.sharding.enabled,
+        compiled=config.train.compile,
+        precision=config.train.precision,
+        device=device.type,
+        num_threads=torch.get_num_threads(),
+        num_cores=num_cores(),
+    )
+    steps = writer.num_done, writer.num_steps
+    return StepWatch(config.train.profile, run_dir.profile, *steps, device, facts)
 
 
 @dataclass
@@ -34,12 +109,15 @@ class TrainingLoop:
     writer: MetricsWriter
     saver: CheckpointSaver
     preemption: PreemptionHandler
+    watch: StepWatch
     make_manifest: ManifestFactory
     documents: dict[str, str]
     """File name -> text of the files that each checkpoint holds beside the tensors."""
     num_epochs: int
     save_every: int
     """Steps between two checkpoints; 0 saves at the end alone."""
+    validator: Validator | None = None
+    """None where the run has no validation rows."""
 
     def run(self, position: DataPosition, counts: list[int]) -> None:
         """Trains; the last checkpoint is published when it returns.
@@ -58,6 +136,8 @@ class TrainingLoop:
         for epoch in range(position.epoch, self.num_epochs):
             with span(f"training, epoch {epoch + 1}"):
                 self._run_epoch(epoch)
+            if self._is_stopped_early:
+                break
             self._position, self._counts = DataPosition(epoch=epoch + 1), self._zero_counts()
         self._save(wait=True)
         if self.preemption.should_stop_after_last_step():
@@ -67,12 +147,22 @@ class TrainingLoop:
         """Runs what is left of an epoch, and records the reader's counts."""
         reader = self.data.reader
         reader.set_epoch(epoch, self._position.consumed, followed=epoch + 1 < self.num_epochs)
-        if reader.steps_left:
-            batches = TimedBatches(self.data.loader)
-            steps = run_steps(self.assembled.pipeline, batches, self.writer.num_done + 1)
-            for done, outputs in enumerate(steps, start=1):
-                self._position = DataPosition(epoch=epoch, consumed=reader.consumed(done))
+        done = sum(part.steps for part in self._position.consumed)
+        self._steps_of_epoch = done + reader.steps_left
+        if self._evaluate_if_due(epoch):  # the run was preempted before this was done
+            self._save()
+        batches, num_done, left = TimedBatches(self.data.loader), 0, reader.steps_left
+        while num_done < left and not self._is_stopped_early:
+            # The pipeline prefetches no batch from behind the step of an evaluation.
+            following = islice(batches, self._steps_to_evaluation(epoch))
+            steps = run_steps(self.assembled.pipeline, following, self.writer.num_done + 1)
+            for outputs in self.watch.steps(steps):
+                num_done += 1
+                self._position = DataPosition(epoch=epoch, consumed=reader.consumed(num_done))
                 self._after_step(outputs, batches.waited())
+        if self._is_stopped_early:
+            return
+        assert not left or next(batches, None) is None, "an epoch had more batches than steps"
         counts = reduce_counts(reader, self._counts)
         self.writer.write_event({"epoch": epoch + 1, "counts": counts})
         log_counts(f"epoch {epoch + 1}", counts)
@@ -84,8 +174,55 @@ class TrainingLoop:
         if self.preemption.should_stop():
             self._save(wait=True)
             self._exit_preempted()
-        if self.save_every and self.writer.num_done % self.save_every == 0:
+        is_best = self._evaluate_if_due(self._position.epoch)
+        if is_best or (self.save_every and self.writer.num_done % self.save_every == 0):
             self._save()
+
+    def _evaluate_if_due(self, epoch: int) -> bool:
+        """Evaluates the validation rows if that is due after this step and not done yet.
+
+        Returns:
+            Whether this step is the best so far.
+        """
+        step, validator = self.writer.num_done, self.validator
+        if validator is None or step in (0, validator.progress.last_step):
+            return False
+        done, left = self._steps_of(epoch)
+        is_last = not left and epoch + 1 == self.num_epochs
+        if not (is_last or validator.interval.is_due(step, epoch, done, left)):
+            return False
+        self._confirm_best(validator)
+        try:
+            is_best = validator.evaluate()
+        except EvaluationInterruptedError:
+            self._save(wait=True)
+            self._exit_preempted()
+        if self._is_stopped_early:
+            self.writer.finish()
+            logger.info("stopped early after step %d: no better validation since", step)
+        return is_best
+
+    def _steps_to_evaluation(self, epoch: int) -> int | None:
+        """Counts the steps of this epoch until the next evaluation; None where none follows."""
+        if self.validator is None:
+            return None
+        step = self.writer.num_done
+        return self.validator.interval.steps_until_due(step, epoch, *self._steps_of(epoch))
+
+    def _steps_of(self, epoch: int) -> tuple[int, int]:
+        """Counts the steps of an epoch that are done, and those that are left."""
+        consumed = self._position.consumed if self._position.epoch == epoch else ()
+        done = sum(part.steps for part in consumed)
+        return done, self._steps_of_epoch - done
+
+    @property
+    def _is_stopped_early(self) -> bool:
+        return self.validator is not None and self.validator.should_stop
+
+    def _confirm_best(self, validator: Validator) -> None:
+        """Waits for the checkpoint that is being written: is the best step saved?"""
+        self.saver.finish()
+        validator.confirm_best(self.saver.published_step)
 
     def _save(self, *, wait: bool = False) -> None:
         """Saves a checkpoint of the current state.
@@ -98,12 +235,18 @@ class TrainingLoop:
             self._position,
             self.writer.position(),
         )
+        validation = ValidationProgress()
+        if self.validator is not None:
+            if self.validator.progress.best_step != step:
+                self._confirm_best(self.validator)
+            validation = self.validator.progress
         snapshot = Snapshot(
             step,
             run_state(self.assembled),
             RankProgress(losses=self.writer.loss_sums(), counts=self._counts.tolist()),
-            lambda ranks: self.make_manifest(step, position, log_position, ranks),
+            lambda ranks: self.make_manifest(step, position, log_position, ranks, validation),
             self.documents,
+            validation.best_step,
         )
         with span("saving a checkpoint", patient=True):
             self.saver.save(snapshot, wait=wait)
@@ -112,7 +255,7 @@ class TrainingLoop:
         logger.info(
             "told to stop: saved after step %d; --resume goes on from there", self.writer.num_done
         )
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(self.preemption.exit_code)
 
     def _zero_counts(self) -> torch.Tensor:
         """Returns zeros [counts] for the reader's counts."""

@@ -7,7 +7,7 @@ stop it.
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,17 +15,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mail_torchrec.checkpoint.manifest import LogPosition
+from mail_torchrec.checkpoint.manifest import CONFIG, LogPosition
+from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.distributed.collectives import rank, world_size
+from mail_torchrec.optim.groups import OptimizerGroups
+from mail_torchrec.optim.schedules import log_longer_schedules
 from mail_torchrec.reporting.tensorboard_events import (
     event_file_name,
     first_events,
     scalar_events,
 )
+from mail_torchrec.trackers.run_trackers import RunTrackers, named_metrics
+from mail_torchrec.train.resume import ResumePoint, redistribute_progress
 from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import progress_bar
 from mail_torchrec.utils.run_files import AppendedFile
 from mail_torchrec.utils.spans import span
+
+logger = get_logger(__name__)
 
 
 class NonFiniteLossError(ValueError):
@@ -45,6 +54,8 @@ class MetricsWriter:
         position: position in metrics.jsonl at that step; what was written behind it is deleted.
         loss_sums: name -> this rank's sum of a loss since the last report before that step, a
             scalar.
+        optimizer_record: returns learning rates and the like, for each report.
+        trackers: are told the same numbers.
     """
 
     def __init__(
@@ -56,9 +67,14 @@ class MetricsWriter:
         num_done: int = 0,
         position: LogPosition | None = None,
         loss_sums: dict[str, Tensor] | None = None,
+        optimizer_record: Callable[[], dict[str, float]] = dict,
+        trackers: RunTrackers | None = None,
     ) -> None:
-        self._run_dir, self._num_steps, self._every = run_dir, num_steps, every
-        self._resumed_at = position
+        self._run_dir, self._every = run_dir, every
+        self.num_steps = num_steps
+        """Steps of the whole run."""
+        self._resumed_at, self._optimizer_record = position, optimizer_record
+        self._trackers = trackers
         self.num_done = num_done
         """Steps done."""
         self._rows, self._rows_reported, self._waited = 0, 0, 0.0
@@ -78,7 +94,7 @@ class MetricsWriter:
             self._bar = progress_bar(
                 desc="train",
                 unit="step",
-                total=self._num_steps,
+                total=self.num_steps,
                 initial=self.num_done,
                 leave=True,
             )
@@ -115,8 +131,31 @@ class MetricsWriter:
             self._sums[name] = self._sums[name] + loss if name in self._sums else loss.clone()
         if self._bar is not None:
             self._bar.update()
-        if self.num_done % self._every == 0 or self.num_done == self._num_steps:
+        if self.num_done % self._every == 0 or self.num_done == self.num_steps:
             self._report(next(iter(losses.values())).device)
+
+    def record_validation(self, metrics: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+        """Writes the metrics of validation rows.
+
+        Args:
+            metrics: by cohort and name.
+            seconds: that the evaluation took, which do not count as time of the training.
+        """
+        self._reported_at += seconds
+        self.write_event({"validation": metrics, "seconds": round(seconds, 2)})
+        self._record_scalars(named_metrics("validation", metrics))
+
+    def _record_scalars(self, scalars: dict[str, float]) -> None:
+        """Tells TensorBoard and the trackers of numbers, on rank 0."""
+        if self._events is not None:
+            self._events.append(scalar_events(scalars, self.num_done))
+        if self._trackers is not None:
+            self._trackers.log(scalars, self.num_done)
+
+    def finish(self) -> None:
+        """Writes a report of the last steps, where a run stops between two reports."""
+        if self._steps_since_report:
+            self._report(next(iter(self._sums.values())).device)
 
     def write_event(self, record: dict[str, Any]) -> None:
         """Writes one line to metrics.jsonl on rank 0, with the step in front."""
@@ -146,9 +185,10 @@ class MetricsWriter:
             "input_wait": round(waited / seconds / world_size(), 4),
         }
         record |= {f"loss/{name}": mean for name, mean in means.items()}
+        record |= self._optimizer_record()
         self.write_event(record)
-        if self._events is not None:
-            self._events.append(scalar_events(record, self.num_done))
+        self._record_scalars(record)
+        if self._bar is not None:
             rate = f"{record['rows_per_second']:,.0f} rows/s"
             self._bar.set_postfix_str(f"{rate}  {_format(means.items())}", refresh=False)
         self._reported_at, self._steps_since_report = now, 0
@@ -176,6 +216,53 @@ class MetricsWriter:
             for name, loss in zip(self._sums, losses, strict=True)
         }
         return means, rows, waited
+
+
+def writer_of_run(
+    config: Config,
+    run_dir: RunDir,
+    reader: Reader,
+    optimizer: OptimizerGroups,
+    point: ResumePoint | None,
+    trackers: RunTrackers,
+) -> MetricsWriter:
+    """Makes the writer of a run's records, and tells the schedules how many steps there are.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        reader: of the training rows, at the position where the run begins or resumes.
+        optimizer: of the run.
+        point: where the run resumes; None where it begins.
+        trackers: of the run.
+    """
+    every = config.train.steps_between_reports(len(reader))
+    told: dict[str, Any] = {"optimizer_record": optimizer.record, "trackers": trackers}
+    if point is None:
+        num_steps = config.train.epochs * len(reader)
+        optimizer.plan(num_steps)
+        return MetricsWriter(run_dir, num_steps, every, **told)
+    manifest = point.manifest
+    left = reader.steps_left + (config.train.epochs - manifest.position.epoch - 1) * len(reader)
+    logger.info(
+        "going on after step %d, in epoch %d: %d steps are left",
+        manifest.step,
+        manifest.position.epoch + 1,
+        left,
+    )
+    optimizer.plan(manifest.step + left)
+    later_end = config.train.epochs - load_config(point.folder / CONFIG, []).train.epochs
+    log_longer_schedules(config.train, manifest.step, manifest.step + left, later_end * len(reader))
+    losses = redistribute_progress(manifest.ranks).losses
+    return MetricsWriter(
+        run_dir,
+        manifest.step + left,
+        every,
+        **told,
+        num_done=manifest.step,
+        position=manifest.progress,
+        loss_sums={name: torch.tensor(value) for name, value in losses.items()},
+    )
 
 
 def _format(losses: Iterable[tuple[str, float]]) -> str:

@@ -1,7 +1,7 @@
 """Choice of the checkpoint that a run resumes from, and the checks that it may."""
 
 import json
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from mail_torchrec.checkpoint.data_record import (
@@ -9,36 +9,38 @@ from mail_torchrec.checkpoint.data_record import (
     read_data_record,
     read_labels_checksum,
 )
-from mail_torchrec.checkpoint.folder import (
-    Checkpoints,
-    checksum_error,
-    read_checksums,
-    sha256_of_files,
-)
-from mail_torchrec.checkpoint.integrity import list_faults
+from mail_torchrec.checkpoint.folder import Checkpoints, step_of
+from mail_torchrec.checkpoint.intact import checked_model_checkpoint, newest_intact_checkpoint
 from mail_torchrec.checkpoint.manifest import (
     CONFIG,
     CheckpointManifest,
     RankProgress,
-    check_format,
     read_manifest,
 )
-from mail_torchrec.config import Config, config_differences, load_config
-from mail_torchrec.data.source import Source
+from mail_torchrec.config import Config, config_differences, load_config, recorded_config
 from mail_torchrec.distributed.collectives import (
     broadcast_from_rank_0,
-    gather_objects,
     rank,
     world_size,
 )
 from mail_torchrec.metrics.cohorts import CohortMetrics
-from mail_torchrec.train.data_splits import open_sources
-from mail_torchrec.train.run_dir import FROM_SCRATCH, RunDir
+from mail_torchrec.records.checksums import sha256_of_files
+from mail_torchrec.records.run_record import read_recorded, record_faults
+from mail_torchrec.train.assembly import AssembledModel
+from mail_torchrec.train.data_splits import Sources, open_sources
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.state import load_model
 from mail_torchrec.utils.config_trees import NEUTRAL_SETTINGS
 from mail_torchrec.utils.logging import get_logger
+from mail_torchrec.utils.spans import span
+from mail_torchrec.validation.progress import ValidationProgress
 
 logger = get_logger(__name__)
 
+CHECKPOINT = "checkpoint"
+"""Key of metrics.json that names the step of the weights, beside the cohorts."""
+_NEUTRAL_TO_RESULTS = tuple(name for name in NEUTRAL_SETTINGS if name != "metrics.")
+"""Settings that leave the figures of a finished run as they are."""
 _CHANGEABLE_SETTINGS = (
     *NEUTRAL_SETTINGS,
     "checkpoint.restart_state",
@@ -46,91 +48,42 @@ _CHANGEABLE_SETTINGS = (
     "train.epochs",
     "train.batch_size",
     "train.precision",
+    "train.freeze",
 )
 """Settings that a resumed run may change; the training data must have the same rows, wherever it
 lies."""
 
 
-class CheckpointReadError(OSError):
-    """A checkpoint cannot be read now, which does not say that it is damaged."""
+@dataclass(frozen=True)
+class ResumePoint:
+    """Checkpoint that a run resumes from."""
+
+    folder: Path
+    manifest: CheckpointManifest
 
 
-def newest_intact_checkpoint(checkpoints: Checkpoints, *, quarantine: bool = False) -> Path | None:
-    """Finds the newest checkpoint whose files match their checksums.
-
-    Every rank calls it, and checks a part of the files. Damaged ones are renamed where one before
-    them is intact, and only then.
-
-    Args:
-        checkpoints: of a run.
-        quarantine: whether to rename damaged checkpoints.
-
-    Returns:
-        None where there is none.
-
-    Raises:
-        ValueError: every checkpoint is damaged, or has another format.
-        CheckpointReadError: a checkpoint that is newer than all intact ones cannot be read.
-    """
-    damaged: dict[Path, list[str]] = {}
-    for path in reversed(broadcast_from_rank_0(checkpoints.published)):
-        broadcast_from_rank_0(partial(check_format, path))
-        faults = _faults(path)
-        if faults:
-            damaged[path] = faults
-            continue
-        for other, faults in damaged.items():
-            told = "\n  ".join(faults)
-            logger.warning("'%s' is damaged, the one before it is used:\n  %s", other, told)
-        if quarantine:
-            broadcast_from_rank_0(lambda: [checkpoints.quarantine(other) for other in damaged])
-        return path
-    if damaged:
-        faults = [fault for faults in damaged.values() for fault in faults]
-        raise ValueError(
-            f"every checkpoint below '{checkpoints.path}' is damaged, and none was changed; bring "
-            f"one back from a copy, or {FROM_SCRATCH}:\n  " + "\n  ".join(faults)
-        )
-    return None
-
-
-def _faults(folder: Path) -> list[str]:
-    """Lists the faults of a checkpoint, the same on every rank.
-
-    Raises:
-        CheckpointReadError: on every rank, a file cannot be read.
-    """
-    faults: list[str] = []
-    unreadable: str | None = None
-    try:
-        checksums = read_checksums(folder)
-        own = sorted(checksums)[rank() :: world_size()]
-        listed = list_faults(folder, checksums) if rank() == 0 else []
-        found = (checksum_error(folder, name, checksums[name]) for name in own)
-        faults = [*listed, *filter(None, found)]
-    except ValueError as error:
-        faults = [str(error)]
-    except OSError as error:
-        unreadable = str(error)
-    outcomes = gather_objects((faults, unreadable))
-    if errors := dict.fromkeys(error for _, error in outcomes if error is not None):
-        raise CheckpointReadError(
-            f"'{folder}' cannot be read, which does not say that it is damaged, and nothing was "
-            "changed; try again when it can be read, or move that folder away to go on from the "
-            "checkpoint before it:\n  " + "\n  ".join(errors)
-        )
-    return list(dict.fromkeys(fault for faults, _ in outcomes for fault in faults))
+def find_resume_point(config: Config, run_dir: RunDir, sources: Sources) -> ResumePoint | None:
+    """Finds the newest intact checkpoint, and checks that the run may resume from it."""
+    with span("checking the checkpoints"):
+        folder = newest_intact_checkpoint(run_dir.checkpoints, quarantine=True)
+    if folder is None:
+        broadcast_from_rank_0(run_dir.check_beginning)
+        return None
+    manifest = broadcast_from_rank_0(lambda: check_resumable(folder, config, sources, run_dir))
+    if rank() == 0:
+        run_dir.record_checkpoint(manifest.step)
+    return ResumePoint(folder, manifest)
 
 
 def check_resumable(
-    folder: Path, config: Config, source: Source, run_dir: RunDir
+    folder: Path, config: Config, sources: Sources, run_dir: RunDir
 ) -> CheckpointManifest:
     """Checks that a run may resume from a checkpoint, and returns its manifest.
 
     Args:
         folder: the checkpoint.
         config: of the run that resumes.
-        source: training data of the run that resumes.
+        sources: data of the run that resumes.
         run_dir: holds the vocabularies.
 
     Raises:
@@ -144,12 +97,16 @@ def check_resumable(
             f"'{folder}' was trained with another configuration; resume with the same, or choose "
             "another --run-dir:\n  " + "\n  ".join(other)
         )
-    recorded = SourceRecord.of_files(manifest.num_rows, manifest.data)
-    if difference := recorded.difference(source):
-        raise ValueError(
-            f"'{source.path}' is not the training data of '{folder}': {difference}; bring that "
-            "data back, or start a run of its own"
-        )
+    parts = [("training", sources.train, manifest.num_rows, manifest.data)]
+    if sources.validation is not None:
+        rows, files = manifest.validation_rows, manifest.validation_data
+        parts.append(("validation", sources.validation, rows, files))
+    for part, source, num_rows, recorded in parts:
+        if difference := SourceRecord.of_files(num_rows, recorded).difference(source):
+            raise ValueError(
+                f"'{source.path}' is not the {part} data of '{folder}': {difference}; bring that "
+                "data back, or start a run of its own"
+            )
     _check_epochs(folder, manifest, config)
     check_vocabularies(folder, run_dir)
     return manifest
@@ -170,6 +127,49 @@ def check_vocabularies(folder: Path, run_dir: RunDir) -> None:
         )
 
 
+def load_best_weights(assembled: AssembledModel, checkpoints: Checkpoints, step: int) -> int:
+    """Loads the weights of the best checkpoint into a model that was trained to its last step.
+
+    Args:
+        assembled: the model.
+        checkpoints: of the run, that of the last step among them.
+        step: the last one.
+
+    Returns:
+        Step of the weights.
+
+    Raises:
+        ValueError: the best checkpoint is gone or damaged.
+    """
+    folder = checked_model_checkpoint(checkpoints, checkpoints.target(step))
+    if step_of(folder) != step:
+        load_model(assembled, folder)
+    return step_of(folder)
+
+
+def resumed_progress(checkpoints: Checkpoints, manifest: CheckpointManifest) -> ValidationProgress:
+    """Returns the progress of the validation that a run resumes, and corrects the file ``best``.
+
+    Where the best checkpoint is gone, the best of the steps from here on is looked for.
+    """
+    progress = manifest.validation
+
+    def correct() -> bool:
+        best_step = progress.best_step
+        is_there = best_step is not None and checkpoints.target(best_step).is_dir()
+        checkpoints.mark_best(best_step if is_there else None)
+        return is_there
+
+    if broadcast_from_rank_0(correct) or progress.best_step is None:
+        return progress
+    logger.warning(
+        "the best checkpoint so far, that of step %d, is gone; the best of the steps from here on "
+        "is kept",
+        progress.best_step,
+    )
+    return progress.with_best_of(ValidationProgress())
+
+
 def _check_epochs(folder: Path, manifest: CheckpointManifest, config: Config) -> None:
     """Refuses fewer epochs than the checkpoint was trained for."""
     begun = manifest.position.epoch + bool(manifest.position.consumed)
@@ -180,21 +180,20 @@ def _check_epochs(folder: Path, manifest: CheckpointManifest, config: Config) ->
         )
 
 
-def check_finished(config: Config, run_dir: RunDir, train: Source, test: Source) -> None:
+def check_finished(config: Config, run_dir: RunDir, sources: Sources) -> None:
     """Checks that the metrics of a finished run are those of a configuration and its data.
 
     Args:
         config: of the run that resumes.
         run_dir: of the finished run.
-        train: training data of the run that resumes.
-        test: its test data.
+        sources: data of the run that resumes.
 
     Raises:
         ValueError: the run had another configuration or other data, or has no predictions and
             should have; all differences are listed.
     """
     finished = f"the run in '{run_dir.path}' is finished"
-    if other := config_differences(load_config(run_dir.config, []), config, NEUTRAL_SETTINGS):
+    if other := config_differences(recorded_config(run_dir.path), config, _NEUTRAL_TO_RESULTS):
         raise ValueError(
             f"{finished}, and had another configuration; resume with the same, or choose another "
             "--run-dir:\n  " + "\n  ".join(other)
@@ -204,8 +203,10 @@ def check_finished(config: Config, run_dir: RunDir, train: Source, test: Source)
             f"{finished}, without predictions; leave train.save_predictions out, and write them "
             "with mail-torchrec evaluate --predictions"
         )
-    record = read_data_record(run_dir.data)
-    parts = (("training", record.train, train), ("test", record.test, test))
+    record, test = read_data_record(run_dir.data), sources.test
+    parts = [("training", record.train, sources.train), ("test", record.test, test)]
+    if sources.validation is not None and record.validation is not None:
+        parts.append(("validation", record.validation, sources.validation))
     other = [
         f"{part} data '{source.path}': {difference}"
         for part, recorded, source in parts
@@ -222,7 +223,7 @@ def check_finished(config: Config, run_dir: RunDir, train: Source, test: Source)
 
 def vocabulary_checksums(run_dir: RunDir) -> dict[str, str]:
     """Computes the checksums of the files in ``vocabularies/``, by name."""
-    files = (path.name for path in run_dir.vocabularies.iterdir() if path.is_file())
+    files = (path.name for path in run_dir.vocabularies.iterdir() if not path.is_dir())
     return sha256_of_files(run_dir.vocabularies, sorted(files))
 
 
@@ -254,10 +255,10 @@ def open_run(
     run_dir.open(resume=resume, from_scratch=from_scratch)
     if not run_dir.metrics.exists() or (metrics := _read_metrics(run_dir)) is None:
         return None
-    epochs = load_config(run_dir.config, []).train.epochs
+    epochs = recorded_config(run_dir.path).train.epochs
     if config.train.epochs > epochs:
         return None
-    check_finished(config, run_dir, *open_sources(config))
+    check_finished(config, run_dir, open_sources(config))
     logger.info(
         "the run in '%s' is finished, with %d epochs; these are its metrics", run_dir.path, epochs
     )
@@ -265,10 +266,15 @@ def open_run(
 
 
 def _read_metrics(run_dir: RunDir) -> dict[str, CohortMetrics] | None:
-    """Reads the metrics of a finished run; None where they are damaged."""
-    try:
-        metrics: dict[str, CohortMetrics] = json.loads(run_dir.metrics.read_text())
-    except ValueError as error:
-        logger.warning("'%s' is damaged, the run is evaluated anew: %s", run_dir.metrics, error)
+    """Reads the metrics of a finished run; None where its files are not as it wrote them."""
+    results = [run_dir.config, run_dir.data, run_dir.metrics]
+    if run_dir.predictions.exists():
+        results.append(run_dir.predictions)
+    if faults := record_faults(run_dir.path, [path.name for path in results]):
+        logger.warning(
+            "the run in '%s' is damaged, and is evaluated anew: %s", run_dir.path, "; ".join(faults)
+        )
         return None
+    metrics: dict[str, CohortMetrics] = json.loads(read_recorded(run_dir.path, results[2].name))
+    metrics.pop(CHECKPOINT, None)
     return metrics

@@ -1,6 +1,7 @@
 """Paths, format, lock and history of a run directory."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,13 @@ from itertools import count
 from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
+from mail_torchrec.checkpoint.intact import FROM_SCRATCH
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
+from mail_torchrec.metrics.details import DETAILS
+from mail_torchrec.records.checksums import CHECKSUMS
+from mail_torchrec.records.run_record import extend_record
+from mail_torchrec.trackers.run_trackers import TRACKERS_FILE
 from mail_torchrec.utils.file_lock import lock_folder
 from mail_torchrec.utils.formats import (
     RUN_FILE,
@@ -24,10 +30,6 @@ from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-FROM_SCRATCH = (
-    "train anew with --from-scratch, which moves everything there into a folder of its own"
-)
-"""Remedy for a run that cannot be resumed."""
 _EARLIER = "earlier-"
 # Seconds that a restarted job waits for the lock: ranks of the previous attempt may still be
 # ending, on another host.
@@ -47,13 +49,18 @@ class RunDir:
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
         plan.json            which rank holds which part of which table
+        SHA256SUMS           checksums of these, and at the end of the files of a finished run
         metrics.jsonl        losses and rows/s during the training
         loss_curves.png      the same as a picture
         tensorboard/         the same for TensorBoard
         checkpoints/         states during the training, and at its end
-        predictions.npz      scores of all test rows, where train.save_predictions asks for them
+        profile/             traces and table of the steps that train.profile names
+        predictions/         scores of all test rows, where train.save_predictions asks for them
         data.json            fingerprints of the training and test data, checksum of the test rows
-        metrics.json         final AUC and GAUC of new, old and all rows; written last
+        metrics_details.json metrics by column, calibration by tenth of the rows, constants
+        calibration.png      the calibration as a picture
+        trackers.json        ids of the run at MLflow and other trackers
+        metrics.json         final metrics of new, old and all rows; written last
         earlier-1/           all of these, of a run before that was begun anew
     """
 
@@ -99,14 +106,24 @@ class RunDir:
         return Checkpoints(self.path / "checkpoints")
 
     @property
+    def profile(self) -> Path:
+        """Traces and table of profiled steps."""
+        return self.path / "profile"
+
+    @property
     def predictions(self) -> Path:
         """Scores of the test rows."""
-        return self.path / "predictions.npz"
+        return self.path / "predictions"
 
     @property
     def data(self) -> Path:
         """Record of the data that the metrics belong to, see ``checkpoint/data_record.py``."""
         return self.path / "data.json"
+
+    @property
+    def record(self) -> Path:
+        """Checksums of the run's files, see ``records/run_record.py``."""
+        return self.path / CHECKSUMS
 
     @property
     def metrics(self) -> Path:
@@ -147,13 +164,17 @@ class RunDir:
         """
         if from_scratch:
             self._move_aside()
-        elif self.config.exists() or self._log_bytes() or self._traces_of_checkpoints():
+        self._check_own()
+        if self.config.exists() or self._log_bytes() or self._traces_of_checkpoints():
             if not resume:
                 raise ValueError(self._occupied())
             check_run_format(self.path)
         write_run_format(self.path, version("mail-torchrec"))
         for part in self.path.glob(".*.part"):  # unfinished files of a killed run
-            part.unlink()
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
         try:
             self.checkpoints.clean()
         except OSError as error:
@@ -192,6 +213,17 @@ class RunDir:
             names.append(f"{RUN_FILE} names one of step {step}")
         return names
 
+    def record_results(self, metrics: str, *, has_predictions: bool) -> None:
+        """Records the files of a finished run, before its metrics are written.
+
+        Args:
+            metrics: text of ``metrics.json``.
+            has_predictions: whether the run wrote its predictions.
+        """
+        files = [self.data, self.log, *([self.predictions] if has_predictions else [])]
+        names = [path.name for path in files if path.exists()]
+        extend_record(self.path, names, {self.metrics.name: metrics})
+
     def record_checkpoint(self, step: int) -> None:
         """Records that a checkpoint was published, for :meth:`check_beginning` to know."""
         try:
@@ -204,11 +236,7 @@ class RunDir:
 
         The configuration is moved last: a directory that was moved in part still holds a run.
         """
-        files = (self.path / RUN_FILE, self.vocabularies, self.plan, self.log, self.curves)
-        results = (self.predictions, self.data, self.metrics)
-        everything = (*files, self.tensorboard, self.checkpoints.path, *results, self.config)
-        entries = [path for path in everything if os.path.lexists(path)]
-        if not entries:
+        if not (entries := self._entries()):
             return
         numbers = (self.path / f"{_EARLIER}{number}" for number in count(1))
         earlier = next(path for path in numbers if not os.path.lexists(path))
@@ -216,6 +244,15 @@ class RunDir:
         for path in entries:
             path.rename(earlier / path.name)
         logger.warning("the run that was in '%s' is in '%s' now", self.path, earlier)
+
+    def _entries(self) -> list[Path]:
+        """Lists what there is of a run, the configuration last."""
+        files = (self.path / RUN_FILE, self.vocabularies, self.plan, self.log, self.curves)
+        folders = (self.tensorboard, self.checkpoints.path, self.profile)
+        results = (self.predictions, self.data, self.metrics, self.record)
+        others = (self.path / name for name in (*DETAILS, TRACKERS_FILE))
+        everything = (*files, *folders, *results, *others, self.config)
+        return [path for path in everything if os.path.lexists(path)]
 
     def _occupied(self) -> str:
         finished = self.metrics.exists()
@@ -226,12 +263,26 @@ class RunDir:
             f"{FROM_SCRATCH}"
         )
 
+    def _check_own(self) -> None:
+        """Refuses links to what is outside: a run writes, cuts and deletes what it holds.
+
+        Raises:
+            ValueError: an entry is a link.
+        """
+        for path in self._entries():
+            if path.is_symlink():
+                raise ValueError(
+                    f"'{path}' should be of the run itself, it is a link; put there what it leads "
+                    "to, or link the whole run directory"
+                )
+
     def check_trained(self) -> None:
         """Checks that the run can be evaluated and exported.
 
         Raises:
-            ValueError: the run has no checkpoint yet, or another format.
+            ValueError: the run has no checkpoint yet, or another format, or is linked in part.
         """
+        self._check_own()
         for needed in (self.config, self.vocabularies, self.checkpoints.path):
             if not needed.exists():
                 raise ValueError(

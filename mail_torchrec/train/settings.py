@@ -2,13 +2,17 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mail_torchrec.embeddings.settings import TableOptimizerSettings
-from mail_torchrec.settings import Settings
+from mail_torchrec.optim.settings import OptimizerSettings
+from mail_torchrec.profiling.settings import ProfileSettings
+from mail_torchrec.validation.interval import EvaluationInterval
+from mail_torchrec.validation.settings import EarlyStoppingSettings
+
+_REPORTS_AN_EPOCH = 50
 
 
-class TrainSettings(Settings):
+class TrainSettings(OptimizerSettings):
     """Length, batch sizes, optimizers and device of a run."""
 
     epochs: int = Field(default=1, ge=1)
@@ -18,15 +22,6 @@ class TrainSettings(Settings):
     equally long."""
     eval_batch_size: int = Field(default=4096, ge=1)
     """Maximum number of rows of a rank's evaluation batch."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Learning rate of both dense Adam optimizers: the ranking tower's, and (times
-    model.zero_shot.learning_rate_scale) the zero-shot tower's."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of Adam's two moments, in the dense optimizers and in the tables' Adams."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Term that the dense Adam optimizers add to the denominator."""
-    tables: TableOptimizerSettings = TableOptimizerSettings()
-    """Optimizer of the embedding tables, fused into the backward pass where they are sharded."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Number format of the towers' matrix products in training. ``tf32`` is for GPUs; ``bfloat16``
     is fast where the hardware has units for it (GPUs from A100 on, CPUs with AMX or AVX512-BF16;
@@ -40,13 +35,35 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of each rank; ``auto`` is CUDA where there is one."""
     save_predictions: bool = False
-    """Write score, label, user and cohort (new or old) of every test row to predictions.npz, in the
-    order of the files."""
+    """Write probabilities, label, user and cohort (new or old) of every test row to `predictions/`
+    (Parquet), with file, row number and the columns of group `passthrough`."""
     timeout: float = Field(default=600, gt=0)
     """Seconds that a rank waits for the others in a collective, those of a checkpoint's write
     included, before the job ends and reports which rank is missing; and that it waits for data
     while nothing works on them, before it ends and reports which reader process or file is
     stuck."""
-    log_every: int = Field(default=20, ge=1)
+    log_every: int | None = Field(default=None, ge=1)
     """Steps between two lines of metrics.jsonl, TensorBoard points and checks that the losses are
-    finite."""
+    finite; null: about 50 lines an epoch, and at most 20 steps."""
+    evaluate_every: str = "0.25 epochs"
+    """Time between two evaluations of the validation rows (`data.validation`), as `500 steps` or
+    `0.25 epochs`; one follows the last step as well."""
+    evaluate_rows: int | None = Field(default=None, ge=1)
+    """Number of validation rows of such an evaluation, about: the first rows of evenly spaced row
+    groups, the same each time; null: all of them."""
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    """Metric of the validation rows that chooses the best checkpoint, and patience."""
+
+    profile: ProfileSettings | None = None
+    """Steps of which each rank writes a Chrome trace, and rank 0 a table by named span, to
+    `profile/`; null profiles none."""
+
+    @field_validator("evaluate_every")
+    @classmethod
+    def _check_evaluate_every(cls, text: str) -> str:
+        EvaluationInterval.parse(text)
+        return text
+
+    def steps_between_reports(self, steps_per_epoch: int) -> int:
+        """Returns ``log_every``, or its default for epochs of so many steps."""
+        return self.log_every or min(max(steps_per_epoch // _REPORTS_AN_EPOCH, 1), 20)

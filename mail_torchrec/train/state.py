@@ -1,7 +1,9 @@
 """Tensors of a run in a checkpoint, and their restoration under any sharding plan.
 
-Keys are ``model.PARAMETER``, ``optimizer.GROUP.PARAMETER.STATE`` (the optimizer groups of
-``train/optimizers.py``) and ``random.RANK.DEVICE``.
+Keys are ``model.PARAMETER``, ``optimizer.GROUP.PARAMETER.STATE`` (the groups of
+``optim/groups.py``) and ``random.RANK.DEVICE``; with ``train.ema`` also ``ema.PARAMETER`` and,
+between two updates of ``train.accumulate``, ``gradient.RANK.PARAMETER``. Schedules have no state
+but the step.
 """
 
 from collections.abc import Callable
@@ -17,10 +19,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from mail_torchrec.checkpoint.staging import StateDict, global_size
 from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.distributed.collectives import gather_objects, rank, world_size
+from mail_torchrec.optim.assignment import FUSED, TABLE_GROUPS
+from mail_torchrec.optim.ema import EMA_PREFIX
 from mail_torchrec.train.assembly import AssembledModel
-from mail_torchrec.train.optimizers import FUSED, TABLE_GROUPS
 
-_MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
+_MODEL, _OPTIMIZER, _RANDOM, _GRADIENT = "model.", "optimizer.", "random.", "gradient."
 
 
 def model_state(assembled: AssembledModel) -> StateDict:
@@ -53,16 +56,39 @@ def random_state() -> StateDict:
 
 def run_state(assembled: AssembledModel) -> StateDict:
     """Returns the whole state of a run; the tensors are the run's own, not copies."""
-    return model_state(assembled) | optimizer_state(assembled) | random_state()
+    return (
+        model_state(assembled)
+        | average_state(assembled)
+        | optimizer_state(assembled)
+        | gradient_state(assembled)
+        | random_state()
+    )
+
+
+def average_state(assembled: AssembledModel) -> StateDict:
+    """Returns the averages of the dense weights; nothing without ``train.ema``."""
+    averages = assembled.optimizer.averages
+    found = {} if averages is None else averages.averages
+    return {EMA_PREFIX + name: value for name, value in found.items()}
+
+
+def gradient_state(assembled: AssembledModel) -> StateDict:
+    """Returns this rank's gradients that wait for their update (``train.accumulate``)."""
+    found = assembled.optimizer.accumulated_gradients()
+    return {f"{_GRADIENT}{rank()}.{name}": value for name, value in found.items()}
 
 
 def load_model(assembled: AssembledModel, folder: Path) -> None:
-    """Reads weights and buffers from a checkpoint.
+    """Reads the weights and buffers that a checkpoint is evaluated with, the averaged ones.
 
     Raises:
         ValueError: the checkpoint holds another model's weights.
     """
-    _load_model(assembled, folder, read_tensor_metadata(folder))
+    saved = read_tensor_metadata(folder)
+    _load_model(assembled, folder, saved)
+    _load_averages(assembled, folder, saved)
+    if assembled.optimizer.averages is not None:
+        assembled.optimizer.averages.load_into_model()
 
 
 def restore(
@@ -83,7 +109,10 @@ def restore(
     """
     saved = read_tensor_metadata(folder)
     _load_model(assembled, folder, saved)
+    _load_averages(assembled, folder, saved)
     _load_optimizers(assembled, folder, saved, _TableKeys.of(tables, restart))
+    assembled.optimizer.num_done = step
+    _load_gradients(assembled, folder, saved)
     if FUSED in assembled.optimizer.groups:
         # FBGEMM's Adams count steps outside of their state.
         assembled.optimizer.set_optimizer_step(step)
@@ -152,6 +181,44 @@ def _load_model(
     assembled.model.load_state_dict(
         {key.removeprefix(_MODEL): value for key, value in state.items()}
     )
+
+
+def _load_averages(
+    assembled: AssembledModel, folder: Path, saved: dict[str, TensorStorageMetadata]
+) -> None:
+    state = average_state(assembled)
+    if missing := [key for key in state if key not in saved]:
+        raise ValueError(
+            f"'{folder}' holds no averaged weights ({missing[0]}); leave train.ema out, as the run "
+            "was trained"
+        )
+    if state:
+        read_tensors(state, folder, dist.group.WORLD)
+
+
+def _load_gradients(
+    assembled: AssembledModel, folder: Path, saved: dict[str, TensorStorageMetadata]
+) -> None:
+    """Reads gradients that wait for their update.
+
+    On another number of ranks each gets the mean of theirs, which averages to the same.
+    """
+    keys = [key for key in saved if key.startswith(_GRADIENT)]
+    ranks = sorted({int(key.split(".")[1]) for key in keys})
+    read = [rank()] if len(ranks) == world_size() else ranks
+    found: dict[str, torch.Tensor] = {}
+    for number in read:
+        prefix = f"{_GRADIENT}{number}."
+        state = {
+            key: torch.empty(saved[key].size, device=assembled.device)
+            for key in keys
+            if key.startswith(prefix)
+        }
+        read_tensors(state, folder, dist.group.WORLD)
+        for key, value in state.items():
+            name = key.removeprefix(prefix)
+            found[name] = found[name] + value / len(read) if name in found else value / len(read)
+    assembled.optimizer.load_accumulated_gradients(found)
 
 
 def _load_optimizers(

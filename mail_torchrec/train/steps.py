@@ -15,6 +15,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.utils.spans import span
 
 # The pooled and the unpooled collection of tables.
@@ -40,9 +41,7 @@ class UnshardedPipeline:
         device: of the model.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: OptimizerGroups, device: torch.device) -> None:
         self._model, self._optimizer, self._device = model, optimizer, device
 
     def progress(self, batches: Iterator[Batch]) -> StepOutputs:
@@ -68,9 +67,7 @@ class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
         device: of this rank.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: OptimizerGroups, device: torch.device) -> None:
         super().__init__(model, optimizer, device)
         self._step_model, self._step_optimizer = model, optimizer
 
@@ -107,7 +104,7 @@ class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
 
 def run_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: OptimizerGroups,
     batch: Batch,
     after_forward: Callable[[], None] = lambda: None,
 ) -> StepOutputs:
@@ -129,21 +126,23 @@ def run_step(
 
 def training_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: OptimizerGroups,
     batch: Batch,
     after_forward: Callable[[], None] = lambda: None,
 ) -> StepOutputs:
     """Runs forward pass, backward pass and optimizers on one batch; arguments as for a step.
 
-    Fused optimizers of sharded tables update them within the backward pass.
+    Fused optimizers of sharded tables update them within the backward pass. The others may
+    accumulate gradients over steps, and clip them.
     """
-    optimizer.zero_grad()
-    loss, outputs = _forward(model, batch)
-    after_forward()
-    with span("backward"):
-        loss.backward()
+    optimizer.begin_step()
+    with optimizer.gradient_exchange(model):
+        loss, outputs = _forward(model, batch)
+        after_forward()
+        with span("backward"):
+            loss.backward()
     with span("optimizer"):
-        optimizer.step()
+        optimizer.finish_step()
     return outputs
 
 
@@ -169,7 +168,7 @@ def run_steps(
         first: number of the first step.
     """
     for number in count(first):
-        with span(f"step {number}"):
+        with span("step", number):
             try:
                 outputs = pipeline.progress(batches)
             except StopIteration:

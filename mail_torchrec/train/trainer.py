@@ -2,30 +2,28 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mail_torchrec.checkpoint.data_record import DataRecord
-from mail_torchrec.checkpoint.manifest import (
-    CONFIG,
-    PLAN,
-    CheckpointManifest,
-    LogPosition,
-    RankProgress,
-)
+from mail_torchrec.checkpoint.manifest import CONFIG, PLAN
 from mail_torchrec.checkpoint.saver import CheckpointSaver
-from mail_torchrec.config import Config, dump_config
+from mail_torchrec.config import Config, dump_config, flat_settings
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.reading.partition import DataPosition
-from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
 from mail_torchrec.distributed.preemption import PreemptionHandler
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics
+from mail_torchrec.metrics.details import DETAILS, DetailedMetrics, write_details
+from mail_torchrec.profiling.step_watch import StepWatch
+from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.reporting.loss_curves import draw_loss_curves
+from mail_torchrec.trackers.registry import check_trackers
+from mail_torchrec.trackers.run_trackers import RunTrackers
+from mail_torchrec.trackers.tracker import RunDescription
 from mail_torchrec.train.assembly import (
     AssembledModel,
     assemble,
@@ -34,38 +32,41 @@ from mail_torchrec.train.assembly import (
 )
 from mail_torchrec.train.data_splits import (
     DataSplit,
+    Sources,
     fit_run_encoders,
     load_split,
     log_counts,
     open_sources,
+    split_validation_rows,
     warn_without_new_rows,
 )
-from mail_torchrec.train.evaluation import Evaluation, evaluate
-from mail_torchrec.train.loop import ManifestFactory, TrainingLoop
+from mail_torchrec.train.evaluation import (
+    Evaluation,
+    evaluate,
+    evaluation_format,
+    writing_predictions,
+)
+from mail_torchrec.train.loop import TrainingLoop, manifest_factory, package_versions, step_watch
 from mail_torchrec.train.memory_usage import memory_usage
-from mail_torchrec.train.metrics_writer import MetricsWriter
+from mail_torchrec.train.metrics_writer import MetricsWriter, writer_of_run
 from mail_torchrec.train.resume import (
-    check_resumable,
-    newest_intact_checkpoint,
+    CHECKPOINT,
+    ResumePoint,
+    find_resume_point,
+    load_best_weights,
     open_run,
     redistribute_progress,
-    vocabulary_checksums,
+    resumed_progress,
 )
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import restore
+from mail_torchrec.train.validator import Validator, check_validation_settings, sample_rows
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.run_files import write_file
 from mail_torchrec.utils.spans import span
+from mail_torchrec.validation.progress import ValidationProgress
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class _ResumePoint:
-    """Checkpoint that a run resumes from."""
-
-    folder: Path
-    manifest: CheckpointManifest
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class _TrainingJob:
 
     config: Config
     run_dir: RunDir
-    source: Source
-    """Training data."""
-    test_source: Source
+    sources: Sources
     encoders: Encoders
     train_data: DataSplit
+    validation_data: DataSplit | None
+    """None where the run has no validation rows."""
     test_data: DataSplit
     assembled: AssembledModel
-    resume_point: _ResumePoint | None
+    resume_point: ResumePoint | None
     """None for a run that begins."""
 
 
@@ -108,7 +109,7 @@ def train(
 
     Raises:
         ValueError: something about the configuration or the data; the message says what to do.
-        SystemExit: the run was preempted (SIGTERM), and is saved.
+        SystemExit: the run was told to stop (SIGTERM, SIGINT, SIGHUP), and is saved.
     """
     with (
         process_group(config.train.device, config.train.timeout) as device,
@@ -118,11 +119,16 @@ def train(
         if finished is not None:
             return finished
         job = _prepare_job(config, run_dir, device, plan, resume)
-        with _metrics_writer(job) as writer:
-            _run_training(job, writer)
-            writer.write_event({"usage": memory_usage(job.assembled)})
-            found = _evaluate_job(job, writer)
-        broadcast_from_rank_0(lambda: _write_results(job, found))
+        with _trackers(job) as trackers:
+            with (
+                _metrics_writer(job, trackers) as writer,
+                step_watch(config, run_dir, writer, device) as watch,
+            ):
+                model_step = _run_training(job, writer, watch)
+                writer.write_event({"usage": memory_usage(job.assembled)} | watch.finish())
+                found = _evaluate_job(job, writer)
+            broadcast_from_rank_0(lambda: _write_results(job, found, model_step))
+            trackers.log_metrics("test", found.metrics, model_step)
         return found.metrics
 
 
@@ -130,24 +136,33 @@ def _prepare_job(
     config: Config, run_dir: RunDir, device: torch.device, plan: Path | None, resume: bool
 ) -> _TrainingJob:
     """Loads the data, assembles the model, and writes configuration and plan."""
-    source, test_source = open_sources(config)
-    resume_point = _find_resume_point(config, run_dir, source) if resume else None
+    check_validation_settings(config)
+    broadcast_from_rank_0(lambda: check_trackers(config.trackers))
+    sources = open_sources(config)
+    if config.train.save_predictions:
+        evaluation_format(config).row_keys(sources.test)  # checks it now, not after the training
+    _detailed_metrics(config, sources)
+    resume_point = find_resume_point(config, run_dir, sources) if resume else None
+    sources = split_validation_rows(sources)
     if resume_point is None:
-        fit_run_encoders(config, source, test_source.types, run_dir)
+        fit_run_encoders(config, sources.train, sources.test.types, run_dir)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     feature_tables = config_feature_tables(config)
-    train_data = load_split(config, encoders, feature_tables, source, training=True)
+    load = partial(load_split, config, encoders, feature_tables)
+    train_data = load(sources.train, training=True)
     if resume_point is not None:
         position = resume_point.manifest.position
         train_data.reader.set_epoch(position.epoch, position.consumed)
     train_data.reader.prefetch()  # beside the assembly
     assembled = assemble(config, encoders, device, plan)
-    test_data = load_split(config, encoders, feature_tables, test_source, training=False)
+    validation_data = None
+    if sources.validation is not None:
+        rows = sample_rows(sources.validation, config.train.evaluate_rows)
+        validation_data = load(rows, training=False)
+    test_data = load(sources.test, training=False)
     broadcast_from_rank_0(lambda: _write_documents(config, run_dir, assembled))
-    sources = source, test_source
-    return _TrainingJob(
-        config, run_dir, *sources, encoders, train_data, test_data, assembled, resume_point
-    )
+    data = train_data, validation_data, test_data
+    return _TrainingJob(config, run_dir, sources, encoders, *data, assembled, resume_point)
 
 
 def _write_documents(config: Config, run_dir: RunDir, assembled: AssembledModel) -> None:
@@ -155,23 +170,14 @@ def _write_documents(config: Config, run_dir: RunDir, assembled: AssembledModel)
     run_dir.metrics.unlink(missing_ok=True)  # of fewer epochs
     write_file(run_dir.plan, assembled.plan_file)
     write_file(run_dir.config, dump_config(config))
+    begin_record(run_dir.path, (run_dir.config.name, run_dir.plan.name, run_dir.vocabularies.name))
 
 
-def _find_resume_point(config: Config, run_dir: RunDir, source: Source) -> _ResumePoint | None:
-    """Finds the newest intact checkpoint, and checks that the run may resume from it."""
-    with span("checking the checkpoints"):
-        folder = newest_intact_checkpoint(run_dir.checkpoints, quarantine=True)
-    if folder is None:
-        broadcast_from_rank_0(run_dir.check_beginning)
-        return None
-    manifest = broadcast_from_rank_0(lambda: check_resumable(folder, config, source, run_dir))
-    if rank() == 0:
-        run_dir.record_checkpoint(manifest.step)
-    return _ResumePoint(folder, manifest)
+def _run_training(job: _TrainingJob, writer: MetricsWriter, watch: StepWatch) -> int:
+    """Trains from the resume point, or from the beginning, to the end; returns the best step.
 
-
-def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
-    """Trains from the resume point, or from the beginning, to the end of the last epoch."""
+    The model has the weights of that step then: of the last one, without validation rows.
+    """
     config, point = job.config, job.resume_point
     saver = CheckpointSaver(
         job.run_dir.checkpoints,
@@ -181,7 +187,12 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
         point.manifest.step if point else None,
         timeout=config.train.timeout,
     )
-    preemption = PreemptionHandler(config.checkpoint.grace, config.train.timeout)
+    preemption = PreemptionHandler(
+        config.checkpoint.grace,
+        config.train.timeout,
+        lambda: (writer.num_done, saver.published_step),
+    )
+    validator = _validator(job, writer, preemption)
     with saver, preemption:
         loop = TrainingLoop(
             job.assembled,
@@ -189,10 +200,12 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
             writer,
             saver,
             preemption,
-            _manifest_factory(job),
+            watch,
+            manifest_factory(config, job.sources, job.run_dir),
             {CONFIG: dump_config(config), PLAN: job.assembled.plan_file},
             config.train.epochs,
-            config.checkpoint.every,
+            config.checkpoint.steps_between(len(job.train_data.reader)),
+            validator,
         )
         if point is None:
             loop.run(DataPosition(epoch=0), [])
@@ -200,14 +213,29 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter) -> None:
             _restore(job, point)
             counts = redistribute_progress(point.manifest.ranks).counts
             if counts and len(counts) != (num := len(job.train_data.reader.count_names)):
-                raise ValueError(
-                    f"'{point.folder}' should have {num} counts a rank, received {len(counts)}; it "
-                    "is damaged"
-                )
+                found = f"should have {num} counts a rank, received {len(counts)}"
+                raise ValueError(f"'{point.folder}' {found}; it is damaged")
             loop.run(point.manifest.position, counts)
+        if validator is None:
+            return writer.num_done
+        validator.log_outcome(len(job.train_data.reader))
+        return load_best_weights(job.assembled, job.run_dir.checkpoints, writer.num_done)
 
 
-def _restore(job: _TrainingJob, point: _ResumePoint) -> None:
+def _validator(
+    job: _TrainingJob, writer: MetricsWriter, preemption: PreemptionHandler
+) -> Validator | None:
+    """Makes what evaluates on the way; None where the run has no validation rows."""
+    if job.validation_data is None:
+        return None
+    progress = ValidationProgress()
+    if job.resume_point is not None:
+        progress = resumed_progress(job.run_dir.checkpoints, job.resume_point.manifest)
+    of_run = job.assembled, job.validation_data, job.config.train, writer, progress
+    return Validator(*of_run, preemption.should_stop)
+
+
+def _restore(job: _TrainingJob, point: ResumePoint) -> None:
     """Reads the state of the run from its checkpoint."""
     tables = table_keys(job.config, job.assembled.feature_tables, job.encoders)
     restart = set(job.config.checkpoint.restart_state)
@@ -215,74 +243,49 @@ def _restore(job: _TrainingJob, point: _ResumePoint) -> None:
         restore(job.assembled, point.folder, point.manifest.step, tables, restart)
 
 
-def _metrics_writer(job: _TrainingJob) -> MetricsWriter:
+def _metrics_writer(job: _TrainingJob, trackers: RunTrackers) -> MetricsWriter:
     """Makes the writer of a run's records, from the step where the run begins or resumes."""
-    config, reader = job.config, job.train_data.reader
-    if job.resume_point is None:
-        num_steps = config.train.epochs * len(reader)
-        return MetricsWriter(job.run_dir, num_steps, config.train.log_every)
-    manifest = job.resume_point.manifest
-    later_epochs = config.train.epochs - manifest.position.epoch - 1
-    left = reader.steps_left + later_epochs * len(reader)
-    logger.info(
-        "going on after step %d, in epoch %d: %d steps are left",
-        manifest.step,
-        manifest.position.epoch + 1,
-        left,
-    )
-    losses = redistribute_progress(manifest.ranks).losses
-    return MetricsWriter(
-        job.run_dir,
-        manifest.step + left,
-        config.train.log_every,
-        num_done=manifest.step,
-        position=manifest.progress,
-        loss_sums={name: torch.tensor(value) for name, value in losses.items()},
-    )
+    of_run = job.config, job.run_dir, job.train_data.reader, job.assembled.optimizer
+    return writer_of_run(*of_run, job.resume_point, trackers)
 
 
-def _manifest_factory(job: _TrainingJob) -> ManifestFactory:
-    """Makes the function that describes each checkpoint of the run."""
-    checksums = broadcast_from_rank_0(lambda: vocabulary_checksums(job.run_dir))
-    versions = {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
-
-    def make_manifest(
-        step: int, position: DataPosition, progress: LogPosition, ranks: list[RankProgress]
-    ) -> CheckpointManifest:
-        return CheckpointManifest(
-            step=step,
-            position=position,
-            progress=progress,
-            ranks=ranks,
-            written=datetime.now(UTC).isoformat(timespec="seconds"),
-            config_name=job.config.name,
-            versions=versions,
-            num_rows=job.source.num_rows,
-            data=tuple(job.source.fingerprints),
-            vocabularies=checksums,
-        )
-
-    return make_manifest
+def _trackers(job: _TrainingJob) -> RunTrackers:
+    """Makes the trackers of a run on rank 0; elsewhere there are none."""
+    run_dir, config = job.run_dir, job.config
+    described = RunDescription(config.name, run_dir.path, flat_settings(config), package_versions())
+    settings = config.trackers if rank() == 0 else []
+    paths = (run_dir.config, run_dir.plan, run_dir.data, run_dir.curves, run_dir.metrics)
+    files = [*(path.name for path in paths), *DETAILS]
+    return RunTrackers(settings, described, files, goes_on=job.resume_point is not None)
 
 
 def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> Evaluation:
     """Evaluates the trained model on the test rows, and records the metrics."""
-    predictions = job.run_dir.predictions if job.config.train.save_predictions else None
-    with span("evaluation"):
-        found = evaluate(job.assembled, job.test_data.reader, job.test_data.loader, predictions)
+    folder = job.run_dir.predictions if job.config.train.save_predictions else None
+    with span("evaluation"), writing_predictions(folder, job.sources.test, job.config) as on_batch:
+        detailed, test_data = _detailed_metrics(job.config, job.sources), job.test_data
+        found = evaluate(job.assembled, test_data.reader, test_data.loader, on_batch, detailed)
     writer.write_event({"evaluation": found.metrics, "counts": found.counts})
     log_counts("test", found.counts)
     num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
-    warn_without_new_rows(job.config, job.test_source.path, num_new, num_rows)
+    warn_without_new_rows(job.config, job.sources.test.path, num_new, num_rows)
     return found
 
 
-def _write_results(job: _TrainingJob, found: Evaluation) -> None:
+def _detailed_metrics(config: Config, sources: Sources) -> DetailedMetrics:
+    return DetailedMetrics(sources.test, config.schema_, config.metrics, sources.train)
+
+
+def _write_results(job: _TrainingJob, found: Evaluation, model_step: int) -> None:
     """Writes plot and metrics; a plot that cannot be written is no reason to lose the metrics."""
     run_dir = job.run_dir
     try:
         draw_loss_curves([run_dir.log], run_dir.curves)
     except (OSError, ValueError) as error:
         logger.warning("the loss curves could not be drawn: %s", error)
-    DataRecord.of(job.source, job.test_source, found.rows).write(run_dir.data)
-    write_file(run_dir.metrics, json.dumps(found.metrics, indent=2) + "\n")
+    write_details(found.details, run_dir.path)
+    DataRecord.of(*job.sources, found.rows).write(run_dir.data)
+    chosen = {CHECKPOINT: {"step": model_step}} if job.validation_data is not None else {}
+    metrics = json.dumps(dict(found.metrics) | chosen, indent=2) + "\n"
+    run_dir.record_results(metrics, has_predictions=job.config.train.save_predictions)
+    write_file(run_dir.metrics, metrics)

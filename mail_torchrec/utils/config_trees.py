@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 
 NEUTRAL_SETTINGS = (
+    "trackers",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.mode",
     "checkpoint.on_failure",
     "checkpoint.grace",
+    "metrics.",
     "sharding.",
     "data.root",
     "data.train",
     "data.test",
+    "data.validation.path",
     "data.num_workers",
     "train.eval_batch_size",
     "train.log_every",
@@ -19,6 +22,8 @@ NEUTRAL_SETTINGS = (
     "train.timeout",
     "train.save_predictions",
     "train.compile",
+    "train.profile",
+    "train.profile.",
 )
 """Settings of the machine and of the logs, and places of the data: runs that differ in these alone
 are equal up to rounding and the order of rows (sections end with a dot). Whether the data behind

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mail_torchrec.utils.local_path import make_output_dir
+from mail_torchrec.utils.spans import span
 
 LOCK = ".lock"
 _POLL_SECONDS = 1.0
@@ -48,7 +49,8 @@ def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
                 "stop it, or choose another folder. The lock ends with that process: there is "
                 "nothing to delete"
             )
-        time.sleep(_POLL_SECONDS)
+        with span("waiting for another job"):  # a new one each time: this rank does not hang
+            time.sleep(_POLL_SECONDS)
     try:
         _write_owner(descriptors[0], folder / LOCK)
         yield

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mail_torchrec.utils.run_files import named_errors, write_file
+from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.safe_paths import read_document
 
-RUN_FORMAT = 4
+RUN_FORMAT = 5
 CHECKPOINT_FORMAT = 3
 _FIRST_CHECKPOINT = "first_checkpoint"
 RUN_FILE = "run.json"
@@ -56,9 +57,8 @@ def first_checkpoint(run_dir: Path) -> int | None:
         OSError: the file cannot be read.
         ValueError: it is damaged.
     """
-    record = _read_record(run_dir)
-    step = record.get(_FIRST_CHECKPOINT) if isinstance(record, dict) else None
-    return step if isinstance(step, int) else None
+    step: int | None = _read_record(run_dir).get(_FIRST_CHECKPOINT)
+    return step
 
 
 def record_checkpoint(run_dir: Path, step: int) -> None:
@@ -73,21 +73,27 @@ def record_checkpoint(run_dir: Path, step: int) -> None:
         write_file(run_dir / RUN_FILE, json.dumps(record) + "\n")
 
 
-def _read_record(run_dir: Path) -> Any:
+def _read_record(run_dir: Path) -> dict[str, Any]:
     """Reads the record of a run directory; an empty one where there is none."""
     try:
-        with named_errors(run_dir / RUN_FILE):
-            return json.loads((run_dir / RUN_FILE).read_text())
+        record = json.loads(read_document(run_dir / RUN_FILE))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{run_dir / RUN_FILE} is damaged: {error}") from error
+    step = record.get(_FIRST_CHECKPOINT, 1) if isinstance(record, dict) else None
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(
+            f"{run_dir / RUN_FILE} is damaged: {_FIRST_CHECKPOINT} should be a step, received "
+            f"{step!r}"
+        )
+    return dict(record)
 
 
 def _check(record: Any, expected: int, subject: str) -> None:
     found = record.get("format", 1) if isinstance(record, dict) else None
     if found != expected:
         raise ValueError(
-            f"{subject} should have format {expected}, received format {found}, which another "
+            f"{subject} should have format {expected}, received format {found!r}, which another "
             "version of mail-torchrec wrote; use that version, or train the run again"
         )

@@ -60,21 +60,17 @@ def make_output_dir(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def check_output_file(path: Path, name: str, suffix: str = "") -> None:
+def check_output_file(path: Path, name: str) -> None:
     """Checks that a file can be written.
 
     Args:
         path: the file; it may exist.
         name: option that it was given by.
-        suffix: end that its name should have.
 
     Raises:
-        ValueError: it is a URI or a folder, its name ends otherwise, or its folder does not exist
-            or may not be written.
+        ValueError: it is a URI or a folder, or its folder does not exist or may not be written.
     """
     check_local(path, name)
-    if not path.name.endswith(suffix):
-        raise ValueError(f"{name} should be a file ending in {suffix}, received '{path}'")
     if path.is_dir():
         raise ValueError(f"{name} should be a file, received the folder '{path}'")
     if not path.parent.is_dir():

@@ -58,8 +58,12 @@ def write_unlocked(message: str) -> None:
     """
     message = redact(message)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    sys.stderr.write(f"[rank {_rank()}] {message}\n" if several else f"{message}\n")
-    sys.stderr.flush()
+    line = f"[rank {_rank()}] {message}\n" if several else f"{message}\n"
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except RuntimeError:  # called by a signal handler that interrupted a write
+        os.write(2, line.encode())
 
 
 def silence_third_parties() -> None:

@@ -4,17 +4,50 @@ Every file that a training writes beside its tensors goes through here, so that 
 disk leaves each whole file as it was, and costs growing files nothing but time.
 """
 
+import errno
 import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from threading import get_native_id
+from typing import IO, NamedTuple
 
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 _MAX_WAITING_BYTES = 64 * 2**20
+
+
+class CurrentWrite(NamedTuple):
+    """A write that is under way."""
+
+    since: float
+    """Start, on the clock of ``time.monotonic``."""
+    path: Path
+    thread: int
+    """The thread that writes, by the number that the kernel gives it."""
+
+
+_writes: dict[object, CurrentWrite] = {}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Publishes that the block writes a file or folder, and waits for nothing but its disk."""
+    key = object()
+    _writes[key] = CurrentWrite(time.monotonic(), path, get_native_id())
+    try:
+        yield
+    finally:
+        del _writes[key]
+
+
+def current_write() -> CurrentWrite | None:
+    """Returns what this process began to write last, of what it writes at the moment."""
+    return max(_writes.copy().values(), default=None)
 
 
 @contextmanager
@@ -30,12 +63,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.unlink(missing_ok=True)  # of a killed process that had this number
-        with part.open("xb") as file:
+        with writing(path), part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        with writing(path):
+            part.replace(path)
+            sync_folder(path.parent)
     except BaseException as error:
         _discard(part)
         if isinstance(error, OSError):
@@ -133,7 +167,8 @@ class AppendedFile:
 
     def _flush(self) -> None:
         try:
-            self._write()
+            with writing(self._path):
+                self._write()
         except OSError as error:
             if not self._fails:
                 logger.warning(
@@ -151,8 +186,12 @@ class AppendedFile:
     def _write(self) -> None:
         """Writes all that is waiting at the known end of the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link would lead to a file that is not the run's, and a pipe would wait for a reader.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file", str(self._path))
             end = os.fstat(descriptor).st_size
             if end > self.size:
                 os.ftruncate(descriptor, self.size)

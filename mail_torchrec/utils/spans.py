@@ -52,8 +52,8 @@ class Span:
 class _SpanClock:
     """Sums the self time of spans: each moment counts for the innermost open span alone."""
 
-    def __init__(self, device: Any) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+    def __init__(self, device: Any, seconds: defaultdict[str, float]) -> None:
+        self.seconds = seconds
         self._synchronises = getattr(device, "type", "cpu") == "cuda"
         self._open: list[str] = []
         self._since = time.perf_counter()
@@ -93,7 +93,9 @@ def reset_spans() -> None:
 
 
 @contextmanager
-def span(name: str, *, patient: bool = False, reads: bool = False) -> Iterator[None]:
+def span(
+    name: str, number: int | None = None, *, patient: bool = False, reads: bool = False
+) -> Iterator[None]:
     """Opens a named span for the block.
 
     Costs a few microseconds while no profiler and no collector runs. In other threads than
@@ -101,21 +103,23 @@ def span(name: str, *, patient: bool = False, reads: bool = False) -> Iterator[N
 
     Args:
         name: the span's own name; errors tell it behind the names of the spans around it.
+        number: told behind the name; the collector sums all numbers of a name.
         patient: whether the block may take longer than a collective may wait.
         reads: whether the block waits for data, and for nothing else.
     """
     global _current
+    label = name if number is None else f"{name} {number}"
     if current_thread() is not main_thread():
-        with _profiler_range(name):
+        with _profiler_range(label):
             yield
         return
     outer, clock = _current, _clock
-    full_name = f"{outer.name}, {name}" if outer.name else name
+    full_name = f"{outer.name}, {label}" if outer.name else label
     _current = Span(full_name, patient or outer.patient, reads or outer.reads)
     if clock is not None:
         clock.enter(name)
     try:
-        with _profiler_range(name):
+        with _profiler_range(label):
             yield
     finally:
         if clock is not None:
@@ -125,19 +129,22 @@ def span(name: str, *, patient: bool = False, reads: bool = False) -> Iterator[N
 
 
 @contextmanager
-def collect_spans(device: Any = None) -> Iterator[dict[str, float]]:
+def collect_spans(
+    device: Any = None, seconds: defaultdict[str, float] | None = None
+) -> Iterator[dict[str, float]]:
     """Sums the wall-clock time of the main thread's spans that are opened within the block.
 
     Args:
         device: a ``torch.device``; on CUDA the device is synchronised wherever a span begins or
             ends, so that the times add up, and the step takes longer than without the collector.
+        seconds: sums of an earlier block, to add to.
 
     Yields:
         Span name -> seconds of *self* time: time inside a nested span counts for the nested one
         alone. Complete when the block ends; time outside of all spans is not counted.
     """
     global _clock
-    outer, clock = _clock, _SpanClock(device)
+    outer, clock = _clock, _SpanClock(device, defaultdict(float) if seconds is None else seconds)
     _clock = clock
     try:
         yield clock.seconds

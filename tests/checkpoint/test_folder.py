@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.distributed.checkpoint import load
 
-from mail_torchrec.checkpoint.folder import (
+from mail_torchrec.checkpoint.folder import Checkpoints
+from mail_torchrec.checkpoint.staging import StateDict
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors, write_tensors
+from mail_torchrec.records.checksums import (
     CHECKSUMS,
-    Checkpoints,
     checksum_error,
     read_checksums,
     sha256_of_files,
     write_checksums,
 )
-from mail_torchrec.checkpoint.staging import StateDict
-from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors, write_tensors
 
 
 def published(checkpoints: Checkpoints, step: int) -> Path:

@@ -56,13 +56,13 @@ def refusals(run: Path, tmp_path: Path) -> set[str]:
 def test_a_run_says_its_format_and_the_version_that_made_it(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert record.keys() == {"format", "version", "first_checkpoint"}
-    assert record["format"] == RUN_FORMAT == 4
+    assert record["format"] == RUN_FORMAT == 5
     [checkpoint] = RunDir(finished).checkpoints.published()
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert manifest["format"] == CHECKPOINT_FORMAT == 3
 
 
-@pytest.mark.parametrize("number", [1, 3, 5])
+@pytest.mark.parametrize("number", [1, 4, 6])
 def test_every_reader_refuses_a_run_of_another_format_in_one_line(
     finished: Path, tmp_path: Path, number: int
 ) -> None:
@@ -73,7 +73,7 @@ def test_every_reader_refuses_a_run_of_another_format_in_one_line(
         (run / "run.json").write_text(json.dumps({"format": number, "version": "9"}))
     [refusal] = refusals(run, tmp_path)
     assert refusal == (
-        f"Error: run directory '{run}' should have format 4, received format {number}, which "
+        f"Error: run directory '{run}' should have format 5, received format {number}, which "
         "another version of mail-torchrec wrote; use that version, or train the run again\n"
     )
 

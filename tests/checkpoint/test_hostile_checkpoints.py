@@ -13,15 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from mail_torchrec.checkpoint.folder import (
-    CHECKSUMS,
-    DCP_METADATA,
-    sha256_of_files,
-    write_checksums,
-)
+from mail_torchrec.checkpoint.folder import DCP_METADATA
 from mail_torchrec.checkpoint.integrity import checkpoint_faults
 from mail_torchrec.checkpoint.storage import read_tensors, write_tensors
 from mail_torchrec.checkpoint.tensor_index import INDEX, read_index
+from mail_torchrec.records.checksums import CHECKSUMS, sha256_of_files, write_checksums
 from tests.support.hostile import (
     CANARY,
     add_file,

@@ -14,7 +14,14 @@ import yaml
 
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
-from tests.checkpoint.test_resume import as_killed, assert_equal_runs, configuration, log, tensors
+from tests.checkpoint.test_resume import (
+    OPTIMIZATION,
+    as_killed,
+    assert_equal_runs,
+    configuration,
+    log,
+    tensors,
+)
 from tests.support.processes import free_port, without_launcher
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import write_rows
@@ -27,7 +34,7 @@ def straight_and_resumed(root: str, folder: str, ports: list[str]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    config = configuration(Path(root))
+    config = configuration(Path(root), train=OPTIMIZATION)
     for name, resume, port in (("straight", False, ports[0]), ("killed", True, ports[1])):
         os.environ["MASTER_PORT"] = port
         if resume:
@@ -51,9 +58,11 @@ def test_two_ranks_end_as_if_never_stopped(tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert_equal_runs(straight, killed)
     assert {"random.0.cpu", "random.1.cpu"} <= tensors(straight).keys()
+    accumulated = [key for key in tensors(straight) if key.startswith("gradient.")]
+    assert {key.split(".")[1] for key in accumulated} == {"0", "1"}
     # One rank goes on with what two had not read: each row of the epoch once.
     alone = as_killed(straight, tmp_path / "alone", 5)
-    train(configuration(tmp_path / "rows"), RunDir(alone), resume=True)
+    train(configuration(tmp_path / "rows", train=OPTIMIZATION), RunDir(alone), resume=True)
     counts = [
         [line["counts"] for line in log(path) if "epoch" in line] for path in (straight, alone)
     ]
@@ -61,7 +70,17 @@ def test_two_ranks_end_as_if_never_stopped(tmp_path: Path) -> None:
     assert log(alone)[-1]["step"] > log(straight)[-1]["step"]
 
 
-def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "num_ranks"),
+    [
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.long),
+    ],
+)
+def test_torchrun_hands_a_signal_on_and_every_rank_ends_as_if_never_stopped(
+    tmp_path: Path, number: signal.Signals, num_ranks: int
+) -> None:
     """With reader processes, which torchrun signals as well; the run goes on without them."""
     write_rows(tmp_path / "rows/train/a.parquet", 4000, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 60, seed=2)
@@ -77,7 +96,7 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
         str(Path(sys.executable).with_name("torchrun")),
         "--standalone",
         "--nproc-per-node",
-        "2",
+        str(num_ranks),
         "-m",
         "mail_torchrec",
         "train",
@@ -94,7 +113,7 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
                 and time.monotonic() < deadline
             ):
                 time.sleep(0.05)
-            started.send_signal(signal.SIGTERM)
+            os.killpg(started.pid, number)  # as Ctrl-C does, in a terminal
             assert started.wait(120) != 0
         finally:
             if started.poll() is None:
@@ -104,7 +123,12 @@ def test_torchrun_hands_sigterm_on_and_every_rank_is_saved(tmp_path: Path) -> No
     assert checkpoints.published()[-1].name == f"step-{int(step):08d}", text
     assert not RunDir(tmp_path / "run").metrics.exists()
     resume = [*command[len(torchrun) - 1 :], "--resume", "data.num_workers=0"]
-    first, second = without_launcher(2, *resume)
-    assert (first.code, second.code) == (0, 0), first.output + second.output
-    assert f"going on after step {step}, in epoch 1" in first.output
-    assert RunDir(tmp_path / "run").metrics.exists()
+    ranks = without_launcher(num_ranks, *resume)
+    assert {rank.code for rank in ranks} == {0}, ranks
+    assert f"going on after step {step}, in epoch 1" in ranks[0].output
+    if number == signal.SIGINT:
+        straight = [
+            str(tmp_path / "straight") if word == str(tmp_path / "run") else word for word in resume
+        ]
+        assert {rank.code for rank in without_launcher(num_ranks, *straight)} == {0}
+        assert_equal_runs(tmp_path / "straight", tmp_path / "run")

@@ -16,17 +16,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mail_torchrec.checkpoint.folder import (
+from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
+from mail_torchrec.cli import main
+from mail_torchrec.config import Config
+from mail_torchrec.export.command import ExportOptions, export
+from mail_torchrec.predict.evaluate import evaluate_run
+from mail_torchrec.records.checksums import (
     CHECKSUMS,
     read_checksums,
     sha256_of_files,
     write_checksums,
 )
-from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
-from mail_torchrec.cli import main
-from mail_torchrec.config import Config
-from mail_torchrec.export.command import ExportOptions, export
-from mail_torchrec.train.evaluation import evaluate_run
+from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
@@ -78,7 +79,7 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in line.items()
-            if key not in ("rows_per_second", "input_wait", "usage")
+            if key not in ("rows_per_second", "input_wait", "usage", "step_time")
         }
         for line in lines
     ]
@@ -102,6 +103,7 @@ def as_killed(finished: Path, copy: Path, step: int) -> Path:
     """Copies a run as if it had been killed some steps behind the checkpoint of ``step``."""
     shutil.copytree(finished, copy)
     (copy / "metrics.json").unlink()
+    begin_record(copy, ["config.yaml", "plan.json", "vocabularies"])
     for path in RunDir(copy).checkpoints.published():
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
@@ -126,7 +128,22 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(
     assert not list((killed / "checkpoints").glob(".*"))
 
 
+OPTIMIZATION: dict[str, Any] = {
+    "schedule": {"name": "cosine", "warmup_steps": 7},
+    "weight_decay": 0.1,
+    "clip_norm": 0.05,
+    "accumulate": 3,
+    "ema": {"decay": 0.7},
+    "freeze": ["tables.age"],
+    "tables": {
+        "learning_rate": 0.1,
+        "max_gradient": 0.01,
+        "schedule": {"name": "step", "every": 4, "gamma": 0.5, "warmup_steps": 6},
+    },
+}
+"""All at once: step 5 is within the warm-up, and the second of three that are accumulated."""
 VARIANTS: dict[str, dict[str, Any]] = {
+    "optimization": {"train": OPTIMIZATION},
     "workers": {"data": {"num_workers": 2}, "train": {"epochs": 1}},
     "unsharded_adam": {"sharding": {"enabled": False}, "train": {"tables": {"name": "adam"}}},
     "rowwise_adagrad": {"train": {"tables": {"name": "rowwise_adagrad"}}},
@@ -159,27 +176,27 @@ def at_steps(actions: dict[int, Callable[[], object]]) -> Callable[..., None]:
     return patched
 
 
-def test_sigterm_saves_and_exits_and_the_run_goes_on(
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_exits_and_the_run_goes_on(
+    number: signal.Signals,
     root: Path,
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(number, signal.default_int_handler)  # the tests may be in background
     with monkeypatch.context() as patch:
         patch.setattr(
-            MetricsWriter,
-            "record_step",
-            at_steps({7: lambda: os.kill(os.getpid(), signal.SIGTERM)}),
+            MetricsWriter, "record_step", at_steps({7: lambda: os.kill(os.getpid(), number)})
         )
         with pytest.raises(SystemExit) as stopped:
             train(configuration(root, checkpoint={"every": 0}), RunDir(tmp_path / "run"))
-    assert stopped.value.code == 143
+    assert stopped.value.code == 128 + number
     assert (
         "told to stop: saved after step 7; --resume goes on from there" in capsys.readouterr().err
     )
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.signal(number, before) is signal.default_int_handler
     assert [path.name for path in RunDir(tmp_path / "run").checkpoints.published()] == [
         "step-00000007"
     ]
@@ -214,6 +231,7 @@ FINISHED_WITH: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"train": {"seed": 9}}, r"train\.seed: 1 there, 9 now"),
     "batch size": ({"train": {"batch_size": 16}}, r"train\.batch_size: 32 there, 16 now"),
     "fewer epochs": ({"train": {"epochs": 1}}, r"train\.epochs: 2 there, 1 now"),
+    "metrics": ({"metrics": {"by": ["hour"]}}, r"metrics\.by: .* there, .* now"),
     "schema": ({"schema": {"dim": 12}}, r"schema\.dim: 8 there, 12 now"),
     "predictions": (
         {"train": {"save_predictions": True}},
@@ -231,7 +249,8 @@ def test_a_finished_run_of_other_settings_or_data_is_refused_and_keeps_its_metri
     root: Path, finished: Path, tmp_path: Path, change: str
 ) -> None:
     sections, message = FINISHED_WITH[change]
-    base = {"data": config_tree(root)["data"], "schema": config_tree(root)["schema"], "train": {}}
+    base = {name: config_tree(root).get(name, {}) for name in ("data", "schema", "metrics")}
+    base |= {"train": {}}
     config = configuration(
         root, **{name: base[name] | section for name, section in sections.items()}
     )

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from tests.support.processes import Ended, without_launcher
 from tests.support.small_rows import config_tree, write_rows
 
@@ -100,9 +100,10 @@ def test_two_ranks_train_and_any_number_of_ranks_evaluates_to_the_same_metrics(
     rows = pq.read_table(tmp_path / "rows/test")
     for num in (1, 3):
         words = ["evaluate", "--run-dir", str(run_dir), "--data", str(tmp_path / "rows/test")]
-        words += ["--predictions", str(tmp_path / "rows.npz"), "train.eval_batch_size=7"]
+        words += ["--predictions", str(tmp_path / "scores"), "--overwrite"]
+        words += ["train.eval_batch_size=7"]
         again = printed(without_launcher(num, *words)[0])
-        found = Predictions.load(tmp_path / "rows.npz")
+        found = Predictions.load(tmp_path / "scores")
         assert found.labels_R.tolist() == rows["clicked"].to_pylist()
         assert found.users_R.tolist() == rows["user"].to_pylist()
         for part in ("new", "old", "all"):

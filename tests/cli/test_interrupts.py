@@ -1,6 +1,7 @@
-"""Ctrl-C ends a command with one line, exit code 130, and no process of it left."""
+"""Ctrl-C ends a command with one line, exit code 130, and no process of it left; training saves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.distributed.reader_processes import start_fork_server
 from tests.support.small_rows import config_tree, write_rows
+
+_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -57,13 +60,37 @@ def test_of_several_ranks_one_speaks(
 
 
 def test_the_fork_server_of_the_readers_is_started_with_the_signals_ignored() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in (*_SIGNALS, signal.SIGTERM)]
     start_fork_server([])
-    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert before == [signal.getsignal(number) for number in (*_SIGNALS, signal.SIGTERM)]
+
+
+def test_a_training_that_has_not_begun_says_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("mail_torchrec.train.trainer.train", train)
+    write_rows(tmp_path / "rows/train/a.parquet", 50, seed=1)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_tree(tmp_path / "rows")))
+    words = ["train", "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert result.output == "Error: interrupted: nothing is lost but the start\n"
+    (tmp_path / "run/checkpoints/step-00000020").mkdir(parents=True)
+    result = CliRunner().invoke(main, words)
+    assert result.output == "Error: interrupted: --resume goes on after step 20\n"
 
 
 @pytest.mark.slow
-def test_a_training_with_reader_processes_ends_with_all_of_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
+def test_a_training_with_reader_processes_saves_and_ends_with_all_of_them(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     write_rows(tmp_path / "rows/train/a.parquet", 400, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 50, seed=2)
     tree = config_tree(tmp_path / "rows", train={"epochs": 10_000, "log_every": 1})
@@ -76,16 +103,17 @@ def test_a_training_with_reader_processes_ends_with_all_of_them(tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A script's background job may have it ignored, and the children of these tests with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # A script's background job may have them ignored, and the children of these tests with it.
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in _SIGNALS],
     )
     try:
         while not (run_dir / "metrics.jsonl").exists() and process.poll() is None:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, number)  # as a terminal does, to the fork server too
         # The pipe is at its end when no child has it open any more.
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
-    assert errors.rstrip().endswith("Error: interrupted") and "Traceback" not in errors
+    assert process.returncode == 128 + number, errors
+    assert re.search(r"^told to stop: saved after step \d+; --resume", errors, re.MULTILINE)
+    assert "Traceback" not in errors and "resource_tracker" not in errors, errors

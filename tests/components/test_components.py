@@ -56,6 +56,13 @@ def test_evaluate_runs_one_rank_unless_told():
     )
 
 
+def test_predict_runs_on_as_many_ranks_as_are_told():
+    words, _ = local("predict", "--run_dir runs/a --data rows --out p --j 1x2 -- --keep id".split())
+    assert after("--nproc_per_node", words) == "2"
+    expected = "mail_torchrec predict --run-dir runs/a --data rows --out p --keep id".split()
+    assert words[words.index("-m") + 1 :] == expected
+
+
 @pytest.mark.parametrize(
     ("component", "words", "expected"),
     [

@@ -36,12 +36,17 @@ NUM_STEPS, NUM_ROWS = 4, 42
 
 
 def train_on_ranks(
-    root: str, sharding: dict[str, Any], model: dict[str, Any], weights: str
+    root: str,
+    sharding: dict[str, Any],
+    model: dict[str, Any],
+    weights: str,
+    optimization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains on equal global batches on any number of ranks, and saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to
     # whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
+    train |= optimization or {}
     schema = WITH_ID if model.get("baseline") else SCHEMA
     config = Config.model_validate(
         config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema)

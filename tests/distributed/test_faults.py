@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
-from mail_torchrec.distributed.watchdog import _format_ranks
+from mail_torchrec.distributed.rank_status import format_ranks
 from tests.support.processes import under_torchrun, without_launcher
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import config_tree, write_rows
@@ -177,4 +177,4 @@ def test_any_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
     ("ranks", "text"), [({3}, "rank 3"), ({0, 1, 2, 5}, "ranks 0-2, 5"), ([4, 2], "ranks 2, 4")]
 )
 def test_ranks_in_words(ranks: Any, text: str) -> None:
-    assert _format_ranks(ranks) == text
+    assert format_ranks(ranks) == text

@@ -1,5 +1,6 @@
 """Processes that are killed or stopped: nothing of a job outlives it, and nobody waits in vain."""
 
+import multiprocessing
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.checkpoint.settings import CheckpointSettings
 from mail_torchrec.checkpoint.writer import Snapshot
 from mail_torchrec.distributed.process_group import process_group
+from mail_torchrec.distributed.reader_processes import ReaderProcesses, start_fork_server
 from mail_torchrec.distributed.watchdog import LostRankError
 from tests.support.preloaded import PreloadedProcess
 from tests.support.processes import free_port, start
@@ -108,6 +110,59 @@ def test_a_stopped_reader_ends_its_run_with_its_name_on_one_rank_as_well(tmp_pat
         assert training.mark.wait_until_gone(training.mark.alive(), _SECONDS) == []
     finally:
         training.end()
+
+
+def begin_a_reader_without_its_fork_server(folder: str) -> None:
+    """Begins a reader process once the process that it is forked from has ended; its rank lives."""
+    server = os.getpid()
+    if os.fork():
+        return
+    while os.getppid() == server:
+        time.sleep(0.01)
+    (Path(folder) / "reader").write_text(str(os.getpid()))
+    ReaderProcesses(1)(0)
+    (Path(folder) / "reads").touch()
+    os._exit(0)
+
+
+def test_a_reader_that_begins_after_the_end_of_its_fork_server_ends(tmp_path: Path) -> None:
+    server = PreloadedProcess(begin_a_reader_without_its_fork_server, (str(tmp_path),))
+    server.start()
+    server.join()
+    assert server.exitcode == 0
+    while not (tmp_path / "reader").exists() or not (tmp_path / "reader").read_text():
+        time.sleep(0.01)
+    while Path("/proc", (tmp_path / "reader").read_text(), "cmdline").exists():
+        time.sleep(0.01)
+    assert not (tmp_path / "reads").exists()
+
+
+def stop_a_fork_at_once(folder: str) -> None:
+    """A rank whose reader process is stopped before it has run any code of a reader."""
+    start_fork_server([])
+    context = multiprocessing.get_context("forkserver")
+    fork = context.Process(target=signal.raise_signal, args=(signal.SIGSTOP,))
+    fork.start()
+    (Path(folder) / "fork").write_text(str(fork.pid))
+    fork.join()
+
+
+def test_a_reader_that_is_stopped_as_it_begins_is_killed_with_its_rank(tmp_path: Path) -> None:
+    rank = PreloadedProcess(stop_a_fork_at_once, (str(tmp_path),))
+    rank.start()
+    while not (tmp_path / "fork").exists() or not (fork := (tmp_path / "fork").read_text()):
+        time.sleep(0.01)
+    stat = Path("/proc", fork, "stat")
+    while ") T " not in stat.read_text():
+        time.sleep(0.01)
+    rank.kill()
+    rank.join()
+    end = time.monotonic() + 10
+    while stat.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    if stat.exists():
+        os.kill(int(fork), signal.SIGKILL)
+        pytest.fail("it is alive")
 
 
 def save_beside_a_stopped_rank(rank: int, port: int, mode: str, folder: str) -> None:

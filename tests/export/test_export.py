@@ -25,9 +25,11 @@ from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predict.predict import predict
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from tests.support.hostile import recorded_anew
 from tests.support.processes import free_port
 from tests.support.ranks import run_processes
 from tests.support.small_rows import config_tree, write_rows
@@ -121,7 +123,7 @@ def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(
     scorer = Scorer(exported)
     assert scorer.probabilities == ["pctr", "pcvr", "pctcvr"]
     requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
-    rows = Predictions.load(on_two_ranks / "predictions.npz")
+    rows = Predictions.load(on_two_ranks / "predictions")
     labels = pq.read_table(root / "test" / "c.parquet")["clicked"].to_numpy()
     assert np.array_equal(rows.labels_R, labels)
     natively_new = np.array([not request.user["history"] for request in requests])
@@ -133,6 +135,21 @@ def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(
     assert 0 < (~seen).sum() < 60 and expected.std() > 0.02
     assert np.abs(found["pctr"] - expected)[seen].max() < 1e-5
     assert np.allclose(found["pctcvr"], found["pctr"] * found["pcvr"], atol=1e-6)
+
+
+@pytest.mark.distributed
+def test_predictions_are_what_a_server_of_the_artefact_answers(
+    root: Path, on_two_ranks: Path, exported: Path, tmp_path: Path
+) -> None:
+    """For hidden users too: predictions hide nobody."""
+    scorer = Scorer(exported)
+    requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
+    found = scorer.run(scorer.encode(requests))
+    predict(RunDir(on_two_ranks), str(root / "test"), tmp_path / "scores", [])
+    rows = pq.read_table(tmp_path / "scores")
+    assert rows.column_names == ["filename", "file_row_number", *scorer.probabilities]
+    for name in scorer.probabilities:
+        assert np.abs(rows[name].to_numpy() - found[name]).max() < 1e-5
 
 
 @pytest.mark.distributed
@@ -394,6 +411,8 @@ def test_another_models_weights_are_refused(small: RunDir, tmp_path: Path) -> No
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("tower: deepfm", "tower: wide_deep")
     )
+    assert "config.yaml should have the SHA-256" in refused(run, tmp_path / "out")
+    recorded_anew(run)
     assert "is of another model than the configuration beside it" in refused(run, tmp_path / "out")
 
 
@@ -406,6 +425,7 @@ def test_a_rule_that_cut_lists_cannot_tell_is_refused(small: RunDir, tmp_path: P
             (run / "config.yaml").read_text(),
         )
     )
+    recorded_anew(run)
     assert "new_user_max_behaviours is 6, and a sequence is cut to 6" in refused(
         run, tmp_path / "out"
     )

@@ -67,6 +67,10 @@ CASES: dict[str, dict[str, Any]] = {
         for tower in ("dmr", "base_dnn", "deepfm")
     },
     "tasks-own-dmr": {"model": model("dmr", multi_task={}, **OWN)},
+    "tasks-own-dmr-negatives": {
+        "model": model("dmr", multi_task={}, **OWN),
+        "data": {"negatives_kept": 0.1},
+    },
     "own-plain": {"model": model("base_dnn", **WITHOUT, **OWN)},
     "all_fields-dmr": {
         "model": model("dmr", **zero_shot(input_fields="all_fields", decoders="per_group"))

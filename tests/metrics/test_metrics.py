@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
 
 from mail_torchrec.distributed.collectives import gather_rows as gather
 from mail_torchrec.metrics.cohorts import ConversionScores, auc, compute_metrics, gauc
@@ -92,18 +93,29 @@ def test_undefined_metrics_are_none_in_json() -> None:
     """One class, no user with both, no rows: None, never nan."""
     labels, users = np.array([1, 1, 0]), np.array([1, 2, 3])
     metrics = compute_metrics(np.array([0.5, 0.1, 0.2]), labels, users, np.array([1, 1, 0]))
-    assert json.loads(json.dumps(metrics, allow_nan=False)) == {
-        "new": {"auc": None, "gauc": None, "rows": 2, "users": 2},
-        "old": {"auc": None, "gauc": None, "rows": 1, "users": 1},
-        "all": {"auc": 0.5, "gauc": None, "rows": 3, "users": 3},
+    found = json.loads(json.dumps(metrics, allow_nan=False))
+    known = {"auc", "gauc", "rows", "users", "normalised_entropy", "calibration"}
+    assert {name: {key: of[key] for key in of if key in known} for name, of in found.items()} == {
+        "new": {
+            **{"auc": None, "gauc": None, "rows": 2, "users": 2, "normalised_entropy": None},
+            "calibration": pytest.approx((expit(0.5) + expit(0.1)) / 2),
+        },
+        "old": {
+            **{"auc": None, "gauc": None, "rows": 1, "users": 1, "normalised_entropy": None},
+            "calibration": None,
+        },
+        "all": {
+            **{"auc": 0.5, "gauc": None, "rows": 3, "users": 3},
+            "normalised_entropy": pytest.approx(
+                log_loss([1, 1, 0], expit([0.5, 0.1, 0.2])) / log_loss([1, 1, 0], [2 / 3] * 3)
+            ),
+            "calibration": pytest.approx(expit([0.5, 0.1, 0.2]).sum() / 2),
+        },
     }
     none = np.array([], np.float64)
-    assert compute_metrics(none, none, none, none)["all"] == {
-        "auc": None,
-        "gauc": None,
-        "rows": 0,
-        "users": 0,
-    }
+    empty = compute_metrics(none, none, none, none)["all"]
+    assert empty.pop("rows") == empty.pop("users") == 0  # type: ignore[misc]
+    assert set(empty.values()) == {None}
 
 
 def test_report_splits_by_is_new() -> None:
@@ -172,9 +184,10 @@ def test_gather_is_the_identity_in_one_process() -> None:
 def reported(shares: list[int]) -> Any:
     """What a rank reports of all ranks' rows, of which it has its share."""
     rank = torch.distributed.get_rank()
+    rows_7 = [torch.from_numpy(column) for column in rows(7)]
     start = sum(shares[:rank])
     mine = slice(start, start + shares[rank])
-    tensors = [torch.from_numpy(column)[mine] for column in rows(7)]
+    tensors = [column[mine] for column in rows_7]
     matrix = gather(torch.arange(1000).reshape(500, 2)[mine])
     assert matrix.tolist() == torch.arange(1000).reshape(500, 2).tolist()
     gathered = [gather(tensor) for tensor in tensors]
@@ -184,7 +197,8 @@ def reported(shares: list[int]) -> Any:
         torch.int64,
         torch.bool,
     ]
-    return compute_metrics(*(tensor.numpy() for tensor in gathered))
+    assert all(map(torch.equal, gathered, rows_7))
+    return compute_metrics(*(tensor.numpy() for tensor in tensors))
 
 
 @pytest.mark.distributed

@@ -19,6 +19,7 @@ from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import estimate_grid
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
+from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.dense_cost import dense_cost
 from tests.support.small_rows import config_tree, write_rows
@@ -205,6 +206,7 @@ def test_a_run_knows_the_rows_of_its_vocabularies(config: Path, tmp_path: Path, 
     )
     encoders.save(tmp_path / "vocabularies")
     (tmp_path / "config.yaml").write_text(dump_config(settings))
+    begin_record(tmp_path, ["config.yaml", "vocabularies"])
 
     def rows_of(*overrides: str, rows: tuple[str, ...] = ()) -> dict[str, int]:
         return next(grid(tmp_path / named, *overrides, rows=rows).scenarios()).num_rows

@@ -10,6 +10,7 @@ from scipy import stats
 
 from mail_torchrec.reporting.comparison import as_json, as_markdown, compare
 from mail_torchrec.utils.formats import write_run_format
+from tests.support.hostile import recorded_anew
 
 
 def write_run(
@@ -45,7 +46,7 @@ def write_run(
     train = {"seed": seed, "batch_size": 32} | config.pop("train", {})
     tree = {"name": name, "data": {"root": "rows"}, "train": train} | config
     (path / "config.yaml").write_text(yaml.safe_dump(tree))
-    return path
+    return recorded_anew(path)
 
 
 def test_mean_and_interval_over_seeds(tmp_path: Path) -> None:
@@ -117,6 +118,7 @@ def test_conversions_have_tables_where_all_runs_predict_them(tmp_path: Path) -> 
                 "ctcvr_gauc": 0.65,
             }
         (run / "metrics.json").write_text(json.dumps(metrics))
+        recorded_anew(run)
     rows = compare(runs, base="DMR")
     tables = as_markdown(rows).split("\n\n")
     titles = [table.split("|")[1].strip() for table in tables]
@@ -177,7 +179,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
         (
             "data.json",
             '{"ranks": 1}',
-            r"data.json' is incomplete, missing: \['train', 'test_rows'\]",
+            r"data.json' is incomplete, missing or wrong: \['train', 'test_rows'\]",
         ),
         ("metrics.json", "[]", r"should hold a mapping, received list"),
         (
@@ -195,6 +197,9 @@ def test_damaged_runs_are_refused(
     (run / file).unlink()
     if content is not None:
         (run / file).write_text(content)
+        with pytest.raises(ValueError, match=r"should have the SHA-256 .*; a run's files stay as"):
+            compare([run])
+        recorded_anew(run)
     with pytest.raises(ValueError, match=message):
         compare([run])
 
@@ -249,11 +254,12 @@ def test_runs_of_one_name_that_differ_in_more_than_the_seed_are_refused(
         with pytest.raises(
             ValueError,
             match=rf"a' and '.*b' are both method 'DMR', and differ in more than the seed, (.|\n)*"
-            rf"another name \('name' in its config.yaml\)(.|\n)*\n  {message}$",
+            rf"another name \(--name '.*b=NAME'\)(.|\n)*\n  {message}$",
         ):
             compare([first, second], allow_different_data=allow)
-    other = write_run(tmp_path / "c", "other", 1, 0.7, **settings)
-    assert len(compare([first, other])) == 2
+    assert [row.name for row in compare([first, second], names={second: "b"})] == ["DMR", "b"]
+    with pytest.raises(ValueError, match=r"--name should name one of the run .*received '.*/c'"):
+        compare([first], names={tmp_path / "c": "b"})
 
 
 def cold(**settings: Any) -> dict[str, Any]:
@@ -323,3 +329,23 @@ def test_no_new_users_row_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "WARNING: no test row of these runs is a new user's" in capsys.readouterr().err
     compare([write_run(tmp_path / "b", "DMR", 0, 0.6)])
     assert not capsys.readouterr().err
+
+
+def test_probabilities_have_a_table_where_all_runs_have_their_metrics(tmp_path: Path) -> None:
+    """A run of an older version has none, and is compared all the same."""
+    runs = [write_run(tmp_path / f"DMR{seed}", "DMR", seed, 0.6) for seed in (0, 1)]
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        for part in metrics.values():
+            part |= {"log_loss": 0.4, "normalised_entropy": 0.9, "calibration": None}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        recorded_anew(run)
+    [_, table] = as_markdown(compare(runs)).split("\n\n")
+    header, _, cells = ([cell.strip() for cell in line.split("|")] for line in table.splitlines())
+    assert header[1:6] == [
+        *("method, probabilities", "seeds"),
+        *("new log loss", "new normalised entropy", "new calibration"),
+    ]
+    assert cells[1:6] == ["DMR", "2", "0.4000 ± 0.0000", "0.9000 ± 0.0000", "-"]
+    older = compare([*runs, write_run(tmp_path / "older", "older", 0, 0.6)])
+    assert "probabilities" not in as_markdown(older)

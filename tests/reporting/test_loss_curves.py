@@ -105,3 +105,19 @@ def test_a_damaged_log_is_refused(tmp_path: Path, content: str | None, message: 
     with pytest.raises(ValueError, match=message):
         draw_loss_curves([tmp_path / "log.jsonl"], tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_validation_is_drawn_in_the_same_picture(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", 50, ("loss/L_rt",))
+    draw_loss_curves([log], tmp_path / "without.png")
+    metrics = {"auc": 0.6, "gauc": None, "log_loss": 0.65, "rows": 9}
+    line = json.dumps({"step": 500, "validation": {"all": metrics}}) + "\n"
+    log.write_text(log.read_text() + line + line.replace("500", "900").replace("0.65", "0.7"))
+    draw_loss_curves([log], tmp_path / "with.png")
+    without, drawn = (
+        matplotlib.image.imread(tmp_path / name)[..., :3] for name in ("without.png", "with.png")
+    )
+    assert drawn.shape[1] == 2 * without.shape[1]  # a panel for the AUC
+    panel = drawn[:, : without.shape[1]]
+    red = [(part[..., 0] - part[..., 2] > 0.3).sum() for part in (without, panel)]
+    assert red[0] == 0 < red[1]  # the log loss, in the panel of the ranking loss

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from mail_torchrec.metrics.auc import auc, gauc
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reproduce.bootstrap import (
     BootstrappedMetric,
     bootstrap,

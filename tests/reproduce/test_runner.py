@@ -16,13 +16,15 @@ from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
 from mail_torchrec.reproduce.runner import run_jobs
 from mail_torchrec.train.data_splits import open_sources
+from tests.support.hostile import recorded_anew
 from tests.support.small_rows import config_tree, write_rows
 
 TRAINING = """#!/bin/sh
 mkdir -p "$7" && cp "$5" "$7/config.yaml"
 echo "$7" >> "{calls}"
 case "$7" in {fail}) echo "Error: no luck"; exit 1;; {hang}) exec sleep 60;; esac
-cp "{data}" "$7/data.json" && echo "{{}}" > "$7/metrics.json"
+cp "{data}" "$7/data.json" && touch "$7/metrics.jsonl" && echo "{{}}" > "$7/metrics.json"
+cd "$7" && sha256sum config.yaml data.json metrics.jsonl metrics.json > SHA256SUMS
 """
 METHODS = ["BaseDNN", "MAIL-BaseDNN"]
 
@@ -52,7 +54,7 @@ def stand_in(
 def write_data_record(config: Path, path: Path) -> None:
     """Writes what a training on the files of a configuration records of them."""
     sources, none = open_sources(load_config(config, [])), np.zeros(0, np.int64)
-    DataRecord.of(*sources, ScoredRows(none, none, none)).write(path)
+    DataRecord.of(*sources, ScoredRows.of(none, none, none)).write(path)
 
 
 def planned(config: Path, *overrides: str, seeds: int = 2) -> list[TrainingJob]:
@@ -148,12 +150,15 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
     run = planned(config)[0]
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
+    run.run_dir.log.touch()
     write_data_record(config, run.run_dir.data)
     text = dump_config(run.config)
     assert "  shuffle_buffer_size: 65536\n" in text
     run.run_dir.config.write_text(text.replace("  shuffle_buffer_size: 65536\n", ""))
+    recorded_anew(run.path)
     assert run.is_finished()
     run.run_dir.config.write_text(text + "unheard_of: 1\n")
+    recorded_anew(run.path)
     with pytest.raises(
         ValueError,
         match=r"was trained with another configuration or on(.|\n)*unheard_of: unknown key",
@@ -165,14 +170,16 @@ def test_finished_runs_of_other_data_are_refused(config: Path, tmp_path: Path) -
     run = planned(config)[0]
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
+    run.run_dir.log.touch()
     run.run_dir.config.write_text(dump_config(run.config))
     write_data_record(config, run.run_dir.data)
+    recorded_anew(run.path)
     assert run.is_finished()
     write_rows(tmp_path / "rows/test/b.parquet", 30, seed=3)
     with pytest.raises(ValueError, match=r"on other data; (.|\n)*hold other rows now$"):
         planned(config)[0].is_finished()
     run.run_dir.data.unlink()
-    with pytest.raises(ValueError, match=r"data.json' cannot be read"):
+    with pytest.raises(ValueError, match=r"data.json is missing"):
         run.is_finished()
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.data.cold_start import ColdStartSettings
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
 from mail_torchrec.reproduce.methods import TABLE_2, section_methods
@@ -19,6 +19,7 @@ from mail_torchrec.reproduce.table_text import (
     format_share,
 )
 from mail_torchrec.reproduce.tables import make_table
+from tests.support.saved_predictions import save_predictions
 
 HIDING = ColdStartSettings(hide_share=0.4)
 GAINS = {
@@ -41,9 +42,8 @@ def finished(config: Path, methods: list[str], seeds: int) -> list[TrainingJob]:
         run.path.mkdir(parents=True)
         noise = np.random.default_rng([run.seed, 7]).normal(size=1000)
         gain = np.where(users % 2 == 0, GAINS[run.method], 0.2) + 0.01 * run.seed
-        Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0).save(
-            run.run_dir.predictions
-        )
+        rows = Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0)
+        save_predictions(rows, run.run_dir.predictions)
         run.run_dir.metrics.write_text(
             json.dumps({part: {"rows": 500, "users": 150} for part in ("new", "old", "all")})
         )

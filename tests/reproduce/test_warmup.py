@@ -10,11 +10,12 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
 from mail_torchrec.reproduce.warmup import KEPT, make_warmup, plan_evaluations
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
+from tests.support.saved_predictions import save_predictions
 
 REAL = {0: 0.1, 1: 0.1, 2: 0.4, 5: 1.5, 10: 1.6, 20: 1.7}
 """How well scores know the labels with so many behaviours (with 2 the second seed much more);
@@ -41,7 +42,8 @@ def swept(
             if run.method.startswith("MAIL") and kept == 0
             else gains[int(kept)] + 0.3 * (kept == 2) * (run.seed - 1)
         )
-        Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0).save(path)
+        rows = Predictions.from_columns(noise + gain * labels, labels, users, users % 2 == 0)
+        save_predictions(rows, path)
     return runs
 
 
@@ -52,7 +54,7 @@ def test_every_run_is_evaluated_with_each_number_of_behaviours(config: Path) -> 
         for each in plan_evaluations(runs)
     }
     assert asked == {
-        (run.title, f"data.cold_start.keep={kept}", f"keep-{kept}.npz")
+        (run.title, f"data.cold_start.keep={kept}", f"keep-{kept}")
         for run in runs
         for kept in (1, 2, 5, 10, 20)
     }
@@ -139,12 +141,13 @@ def test_kept_behaviours_count_and_filling_all_the_same_is_as_having_none(
             "--run-dir",
             str(tmp_path / "run"),
             "--predictions",
-            str(tmp_path / "some.npz"),
+            str(tmp_path / "some"),
+            "--overwrite",
             *overrides,
         ]
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.output
-        return Predictions.load(tmp_path / "some.npz")
+        return Predictions.load(tmp_path / "some")
 
     def alike(one: Any, other: Any) -> bool:
         """But for rounding: products over other numbers of positions may add in another order."""

@@ -10,9 +10,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mail_torchrec.records.checksums import CHECKSUMS
+from mail_torchrec.records.run_record import begin_record
+
 CANARY = "canary"
 """Folder below the current one that hostile pickles create."""
 
+_UNRECORDED = {CHECKSUMS, ".lock", "run.json", "checkpoints", "tensorboard", "loss_curves.png"}
 _PATH = b"V" + CANARY.encode() + b"\n"
 _CALLS = (
     b"cos\nmkdir\n(" + _PATH + b"tR",
@@ -116,6 +120,13 @@ def mutate_file(path: Path, outside: Path, random_: random.Random) -> str:
     name = random_.choice(list(harms))
     harms[name]()
     return name
+
+
+def recorded_anew(run: Path) -> Path:
+    """Writes the record that fits a run's files, as whoever changes them can; returns the run."""
+    names = [path.name for path in run.iterdir() if path.name not in _UNRECORDED]
+    begin_record(run, names)
+    return run
 
 
 def add_file(folder: Path, random_: random.Random) -> str:

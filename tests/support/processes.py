@@ -82,9 +82,9 @@ class PreloadedPopen:
         """Sends SIGTERM."""
         self._process.terminate()
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> None:
         """Waits for its end."""
-        self._process.join()
+        self._process.join(timeout)
 
 
 def start(

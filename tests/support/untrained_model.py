@@ -53,7 +53,13 @@ class UntrainedModel:
         )
         self.feature_tables = config_feature_tables(self.config)
         torch.manual_seed(1)
-        towers = Towers(self.config.model, schema, self.feature_tables, self.encoders.num_rows)
+        towers = Towers(
+            self.config.model,
+            schema,
+            self.feature_tables,
+            self.encoders.num_rows,
+            negatives_kept=self.config.data.negatives_kept,
+        )
         self.model = Mail(
             *build_tables(schema, self.feature_tables, self.encoders.num_rows, torch.device("cpu")),
             towers,

@@ -302,3 +302,31 @@ def test_a_small_run_leaves_its_report(tmp_path: Path) -> None:
         "bench-throughput.png",
         "bench-breakdown.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["model.tower=base_dnn"], "model.tower=base_dnn"),
+        (["schema.columns.actions=null", "schema.tables.actions=null"], "no actions on 'history'"),
+        (["schema.actions=concat"], "schema.actions=concat"),
+        (["model.zero_shot.variant=dual"], "model.zero_shot.variant=dual"),
+    ],
+)
+def test_other_data_and_models_are_measured_or_refused_in_one_line(
+    workload: Workload, overrides: list[str], reason: str, tmp_path: Path
+) -> None:
+    """Before anything is read."""
+    command = ["--config", str(workload.path), "--out", str(tmp_path), *workload.overrides]
+    ended = CliRunner().invoke(main, [*command, *overrides, "--part", "breakdown"])
+    assert ended.exit_code == 1
+    [line] = ended.output.splitlines()
+    assert line.startswith("Error: the bench measures DMR") and reason in line
+
+
+def test_the_reference_takes_a_schema_without_context(workload: Workload) -> None:
+    without = [f"schema.columns.{name}=null" for name in ("hour", "place")]
+    own = Workload(workload.path, (*workload.overrides, *without))
+    encoders = fit_training_encoders(own.config())
+    logits, losses = Reference(own.config(), encoders.num_rows).train()(first_rows(own, encoders))
+    assert logits.shape[0] and "L_match" in losses

@@ -10,7 +10,7 @@ import torch
 
 from mail_torchrec.config import Config
 from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
-from mail_torchrec.train.evaluation import evaluate_run
+from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.small_rows import SCHEMA, config_tree, write_rows

@@ -22,7 +22,7 @@ from mail_torchrec.inference.datatypes import DATATYPES
 from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.requests import Request, candidate_columns, user_columns
 from mail_torchrec.inference.scorer import Scorer
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from mail_torchrec.triton.repository import RepositoryOptions, write_repository
@@ -131,8 +131,7 @@ def test_an_exported_model_scores_rows_as_the_run_did(exported: Path) -> None:
     users, items = user_columns(schema), candidate_columns(schema)
     scorer = Scorer(exported)
     predicted = Predictions.load(RunDir(exported.parent / "run").predictions)
-    logits = predicted.scores_R[np.argsort(predicted.rows_R)]
-    for row, logit in list(zip(rows, logits, strict=True))[:20]:
+    for row, logit in list(zip(rows, predicted.scores_R, strict=True))[:20]:
         request = Request(
             {name: row[name] for name in users}, [{name: row[name] for name in items}]
         )

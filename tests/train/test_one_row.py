@@ -13,9 +13,9 @@ from torch import nn
 
 from mail_torchrec.config import Config
 from mail_torchrec.distributed.batch_norm import convert_batch_norms
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predict.evaluate import evaluate_run
+from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.towers.registry import TOWERS
-from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.small_rows import SCHEMA, baseline_tree, config_tree, write_rows
@@ -81,11 +81,11 @@ def test_a_batch_of_one_row_trains_and_is_scored(
     losses = [line for line in lines if "input_wait" in line]
     assert len(losses) == 4, "three rows in batches of at most two: one of one row an epoch"
     assert all(math.isfinite(value) for line in losses for value in line.values())
-    assert np.isfinite(Predictions.load(tmp_path / "run/predictions.npz").scores_R).all()
+    assert np.isfinite(Predictions.load(tmp_path / "run/predictions").scores_R).all()
     # Weights and moving statistics are sound, too: rows of several are scored as each by itself.
     found = []
     for size in (1, 3):
-        path = tmp_path / f"{size}.npz"
+        path = tmp_path / f"{size}"
         overrides = [f"train.eval_batch_size={size}"]
         evaluate_run(RunDir(tmp_path / "run"), str(root / "train"), overrides, path)
         found.append(Predictions.load(path).scores_R)

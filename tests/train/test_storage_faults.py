@@ -80,7 +80,9 @@ def test_damaged_metrics_are_told_and_the_run_is_evaluated_anew(
     metrics = run(root, tmp_path / "run")
     (tmp_path / "run/metrics.json").write_text("")
     assert run(root, tmp_path / "run", resume=True) == metrics
-    assert "metrics.json' is damaged, the run is evaluated anew" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "run' is damaged, and is evaluated anew: " in told
+    assert "metrics.json should have the SHA-256" in told
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_once_there_is_room(

@@ -18,14 +18,15 @@ from mail_torchrec.checkpoint.storage import read_tensor_metadata, read_tensors
 from mail_torchrec.cli import main
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.fitting import fit_encoders
-from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
-from mail_torchrec.metrics.predictions import Predictions
+from mail_torchrec.predict.evaluate import evaluate_run
+from mail_torchrec.predictions.predictions import Predictions
+from mail_torchrec.predictions.row_keys import RowKeyStream
+from mail_torchrec.predictions.writer import check_predictions_folder
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.train.assembly import assemble
-from mail_torchrec.train.evaluation import evaluate_run
 from mail_torchrec.train.metrics_writer import MetricsWriter, NonFiniteLossError
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
@@ -73,6 +74,9 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
         "loss/L_a",
         "loss/L_v",
         "loss/L_d",
+        "lr/ranking",
+        "lr/zero_shot",
+        "lr/tables",
     }
     assert losses[-1]["step"] == 2 * 8  # 250 rows in batches of at most 32
     for name in ("loss_curves.png", "plan.json", "vocabularies/item.parquet"):
@@ -89,7 +93,7 @@ def test_a_run_directory_holds_what_evaluate_needs(root: Path, tmp_path: Path) -
 
 def test_predictions_are_saved_where_asked_and_give_the_metrics(root: Path, tmp_path: Path) -> None:
     metrics = run(root, tmp_path / "run", train={"save_predictions": True})
-    rows = Predictions.load(tmp_path / "run/predictions.npz")
+    rows = Predictions.load(tmp_path / "run/predictions")
     assert compute_metrics(rows.scores_R, rows.labels_R, rows.users_R, rows.is_new_R) == metrics
     assert (
         rows.labels_R.tolist() == pq.read_table(root / "test" / "c.parquet")["clicked"].to_pylist()
@@ -99,11 +103,11 @@ def test_predictions_are_saved_where_asked_and_give_the_metrics(root: Path, tmp_
     with pytest.raises(
         ValueError,
         match=(
-            r"predictions.npz' should hold a run's predictions .* with "
+            r"predictions' should hold an evaluation's predictions .* "
             r"train.save_predictions=true, or .* evaluate --predictions"
         ),
     ):
-        Predictions.load(tmp_path / "other/predictions.npz")
+        Predictions.load(tmp_path / "other/predictions")
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.string()], ids=str)
@@ -125,14 +129,14 @@ def test_predictions_have_the_files_rows_and_users(
     run(tmp_path, tmp_path / "run")
     written = []
     for folder, *overrides in (("test",), ("parts", "train.eval_batch_size=9")):
-        path = tmp_path / f"{folder}.npz"
+        path = tmp_path / f"{folder}-scores"
         evaluate_run(RunDir(tmp_path / "run"), str(tmp_path / folder), overrides, path)
         written.append(Predictions.load(path))
     for rows in written:
-        assert rows.rows_R.tolist() == list(range(120))
         assert rows.labels_R.tolist() == table["clicked"].to_pylist()
         assert rows.users_R.tolist() == table["user"].to_pylist()
-        assert rows.cohort(is_new=True).rows_R.tolist() == np.flatnonzero(rows.is_new_R).tolist()
+        new = rows.cohort(is_new=True).scores_R
+        assert new.tolist() == rows.scores_R[np.flatnonzero(rows.is_new_R)].tolist()
         assert np.allclose(rows.scores_R, written[0].scores_R, atol=1e-6)
 
 
@@ -140,19 +144,34 @@ def test_files_that_change_while_they_are_scored_give_no_predictions(
     root: Path, tmp_path: Path
 ) -> None:
     run(root, tmp_path / "run")
-    others = pa.chunked_array([pa.array(range(120))])
+    take = RowKeyStream.take
+
+    def others(stream: RowKeyStream, num_rows: int) -> pa.Table:
+        keys = take(stream, num_rows)
+        place = keys.column_names.index("user")
+        return keys.set_column(place, "user", pa.array(range(num_rows)))
+
     with (
-        patch.object(Reader, "group_keys", return_value=others),
+        patch.object(RowKeyStream, "take", others),
         pytest.raises(ValueError, match=r"test' was rewritten while its rows were scored"),
     ):
-        evaluate_run(RunDir(tmp_path / "run"), None, [], tmp_path / "scores.npz")
-    assert not (tmp_path / "scores.npz").exists()
+        evaluate_run(RunDir(tmp_path / "run"), None, [], tmp_path / "scores")
+    assert not list(tmp_path.glob("*scores*"))
 
 
 def test_a_damaged_file_of_predictions_is_named(tmp_path: Path) -> None:
-    (tmp_path / "predictions.npz").write_bytes(b"PK cut off")
-    with pytest.raises(ValueError, match=r"predictions.npz' should hold a run's predictions"):
-        Predictions.load(tmp_path / "predictions.npz")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/part-0.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(ValueError, match=r"predictions' should hold an evaluation's predictions"):
+        Predictions.load(tmp_path / "predictions")
+
+
+def test_predictions_of_an_earlier_version_are_named(tmp_path: Path) -> None:
+    (tmp_path / "predictions.npz").touch()
+    with pytest.raises(ValueError, match=r"earlier version; write them anew .* evaluate --run-dir"):
+        Predictions.load(tmp_path / "predictions")
+    with pytest.raises(ValueError, match="should be a folder of Parquet files, received"):
+        check_predictions_folder(tmp_path / "scores.npz", overwrite=False)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path) -> None:

@@ -86,18 +86,13 @@ def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
         check_output_file(tmp_path / "file/a", "--out")
 
 
-def test_an_output_file_needs_its_folder_and_its_ending(tmp_path: Path) -> None:
-    check_output_file(tmp_path / "a.npz", "--predictions", ".npz")
-    for name, message in {
-        "a.csv": "should be a file ending in .npz, received",
-        "a.npz.gz": "should be a file ending in .npz, received",
-        "none/a.npz": f"there is no folder '{tmp_path}/none'",
-    }.items():
-        with pytest.raises(ValueError, match=rf"--predictions.* {message}"):
-            check_output_file(tmp_path / name, "--predictions", ".npz")
-    (tmp_path / "folder.npz").mkdir()
+def test_an_output_file_needs_its_folder(tmp_path: Path) -> None:
+    check_output_file(tmp_path / "a.csv", "--out")
+    with pytest.raises(ValueError, match=rf"--out.* there is no folder '{tmp_path}/none'"):
+        check_output_file(tmp_path / "none/a.csv", "--out")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="should be a file, received the folder"):
-        check_output_file(tmp_path / "folder.npz", "--predictions", ".npz")
+        check_output_file(tmp_path / "folder", "--out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -3,7 +3,9 @@
 Shapes: ``N`` ids, ``V`` values of a vocabulary.
 """
 
+import os
 from functools import cached_property
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 
@@ -24,10 +26,14 @@ from mail_torchrec.data.ids.policy import (
 )
 from mail_torchrec.data.parquet.arrow import Ints, one_chunk
 from mail_torchrec.utils.run_files import atomic_file
+from mail_torchrec.utils.safe_paths import open_regular
 
 # Integers are encoded by a plain array where it takes at most so many entries a value, otherwise
 # by bisection.
 _MAX_SPREAD = 16
+_VALUE_TYPES = (pa.int64(), pa.large_string(), pa.bool_(), pa.null())
+# Values are distinct, so that compression takes less than a twentieth of their bytes.
+_MAX_ROWS_A_BYTE = 8
 # Multiples of it, modulo 1, fill 0..1 evenly from the first few on.
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 # Arrow's index_in puts a whole vocabulary of strings into a hash table at each call: half a second
@@ -131,8 +137,32 @@ class VocabularyPolicy(IdPolicy):
         return _vocabulary_of(kept.take(pa.array(order_V)))
 
     def load(self, folder: Path) -> Vocabulary:
-        """Reads ``TABLE.parquet``."""
-        return _vocabulary_of(pq.read_table(folder / f"{self.table}.parquet"))
+        """Reads ``TABLE.parquet``, a regular file or a link to one."""
+        path = folder / f"{self.table}.parquet"
+        with open_regular(path, follow_link=True) as file:
+            return _vocabulary_of(_read_vocabulary(path, file))
+
+
+def _read_vocabulary(path: Path, file: BufferedReader) -> pa.Table:
+    """Reads a vocabulary, if it has the columns of one and not more rows than its bytes can hold.
+
+    Raises:
+        ValueError: it is none.
+    """
+    num_bytes = file.seek(0, os.SEEK_END)
+    try:
+        stored = pq.ParquetFile(file)
+        kinds = {field.name: field.type for field in stored.schema_arrow}
+        is_one = kinds in ({"value": kind, "count": pa.int64()} for kind in _VALUE_TYPES)
+        if not is_one or stored.metadata.num_rows > _MAX_ROWS_A_BYTE * num_bytes:
+            raise ValueError(f"{stored.metadata.num_rows:,} rows of {kinds} in {num_bytes:,} bytes")
+        table = stored.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"'{path}' should be a vocabulary, it is damaged: {message}") from error
+    if table["value"].null_count or table["count"].null_count:
+        raise ValueError(f"'{path}' should be a vocabulary, it is damaged: it has nulls")
+    return table
 
 
 def _vocabulary_of(table: pa.Table) -> Vocabulary:

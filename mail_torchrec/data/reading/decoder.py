@@ -67,8 +67,9 @@ class RowGroupDecoder:
             try:
                 self._piece = self._encode(self._table, file)
             except ValueError:
-                if is_part:  # once more, for the message: with the row's number in the row group
-                    self._encode(self._source.read(self._group), file)
+                # Once more, for the message: with the row's number in the row group.
+                if is_part or self._source.is_filtered:
+                    self._encode(self._source.whole(self._group), file)
                 raise
             self._table = None
         return self._piece

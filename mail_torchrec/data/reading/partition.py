@@ -146,20 +146,14 @@ class EpochPartition:
             if i < len(part)
         ]
 
-    def reading_order(self) -> Ints:
-        """Returns the places [N] in the sequence of all ranks' rows, rank after rank.
+    def batch_rows(self, rank: int) -> Iterator[tuple[int, range]]:
+        """Yields the reader process and the rows of each batch of a rank, in order of training.
 
-        The rows of a rank stand in the order in which its batches come; none is repeated.
+        The rows are places in the sequence; a row that only fills its batch up has none.
         """
-        places = [
-            np.arange(bounds[step], min(bounds[step + 1], last))
-            for bounds, last in (
-                (self.step_bounds(rank), self.rank_rows(rank).stop)
-                for rank in range(self.layout.ranks)
-            )
-            for _, step in self.training_order()
-        ]
-        return np.concatenate(places)
+        bounds, last = self.step_bounds(rank), self.rank_rows(rank).stop
+        for worker, step in self.training_order():
+            yield worker, range(bounds[step], min(bounds[step + 1], last))
 
     def next_steps(self, num_consumed: int) -> list[int]:
         """Returns the next step of each reader process when the first steps are trained on.

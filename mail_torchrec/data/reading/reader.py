@@ -5,13 +5,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
-from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.reading.collate import BatchCollator
@@ -22,6 +20,7 @@ from mail_torchrec.data.reading.partition import (
     ReaderLayout,
     num_steps,
 )
+from mail_torchrec.data.reading.permutation import FeaturePermutation
 from mail_torchrec.data.reading.prefetch import Prefetcher
 from mail_torchrec.data.reading.shuffle import EpochShuffle
 from mail_torchrec.data.schema.feature_tables import FeatureTables
@@ -100,6 +99,15 @@ class Reader(IterableDataset[Batch]):
         self._collate = BatchCollator(
             schema, feature_tables, samplers or {}, group_by_user=settings.group_by_user
         )
+        is_of_training = source.split is not None  # validation rows of the training files
+        self.negatives_kept = (
+            settings.negatives_kept if is_of_training else settings.test_negatives_kept
+        )
+        """Share of the unclicked rows that the rows to evaluate still hold."""
+        self.training_shift = 0.0 if is_of_training else settings.training_shift
+        """What is added to a logit of training rows to get one of these rows."""
+        self.permutation: FeaturePermutation | None = None
+        """Permutes features of the next iteration's rows; None where they are read as they are."""
         self._rank, self._in_process = rank_info.rank, not settings.num_workers
         self._shuffle = EpochShuffle(seed, 0, shuffle, settings.group_by_user)
         self._prefetched: _PrefetchedChunks | None = None
@@ -129,28 +137,14 @@ class Reader(IterableDataset[Batch]):
         """Number of steps of the next iteration."""
         return len(self._rows.partition) - self._num_done
 
-    def row_numbers(self) -> Ints:
-        """Returns the number in the data of every row that the ranks read, [rows].
+    def batch_rows(self) -> Iterator[tuple[int, range]]:
+        """Yields the reader process of each batch, and the numbers of its rows in the data.
 
-        Rank after rank, each in the order of its batches. Rows are numbered from 0 in the order of
-        the files, all files counted together; the rows that only fill a batch up have none.
+        Rows are numbered from 0 in the order of the files, all files counted together; the row that
+        only fills a batch up has no number.
         """
         assert not self._shuffle.enabled, "only unshuffled rows are numbered"
-        return self._rows.partition.reading_order()
-
-    def group_keys(self) -> pa.ChunkedArray:
-        """Reads the group key of every row in the order of the data, int64 or large_string.
-
-        Raises:
-            ValueError: a file cannot be read any more.
-        """
-        name = self._schema.file_column(self._schema.group_key)
-        return pa.chunked_array(
-            plain_ids(
-                self._source.read(group, [name])[name], file=self._source.file(group), name=name
-            )
-            for group in self._source.row_groups
-        )
+        return self._rows.partition.batch_rows(self._rank)
 
     def set_epoch(
         self, epoch: int, consumed: Sequence[ConsumedSteps] = (), *, followed: bool = False
@@ -255,6 +249,8 @@ class Reader(IterableDataset[Batch]):
 
         def read(steps: range) -> _ShuffledChunk:
             chunk, is_real_R = rows.shuffled(self._rank, steps, decoder)
+            if self.permutation is not None:
+                chunk = self.permutation(chunk, self._schema, (self._rank, steps.start))
             return _ShuffledChunk(chunk, self._collate.dedup_keys(chunk), is_real_R)
 
         steps = [steps for steps in partition.chunks(self._rank, worker) if steps.stop > first]

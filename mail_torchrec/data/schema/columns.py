@@ -18,7 +18,7 @@ IdPolicyName = Annotated[
 
 
 class Group(StrEnum):
-    """Role of a column: one of the paper's four feature groups, or one that training needs."""
+    """Role of a column: a feature group of the paper, a training column, or one to pass through."""
 
     ATTRIBUTE = "attribute"
     BEHAVIOUR = "behaviour"
@@ -28,6 +28,13 @@ class Group(StrEnum):
     CONVERSION = "conversion"
     GROUP_KEY = "group_key"
     NEW_USER = "new_user"
+    PASSTHROUGH = "passthrough"
+
+
+PREDICTION_COLUMNS = frozenset(
+    "filename file_row_number pctr pcvr pctcvr user label conversion is_new logit".split()
+)
+"""Columns of written predictions, which passthrough columns stand beside."""
 
 
 class Kind(StrEnum):
@@ -58,8 +65,9 @@ class Column(Settings):
 
     group: Group
     """Role of the column: `attribute`, `behaviour`, `context` or `item` (features), `label`
-    (clicked or not), `conversion` (converted after the click), `group_key` (the user) or `new_user`
-    (flag of a new user's row)."""
+    (clicked or not), `conversion` (converted after the click), `group_key` (the user), `new_user`
+    (flag of a new user's row) or `passthrough` (copied to predictions as stored, and otherwise not
+    read)."""
     kind: Kind = Kind.CATEGORICAL
     """Storage: `categorical` (one id a row), `list` (a list of ids) or `numeric` (one number).
     Behaviours are lists; labels, flags and keys need no kind."""
@@ -69,7 +77,7 @@ class Column(Settings):
     table: str | None = None
     """Embedding table of the ids; by default one with the column's name. Columns that name the same
     table share it."""
-    max_length: int = Field(default=50, ge=1)
+    max_length: int = Field(default=50, ge=1, le=2**31 - 1)
     """Maximum length of a list column: only the newest entries are kept, and rows that were cut are
     counted. For behaviours the T of the paper."""
     padding: int | str | None = None

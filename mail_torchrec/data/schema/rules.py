@@ -2,7 +2,14 @@
 
 import unicodedata
 
-from mail_torchrec.data.schema.columns import Actions, Column, Group, Kind, Transform
+from mail_torchrec.data.schema.columns import (
+    PREDICTION_COLUMNS,
+    Actions,
+    Column,
+    Group,
+    Kind,
+    Transform,
+)
 from mail_torchrec.data.schema.schema_columns import SchemaColumns
 
 _MAX_NAME_BYTES = 200  # names of tables become names of files, which may have 255 bytes
@@ -19,6 +26,9 @@ def check_schema(schema: SchemaColumns) -> None:
     _check_numbers_of_columns(schema)
     for name, column in schema.columns.items():
         _check_names(schema, name)
+        if column.group is Group.PASSTHROUGH:
+            _check_passthrough(name, column)
+            continue
         _check_kind(name, column)
         _check_padding(name, column)
         if column.action_of is not None:
@@ -87,6 +97,19 @@ def _check_kind(name: str, column: Column) -> None:
         raise ValueError(
             f"schema.columns.{name}: a numeric column looks up no table; drop 'table' or choose "
             "kind 'categorical'"
+        )
+
+
+def _check_passthrough(name: str, column: Column) -> None:
+    if column != Column(group=column.group, column=column.column):
+        raise ValueError(
+            f"schema.columns.{name}: a column of group 'passthrough' is copied as stored and takes "
+            "no setting but 'column'; drop the others"
+        )
+    if name in PREDICTION_COLUMNS:
+        raise ValueError(
+            f"schema.columns.{name}: predictions have a column '{name}' of their own; choose "
+            "another name, 'column' names it in the files"
         )
 
 

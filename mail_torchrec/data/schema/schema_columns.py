@@ -38,6 +38,11 @@ class SchemaColumns(Settings):
         return [name for name, column in self.columns.items() if column.group in groups]
 
     @cached_property
+    def read_columns(self) -> list[str]:
+        """Columns that training and evaluation read: all but those that are passed through."""
+        return [name for name in self.columns if name not in self.names(Group.PASSTHROUGH)]
+
+    @cached_property
     def id_columns(self) -> list[str]:
         """Columns that look up a table."""
         features = self.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT, Group.ITEM)

@@ -19,12 +19,13 @@ _CODES = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+_MAX_IDLE_SECONDS = 300
 _HUNG_UP = "499"
 """Status in the metrics of a call that was cancelled, or whose message came too late."""
 
 
 def grpc_options(
-    max_bytes: int, max_connections: int, receive_seconds: float
+    max_bytes: int, max_connections: int, receive_seconds: float, keep_alive: int
 ) -> list[tuple[str, int]]:
     """Options of a gRPC server for its connections.
 
@@ -32,12 +33,14 @@ def grpc_options(
         max_bytes: most bytes of a message.
         max_connections: most open connections; more are closed.
         receive_seconds: most seconds until a new connection has said that it is one of HTTP/2.
+        keep_alive: most seconds that a connection without a call is kept; no more than five
+            minutes, since gRPC closes new connections, not idle ones, where there are too many.
     """
     return [
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.server_handshake_timeout_ms", int(receive_seconds * 1000)),
-        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_idle_ms", 1000 * min(keep_alive, _MAX_IDLE_SECONDS)),
         ("grpc.http2.bdp_probe", 0),  # else a stream's unread bytes may be megabytes
         ("grpc.so_reuseport", 0),
     ]

@@ -126,11 +126,15 @@ class Standardiser(RunningMoments):
     ) -> None:
         """Adds vectors to the moving moments; a collective call of all ranks.
 
+        In evaluation mode, which a frozen tower keeps, the moments stay as they are.
+
         Args:
             vectors_NVD: vectors of this rank's rows; ``N`` may be 0.
             weights_N: weight of each row.
             mask_NV: vectors that count (bool); all of them by default.
         """
+        if not self.training:
+            return
         rows = self._as_rows(vectors_NVD)
         num_parts = rows.shape[0] // max(weights_N.shape[0], 1)
         weights_NP = weights_N.unsqueeze(1).expand(-1, num_parts)

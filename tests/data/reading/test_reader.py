@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -215,27 +214,6 @@ def test_without_shuffle_rows_come_in_file_order(
         number for batches in readers.all_ranks(world_size) for number in readers.numbers(batches)
     ]
     assert found == list(range(sum(map(sum, parts))))
-
-
-@pytest.mark.parametrize(
-    ("kind", "keys", "expected"),
-    [
-        (pa.int16(), [3, 1, 3], [3, 1, 3]),
-        (pa.bool_(), [True, False, True], [1, 0, 1]),
-        (pa.string(), ["b", "ü", ""], ["b", "ü", ""]),
-        (pa.dictionary(pa.int8(), pa.string()), ["b", "a", "b"], ["b", "a", "b"]),
-    ],
-    ids=str,
-)
-def test_group_keys_come_as_the_files_have_them_in_file_order(
-    tmp_path: Path, kind: pa.DataType, keys: list[Any], expected: list[Any]
-) -> None:
-    types = plain.TYPES.set(0, pa.field("user", kind))
-    for name in ("b", "a"):
-        rows = [row(i, user=key) for i, key in enumerate(keys)]
-        write(tmp_path / f"{name}.parquet", rows[name == "a" :], types=types)
-    found = Readers(tmp_path).reader().group_keys()
-    assert found.to_pylist() == expected[1:] + expected
 
 
 def test_a_rank_reads_its_own_row_groups_and_each_of_them_once(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.schema.schema import Group
 from mail_torchrec.towers.dmr import DMRSettings
 from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.utils.spans import span
 from tools.benchmark.reference.padded_batch import PaddedBatch
+from tools.benchmark.reference.requirements import sequence_and_action
 from tools.benchmark.reference.towers import DMR, ZeroShot
 
 _MIN_MATCH_LENGTH = 3
@@ -42,7 +43,7 @@ class Reference(nn.Module):
     def __init__(self, config: Config, num_rows: dict[str, int]) -> None:
         super().__init__()
         self.schema = schema = config.schema_
-        self.sequence, self.action = _sequence_and_action(config)
+        self.sequence, self.action = sequence_and_action(config)
         self.target = schema.target_of(self.sequence)
         settings = tower_settings("dmr", config.model.tower_options)
         assert isinstance(settings, DMRSettings)
@@ -140,6 +141,8 @@ class Reference(nn.Module):
                 real_BT = torch.arange(vectors.shape[1], device=vectors.device) < lengths_B1
                 vectors = (vectors * real_BT[:, :, None]).sum(1) / lengths_B1.clamp(min=1)
             found.append(vectors)
+        if not found:  # a schema may have no context
+            return self.output_table.weight.new_zeros(len(rows.labels_B), 0, self.schema.dim)
         return torch.stack(found, dim=1)
 
     def match_loss(self, before_BD: Tensor, rows: PaddedBatch, counts_B: Tensor) -> Tensor:
@@ -164,20 +167,3 @@ class Reference(nn.Module):
             "L_rt": functional.binary_cross_entropy_with_logits(logits_B, rows.labels_B),
             "L_match": self.match_loss(before_BD, rows, counts_B),
         }
-
-
-def _sequence_and_action(config: Config) -> tuple[str, str]:
-    """Returns the one behaviour column and its action column.
-
-    Raises:
-        ValueError: another schema or tower.
-    """
-    schema: Schema = config.schema_
-    sequences = schema.sequences
-    action = schema.action_of(sequences[0]) if len(sequences) == 1 else None
-    if action is None or config.model.tower != "dmr":
-        raise ValueError(
-            "the reference is DMR on one behaviour sequence with actions; choose such a "
-            "configuration"
-        )
-    return sequences[0], action

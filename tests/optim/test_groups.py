@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mail_torchrec.train.optimizers import FUSED, build_optimizer_groups, dense_parameters
+from mail_torchrec.optim.assignment import FUSED, dense_parameters
+from mail_torchrec.optim.building import build_optimizer_groups
 from mail_torchrec.train.settings import TrainSettings
 from mail_torchrec.train.state import optimizer_state
 from tests.model.test_wall import build

@@ -1,0 +1,1 @@
+"""Calibration of click probabilities: downsampled negatives, Platt and isotonic calibration."""

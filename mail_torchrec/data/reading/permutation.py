@@ -1,0 +1,67 @@
+"""Permutation of features among rows, for permutation importance (Breiman 2001).
+
+Shape: ``R`` rows of a chunk.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mail_torchrec.data.parquet.arrow import Ints
+from mail_torchrec.data.reading.chunk import Chunk
+from mail_torchrec.data.schema.schema import Schema
+
+
+@dataclass(frozen=True)
+class FeaturePermutation:
+    """Gives each row of a chunk the values that another one of its rows has of some columns.
+
+    The columns are permuted together, so that aligned lists stay aligned. A row gets the values of
+    a row of its own cohort that is as cold as itself: no user with a history is shown without one.
+    """
+
+    columns: tuple[str, ...]
+    """Columns of the schema."""
+    seed: tuple[int, ...]
+    """Seed of the random order, together with the place of the chunk."""
+
+    def __call__(self, chunk: Chunk, schema: Schema, place: tuple[int, ...]) -> Chunk:
+        """Permutes the columns.
+
+        Args:
+            chunk: R rows.
+            schema: all columns.
+            place: of the chunk, such as the rank and the first step.
+        """
+        order_R = self._order(chunk, place)
+        lists, scalars_CR = dict(chunk.lists), chunk.scalars_CR.copy()
+        numeric_RN, numeric = chunk.numeric_RN.copy(), schema.numeric()
+        for name in self.columns:
+            if name in lists:
+                lists[name] = lists[name].take(order_R)
+            elif name in schema.scalars:
+                row = schema.scalars.index(name)
+                scalars_CR[row] = scalars_CR[row, order_R]
+            else:
+                column = numeric.index(name)
+                numeric_RN[:, column] = numeric_RN[order_R, column]
+        return replace(chunk, lists=lists, scalars_CR=scalars_CR, numeric_RN=numeric_RN)
+
+    def _order(self, chunk: Chunk, place: tuple[int, ...]) -> Ints:
+        random = np.random.default_rng([*self.seed, *place])
+        kinds_R = 2 * chunk.is_new_R.astype(np.int64) + chunk.is_cold_R
+        order_R = np.arange(len(chunk))
+        for kind in range(4):
+            rows = np.flatnonzero(kinds_R == kind)
+            order_R[rows] = random.permutation(rows)
+        return order_R
+
+
+def feature_groups(schema: Schema) -> dict[str, tuple[str, ...]]:
+    """Groups the features that are permuted together: a sequence with its actions, others alone."""
+    groups: dict[str, list[str]] = {}
+    features = {*schema.id_columns, *schema.numeric()}
+    for name, column in schema.columns.items():
+        if name in features:
+            groups.setdefault(column.action_of or name, []).append(name)
+    return {name: tuple(columns) for name, columns in groups.items()}

@@ -1,0 +1,1 @@
+"""Optimization: parameter groups, schedules, clipping, accumulation, averages, frozen parts."""

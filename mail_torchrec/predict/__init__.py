@@ -1,0 +1,1 @@
+"""Scoring by finished runs: evaluation and predictions."""

@@ -1,0 +1,1 @@
+"""Scored rows as Parquet files: written by all ranks, joined and read by row."""

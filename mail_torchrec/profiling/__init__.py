@@ -1,0 +1,1 @@
+"""Where the time of a training goes: profiled steps, and what bounded a run."""

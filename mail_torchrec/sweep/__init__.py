@@ -1,0 +1,1 @@
+"""Sweeps: many trainings of one configuration, whose settings are searched by Optuna."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: a run's settings, curves, final metrics and files in MLflow or elsewhere."""

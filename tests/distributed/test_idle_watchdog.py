@@ -1,0 +1,80 @@
+"""Waiting for data or a disk in vain ends a run with the file's name; slow work does not."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from mail_torchrec.data.parquet.access import reading
+from mail_torchrec.distributed.idle_watchdog import IdleWatchdog
+from mail_torchrec.utils.run_files import write_file, writing
+from mail_torchrec.utils.spans import reset_spans, span
+
+TIMEOUT = 0.4  # seconds
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the watchdog ends the run with."""
+    said: list[str] = []
+    watchdog = IdleWatchdog(TIMEOUT, said.append)
+    reset_spans()
+    watchdog.start()
+    yield said
+    watchdog.stop()
+
+
+def work(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(10_000))
+
+
+def test_a_hung_file_is_named_with_its_row_group_first_in_a_warning(
+    said: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with span("step 3"), span("input", reads=True), reading("/mnt/day.parquet", row_group=7):
+        time.sleep(3 * TIMEOUT)
+    assert len(said) == 1
+    assert said[0].startswith("waited 0.4 s (train.timeout) for data: this process (pid ")
+    assert "reads '/mnt/day.parquet, row group 7' for " in said[0]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert (
+        len(warnings) == 1
+        and "waiting for data for 0 s in 'step 3, input': this process" in warnings[0]
+    )
+
+
+def test_a_hung_write_is_named(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: time.sleep(3 * TIMEOUT))  # a mount that is away
+    with span("step 3"), writing(tmp_path):
+        write_file(tmp_path / "metrics.json", "{}")
+    assert len(said) == 1
+    assert said[0].startswith("waited 0.4 s (train.timeout) for a disk: this process (pid ")
+    assert f"writes '{tmp_path / 'metrics.json'}' for " in said[0]
+
+
+@pytest.mark.parametrize("waits", [lambda: span("reading", reads=True), lambda: writing(Path("x"))])
+def test_slow_work_is_no_fault(
+    said: list[str], waits: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with waits():
+        work(3 * TIMEOUT)
+    for _ in range(4):  # each wait is one of its own
+        with waits():
+            time.sleep(TIMEOUT / 2)
+    assert said == []
+
+
+def test_a_slow_disk_and_other_waiting_are_no_fault(said: list[str], tmp_path: Path) -> None:
+    with writing(tmp_path), (tmp_path / "x").open("wb", buffering=0) as file:
+        for _ in range(8):
+            time.sleep(TIMEOUT / 4)
+            file.write(b"x")
+    with span("communication"):  # which the other ranks' watchdogs are for
+        time.sleep(2 * TIMEOUT)
+    assert said == []
