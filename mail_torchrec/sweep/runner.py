@@ -29,7 +29,7 @@ best checkpoint, and the metric there."""
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep runs."""
+    """Plan of a sweep."""
 
     folder: Path
     """Study, configuration, report, and below ``trials/`` a folder a trial."""

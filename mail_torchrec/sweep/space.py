@@ -43,8 +43,10 @@ class Range(Settings):
         """Lets a trial choose."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = int(self.step or 1)
-            return trial.suggest_int(key, self.low, self.high, step=step, log=self.log)
-        return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+            whole: int = trial.suggest_int(key, self.low, self.high, step=step, log=self.log)
+            return whole
+        number: float = trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+        return number
 
 
 class Choices(Settings):
@@ -81,7 +83,7 @@ class Pruning(Settings):
 
 
 class SearchSpace(Settings):
-    """What a sweep searches, and by which metric."""
+    """Settings that a sweep searches, and when it stops trials."""
 
     space: Annotated[dict[str, Values], Field(min_length=1)]
     """Dotted name of a setting -> its values."""

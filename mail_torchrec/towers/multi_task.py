@@ -13,7 +13,6 @@ from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
 from mail_torchrec.towers.outputs import probability_spec
 from mail_torchrec.utils.output_spec import OutputSpec
 
-
 CONVERSION_TASKS = "cvr", "ctcvr"
 """Tasks of the head."""
 

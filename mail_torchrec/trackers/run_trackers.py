@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -52,7 +53,7 @@ class RunTrackers:
                 one,
                 run,
                 self._ids.get(one.name),
-                lambda run_id, name=one.name: self._keep(name, run_id),
+                partial(self._keep, one.name),
             )
             for one in settings
         ]
