@@ -49,14 +49,14 @@ class Config(Settings):
     """Columns of the files and tables of the ids."""
     model: ModelSettings = ModelSettings()
     """Towers and losses."""
-    metrics: MetricsSettings = MetricsSettings()
-    """Metrics of evaluations, beside those by cohort."""
     sharding: ShardingSettings = ShardingSettings()
     """Distribution of the tables over ranks."""
     train: TrainSettings = TrainSettings()
     """Length, optimizers and device."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Checkpoints of the run."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Metrics of evaluations, beside those by cohort."""
     trackers: list[TrackerSettings] = []
     """Services that are told of the run, such as MLflow; TensorBoard's files are written anyhow."""
 

@@ -41,7 +41,16 @@ PLAIN_TENSORS = {"towers", "towers/layers", "losses", "baselines"}
 """Rooms that see tensors and nothing of data, tables or training."""
 BEHIND_AN_ARTEFACT = {"inference", "serve", "triton", "vectors", "abtest"}
 """Rooms that score and compare what was exported: they import no torch."""
-UNDER_AN_ARTEFACT = {"utils", "settings", "records", "calibration", "data", "data/schema", "data/parquet", "data/ids"} | {
+UNDER_AN_ARTEFACT = {
+    "utils",
+    "settings",
+    "records",
+    "calibration",
+    "data",
+    "data/schema",
+    "data/parquet",
+    "data/ids",
+} | {
     "data/reading",
     "reporting",
     *BEHIND_AN_ARTEFACT,

@@ -8,8 +8,9 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, parent_process
+from multiprocessing import active_children, forkserver, parent_process
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -52,6 +53,18 @@ def start_fork_server(preload: Sequence[str]) -> None:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = warnings
+
+    Finalize(None, _kill_reader_processes, exitpriority=0)
+
+
+def _kill_reader_processes() -> None:
+    """Kills what is left of them as this process ends, before Python waits for their end.
+
+    One that is stopped (SIGSTOP) once it has read all of an epoch holds up nothing but this.
+    """
+    for reader in active_children():
+        if reader.daemon:
+            reader.kill()
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,13 @@ def check_rows(
     users: NDArray[Any],
     weights: NDArray[Any] | None = None,
 ) -> None:
-    """Checks columns ``[rows]`` of rows to be ranked.
+    """Checks columns of rows to be ranked.
+
+    Args:
+        scores: any monotone function of the predicted probability, ``[rows]``.
+        labels: 0 or 1, ``[rows]``.
+        users: the row's user, ``[rows]``.
+        weights: not negative, ``[rows]``; None for 1 each.
 
     Raises:
         ValueError: the shapes differ, a score is nan, a label is neither 0 nor 1, or a weight is

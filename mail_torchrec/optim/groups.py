@@ -172,7 +172,7 @@ class OptimizerGroups(CombinedOptimizer):
         """Sets gradients that wait for their update.
 
         Args:
-            gradients: parameter -> gradient of its shape; the others have none.
+            gradients: parameter -> gradient of its shape [...]; the others have none.
         """
         for group in self:
             if group.is_dense:

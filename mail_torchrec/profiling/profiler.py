@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,12 +18,16 @@ from mail_torchrec.utils.run_files import write_file
 
 logger = get_logger(__name__)
 
+# Kineto prints lines of its own at every start and stop.
+_SILENT = "6"
+
 
 def start_profiler(device: torch.device) -> profile:
     """Starts a profiler of this rank's host and, with CUDA, of its device."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
+    os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
     profiler = profile(activities=activities)
     profiler.start()
     return profiler
@@ -51,7 +56,10 @@ def stop_profiler(profiler: profile, device: torch.device, folder: Path) -> dict
         logger.warning("the trace of the profiled steps could not be written: %s", error)
         return {}
     trace: dict[str, Any] = json.loads(text)
-    return span_times(trace)
+    times = span_times(trace)
+    if device.type == "cuda" and not any(time.device_seconds for time in times.values()):
+        logger.warning("the profiler saw no work of the GPU: CUPTI may not be allowed to")
+    return times
 
 
 def _chrome_trace(profiler: profile) -> bytes:

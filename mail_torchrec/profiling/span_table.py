@@ -80,10 +80,8 @@ def table_json(means: Mapping[str, SpanTime], first: int, last: int, num_ranks: 
         num_ranks: ranks that the means are over.
     """
     seconds = means[STEP].total_seconds
-    rows = [
-        {"span": name, **asdict(time), "share": time.self_seconds / seconds}
-        for name, time in means.items()
-    ]
+    shares = {name: time.self_seconds / seconds for name, time in means.items()}
+    rows = [{"span": name, "share": shares[name], **asdict(time)} for name, time in means.items()]
     window = {"first_step": first, "last_step": last, "ranks": num_ranks}
     return json.dumps(window | {"seconds_a_step": seconds, "spans": rows}, indent=2) + "\n"
 

@@ -165,6 +165,26 @@ def test_a_reader_that_is_stopped_as_it_begins_is_killed_with_its_rank(tmp_path:
         pytest.fail("it is alive")
 
 
+def leave_a_stopped_fork() -> None:
+    """A rank that has all rows and ends, while a reader process is stopped."""
+    start_fork_server([])
+    context = multiprocessing.get_context("forkserver")
+    fork = context.Process(target=signal.raise_signal, args=(signal.SIGSTOP,), daemon=True)
+    fork.start()
+    while ") T " not in Path(f"/proc/{fork.pid}/stat").read_text():
+        time.sleep(0.01)
+
+
+def test_a_reader_that_is_stopped_after_its_last_row_does_not_hold_up_the_end() -> None:
+    rank = PreloadedProcess(leave_a_stopped_fork, ())
+    rank.start()
+    rank.join(_SECONDS)
+    code = rank.exitcode
+    rank.kill()
+    rank.join()
+    assert code == 0
+
+
 def save_beside_a_stopped_rank(rank: int, port: int, mode: str, folder: str) -> None:
     """Rank 1 is stopped, as if its host were lost; rank 0 saves a checkpoint with it."""
     os.environ |= {
