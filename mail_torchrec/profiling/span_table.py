@@ -132,7 +132,11 @@ def _innermost(
             pass_to(until)
             stack.pop()
             yield until, stack[-1][1] if stack else ""
+        if not stack and name != STEP:  # between steps, as a report's exchange
+            continue
         pass_to(start)
+        if stack:
+            end = min(end, stack[-1][0])  # times are rounded
         times[name].calls += 1
         if all(name != outer for _, outer in stack):
             times[name].total_seconds += (end - start) * _MICROSECOND

@@ -91,6 +91,7 @@ class StepWatch:
             with self._collected():
                 outputs = next(steps, None)
             if outputs is None:
+                self._discard_empty_window()
                 return
             self._after_step(start)
             yield outputs
@@ -130,6 +131,12 @@ class StepWatch:
             if ahead:
                 self._since, self._profiled_from = None, self._done + 1
                 self._profiler = start_profiler(self._device)
+
+    def _discard_empty_window(self) -> None:
+        """Stops a profiler that was started where no step followed, as before an evaluation."""
+        if self._profiler is not None and self._profiled_from == self._done + 1:
+            self._profiler.stop()
+            self._profiler = None
 
     def _is_measured(self) -> bool:
         return self._profiler is None and self._done + 1 >= self._first + _WARM_UP

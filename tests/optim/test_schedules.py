@@ -47,7 +47,6 @@ def rates(reference: Reference, num_steps: int) -> list[float]:
         ),
         ({}, lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
     ],
-    ids=str,
 )
 def test_a_schedule_is_torchs_own_behind_a_linear_warm_up(
     settings: dict[str, Any], reference: Reference
