@@ -1,5 +1,6 @@
 """The ``mail-torchrec serve`` command: both protocols in one process, until a signal ends it."""
 
+import gc
 import logging
 import os
 import resource
@@ -120,6 +121,10 @@ def serve(options: ServeOptions) -> None:
     stop = _start_watcher(versions, options.poll)
     http_port = http_socket.getsockname()[1]
     LOG.info("serving model '%s': http://%s:%d, gRPC %s:%d", name, host, http_port, host, grpc_port)
+    # What is there now stays as long as the server: a collection need not walk through it, while
+    # every thread waits.
+    gc.collect()
+    gc.freeze()
     # uvicorn raises SIGTERM again when it is done; gRPC still has to end then.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:

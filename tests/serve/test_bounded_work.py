@@ -12,10 +12,16 @@ import tritonclient.grpc
 
 from mail_torchrec.inference.errors import MAX_MESSAGE, InvalidRequestError
 from mail_torchrec.inference.golden_file import read_golden
-from mail_torchrec.inference.raw_requests import MAX_TEXT, parse_raw_request
+from mail_torchrec.inference.raw_requests import (
+    MAX_CONTAINERS,
+    MAX_TEXT,
+    RawRequest,
+    parse_json,
+    parse_raw_request,
+)
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Scorer
-from mail_torchrec.serve.http_body import decode_body
+from mail_torchrec.serve.http_body import InferenceRequest, decode_body
 from tests.serve.test_protocol import INFER, body
 from tools.served import Running, as_json, raw, tensors
 
@@ -153,3 +159,20 @@ def test_a_refused_raw_request_does_so_too(exported: Path, change: Any) -> None:
     content = as_json(Request(request.user, change(dict(request.candidates[0])))).encode()
     element = np.array([content], dtype=object)
     assert peak_of(lambda: parse_raw_request(element)) < 60 * len(content) + 2**18
+
+
+@pytest.mark.parametrize("element", [b"{}", b"[]", b'{"a":[]}'], ids=["objects", "lists", "both"])
+@pytest.mark.parametrize("kind", [InferenceRequest, RawRequest])
+def test_more_lists_and_objects_than_anybody_needs_are_refused_unparsed(
+    element: bytes, kind: Any
+) -> None:
+    brackets = element.count(b"{") + element.count(b"[")
+    content = b'{"inputs":[' + b",".join([element] * (MAX_CONTAINERS // brackets)) + b"]}"
+    num = content.count(b"{") + content.count(b"[")
+    message = f"at most 131072 lists and objects, received {num}"
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_json(kind, content)
+    fewer = b'{"inputs":[' + b",".join([element] * (MAX_CONTAINERS // brackets - 2)) + b"]}"
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(kind, fewer)
+    assert "opening brackets" not in str(caught.value)

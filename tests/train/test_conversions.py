@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mail_torchrec.config import Config
-from mail_torchrec.metrics.cohorts import CohortMetrics, compute_metrics
+from mail_torchrec.metrics.cohorts import CohortMetrics, EvaluatedRows
+from mail_torchrec.metrics.details import DetailedMetrics
 from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
@@ -102,16 +103,19 @@ def test_the_metrics_are_of_what_they_are_called(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A product is below both factors, and whoever converted clicked."""
-    seen: list[Any] = []
+    seen: list[EvaluatedRows] = []
+    compute = DetailedMetrics.compute
     monkeypatch.setattr(
-        "mail_torchrec.train.evaluation.compute_metrics",
-        lambda *columns: (seen.append(columns), compute_metrics(*columns))[1],
+        DetailedMetrics,
+        "compute",
+        lambda self, rows, numbers: (seen.append(rows), compute(self, rows, numbers))[1],
     )
     run(root, tmp_path / "run", zero_shot=None, multi_task={})
-    [(scores, clicks, users, _, conversions)] = seen
-    assert len(users) == 400
-    assert (conversions.ctcvr < np.minimum(scores, conversions.cvr)).all()
-    assert (conversions.labels <= clicks).all() and 0 < conversions.labels.sum() < clicks.sum()
+    [rows] = seen
+    found, clicks = rows.conversions, rows.labels_R
+    assert found is not None and len(rows.users_R) == 400
+    assert (found.ctcvr < np.minimum(rows.scores_R, found.cvr)).all()
+    assert (found.labels <= clicks).all() and 0 < found.labels.sum() < clicks.sum()
 
 
 def test_a_tower_that_gives_none_is_refused(root: Path, tmp_path: Path) -> None:
