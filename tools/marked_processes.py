@@ -33,7 +33,10 @@ class Mark:
         Without the fork server of this process itself, and what ``multiprocessing`` adds to it.
         """
         mark = f"{VARIABLE}={self.environment[VARIABLE]}".encode()
-        own = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
+        own = {
+            getattr(forkserver._forkserver, "_forkserver_pid", None),
+            getattr(resource_tracker._resource_tracker, "_pid", None),
+        }
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:

@@ -10,7 +10,7 @@ and dense optimizers, collectives, and the rest: evaluations on the way, checkpo
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the advice depends on."""
+    """Settings and machine of a run, for the advice."""
 
     world_size: int
     num_workers: int
