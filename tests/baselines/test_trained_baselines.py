@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from mail_torchrec.optim.assignment import dense_parameters
 
 from mail_torchrec.config import Config
 from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.source import Source
+from mail_torchrec.optim.assignment import dense_parameters
 from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.run_dir import RunDir

@@ -12,9 +12,9 @@ from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.partition import RankInfo
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.source import Source
+from mail_torchrec.optim.assignment import dense_parameters
 from mail_torchrec.train.assembly import AssembledModel, assemble
 from mail_torchrec.train.data_splits import negative_samplers
-from mail_torchrec.optim.assignment import dense_parameters
 from tests.support.small_rows import baseline_tree, config_tree
 
 pytestmark = pytest.mark.usefixtures("single_process")
