@@ -24,6 +24,7 @@ import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.tool_command`
 
+from mail_torchrec.cli.options import OUTPUT_FILE
 from mail_torchrec.distributed.collectives import gather_rows, single_rank
 from mail_torchrec.metrics.cohorts import compute_metrics
 from tools.tool_command import ToolCommand
@@ -83,7 +84,7 @@ def run_way(num_rows: int, ranks: int, way: str) -> list[Any]:
 @click.option("--rows", default=50_000_000, show_default=True, help="Rows of all ranks.")
 @click.option("--ranks", default=4, show_default=True)
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), help="[default: both]")
-@click.option("--out", type=click.Path(path_type=Path), help="Markdown file to write.")
+@click.option("--out", type=OUTPUT_FILE, help="Markdown file to write.")
 def main(rows: int, ranks: int, ways: tuple[str, ...], out: Path | None) -> None:
     """Measure seconds and memory of the metrics of random rows."""
     lines = [

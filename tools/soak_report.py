@@ -49,7 +49,8 @@ def format_report(kills: Sequence[Kill], num_runs: int, facts: str) -> str:
         "starts the job anew; `the job`: SIGKILL for torchrun and all ranks; `torchrun`: SIGKILL "
         "for it alone; `stopped ranks`: the same, while all ranks and reader processes are "
         "stopped; `a stopped reader`: SIGSTOP; its rank ends after `train.timeout`, and torchrun "
-        "starts the job anew; `SIGTERM`: to torchrun.",
+        "starts the job anew, or the run goes on where that reader had no more rows; `SIGTERM`: to "
+        "torchrun.",
         "",
         "| # | run | killed | when | newest checkpoint | went on from |",
         "| --: | --: | --- | --- | --: | --: |",
@@ -59,5 +60,6 @@ def format_report(kills: Sequence[Kill], num_runs: int, facts: str) -> str:
 
 
 def _kill_row(number: int, kill: Kill) -> str:
-    steps = f"{kill.step or 'none'} | {kill.resumed or 'the beginning'}"
+    without = "its end was not stopped" if kill.step else "the beginning"
+    steps = f"{kill.step or 'none'} | {kill.resumed or without}"
     return f"| {number} | {kill.run} | {kill.kind} | {kill.moment} | {steps} |"

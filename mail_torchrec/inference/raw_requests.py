@@ -47,7 +47,7 @@ def parse_raw_request(tensor: Array) -> RawRequest:
             f"input '{RAW_INPUT}' should be one element of BYTES, received "
             f"{DATATYPES.get(str(tensor.dtype))} {list(tensor.shape)}"
         )
-    text: bytes = tensor.item()
+    text: bytes | str = tensor.item()
     request = parse_json(RawRequest, text)
     for row_name, row in (("user", request.user), *(("candidate", c) for c in request.candidates)):
         _check_values(row_name, row)
@@ -80,14 +80,19 @@ def _check_values(row_name: str, row: Mapping[str, Any]) -> None:
                 )
 
 
-def parse_json(kind: type[ParsedSettings], text: bytes) -> ParsedSettings:
+def parse_json(kind: type[ParsedSettings], text: bytes | str) -> ParsedSettings:
     """Parses JSON as a settings class.
 
     Raises:
         InvalidRequestError: not such JSON, or of too many lists and objects. NaN and infinity are
             not JSON numbers, and half a surrogate pair (an escape ``ud800`` alone) is no text.
     """
-    if (num_containers := text.count(b"[") + text.count(b"{")) > MAX_CONTAINERS:
+    brackets = (
+        (text.count("["), text.count("{"))
+        if isinstance(text, str)
+        else (text.count(b"["), text.count(b"{"))
+    )
+    if (num_containers := sum(brackets)) > MAX_CONTAINERS:
         raise InvalidRequestError(
             f"a request should have at most {MAX_CONTAINERS} lists and objects, received "
             f"{num_containers} opening brackets; send fewer candidates at once"

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
 
 from mail_torchrec.trackers.registry import build_tracker
 from mail_torchrec.trackers.settings import TrackerSettings
@@ -50,6 +50,7 @@ class BackgroundTracker:
         self._end: tuple[Outcome, Sequence[Path]] | None = None
         self._changed = Condition()
         self._has_failed = False
+        self._given_up = Event()
         self._thread = Thread(target=self._work, name=f"tracker {settings.name}", daemon=True)
 
     def start(self) -> None:
@@ -72,9 +73,11 @@ class BackgroundTracker:
             self._end = outcome, files
             self._changed.notify()
         self._thread.join(self._settings.close_seconds)
+        is_late = self._thread.is_alive()
+        self._given_up.set()
         if lost := self._num_offered - self._num_taken:
             logger.warning("tracker '%s' lacks %d numbers of the run", self._settings.name, lost)
-        if self._thread.is_alive():
+        if is_late:
             logger.warning(
                 "tracker '%s' did not take the end of the run within %g seconds "
                 "(trackers.close_seconds): its run there stays open",
@@ -85,7 +88,7 @@ class BackgroundTracker:
     def _work(self) -> None:
         """Does one call after another until the run has ended at the service."""
         self._until_it_succeeds(self._start)
-        while True:
+        while not self._given_up.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._end)
                 values, end = list(self._waiting), self._end
@@ -108,13 +111,13 @@ class BackgroundTracker:
             self._num_taken += len(values)
 
     def _until_it_succeeds(self, call: Callable[[], None]) -> None:
-        """Repeats a call after a pause until it succeeds."""
-        while True:
+        """Repeats a call after a pause until it succeeds, or the run has ended without it."""
+        while not self._given_up.is_set():
             try:
                 call()
             except Exception as error:  # of a service's client, which may raise anything
                 self._warn(error)
-                time.sleep(self._retry_seconds)
+                self._given_up.wait(self._retry_seconds)
             else:
                 if self._has_failed:
                     logger.info("tracker '%s' is told of the run again", self._settings.name)

@@ -58,7 +58,8 @@ def test_a_user_error_is_one_message_without_a_traceback(config: Path, tmp_path:
     assert result.exit_code == 1
     assert (
         result.output.startswith("Error: ")
-        and "train.epoch: unknown key; known here: epochs, " in result.output
+        and "train.epoch: unknown key; known here: " in result.output
+        and ", epochs, " in result.output
     )
     assert "Traceback" not in result.output
 

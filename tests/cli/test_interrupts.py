@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,6 +19,17 @@ from mail_torchrec.distributed.reader_processes import start_fork_server
 from tests.support.small_rows import config_tree, write_rows
 
 _SIGNALS = (signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def not_ignored() -> Iterator[None]:
+    """A script's background job may have the signals ignored, and so would these tests."""
+    before = {one: signal.getsignal(one) for one in _SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.fixture

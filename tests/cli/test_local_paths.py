@@ -14,7 +14,7 @@ from mail_torchrec.cli.options import LocalPath
 ROOT = Path(__file__).parents[2]
 # All others that name data (--data, --users, --items, LOG) are Parquet, which Arrow reads anywhere.
 OPTIONS = {"--config", "--run-dir", "--plan", "--model", "--raw", "--out", "--predictions"}
-LOCAL = OPTIONS | {"--compare", "--copy-to", "folder", "run_dirs"}
+LOCAL = OPTIONS | {"--compare", "--copy-to", "--space", "folder", "run_dirs"}
 
 
 def local_paths() -> list[tuple[str, str]]:

@@ -97,7 +97,7 @@ def test_work_that_takes_longer_than_the_timeout_is_waited_for(tmp_path: Path) -
 def test_the_others_end_with_what_rank_0_did_last(tmp_path: Path, kind: str) -> None:
     assert re.search(
         r"Error: .*rank 0 has not worked for 1.5 s \(train.timeout\), and was last in "
-        r"'as rank 0, fitting' at .*test_heartbeat.py:\d+: it is stopped \(SIGSTOP\), hangs, or",
+        r"'as rank 0, fitting' at .*\.py:\d+: it is stopped \(SIGSTOP\), hangs, or",
         said(tmp_path, kind),
     )
 

@@ -20,7 +20,7 @@ def test_a_forward_pass_opens_the_spans_of_lookup_zero_shot_and_ranking(
     model, batch = whole(small_root, **switches)
     with collect_spans() as seconds, torch.no_grad():
         model.train(training)(batch)
-    assert set(seconds) == {"lookup", "zero_shot", "ranking"}
+    assert set(seconds) == {"lookup", "communication", "zero_shot", "ranking"}
     assert all(second > 0 for second in seconds.values())
 
 

@@ -38,8 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     config = Config.model_validate(tree)
     train(config, RunDir(folder / "run"))
-    source, test_source = map(SourceRecord.of, open_sources(config))
-    return TrainingJob("MAIL-DMR", 1, folder / "run", config, (source, test_source))
+    sources = open_sources(config)
+    records = SourceRecord.of(sources.train), SourceRecord.of(sources.test)
+    return TrainingJob("MAIL-DMR", 1, folder / "run", config, records)
 
 
 def some(num_users: int, *, with_history: bool = True) -> UserVectors:
