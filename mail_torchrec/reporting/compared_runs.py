@@ -87,10 +87,10 @@ def read_compared_run(run_dir: Path, name: str | None = None) -> ComparedRun:
     metrics = _read_mapping(
         run_dir, "metrics.json", "the run has not finished, or was stopped; train it again"
     )
-    if missing := [cohort for cohort in COHORTS if not _has_metrics(metrics.get(cohort))]:
+    if missing := [cohort for cohort in COHORTS if not is_cohort(metrics.get(cohort))]:
         raise ValueError(
             f"'{run_dir / 'metrics.json'}' should hold auc and gauc of new, old and all rows, "
-            f"missing or incomplete: {missing}"
+            f"missing, incomplete or no numbers: {missing}"
         )
     data = _read_mapping(run_dir, "data.json", "what it was tested on is unknown; train it again")
     if missing := [key for key, is_one in _DATA.items() if not is_one(data.get(key))]:
@@ -180,11 +180,16 @@ def _lookup(tree: Any, key: str) -> Any:
     return tree
 
 
-def _has_metrics(cohort: object) -> bool:
-    if not isinstance(cohort, dict) or not set(METRICS) <= set(cohort):
+def is_cohort(values: object) -> bool:
+    """Returns whether a value of metrics.json is the metrics of a cohort: numbers by name."""
+    required = {*METRICS, "rows"}
+    if not isinstance(values, dict) or not required <= set(values):
         return False
-    named = (value for name, value in cohort.items() if name.endswith("auc"))
-    return all(value is None or is_number(value) for value in named)
+    weighted = values.get("weighted", {})
+    plain = [value for name, value in values.items() if name != "weighted"]
+    if not isinstance(weighted, dict) or not is_number(values["rows"]):
+        return False
+    return all(value is None or is_number(value) for value in (*plain, *weighted.values()))
 
 
 def _read_mapping(run_dir: Path, name: str, hint: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mail_torchrec.distributed.collectives import (
 from mail_torchrec.metrics.cohorts import CohortMetrics
 from mail_torchrec.records.checksums import sha256_of_files
 from mail_torchrec.records.run_record import read_recorded, record_faults
+from mail_torchrec.reporting.compared_runs import COHORTS, is_cohort
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import Sources, open_sources
 from mail_torchrec.train.run_dir import RunDir
@@ -276,5 +277,8 @@ def _read_metrics(run_dir: RunDir) -> dict[str, CohortMetrics] | None:
         )
         return None
     metrics: dict[str, CohortMetrics] = json.loads(read_recorded(run_dir.path, results[2].name))
+    if not isinstance(metrics, dict) or not all(is_cohort(metrics.get(name)) for name in COHORTS):
+        logger.warning("'%s' holds no metrics; the run is evaluated anew", run_dir.metrics)
+        return None
     metrics.pop(CHECKPOINT, None)
     return metrics

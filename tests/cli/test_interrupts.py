@@ -119,7 +119,9 @@ def test_a_training_with_reader_processes_saves_and_ends_with_all_of_them(
         preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in _SIGNALS],
     )
     try:
-        while not (run_dir / "metrics.jsonl").exists() and process.poll() is None:
+        # The file is there a moment before the training handles signals; its first line after it.
+        log = run_dir / "metrics.jsonl"
+        while not (log.exists() and log.stat().st_size) and process.poll() is None:
             time.sleep(0.05)
         os.killpg(process.pid, number)  # as a terminal does, to the fork server too
         # The pipe is at its end when no child has it open any more.

@@ -185,7 +185,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
         (
             "metrics.json",
             '{"new": {"auc": 0.5}, "old": {}}',
-            r"missing or incomplete: \['new', 'old', 'all'\]",
+            r"missing, incomplete or no numbers: \['new', 'old', 'all'\]",
         ),
         ("config.yaml", "train: {seed: 1}", r"should have a text as its 'name', received None"),
     ],
