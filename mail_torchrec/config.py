@@ -1,7 +1,7 @@
 """Root of the configuration: safe YAML, then dotted overrides, then validation."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args, get_origin
 
@@ -13,7 +13,7 @@ from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.settings import DataSettings
 from mail_torchrec.embeddings.settings import ShardingSettings
 from mail_torchrec.metrics.settings import MetricsSettings
-from mail_torchrec.model.builders import ModelSettings
+from mail_torchrec.model.builders import ModelSettings, check_task_labels
 from mail_torchrec.optim.settings import RANKING, ZERO_SHOT
 from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.settings import Settings, annotation_below, readable_faults
@@ -59,6 +59,30 @@ class Config(Settings):
     """Metrics of evaluations, beside those by cohort."""
     trackers: list[TrackerSettings] = []
     """Services that are told of the run, such as MLflow; TensorBoard's files are written anyhow."""
+
+    def with_dims(self, num_rows: Mapping[str, int]) -> Self:
+        """Returns the configuration with a number for each `dim: auto`, see ``Schema.with_dims``.
+
+        Args:
+            num_rows: rows of every table.
+        """
+        return self.model_copy(update={"schema_": self.schema_.with_dims(num_rows)})
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        data, weight = self.data, self.schema_.weight
+        if weight is not None and (data.negatives_kept, data.test_negatives_kept) != (1, 1):
+            raise ValueError(
+                f"schema.columns.{weight} weighs the rows, and data.negatives_kept or "
+                "test_negatives_kept says that unclicked rows stand for several, which a weight of "
+                "1 / negatives_kept on these rows says too; give one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        check_task_labels(self.model.tasks, self.schema_)
+        return self
 
     @model_validator(mode="after")
     def _check_freeze(self) -> Self:

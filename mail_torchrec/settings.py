@@ -79,6 +79,8 @@ def _resolve_place(
         if len(sections) > 1 and part in map(_name, sections):
             annotations[-1] = next(section for section in sections if _name(section) == part)
             continue
+        if part.startswith("("):  # the tag of a union's kind
+            continue
         parts.append(part)
         annotations.append(annotation_below(annotations[-1], part))
     return parts, [_sections(annotation) for annotation in annotations]

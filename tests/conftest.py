@@ -1,6 +1,6 @@
 """Fixtures for more than one folder of tests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,9 @@ from hypothesis import settings
 
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.process_group import process_group
-from mail_torchrec.metrics import details
 from mail_torchrec.train import trainer
 from tests.support import plain
+from tests.support.blank_pictures import leave_pictures_blank
 from tests.support.exported_models import exported
 from tests.support.small_rows import write_rows
 
@@ -31,7 +31,6 @@ _LONGEST_FIRST = [
     "train/test_trainer.py",
     "checkpoint/test_resume.py",
     "export/test_onnx_graph.py",
-    "export/test_output_specs.py",
     "synthetic/test_synthetic_world.py",
     "checkpoint/test_ranks.py",
     "launch/test_local.py",
@@ -69,15 +68,9 @@ def single_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def blank_loss_curves() -> Iterator[None]:
-    """A run in this process leaves an empty picture: drawing takes half of a small run's time."""
-
-    def draw(logs: Sequence[Path], out_png: Path) -> None:
-        assert all(log.exists() for log in logs)
-        out_png.touch()
-
+    """A run in this process leaves empty pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_loss_curves", draw)
-        patch.setattr(details, "draw_calibration", lambda _, out_png: out_png.touch())
+        leave_pictures_blank(patch.setattr)
         yield
 
 

@@ -18,12 +18,15 @@ LAYERS = [
     {"losses", "data/parquet"},
     {"data/ids"},
     {"data/schema"},
+    {"data/derived", "data/content"},
     {"data"},
+    {"data/weights"},
     {"data/reading"},
     {"distributed", "reporting", "trackers"},
     {"metrics"},
     {"towers/layers"},
     {"towers"},
+    {"towers/tasks"},
     {"baselines"},
     {"embeddings"},
     {"model"},
@@ -31,13 +34,13 @@ LAYERS = [
     {"checkpoint", "inference", "predictions"},
     {"config", "train"},
     {"predict"},
-    {"doctor", "planning", "reproduce", "sweep", "export", "prepare", "synthetic"},
-    {"abtest", "vectors", "serve", "triton"},
+    {"doctor", "planning", "reproduce", "sweep", "export", "prepare", "synthetic", "data_check"},
+    {"abtest", "vectors", "serve", "triton", "prepare/events"},
     {"cli"},
     {"__main__"},
 ]
 """Lower to higher: a room may import rooms of lower layers, and none beside it."""
-PLAIN_TENSORS = {"towers", "towers/layers", "losses", "baselines"}
+PLAIN_TENSORS = {"towers", "towers/layers", "towers/tasks", "losses", "baselines"}
 """Rooms that see tensors and nothing of data, tables or training."""
 BEHIND_AN_ARTEFACT = {"inference", "serve", "triton", "vectors", "abtest"}
 """Rooms that score and compare what was exported: they import no torch."""
@@ -48,6 +51,9 @@ UNDER_AN_ARTEFACT = {
     "calibration",
     "data",
     "data/schema",
+    "data/content",
+    "data/derived",
+    "data/weights",
     "data/parquet",
     "data/ids",
 } | {
@@ -62,7 +68,7 @@ LIBRARY_HOMES = {
         *("planning", "export"),
     },
     "torchx": {"sweep"},
-    "ibis": {"prepare"},
+    "ibis": {"prepare", "prepare/events"},
     "duckdb": set(),
     "onnxruntime": {"inference"},
     "onnx_ir": {"export", "inference"},

@@ -28,6 +28,7 @@ from mail_torchrec.cli.options import LOCAL_PATH
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.parquet.selection import DataPart
 from mail_torchrec.data.reading.chunk import Chunk, ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.source import Source
@@ -58,13 +59,13 @@ class Features:
         return np.hstack([self.train_RF, *extra[0]]), np.hstack([self.test_RF, *extra[1]])
 
 
-def read_rows(path: str, config: Config, encoders: Encoders) -> Chunk:
+def read_rows(path: DataPart, config: Config, encoders: Encoders) -> Chunk:
     """Reads all rows of a folder, histories included; ``is_new_R`` marks new users."""
     source = Source(path, config.schema_)
     encode = ChunkEncoder(
         config.schema_, encoders, config.data.cold_start, config.data.new_user_max_behaviours
     )
-    groups = progress_bar(source.row_groups, desc=path, unit="row group")
+    groups = progress_bar(source.row_groups, desc=source.path, unit="row group")
     return Chunk.concatenate([encode(source.read(group), source.file(group)) for group in groups])
 
 
@@ -256,7 +257,7 @@ def main(config_path: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"  {title}: {auc}")
 
 
-def _parts(config: Config) -> tuple[str, str]:
+def _parts(config: Config) -> tuple[DataPart, DataPart]:
     return config.data.train, config.data.test
 
 

@@ -112,7 +112,7 @@ def run_client(
                 inputs = tensors(library, scorer.encode(cases[i].requests))
             else:
                 inputs = raw(library, cases[i].requests[0])
-            _send(to, inputs, i, report, expected, scorer.probabilities)
+            _send(to, inputs, i, report, expected, scorer.scores)
             report.candidates += cases[i].num_candidates
             with count.get_lock():
                 count.value += 1

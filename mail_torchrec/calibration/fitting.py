@@ -1,6 +1,6 @@
 """Fitting of Platt and isotonic calibration on scored rows.
 
-Shapes: ``R`` rows, ``L`` different logits, ``N`` bins of them.
+A row counts its weight. Shapes: ``R`` rows, ``L`` different logits, ``N`` bins of them.
 """
 
 from typing import Any
@@ -34,6 +34,7 @@ def calibrate(
     labels_R: NDArray[Any],
     users_R: NDArray[np.int64],
     negatives_kept: float = 1.0,
+    weights_R: NDArray[Any] | None = None,
 ) -> Calibration:
     """Fits a calibration on rows, and measures it on halves of their users.
 
@@ -43,23 +44,29 @@ def calibrate(
         labels_R: 1 where the row was clicked, else 0.
         users_R: hash of the row's user.
         negatives_kept: share of the unclicked rows that the rows still hold.
+        weights_R: of the rows, not negative; None for 1 each.
 
     Raises:
         ValueError: too few rows of a class, a logit that is not finite, or scores that rank the
             rows no better than chance.
     """
     x_R, y_R = logits_R.astype(np.float64), labels_R.astype(np.float64)
+    w_R = np.ones_like(x_R) if weights_R is None else weights_R.astype(np.float64)
+    if (w_R == 0).any():
+        counts_R = w_R > 0
+        x_R, y_R, w_R, users_R = x_R[counts_R], y_R[counts_R], w_R[counts_R], users_R[counts_R]
     half_R = users_R % 2 == 1
     _check(method, x_R, y_R, half_R)
     out_of_fold_R = np.empty_like(x_R)
     for other_R in (half_R, ~half_R):
-        out_of_fold_R[other_R] = _fit(method, x_R[~other_R], y_R[~other_R])(x_R[other_R])
+        found = _fit(method, x_R[~other_R], y_R[~other_R], w_R[~other_R])
+        out_of_fold_R[other_R] = found(x_R[other_R])
     return Calibration(
-        calibrator=_fit(method, x_R, y_R).shifted(logit_shift(negatives_kept)),
+        calibrator=_fit(method, x_R, y_R, w_R).shifted(logit_shift(negatives_kept)),
         rows=len(x_R),
         clicks=int(y_R.sum()),
-        before=_measure(logits_of_sample(x_R, negatives_kept), y_R),
-        after=_measure(out_of_fold_R, y_R),
+        before=_measure(logits_of_sample(x_R, negatives_kept), y_R, w_R),
+        after=_measure(out_of_fold_R, y_R, w_R),
     )
 
 
@@ -81,28 +88,30 @@ def _check(method: Method, x_R: Floats, y_R: Floats, half_R: NDArray[np.bool_]) 
             )
 
 
-def _fit(method: Method, x_R: Floats, y_R: Floats) -> Calibrator:
+def _fit(method: Method, x_R: Floats, y_R: Floats, w_R: Floats) -> Calibrator:
     fit = _fit_platt if method == "platt" else _fit_isotonic
-    return fit(x_R, y_R)
+    return fit(x_R, y_R, w_R * (len(w_R) / w_R.sum()))
 
 
-def _fit_platt(x_R: Floats, y_R: Floats) -> Calibrator:
+def _fit_platt(x_R: Floats, y_R: Floats, w_R: Floats) -> Calibrator:
     """Fits a slope and an offset of the logit by Newton's method.
 
     The targets are Platt's, a little off 0 and 1, so that there is an optimum whatever the rows.
     """
-    clicks = y_R.sum()
-    targets_R = np.where(y_R == 1, (clicks + 1) / (clicks + 2), 1 / (len(y_R) - clicks + 2))
-    mean, deviation = x_R.mean(), max(x_R.std(), 1e-12)
+    clicks = (w_R * y_R).sum()
+    others = w_R.sum() - clicks
+    targets_R = np.where(y_R == 1, (clicks + 1) / (clicks + 2), 1 / (others + 2))
+    mean = _mean(x_R, w_R)
+    deviation = max(np.sqrt(_mean((x_R - mean) ** 2, w_R)), 1e-12)
     design_R2 = np.stack([(x_R - mean) / deviation, np.ones_like(x_R)], axis=1)
-    found_2 = np.array([0.0, np.log(clicks / (len(y_R) - clicks))])
-    loss = _log_loss(design_R2 @ found_2, targets_R)
+    found_2 = np.array([0.0, np.log(clicks / others)])
+    loss = _log_loss(design_R2 @ found_2, targets_R, w_R)
     for _ in range(100):
         p_R = _sigmoid(design_R2 @ found_2)
-        gradient_2 = design_R2.T @ (p_R - targets_R)
-        curvature_22 = (design_R2 * (p_R * (1 - p_R))[:, None]).T @ design_R2
+        gradient_2 = design_R2.T @ (w_R * (p_R - targets_R))
+        curvature_22 = (design_R2 * (w_R * p_R * (1 - p_R))[:, None]).T @ design_R2
         step_2 = np.linalg.solve(curvature_22 + 1e-9 * np.eye(2), gradient_2)
-        while (new := _log_loss(design_R2 @ (found_2 - step_2), targets_R)) > loss:
+        while (new := _log_loss(design_R2 @ (found_2 - step_2), targets_R, w_R)) > loss:
             step_2 /= 2
             if np.abs(step_2).max() < 1e-12:
                 break
@@ -125,15 +134,15 @@ def _fit_platt(x_R: Floats, y_R: Floats) -> Calibrator:
     )
 
 
-def _fit_isotonic(x_R: Floats, y_R: Floats) -> Calibrator:
+def _fit_isotonic(x_R: Floats, y_R: Floats, w_R: Floats) -> Calibrator:
     """Fits increasing click rates of bins of the logit (Zadrozny and Elkan 2002).
 
     One row of the average rate is added to each bin, so that no rate is 0 or 1. The map goes
     through the bins' mean probabilities. Among bins of one rate it rises by :data:`_LEAST_SLOPE`,
     and beyond a bin with a rate of its own by the model's slope.
     """
-    rows_N, clicks_N, predicted_N = _bins(x_R, y_R)
-    rate = y_R.mean()
+    rows_N, clicks_N, predicted_N = _bins(x_R, y_R, w_R)
+    rate = _mean(y_R, w_R)
     rates_N = isotonic_regression((clicks_N + rate) / (rows_N + 1), sample_weight=rows_N + 1)
     is_pooled_N = np.diff(rates_N) <= 0
     if is_pooled_N.all():
@@ -150,16 +159,16 @@ def _fit_isotonic(x_R: Floats, y_R: Floats) -> Calibrator:
         first_slope=_LEAST_SLOPE if is_pooled_N[0] else 1.0,
         last_slope=_LEAST_SLOPE if is_pooled_N[-1] else 1.0,
     )
-    return found.shifted(_shift_to_mean(found(x_R), rate))
+    return found.shifted(_shift_to_mean(found(x_R), w_R, rate))
 
 
-def _bins(x_R: Floats, y_R: Floats) -> tuple[Floats, Floats, Floats]:
+def _bins(x_R: Floats, y_R: Floats, w_R: Floats) -> tuple[Floats, Floats, Floats]:
     """Divides rows, in the order of their logits, into bins of equally many of the rarer class.
 
     Rows of one logit are in one bin, and a bin has :data:`_ROWS_OF_BIN` of the rarer class or more.
 
     Returns:
-        Rows, clicks, and predicted clicks of each bin, [N].
+        Weight of the rows, of the clicks, and of the predicted clicks of each bin, [N].
     """
     x_L, place_R = np.unique(x_R, return_inverse=True)
     rows_L, clicks_L = np.bincount(place_R), np.bincount(place_R, weights=y_R)
@@ -167,6 +176,7 @@ def _bins(x_R: Floats, y_R: Floats) -> tuple[Floats, Floats, Floats]:
     num_bins = min(_MAX_BINS, int(rare_L[-1]) // _ROWS_OF_BIN)
     bin_L = np.ceil(rare_L * num_bins / rare_L[-1]).astype(np.int64).clip(min=1)
     _, bin_L = np.unique(bin_L, return_inverse=True)  # without empty ones
+    rows_L, clicks_L = np.bincount(place_R, w_R), np.bincount(place_R, w_R * y_R)
     weights = (rows_L, clicks_L, _sigmoid(x_L) * rows_L)
     rows_N, clicks_N, predicted_N = (
         np.bincount(bin_L, one_L).astype(np.float64) for one_L in weights
@@ -174,24 +184,28 @@ def _bins(x_R: Floats, y_R: Floats) -> tuple[Floats, Floats, Floats]:
     return rows_N, clicks_N, predicted_N
 
 
-def _shift_to_mean(logits_R: Floats, rate: float) -> float:
+def _shift_to_mean(logits_R: Floats, w_R: Floats, rate: float) -> float:
     """Returns what is added to logits so that their mean probability is a rate."""
     shift = 0.0
     for _ in range(20):
         p_R = _sigmoid(logits_R + shift)
-        shift -= float((p_R.mean() - rate) / (p_R * (1 - p_R)).mean())
+        shift -= float((_mean(p_R, w_R) - rate) / _mean(p_R * (1 - p_R), w_R))
     return shift
 
 
-def _measure(logits_R: Floats, y_R: Floats) -> CalibrationMetrics:
+def _measure(logits_R: Floats, y_R: Floats, w_R: Floats) -> CalibrationMetrics:
     return CalibrationMetrics(
-        calibration=float(_sigmoid(logits_R).sum() / y_R.sum()),
-        log_loss=_log_loss(logits_R, y_R),
+        calibration=float((w_R * _sigmoid(logits_R)).sum() / (w_R * y_R).sum()),
+        log_loss=_log_loss(logits_R, y_R, w_R),
     )
 
 
-def _log_loss(logits_R: Floats, targets_R: Floats) -> float:
-    return float(np.mean(np.logaddexp(0, logits_R) - targets_R * logits_R))
+def _log_loss(logits_R: Floats, targets_R: Floats, w_R: Floats) -> float:
+    return float(_mean(np.logaddexp(0, logits_R) - targets_R * logits_R, w_R))
+
+
+def _mean(values_R: Floats, w_R: Floats) -> Any:
+    return (w_R * values_R).sum() / w_R.sum()
 
 
 def _logit(p_N: Floats) -> Floats:

@@ -93,8 +93,15 @@ class Checkpoints:
         except ValueError as error:  # a link or a device, say: nothing that a run wrote
             logger.warning("%s; the best checkpoint is read from the newest one", error)
             return None
-        found = _PUBLISHED.fullmatch(text.strip())
-        return int(found[1]) if found else None
+        if (found := _PUBLISHED.fullmatch(text.strip())) is not None:
+            return int(found[1])
+        logger.warning(
+            "'%s' should name a checkpoint, received %.40r; the best checkpoint is read from the "
+            "newest one",
+            self.path / _BEST,
+            text,
+        )
+        return None
 
     def clean(self) -> None:
         """Deletes partially written and partially deleted checkpoints of killed runs."""

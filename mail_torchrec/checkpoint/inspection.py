@@ -37,13 +37,15 @@ class _SavedTensor:
 
 
 def checkpoint_list(folder: Path) -> str:
-    """Formats the checkpoints of a run as a table, the oldest first.
+    """Formats the checkpoints of a run as a table, the oldest first; the best one is marked.
 
     Raises:
         ValueError: there are none, or the run has another format.
     """
     rows = []
-    for path in _find_checkpoints(folder, published_only=False):
+    paths = _find_checkpoints(folder, published_only=False)
+    best = _best_step(paths)
+    for path in paths:
         try:
             manifest = read_manifest(path)
         except ValueError:
@@ -57,7 +59,7 @@ def checkpoint_list(folder: Path) -> str:
                 manifest.written,
                 _bytes(_size(path)),
                 str(len(manifest.ranks)),
-                _state(path),
+                _state(path) + (", the best" if manifest.step == best else ""),
             ]
         )
     return _table(["checkpoint", "step", "epoch", "written", "size", "ranks", "state"], rows)
@@ -116,6 +118,18 @@ def checkpoint_summary(folder: Path) -> str:
         *_summary_of_towers(tensors),
     ]
     return "\n".join(lines)
+
+
+def _best_step(paths: Sequence[Path]) -> int | None:
+    """Returns the step that is evaluated and exported; None: the run has no validation rows."""
+    for newest in reversed([path for path in paths if path.name.startswith("step-")]):
+        try:
+            of_newest = read_manifest(newest).validation.best_step
+        except ValueError:  # the table says that it is damaged
+            continue
+        named = (Checkpoints(newest.parent).best_step(), of_newest)
+        return max((step for step in named if step is not None), default=None)
+    return None
 
 
 def _summary_of_tables(tensors: list[_SavedTensor]) -> str:

@@ -109,7 +109,7 @@ def doctor() -> None:
 
 
 for command in (
-    *(data.synthesize, data.prepare),
+    *(data.synthesize, data.prepare, data.init, data.check),
     *(runs.train, runs.compare, runs.checkpoint),
     *(scoring.evaluate, scoring.predict, scoring.importance),
     *(experiments.plan, experiments.reproduce, experiments.sweep),

@@ -1,10 +1,12 @@
-"""Commands that make data: synthesize, prepare."""
+"""Commands that make data, or look at it: synthesize, prepare, init, check."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OUTPUT_FILE, OVERRIDES
 
 
 @click.command()
@@ -33,82 +35,191 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
     write_world(parse_settings(WorldSettings, list(overrides)), out)
 
 
-@click.command()
-@click.argument("dataset", type=click.Choice(["alimama", "kuairand", "movielens"]))
-@click.option(
-    "--raw",
-    type=LOCAL_PATH,
-    required=True,
-    help="Folder with the files as published, unpacked.",
+ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["duckdb", "pyspark"]),
+        default="duckdb",
+        show_default=True,
+        help="Engine that runs the queries.",
+    ),
+    click.option(
+        "--memory-limit",
+        default="8GB",
+        show_default=True,
+        help="Memory of the whole process (of Spark's driver), in MB or GB.",
+    ),
+    click.option("--threads", type=int, help="Threads of the engine. By default one a CPU core."),
+    click.option(
+        "--buckets",
+        type=int,
+        help="Groups of users, prepared one after the other. By default one for each 256 MB of "
+        "files (events: 64 MB).",
+    ),
+    click.option(
+        "--out",
+        type=OUTPUT_DIR,
+        required=True,
+        help="Folder to write; must be empty, or begun by this command.",
+    ),
 )
-@click.option(
-    "--out",
-    type=OUTPUT_DIR,
-    required=True,
-    help="Folder to write; must be empty, or begun by this command.",
+DATASET_OPTIONS = (
+    click.option(
+        "--raw",
+        type=LOCAL_PATH,
+        required=True,
+        help="Folder with the files as published, unpacked.",
+    ),
+    *ENGINE_OPTIONS,
+    click.option(
+        "--history",
+        default=100,
+        show_default=True,
+        help="Maximum length of a history: the newest so many events before an impression.",
+    ),
+    click.option(
+        "--test-days",
+        default=1,
+        show_default=True,
+        help="Days of test rows, the last ones of the log.",
+    ),
+    click.option(
+        "--max-malformed",
+        default=0.01,
+        show_default=True,
+        help="Maximum share of malformed lines in a file.",
+    ),
+    click.option(
+        "--time-range",
+        metavar="FROM,TO",
+        help="First and last day that a line's time may lie in, such as 2017-04-22,2017-05-13; "
+        "lines of other times are malformed. By default the days of the published log.",
+    ),
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["duckdb", "pyspark"]),
-    default="duckdb",
-    show_default=True,
-    help="Engine that runs the queries.",
-)
-@click.option(
-    "--history",
-    default=100,
-    show_default=True,
-    help="Maximum length of a history: the newest so many events before an impression.",
-)
-@click.option(
-    "--test-days", default=1, show_default=True, help="Days of test rows, the last ones of the log."
-)
-@click.option(
-    "--memory-limit",
-    default="8GB",
-    show_default=True,
-    help="Memory of the whole process (of Spark's driver), in MB or GB.",
-)
-@click.option("--threads", type=int, help="Threads of the engine. By default one a CPU core.")
-@click.option(
-    "--buckets",
-    type=int,
-    help="Groups of users, prepared one after the other. By default one for each 256 MB of files.",
-)
-@click.option(
-    "--max-malformed",
-    default=0.01,
-    show_default=True,
-    help="Maximum share of malformed lines in a file.",
-)
-@click.option(
-    "--time-range",
-    metavar="FROM,TO",
-    help="First and last day that a line's time may lie in, such as 2017-04-22,2017-05-13; lines "
-    "of other times are malformed. By default the days of the published log.",
-)
-def prepare(dataset: str, raw: Path, out: Path, **settings: object) -> None:
-    """Make impression rows with histories, a schema and a configuration from raw logs.
+DATASETS = {
+    "alimama": "tianchi.aliyun.com/dataset/56: raw_sample.csv, ad_feature.csv, user_profile.csv, "
+    "behavior_log.csv",
+    "kuairand": "kuairand.com, KuaiRand-Pure: two log_standard_*.csv, user and video features",
+    "movielens": "grouplens.org, MovieLens-1M: users.dat, movies.dat, ratings.dat",
+}
+
+
+@click.group()
+def prepare() -> None:
+    """Make impression rows with histories from raw logs.
+
+    A history is the newest events strictly before its impression, oldest first: no row sees its own
+    future. Stopped half way, the same command goes on from there.
 
     \b
-    alimama    tianchi.aliyun.com/dataset/56: raw_sample.csv, ad_feature.csv, user_profile.csv,
-               behavior_log.csv
-    kuairand   kuairand.com, KuaiRand-Pure: two log_standard_*.csv, user and video features
-    movielens  grouplens.org, MovieLens-1M: users.dat, movies.dat, ratings.dat
-
-    The last day is the test data. A history is the newest events strictly before its impression,
-    oldest first: no row sees its own future. Malformed lines are left out, counted and reported.
-    Stopped half way, the same command goes on from there.
-
-    \b
+    mail-torchrec prepare events --config events.yaml --out prepared/shop
     mail-torchrec prepare alimama --raw DOWNLOADED --out prepared/alimama
     mail-torchrec train --config prepared/alimama/config.yaml --run-dir runs/alimama
     """  # noqa: D301
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=LOCAL_PATH,
+    required=True,
+    help="YAML file that names the tables; mail_torchrec/prepare/events/README.md has one.",
+)
+def events(config_path: Path, out: Path, **options: object) -> None:
+    """Join event logs and catalogues point in time into impression rows.
+
+    Impressions, any number of event logs and catalogues are Parquet or CSV files. The rows lie in
+    one folder a day.
+
+    \b
+    mail-torchrec prepare events --config events.yaml --out prepared/shop
+    """  # noqa: D301
+    from mail_torchrec.prepare.events.settings import load_events
     from mail_torchrec.prepare.settings import prepare_settings
 
-    checked = prepare_settings(settings)
+    checked, settings = prepare_settings(options), load_events(config_path)
     # Imported after the check: these modules import the engine's packages.
-    from mail_torchrec.prepare.pipeline import prepare as run
-    from mail_torchrec.prepare.publish import summary
+    from mail_torchrec.prepare.events.pipeline import prepare_events
+    from mail_torchrec.prepare.events.summary import summary
 
-    click.echo(summary(run(dataset, checked, raw, out), out))
+    click.echo(summary(prepare_events(settings, checked, out), out))
+
+
+def _dataset_command(dataset: str) -> click.Command:
+    """Makes the command that prepares a published data set."""
+
+    def run(raw: Path, out: Path, **options: object) -> None:
+        from mail_torchrec.prepare.settings import prepare_settings
+
+        checked = prepare_settings(options)
+        # Imported after the check: these modules import the engine's packages.
+        from mail_torchrec.prepare.pipeline import prepare as run_dataset
+        from mail_torchrec.prepare.publish import summary
+
+        click.echo(summary(run_dataset(dataset, checked, raw, out), out))
+
+    run.__doc__ = f"""Make rows, a schema and a configuration of {DATASETS[dataset]}.
+
+    The last day is the test data. Malformed lines are left out, counted and reported.
+    """
+    return click.command(dataset)(_with_options(run, DATASET_OPTIONS))
+
+
+def _with_options(function: Any, options: Iterable[Callable[[Any], Any]]) -> Any:
+    for option in reversed(tuple(options)):
+        function = option(function)
+    return function
+
+
+for _dataset in DATASETS:
+    prepare.add_command(_dataset_command(_dataset))
+prepare.add_command(_with_options(events, ENGINE_OPTIONS))
+
+
+@click.command()
+@click.option(
+    "--data", required=True, help="Folder, file or URI of Parquet files whose rows are to train on."
+)
+@click.option("--label", help="Column of the label. By default the one that looks like it.")
+@click.option("--user", help="Column of the user's key. By default the one that looks like it.")
+@click.option("--item", help="Column of the target item. By default the one that looks like it.")
+@click.option("--rows", default=100_000, show_default=True, help="Most training rows to read.")
+@click.option("--out", type=OUTPUT_FILE, help="File to write. By default standard output.")
+def init(data: str, rows: int, out: Path | None, **columns: str | None) -> None:
+    """Draft a configuration from Parquet files, with a comment a line.
+
+    \b
+    mail-torchrec init --data prepared/shop/rows --out shop.yaml
+    mail-torchrec check --config shop.yaml
+    """  # noqa: D301
+    from mail_torchrec.data_check.drafted_config import draft_config
+
+    chosen = {role: column for role, column in columns.items() if column is not None}
+    text = draft_config(data, chosen, rows)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@click.command()
+@CONFIG
+@click.option("--rows", default=1_000_000, show_default=True, help="Most rows of a part to read.")
+@click.option("--out", type=OUTPUT_FILE, help="Report to write too, .json or .md.")
+@OVERRIDES
+def check(config_path: Path, rows: int, out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Look at the data of a configuration without training; exits with 1 where it finds an error.
+
+    \b
+    mail-torchrec check --config shop.yaml
+    """  # noqa: D301
+    from mail_torchrec.config import load_config
+    from mail_torchrec.data_check.check import check_data, write_report
+
+    report = check_data(load_config(config_path, list(overrides)), rows)
+    click.echo(report.text())
+    if out is not None:
+        write_report(report, out)
+    if report.has_errors:
+        raise click.exceptions.Exit(1)

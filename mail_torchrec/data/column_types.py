@@ -15,16 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
+from mail_torchrec.data.derived.input_types import check_time_inputs
 from mail_torchrec.data.parquet.logical_types import (
     LogicalType,
     element_type,
     logical_type,
     plain_lists,
     plain_values,
+    plain_vectors,
 )
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
-from mail_torchrec.data.schema.columns import Column, Group, Kind
+from mail_torchrec.data.schema.columns import Kind
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.stored_columns import Form, StoredColumn, stored_columns
 from mail_torchrec.settings import first_fault
 from mail_torchrec.utils.run_files import write_file
 from mail_torchrec.utils.safe_paths import read_document
@@ -32,9 +35,6 @@ from mail_torchrec.utils.safe_paths import read_document
 _FILE = "types.json"
 _BATCH = 65_536  # rows read at a time where only the values tell a type
 _NOTHING = LogicalType.NOTHING
-_IDS = {LogicalType.INTEGER, LogicalType.STRING, LogicalType.BOOLEAN}
-_FLAGS = {LogicalType.INTEGER, LogicalType.NUMBER, LogicalType.BOOLEAN}
-_NUMBERS = {LogicalType.INTEGER, LogicalType.NUMBER}
 
 
 class ColumnType(NamedTuple):
@@ -45,7 +45,8 @@ class ColumnType(NamedTuple):
 
 
 ColumnTypes = dict[str, ColumnType]
-"""Types by the columns' names in the schema; numbers and flags are of kind NUMBER."""
+"""Types by the columns' names in the schema, and of the raw inputs of a derived column by
+``NAME.INPUT``; numbers and flags are of kind NUMBER."""
 _STORED_TYPES = TypeAdapter(ColumnTypes)
 
 
@@ -70,14 +71,19 @@ def find_column_types(
             different files or on one table; the message names files and types.
     """
     files = [file for file in files if file.num_rows]
-    types = {name: _column_type(files, schema, name, known.get(name)) for name in names}
+    types: ColumnTypes = {}
+    for name in names:
+        for key, stored in stored_columns(schema, name).items():
+            types[key] = _column_type(files, stored, known.get(key))
+        if name in schema.derived:
+            types[name] = _derived_type(schema, name, types)
+    check_time_inputs(files, schema, {key: found.kind for key, found in types.items()})
     _check_tables(types, schema)
+    read_ids = [name for name in schema.id_columns if name in types]
     of_table = {
-        schema.table_of(name): types[name]
-        for name in schema.id_columns
-        if types[name].kind is not _NOTHING
+        schema.table_of(name): types[name] for name in read_ids if types[name].kind is not _NOTHING
     }
-    for name in schema.id_columns:  # nulls are stored as the ids of their table
+    for name in read_ids:  # nulls are stored as the ids of their table
         if types[name].kind is _NOTHING:
             types[name] = of_table.get(schema.table_of(name), types[name])
     return types
@@ -88,7 +94,8 @@ def plain_table(
 ) -> pa.Table:
     """Converts the columns of a file to plain Arrow types, by their logical types.
 
-    Ids become int64, large_string or bool, lists large lists of those, numbers and flags float64.
+    Ids become int64, large_string or bool, lists large lists of those, numbers and flags float64,
+    vectors large lists of float64.
 
     Args:
         table: rows with the files' columns.
@@ -99,16 +106,21 @@ def plain_table(
     Raises:
         ValueError: a value that does not fit its type; the message names file and column.
     """
+    vectors = {schema.file_column(name) for name in schema.vectors()}
+    stored = [item for name in schema.read_columns for item in stored_columns(schema, name).items()]
     kinds: dict[str, tuple[LogicalType, bool]] = {}
-    for name in types:
-        column = schema.columns[name]
-        # Where a file column serves as an id and as a number, the id's form holds both.
-        if column.kind is not Kind.NUMERIC and not _is_flag(column):
-            kinds[schema.file_column(name)] = types[name].kind, column.kind is Kind.LIST
+    for key, column in sorted(stored, key=lambda item: item[1].form):
+        if key in types:
+            is_number = column.form <= Form.NUMBER and types[key].kind is not LogicalType.TIME
+            kind = LogicalType.NUMBER if is_number else types[key].kind
+            kinds[column.column] = kind, column.is_list
     plain = {}
     for name in table.column_names:
         kind, is_list = kinds.get(name, (LogicalType.NUMBER, False))
         try:
+            if name in vectors:
+                plain[name] = plain_vectors(table[name])
+                continue
             plain[name] = (plain_lists if is_list else plain_values)(table[name], kind)
         except ValueError as error:
             raise ValueError(f"{file}: column '{name}' {error}") from error
@@ -140,29 +152,28 @@ def load_column_types(folder: Path) -> ColumnTypes:
 
 
 def _column_type(
-    files: list[ParquetFile], schema: Schema, name: str, known: ColumnType | None
+    files: list[ParquetFile], stored: StoredColumn, known: ColumnType | None
 ) -> ColumnType:
-    """Finds the type of one column."""
-    column, file_column = schema.columns[name], schema.file_column(name)
+    """Finds the type of one column of the files."""
     first_files: dict[LogicalType | None, ParquetFile] = {}
     for file in files:
-        first_files.setdefault(_kind_in(file, file_column, column), file)
+        first_files.setdefault(_kind_in(file, stored), file)
     first_files.pop(LogicalType.NOTHING, None)
     if known is not None and known.kind is LogicalType.NOTHING:
         known = None
     is_mixed = len(first_files.keys() | ({known.kind} if known else set())) > 1
     if is_mixed or None in first_files:  # a column without values may be of any type
-        first_files = _first_holders(files, file_column, column)
+        first_files = _first_holders(files, stored)
     for kind, file in first_files.items():
-        found = file.schema.field(file_column).type
+        found = file.schema.field(stored.column).type
         if kind is None:
             raise ValueError(
-                f"{file.path}: column '{file_column}' should be {_expectation(column)}, found "
+                f"{file.path}: column '{stored.column}' should be {stored.expectation}, found "
                 f"{found}; cast it there or change its kind in the schema"
             )
         if known is not None and kind is not known.kind:
             raise ValueError(
-                f"{file.path}: column '{file_column}' should hold {known.kind} values, as in "
+                f"{file.path}: column '{stored.column}' should hold {known.kind} values, as in "
                 f"{known.file}, found {found}; {_clash({known.kind, kind})}: cast one of them"
             )
         known = known or ColumnType(kind, file.path)
@@ -178,43 +189,38 @@ def _clash(kinds: set[LogicalType]) -> str:
 
 
 def _first_holders(
-    files: Iterable[ParquetFile], file_column: str, column: Column
+    files: Iterable[ParquetFile], stored: StoredColumn
 ) -> dict[LogicalType | None, ParquetFile]:
     """Finds, for each type, the first file that holds a value of it."""
     holders: dict[LogicalType | None, ParquetFile] = {}
     for file in files:
-        kind = _kind_in(file, file_column, column)
-        if kind not in holders and _holds_values(file, file_column):
+        kind = _kind_in(file, stored)
+        if kind not in holders and _holds_values(file, stored.column):
             holders[kind] = file
     return holders
 
 
-def _kind_in(file: ParquetFile, file_column: str, column: Column) -> LogicalType | None:
-    """Returns the type of a column in one file; None where its kind does not allow it."""
-    found: pa.DataType | None = file.schema.field(file_column).type
-    if _is_flag(column) or column.kind is Kind.NUMERIC:
-        kind, allowed = logical_type(found), _FLAGS if _is_flag(column) else _NUMBERS
-        return LogicalType.NUMBER if kind in allowed else kind if kind is _NOTHING else None
-    if column.kind is Kind.LIST:
+def _kind_in(file: ParquetFile, stored: StoredColumn) -> LogicalType | None:
+    """Returns the type of a column in one file; None where its form does not allow it."""
+    found: pa.DataType | None = file.schema.field(stored.column).type
+    if stored.is_list:
         found = element_type(found)
     kind = None if found is None else logical_type(found)
-    if kind in _IDS and file.is_known_empty(file_column):
-        return _NOTHING
-    return kind if kind in _IDS or kind is _NOTHING else None
+    if kind is _NOTHING:
+        return kind
+    if kind not in stored.form.allowed:
+        return None
+    if stored.form < Form.TIME and kind is not LogicalType.TIME:
+        return LogicalType.NUMBER
+    return _NOTHING if stored.form is Form.ID and file.is_known_empty(stored.column) else kind
 
 
-def _expectation(column: Column) -> str:
-    if _is_flag(column):
-        return "a boolean or number of 0 and 1"
-    if column.kind is Kind.NUMERIC:
-        return "a number"
-    if column.kind is Kind.LIST:
-        return "a list of integers or strings"
-    return "an integer, string or boolean (an id)"
-
-
-def _is_flag(column: Column) -> bool:
-    return column.group in (Group.LABEL, Group.CONVERSION, Group.NEW_USER)
+def _derived_type(schema: Schema, name: str, types: Mapping[str, ColumnType]) -> ColumnType:
+    """Returns the type of a derived column's values: ages are numbers, all others integers."""
+    column = schema.columns[name]
+    is_number = column.age_of is not None or column.kind is Kind.NUMERIC or name in schema.bucketed
+    file = types[f"{name}.{schema.derived[name][0].column}"].file
+    return ColumnType(LogicalType.NUMBER if is_number else LogicalType.INTEGER, file)
 
 
 def _holds_values(file: ParquetFile, name: str) -> bool:
@@ -231,7 +237,7 @@ def _check_tables(types: Mapping[str, ColumnType], schema: Schema) -> None:
     """Checks that the columns on one table hold ids of one type."""
     first: dict[str, str] = {}
     for name in schema.id_columns:
-        if types[name].kind is _NOTHING:
+        if name not in types or types[name].kind is _NOTHING:
             continue
         table = schema.table_of(name)
         other = first.setdefault(table, name)

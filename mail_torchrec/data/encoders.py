@@ -1,14 +1,19 @@
-"""Encoders fitted on the training data: an id encoder a table, a scale a numeric column.
+"""Encoders fitted on the training data: one of ids a table, a scale a column of numbers or vectors.
 
 They are fitted once (``data/fitting.py``), saved with the model, and loaded by all that score.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from mail_torchrec.data.content.vector_scales import (
+    VectorScale,
+    load_vector_scales,
+    save_vector_scales,
+)
 from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.numeric import NumericScale
 from mail_torchrec.data.schema.schema import Schema
@@ -31,18 +36,24 @@ _STORED_SCALES = TypeAdapter(dict[str, _StoredScale])
 
 @dataclass(frozen=True)
 class Encoders:
-    """Id encoders by table, and scales by numeric column."""
+    """Id encoders by table, scales by numeric column, and scales by vector column."""
 
     tables: dict[str, IdEncoder]
     scales: dict[str, NumericScale]
+    vectors: dict[str, VectorScale] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> dict[str, int]:
         """Number of rows of every table."""
         return {name: encoder.num_rows for name, encoder in self.tables.items()}
 
+    @property
+    def vector_dims(self) -> dict[str, int]:
+        """Number of elements of every vector column."""
+        return {name: scale.dim for name, scale in self.vectors.items()}
+
     def save(self, folder: Path) -> None:
-        """Writes the state of every id encoder, and one JSON file of the scales."""
+        """Writes the state of every id encoder, and JSON files of the scales."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, encoder in self.tables.items():
             encoder.save(folder, name)
@@ -51,6 +62,7 @@ class Encoders:
             for name, scale in self.scales.items()
         }
         write_file(folder / _SCALES, json.dumps(scales, indent=2) + "\n")
+        save_vector_scales(self.vectors, folder)
 
     @staticmethod
     def load(folder: Path, schema: Schema) -> "Encoders":
@@ -63,6 +75,7 @@ class Encoders:
         try:
             stored = _STORED_SCALES.validate_json(read_document(path, follow_link=True))
             tables = {name: schema.id_policy(name).load(folder) for name in schema.table_names}
+            vectors = load_vector_scales(folder, schema.vectors())
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} should hold the vocabularies of a run: {error}; was the run directory "
@@ -73,4 +86,5 @@ class Encoders:
         return Encoders(
             tables,
             {name: NumericScale(scale.mean, scale.deviation) for name, scale in stored.items()},
+            vectors,
         )

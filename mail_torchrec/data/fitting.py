@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.content.vector_scales import VectorMoments, VectorScale
+from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits
 from mail_torchrec.data.ids.counts import IdCounts
@@ -32,7 +34,7 @@ def fit_encoders(
     observers: Sequence[RowObserver] = (),
     progress: bool = False,
 ) -> Encoders:
-    """Counts the ids of every table whose policy needs it, and sums every numeric column.
+    """Counts the ids of every table whose policy needs it, and sums the numbers and vectors.
 
     Behaviours that the simulated cold start hides are not counted, so that hidden ids stay out of
     the vocabularies too.
@@ -45,7 +47,7 @@ def fit_encoders(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a bad value in a numeric column.
+        ValueError: a bad value in a column of numbers or vectors.
     """
     fitter = _Fitter(schema, cold_start, observers)
     bar = progress_bar(
@@ -74,12 +76,16 @@ class _Fitter:
         self._policies = {name: schema.id_policy(name) for name in schema.table_names}
         self._counts = {name: IdCounts() for name in schema.table_names}
         self._moments = {name: Moments() for name in schema.numeric()}
+        self._vectors = {
+            name: VectorMoments(schema.columns[name].length) for name in schema.vectors()
+        }
 
     def add(self, tables: Iterable[pa.Table], file: str) -> None:
         """Adds the rows of one row group, in several tables."""
         numbers: dict[str, list[Any]] = {name: [] for name in self._moments}
         for table in tables:
             self._add_ids(table, file)
+            self._add_vectors(table, file)
             for name, parts in numbers.items():
                 column, transform = (
                     self._schema.file_column(name),
@@ -100,9 +106,27 @@ class _Fitter:
             if self._policies[schema.table_of(name)].needs_counts:
                 self._counts[schema.table_of(name)].add(limits.shown_ids(table, name, file)[0])
 
+    def _add_vectors(self, table: pa.Table, file: str) -> None:
+        for name, moments in self._vectors.items():
+            column = self._schema.file_column(name)
+            vectors = vector_values(
+                table[column], moments.dim, file=file, name=column, rows="of its row group"
+            )
+            moments.add(vectors)
+
+    def _vector_scale(self, name: str) -> VectorScale:
+        moments = self._vectors[name]
+        if not moments.count:
+            raise ValueError(
+                f"column '{self._schema.file_column(name)}' should hold a vector in the training "
+                f"data, every row is null; drop schema.columns.{name}"
+            )
+        return moments.scale()
+
     def encoders(self) -> Encoders:
         """Returns the fitted encoders."""
         return Encoders(
             {name: policy.fit(self._counts[name]) for name, policy in self._policies.items()},
             {name: moments.scale() for name, moments in self._moments.items()},
+            {name: self._vector_scale(name) for name in self._vectors},
         )

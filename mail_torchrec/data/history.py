@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
-from mail_torchrec.data.parquet.arrow import Bools, Ints, list_lengths
+from mail_torchrec.data.parquet.arrow import Bools, Ints, finite_values, list_lengths
 from mail_torchrec.data.parquet.jagged import JaggedArray
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
@@ -96,13 +96,11 @@ class HistoryLimits:
             The ids end to end, and their number in each row, [R].
 
         Raises:
-            ValueError: an unsigned id above the range of int64.
+            ValueError: as :func:`column_ids`.
         """
-        file_column = self.schema.file_column(name)
+        ids = column_ids(table, self.schema, name, file)
         if self.schema.columns[name].kind is not Kind.LIST:
-            ids = plain_ids(table[file_column], file=file, name=file_column)
             return ids, np.ones(len(table), dtype=np.int64)
-        ids = plain_ids(pc.list_flatten(table[file_column]), file=file, name=file_column)
         shown = self.shown(table, name)
         if shown.lengths.sum() == len(ids):
             return ids, shown.lengths
@@ -142,33 +140,58 @@ class HistoryLimits:
         return is_limited_R
 
 
+def column_ids(table: pa.Table, schema: Schema, name: str, file: str) -> pa.Array:
+    """Returns the ids of all rows end to end: int64, large_string, or float64 of bucketed columns.
+
+    Args:
+        table: R rows with the files' columns.
+        schema: columns and tables.
+        name: a column of ids, one or a list a row.
+        file: for messages.
+
+    Raises:
+        ValueError: an unsigned id above the range of int64; a bucketed number that is not finite.
+    """
+    file_column = schema.file_column(name)
+    column = table[file_column]
+    if name in schema.bucketed:
+        return finite_values(column, file=file, name=file_column)
+    is_list = schema.columns[name].kind is Kind.LIST
+    values = pc.list_flatten(column) if is_list else column
+    return plain_ids(values, file=file, name=file_column)
+
+
 @dataclass(frozen=True)
 class MisalignedRow:
-    """A row whose action list is not as long as its item list; the columns are the files'."""
+    """A row whose lists of one sequence are not equally long; the columns are the files'."""
 
     row: int
     items: str
     actions: str
+    """Column of the actions, or of another part of the sequence."""
     num_items: int
     num_actions: int
+    entries: str = "actions"
 
     def __str__(self) -> str:
         return (
             f"column '{self.actions}' should be as long as '{self.items}' in every row, received "
-            f"{self.num_actions} actions on {self.num_items} items"
+            f"{self.num_actions} {self.entries} on {self.num_items} items"
         )
 
 
 def find_misaligned_row(table: pa.Table, schema: Schema) -> MisalignedRow | None:
-    """Finds the first row with misaligned actions, of the first such sequence; None: all align."""
+    """Finds the first row with misaligned lists, of the first such sequence; None: all align."""
     for sequence in schema.sequences:
-        if (action := schema.action_of(sequence)) is None:
-            continue
-        items, actions = schema.file_column(sequence), schema.file_column(action)
-        num_items_R, num_actions_R = (list_lengths(table[column]) for column in (items, actions))
-        if len(wrong := np.flatnonzero(num_items_R != num_actions_R)):
-            row = int(wrong[0])
-            return MisalignedRow(
-                row, items, actions, int(num_items_R[row]), int(num_actions_R[row])
-            )
+        items, entries = schema.file_column(sequence), "actions"
+        if sequence in schema.declared_sequences:
+            entries = "entries"
+        for aligned in schema.actions_of(sequence):
+            column = schema.file_column(aligned)
+            num_items_R, num_R = (list_lengths(table[name]) for name in (items, column))
+            if len(wrong := np.flatnonzero(num_items_R != num_R)):
+                row = int(wrong[0])
+                return MisalignedRow(
+                    row, items, column, int(num_items_R[row]), int(num_R[row]), entries
+                )
     return None

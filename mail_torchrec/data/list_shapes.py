@@ -132,6 +132,17 @@ class ListShapes:
         )
 
 
+def find_padding(column: pa.ChunkedArray) -> pa.Scalar | None:
+    """Finds the value that fills up lists [R] to one length; None where none looks like it."""
+    lengths_R = list_lengths(column)
+    if not len(lengths_R) or lengths_R[0] < 2 or (lengths_R != lengths_R[0]).any():
+        return None
+    lists = _Lists(int(lengths_R[0]))
+    lists.add(one_chunk(pc.list_flatten(column)))
+    found = lists.padding()
+    return None if found is None else found[1].value
+
+
 def _place(end: str, length: int) -> int:
     return length - 1 if end == "end" else 0
 

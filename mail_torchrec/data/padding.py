@@ -14,31 +14,34 @@ import pyarrow.compute as pc
 from mail_torchrec.data.column_types import ColumnType
 from mail_torchrec.data.parquet.arrow import Bools, Ints, list_lengths, one_chunk
 from mail_torchrec.data.parquet.logical_types import LogicalType
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.schema import Group, Schema
 
-_PYTHON_TYPES = {LogicalType.INTEGER: int, LogicalType.STRING: str}
+_PYTHON_TYPES = {LogicalType.INTEGER: int, LogicalType.STRING: str, LogicalType.NUMBER: int}
 
 
 def check_padding(schema: Schema, types: Mapping[str, ColumnType]) -> None:
-    """Checks that the padding of each column is a value of the column's type.
+    """Checks that the padding, and the position, of each column is a value of the column's type.
 
     Raises:
         ValueError: an integer for strings, or the other way round.
     """
-    for name in schema.lists:
-        padding, found = schema.columns[name].padding, types[name]
+    for name, key in [
+        *((name, "padding") for name in schema.lists),
+        *((name, "position_value") for name in schema.names(Group.POSITION) if name in types),
+    ]:
+        padding, found = getattr(schema.columns[name], key), types[name]
         expected = _PYTHON_TYPES.get(found.kind)
         if padding is not None and expected is not None and not isinstance(padding, expected):
             raise ValueError(
-                f"schema.columns.{name}.padding: should be of type {found.kind}, as the values in "
+                f"schema.columns.{name}.{key}: should be of type {found.kind}, as the values in "
                 f"{found.file}, received {padding!r}"
             )
 
 
 def drop_padding(table: pa.Table, schema: Schema) -> pa.Table:
-    """Drops the padding of every list column that has one, and the actions on it.
+    """Drops the padding of every list column that has one, and the actions and weights of it.
 
-    Lists that are not aligned with their actions are left as they are, for the check that names
+    Lists that are not aligned with these are left as they are, for the check that names
     their row.
 
     Args:
@@ -47,8 +50,12 @@ def drop_padding(table: pa.Table, schema: Schema) -> pa.Table:
     """
     for name in schema.lists:
         padding = schema.columns[name].padding
-        columns = [schema.file_column(column) for column in (name, *schema.actions_of(name))]
-        if padding is None or columns[0] not in table.column_names:
+        weights = [schema.list_weights[name]] if name in schema.list_weights else []
+        aligned = (name, *schema.actions_of(name), *weights)
+        columns = [schema.file_column(column) for column in aligned]
+        columns += [raw for column in aligned for raw in _raw_lists(schema, column)]
+        columns = [column for column in columns if column in table.column_names]
+        if padding is None or schema.file_column(name) not in table.column_names:
             continue
         lengths_R, *of_actions = (list_lengths(table[column]) for column in columns)
         values = pc.list_flatten(table[columns[0]])
@@ -62,6 +69,11 @@ def drop_padding(table: pa.Table, schema: Schema) -> pa.Table:
             index = table.column_names.index(column)
             table = table.set_column(index, column, _filtered(table[column], lengths_R, kept_V))
     return table
+
+
+def _raw_lists(schema: Schema, name: str) -> list[str]:
+    """Returns the lists that a derived column is computed from."""
+    return [one.column for one in schema.derived.get(name, []) if one.is_list]
 
 
 def _filtered(lists: pa.ChunkedArray, lengths_R: Ints, kept_V: Bools) -> pa.LargeListArray:

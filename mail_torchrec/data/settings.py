@@ -1,13 +1,15 @@
 """Settings of the section ``data``: where the rows are and how they are read."""
 
 import math
+from typing import overload
 
 from pydantic import Field
 
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.parquet.selection import DataPart, at_root, paths_of
 from mail_torchrec.data.validation_split import ValidationSettings
 from mail_torchrec.settings import Settings
-from mail_torchrec.utils.uris import join_path, without_credentials
+from mail_torchrec.utils.uris import without_credentials
 
 
 class DataSettings(Settings):
@@ -16,16 +18,19 @@ class DataSettings(Settings):
     root: str = ""
     """Folder or URI (`s3://`, `gs://`, `hdfs://` ...) that `train` and `test` lie below. Options
     of a URI (`?region=...`) stay at its end; its credentials are never stored or shown."""
-    train: str = "train"
-    """Training data: a Parquet file, or a folder of Parquet files, below `root`."""
-    test: str = "test"
+    train: DataPart = "train"
+    """Training data below `root`: a Parquet file, a folder of them, a glob such as
+    `log/day=2024-05-0*`, days of Hive partitions `{path: log, days: [2024-05-01, 2024-05-07]}`, or
+    a list of these."""
+    test: DataPart = "test"
     """Evaluation data, as `train`."""
     validation: ValidationSettings | None = None
     """Rows that measure the model while it trains and choose its best checkpoint; null: none, and
     the last checkpoint is the model."""
     negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of the unclicked rows that `train` still has, 0.1 where negatives were downsampled 1 to
-    10. All reported and exported probabilities are corrected for it (He et al. 2014)."""
+    10. The reported and exported probabilities of a click, and of what follows it, are corrected
+    for it (He et al. 2014)."""
     test_negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
     """The same of `test`, of `validation.path` and of `evaluate --data`: 1 where these are all
     rows, as they should be. Metrics compare the rows with the probabilities that they have in such
@@ -50,9 +55,15 @@ class DataSettings(Settings):
         """Difference of the logits of a test row and of a training row that are alike."""
         return math.log(self.negatives_kept) - math.log(self.test_negatives_kept)
 
-    def path(self, part: str) -> str:
-        """Returns the path of ``part`` (``train`` or ``test``) below ``root``."""
-        return join_path(self.root, part)
+    @overload
+    def path(self, part: str) -> str: ...
+
+    @overload
+    def path(self, part: DataPart) -> DataPart: ...
+
+    def path(self, part: DataPart) -> DataPart:
+        """Returns ``part`` (``train`` or ``test``) with its paths below ``root``."""
+        return at_root(self.root, part)
 
     def check_no_credentials(self) -> None:
         """Checks that processes of their own can read the data by a saved configuration.
@@ -60,7 +71,9 @@ class DataSettings(Settings):
         Raises:
             ValueError: a URI has credentials, which are never saved.
         """
-        for path in map(self.path, (self.train, self.test)):
+        validation = self.validation.path if self.validation is not None else None
+        parts = [self.train, self.test, *([] if validation is None else [validation])]
+        for path in (path for part in parts for path in paths_of(self.path(part))):
             if without_credentials(path) != path:
                 raise ValueError(
                     f"'{without_credentials(path)}' was given with credentials, but each run is a "

@@ -13,13 +13,19 @@ from mail_torchrec.data.column_types import (
     find_column_types,
     plain_table,
 )
+from mail_torchrec.data.derived.derive import with_derived
 from mail_torchrec.data.fingerprint import FileFingerprint, fingerprints
 from mail_torchrec.data.padding import check_padding, drop_padding
-from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
+from mail_torchrec.data.parquet.selection import DataPart, selected_files, shown
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.validation_split import RowFilter, RowSplit, count_numbers
-from mail_torchrec.utils.uris import without_credentials
+from mail_torchrec.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+_CONSTANTS = {Group.GROUP_KEY: pa.scalar(0, pa.int64()), Group.WEIGHT: pa.scalar(1.0)}
+"""Values of columns that are not read, by their groups; 0.0 for others."""
 
 PIECE_ROWS = 16_384
 """Rows of a large row group that are decoded at a time, at most."""
@@ -40,13 +46,14 @@ class Source:
     """Numbers the row groups of the Parquet files below a path, and reads them.
 
     Args:
-        path: a folder, a file, or a URI that ``pyarrow.fs`` opens (``s3://``, ``gs://``,
-            ``hdfs://`` ...).
+        path: a folder, a file, a glob, or a URI that ``pyarrow.fs`` opens (``s3://``, ``gs://``,
+            ``hdfs://`` ...); days of a folder; or a list of these.
         schema: the columns to read.
         types: types of the columns in the files of training; the first source of a run, without
             them, decides them.
         remedy: what to do where the path does not exist, if it was not given by the configuration.
         unread: flags and keys of the schema that the files need not have: zeros are read for them.
+            Files that are not of training need no positions and no weights: rows weigh 1 then.
         split: tells validation rows from training rows, where these files hold both.
 
     Raises:
@@ -57,25 +64,28 @@ class Source:
 
     def __init__(
         self,
-        path: str,
+        path: DataPart,
         schema: Schema,
         types: Mapping[str, ColumnType] | None = None,
         remedy: str | None = None,
         unread: Collection[str] = (),
         split: RowSplit | None = None,
     ) -> None:
-        self.path = without_credentials(path)
-        self._names = [name for name in schema.read_columns if name not in unread]
-        self.columns = sorted({schema.file_column(name) for name in self._names})
-        unread_columns = {schema.file_column(name): name for name in unread}
-        self._zeros = {
-            column: pa.int64() if schema.columns[name].group is Group.GROUP_KEY else pa.float64()
-            for column, name in unread_columns.items()
-            if column not in self.columns
-        }
-        self._files = parquet_files(
+        self.path = shown(path)
+        self._files = selected_files(
             path, remedy or "set data.root, data.train and data.test to Parquet files or folders"
         )
+        if types is not None:
+            unread = {*unread, *schema.names(Group.POSITION), *self._absent_weights(schema, unread)}
+        self._names = [name for name in schema.read_columns if name not in unread]
+        self.columns = sorted({raw for name in self._names for raw in schema.raw_columns(name)})
+        self._constants = {
+            schema.file_column(name): _CONSTANTS.get(schema.columns[name].group, pa.scalar(0.0))
+            for name in unread
+            if schema.file_column(name) not in self.columns
+        }
+        self.has_weights = schema.weight in self._names
+        """Whether the rows have weights of their own."""
         self.row_groups = [
             RowGroup(file, group.id, group.num_rows)
             for file, parquet_file in enumerate(self._files)
@@ -106,6 +116,16 @@ class Source:
         check_padding(self._schema, types)
         return types
 
+    def _absent_weights(self, schema: Schema, unread: Collection[str]) -> list[str]:
+        """Returns the column of weights where no file has it, and says so."""
+        if schema.weight is None or schema.weight in unread:
+            return []
+        column = schema.file_column(schema.weight)
+        if any(column in file.schema.names for file in self._files if file.num_rows):
+            return []
+        logger.info("'%s' has no column '%s': each of its rows weighs 1", self.path, column)
+        return [schema.weight]
+
     @cached_property
     def fingerprints(self) -> list[FileFingerprint]:
         """Fingerprints of the columns of each file, the same wherever copies of it lie."""
@@ -126,16 +146,16 @@ class Source:
 
         Args:
             group: of this source.
-            columns: some of ``self.columns``; None for all.
+            columns: some of the columns that the schema reads; None for all.
 
         Raises:
             ValueError: the file cannot be read (truncated, damaged, deleted), or a value does not
                 fit its column's type.
         """
-        names = columns or self.columns
+        names = self.columns if columns is None else self._stored(columns)
         stored = self._files[group.file].read(self._needed(names), group.index)
         table = self._plain(self._kept(stored, names, group), group)
-        return table if columns else self._with_zeros(table)
+        return table.select(columns) if columns is not None else self._with_constants(table)
 
     def whole(self, group: RowGroup) -> pa.Table:
         """Reads all rows of a row group as :meth:`read` does, those that are not kept included.
@@ -146,7 +166,7 @@ class Source:
             ValueError: as :meth:`read`.
         """
         stored = self._files[group.file].read(self.columns, group.index)
-        return self._with_zeros(self._plain(stored, group))
+        return self._with_constants(self._plain(stored, group))
 
     def select(self, row_groups: Sequence[RowGroup], kept: RowFilter | None = None) -> "Source":
         """Returns a source of some rows alone.
@@ -188,7 +208,13 @@ class Source:
         for stored in file.batches(self._needed(self.columns), PIECE_ROWS, group.index):
             kept = self._kept(stored, self.columns, group)
             if len(kept):
-                yield self._with_zeros(self._plain(kept, group))
+                yield self._with_constants(self._plain(kept, group))
+
+    def _stored(self, columns: list[str]) -> list[str]:
+        """Returns the columns of the files that some columns are read or computed from."""
+        schema = self._schema
+        inputs = {schema.file_column(name): schema.raw_columns(name) for name in schema.derived}
+        return list(dict.fromkeys(raw for name in columns for raw in inputs.get(name, [name])))
 
     def _needed(self, names: list[str]) -> list[str]:
         """Adds the column that the filter reads."""
@@ -204,12 +230,13 @@ class Source:
         return stored.filter(pa.array(mask_R)).select(names)
 
     def _plain(self, stored: pa.Table, group: RowGroup) -> pa.Table:
-        """Converts rows of a row group to plain types, and drops their padding."""
+        """Converts rows of a row group to plain types, derives columns, and drops padding."""
         table = plain_table(stored, self._schema, self.types, self.file(group))
+        table = with_derived(table, self._schema, self.file(group))
         return drop_padding(table, self._schema)
 
-    def _with_zeros(self, table: pa.Table) -> pa.Table:
+    def _with_constants(self, table: pa.Table) -> pa.Table:
         """Appends the columns that are not read."""
-        for name, kind in self._zeros.items():
-            table = table.append_column(name, pa.repeat(pa.scalar(0, kind), len(table)))
+        for name, value in self._constants.items():
+            table = table.append_column(name, pa.repeat(value, len(table)))
         return table

@@ -19,6 +19,7 @@ from mail_torchrec.data.column_types import ColumnType, plain_table
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.parquet.arrow import Bools, Ints, one_chunk
 from mail_torchrec.data.parquet.logical_types import plain_ids
+from mail_torchrec.data.parquet.selection import DataPart
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.settings import Settings
 
@@ -30,8 +31,8 @@ _KINDS = ("path", "share", "last_days")
 class ValidationSettings(Settings):
     """Rows that measure the model while it trains: give `path`, `share` or `last_days`."""
 
-    path: str | None = None
-    """Parquet file or folder below `data.root` (or a URI), as `data.test`."""
+    path: DataPart | None = None
+    """Validation data below `data.root` (or a URI), as `data.test`."""
     share: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Share of the training users whose rows are kept out of training; a hash of the key chooses
     them. Ids that only these users have are unknown ones, so this measures users never seen."""

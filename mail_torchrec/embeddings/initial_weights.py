@@ -1,14 +1,20 @@
 """Initial table weights that depend on the seed alone, not on the plan or the number of ranks."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
+from mail_torchrec.data.content.table_vectors import TableVectors
 from mail_torchrec.data.schema.columns import EmbeddingTableSettings
+from mail_torchrec.data.schema.feature_tables import output_table
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.embeddings.tables import table_settings
+from mail_torchrec.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 # Rows drawn by one generator. A shard draws every block that it overlaps, whole.
 _BLOCK_ROWS = 16_384
@@ -27,16 +33,67 @@ def initialise_tables(
         seed: gives a table the same weights under every plan, on one kind of device.
     """
     for key, value in model.state_dict().items():
-        if key not in table_names:
-            continue
-        table = table_names[key]
-        if isinstance(value, ShardedTensor):
+        if key in table_names:
             columns = value.size()[1]
-            for part in value.local_shards():
-                offsets = tuple(part.metadata.shard_offsets)
-                _fill_shard(part.tensor, offsets, columns, table, schema, seed)
-        else:
-            _fill_shard(value, (0, 0), value.shape[1], table, schema, seed)
+            for shard, offsets in _local_shards(value):
+                _fill_shard(shard, offsets, columns, table_names[key], schema, seed)
+
+
+@torch.no_grad()
+def overwrite_rows(
+    model: nn.Module, table_names: dict[str, str], given: Mapping[str, TableVectors]
+) -> None:
+    """Writes vectors of a file into this rank's rows of some tables, and of their output tables.
+
+    Args:
+        model: its ``state_dict`` holds the tables.
+        table_names: by state-dict key.
+        given: by table, the rows and their vectors; columns behind their dimension stay as they
+            are.
+
+    Raises:
+        ValueError: vectors that do not fit, see :class:`TableVectors`.
+    """
+    state = model.state_dict()
+    for table, vectors in given.items():
+        names = table, output_table(table)
+        shards = [
+            shard
+            for key, name in table_names.items()
+            if name in names and key in state
+            for shard in _local_shards(state[key])
+        ]
+        for rows_N, weights_ND in vectors:
+            rows_tensor, weights = torch.from_numpy(rows_N), torch.from_numpy(weights_ND)
+            for shard, offsets in shards:
+                _overwrite_shard(shard, offsets, rows_tensor, weights)
+        logger.info("table '%s': %s", table, vectors.summary)
+
+
+def _local_shards(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Yields this rank's shards of a table, with their first row and column; else all of it."""
+    if not isinstance(value, ShardedTensor):
+        yield value, (0, 0)
+        return
+    for part in value.local_shards():
+        yield part.tensor, tuple(part.metadata.shard_offsets)
+
+
+def _overwrite_shard(
+    shard: Tensor, offsets: tuple[int, ...], rows_N: Tensor, weights_ND: Tensor
+) -> None:
+    """Writes those of the given rows and columns that a shard has.
+
+    Args:
+        shard: ``[shard rows, shard columns]``, written in place.
+        offsets: first row and first column of the shard in its table.
+        rows_N: numbers of rows of the table.
+        weights_ND: their weights.
+    """
+    first_row, first_column = offsets
+    inside_N = (rows_N >= first_row) & (rows_N < first_row + shard.shape[0])
+    part = weights_ND[inside_N, first_column : first_column + shard.shape[1]].to(shard)
+    shard[(rows_N[inside_N] - first_row).to(shard.device), : part.shape[1]] = part
 
 
 def _fill_shard(

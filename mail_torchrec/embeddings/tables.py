@@ -55,8 +55,10 @@ def table_sizes(
         feature_tables: tables by feature key.
         num_rows: rows that the encoders use, by table name; stored rows behind them are never read.
     """
+    schema = schema.with_dims(num_rows)
     column_of = {schema.table_of(name): name for name in schema.id_columns}
-    column_of |= {output_table(schema.table_of(name)): name for name in feature_tables.match}
+    matched = map(schema.match_column, feature_tables.match)
+    column_of |= {output_table(schema.table_of(name)): name for name in matched}
     rows = {
         table: max(num_rows[schema.table_of(name)], _LEAST_ROWS)
         for table, name in column_of.items()
@@ -79,8 +81,8 @@ def build_tables(
     """Builds the pooled and the unpooled collection.
 
     Attributes, context and item fields are pooled; behaviours, target items and the output tables
-    (V' of DMR) are not. Lists are pooled by their sum, which ``model/features.py`` divides by their
-    length.
+    (V' of DMR) are not. Lists are pooled by their sum, which ``model/lookup.py`` divides by their
+    length; weighted lists by that of their entries times their shares.
 
     Args:
         schema: columns and tables.
@@ -111,7 +113,7 @@ def build_tables(
         if table in feature_tables.unpooled.values()
     ]
     return (
-        EmbeddingBagCollection(tables=pooled, device=device),
+        EmbeddingBagCollection(tables=pooled, device=device, is_weighted=bool(schema.list_weights)),
         EmbeddingCollection(tables=unpooled, device=device),
     )
 

@@ -37,11 +37,18 @@ def fit_calibration(run_dir: RunDir, method: Method, data: str | None) -> Calibr
             _check_other_rows(run.source, read_data_record(run_dir.data))
         reader = run.data.reader
         batches = list(score_batches(run.assembled, reader, run.data.loader, "calibrate"))
-    logits, labels, users = (
+    logits, labels, users, weights = (
         np.concatenate([getattr(batch, name) for batch in batches])
-        for name in ("logits_B", "labels_B", "users_B")
+        for name in ("logits_B", "labels_B", "users_B", "weights_B")
     )
-    found = calibrate(method, logits, labels, users, reader.negatives_kept)
+    found = calibrate(
+        method,
+        logits,
+        labels,
+        users,
+        reader.negatives_kept,
+        weights if reader.has_weights else None,
+    )
     logger.info(
         "%s calibration on %d rows with %d clicks of %s: predicted over observed clicks %.4f "
         "before and %.4f after, log loss %.5f before and %.5f after (after: of each half of the "

@@ -8,8 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mail_torchrec.calibration.calibrator import Calibration, Calibrator, Method
+from mail_torchrec.data.content.vector_scales import VECTOR_SCALES
 from mail_torchrec.data.ids.policy import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.source import Source
+from mail_torchrec.data.weights.positions import position_rows
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.finished_run import FinishedRun
@@ -19,7 +21,12 @@ from mail_torchrec.export.table_files import GatherTable, TableFiles, TableType
 from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES, checksums
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
-from mail_torchrec.inference.manifest import ArtifactManifest, NumericInfo, TableInfo
+from mail_torchrec.inference.manifest import (
+    ArtifactManifest,
+    NumericInfo,
+    TableInfo,
+    VectorInfo,
+)
 from mail_torchrec.inference.requests import Request, graph_output, input_specs
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.train.run_dir import RunDir
@@ -148,7 +155,7 @@ def _write_models(
     from mail_torchrec.export.onnx_graph import write_onnx
 
     config = run.config
-    inputs = input_specs(config.schema_, run.encoders.num_rows)
+    inputs = input_specs(config.schema_, run.encoders.num_rows, run.encoders.vector_dims)
     model = InferenceModel(
         run.towers,
         {name: GatherTable(files) for name, files in tables.items()},
@@ -157,6 +164,7 @@ def _write_models(
         run.feature_tables,
         config.data.new_user_max_behaviours,
         calibrator,
+        position_rows(config.schema_, run.encoders),
     )
     tower = config.model.tower
     buffers = {
@@ -166,7 +174,10 @@ def _write_models(
     }
     outputs = [graph_output(spec.name, inputs) for spec in run.towers.output_specs()]
     program = export_program(model, tower)
-    write_onnx(program, [spec.name for spec in inputs], outputs, buffers, folder / ONNX_MODEL)
+    # The graph has no tables of parts that are joined to nothing.
+    unused = tuple(buffer_name(table, "") for table in config.schema_.unjoined_tables)
+    looked_up = {name: file for name, file in buffers.items() if not name.startswith(unused)}
+    write_onnx(program, [spec.name for spec in inputs], outputs, looked_up, folder / ONNX_MODEL)
     if aoti:
         from mail_torchrec.export.aoti import write_aoti
 
@@ -194,7 +205,7 @@ def _manifest(
         table_type=options.table_type,
         metrics=run.metrics,
         negatives_kept=run.config.data.negatives_kept,
-        inputs=input_specs(schema, run.encoders.num_rows),
+        inputs=input_specs(schema, run.encoders.num_rows, run.encoders.vector_dims),
         outputs=run.towers.output_specs(),
         new_user_input=schema.new_user,
         new_user_max_behaviours=None if schema.new_user else max_behaviours,
@@ -203,6 +214,10 @@ def _manifest(
         first_row=FIRST_ROW,
         tables={name: _table_info(run, name, parts, folder) for name, parts in tables.items()},
         numeric=_numeric_info(run),
+        vectors={
+            name: VectorInfo(dim=dim, scales=f"{VOCABULARIES}/{VECTOR_SCALES}")
+            for name, dim in run.encoders.vector_dims.items()
+        },
         value_types=types,
         schema=schema,
         parity={},

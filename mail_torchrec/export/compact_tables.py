@@ -110,7 +110,8 @@ class CompactTables:
         for key in keys:
             rows = self.rows[self._schema_table(tables[key])]
             values.append(torch.from_numpy(np.searchsorted(rows, _ids(jagged, key))))
-        return KeyedJaggedTensor(keys, torch.cat(values), lengths=jagged.lengths())
+        weights = jagged.weights_or_none()
+        return KeyedJaggedTensor(keys, torch.cat(values), weights, lengths=jagged.lengths())
 
 
 def _ids(jagged: KeyedJaggedTensor, key: str) -> Ints:

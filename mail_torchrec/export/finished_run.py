@@ -60,6 +60,7 @@ class FinishedRun:
         config = load_run_config(run_dir.path)
         _check_new_user_rule(config)
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+        config = config.with_dims(encoders.num_rows)
         types = load_column_types(run_dir.vocabularies)
         feature_tables, stored = config_feature_tables(config), StoredWeights(folder)
         towers = Towers(
@@ -68,6 +69,7 @@ class FinishedRun:
             feature_tables,
             encoders.num_rows,
             negatives_kept=config.data.negatives_kept,
+            vector_dims=encoders.vector_dims,
         )
         _load_towers(towers, stored)
         metrics = json.loads(read_recorded(run_dir.path, run_dir.metrics.name))

@@ -8,7 +8,6 @@ Shape letters as in ``towers/inputs.py``; ``U`` users of a request, ``B`` candid
 either, ``S`` columns of a table.
 """
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -29,8 +28,11 @@ from mail_torchrec.inference.requests import (
 from mail_torchrec.model.features import InputAssembler, SequenceEmbeddings
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.model.step import select_by_cold
+from mail_torchrec.model.vector_fields import module_key
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs
 from mail_torchrec.towers.layers.sequences import MatchInputs, position_mask
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class InferenceModel(nn.Module):
@@ -45,6 +47,7 @@ class InferenceModel(nn.Module):
         new_user_max_behaviours: users with at most so many behaviours are cold, where the schema
             has no column that says so.
         calibrator: of the clicks; None leaves them as the towers compute them.
+        positions: row of the table by position column, the same for all candidates.
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class InferenceModel(nn.Module):
         feature_tables: FeatureTables,
         new_user_max_behaviours: int,
         calibrator: Calibrator | None = None,
+        positions: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.towers, self.inputs, self.schema = towers, inputs, schema
         self.feature_tables = feature_tables
         self.new_user_max_behaviours = new_user_max_behaviours
+        self.positions = dict(positions or {})
         self.tables = nn.ModuleDict({module_key(name): table for name, table in tables.items()})
-        self._assembler = InputAssembler(schema, feature_tables)
+        self._assembler = InputAssembler(schema, feature_tables, towers.projections)
         self.calibration = None if calibrator is None else CalibratedClicks(calibrator)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -102,6 +107,11 @@ class InferenceModel(nn.Module):
         fields = self._fields(given, user_columns(self.schema))
         any_field = next(iter(fields.values()))
         num_users, empty_U0 = any_field.shape[0], any_field[:, :0]
+        lengths_U = given[length_input(self.schema.sequences[0])]
+        for name, row in self.positions.items():
+            # As many ids as users: the exporter would fold the lookup of one constant id.
+            ids_U = torch.full_like(lengths_U, row)
+            fields[name] = self._gather(self.schema.table_of(name), ids_U)
         names = self.schema.numeric(Group.ATTRIBUTE, Group.CONTEXT)
         numeric_UN = torch.stack([given[name] for name in names], dim=1) if names else empty_U0
         sequences = {
@@ -148,9 +158,10 @@ class InferenceModel(nn.Module):
 
         There are no negatives, as no match loss is computed.
         """
-        ids_B = given[self.schema.target_of(name)]
-        stored_BS = self._gather(output_table(self.schema.table_of(name)), ids_B)
-        target_BD = stored_BS[:, : self.schema.table_dim(name)]
+        column = self.schema.match_column(name)
+        ids_B = given[self.schema.target_of(column)]
+        stored_BS = self._gather(output_table(self.schema.table_of(column)), ids_B)
+        target_BD = stored_BS[:, : self.schema.table_dim(column)]
         zeros_B = torch.zeros_like(target_BD[:, 0])
         return MatchInputs(
             target_BD,
@@ -165,29 +176,34 @@ class InferenceModel(nn.Module):
     def _fields(self, given: dict[str, Tensor], columns: list[str]) -> dict[str, Tensor]:
         """Gathers one stored vector [R, S] a row of each field.
 
-        It is an id's own vector, or the mean of a list's, zeros for an empty list.
+        It is an id's own vector, or the mean of a list's, zeros for an empty list. Vector columns
+        are projected, [R, D].
         """
-        fields = {}
+        vectors = {name: given[name] for name in columns if name in self.schema.vectors()}
+        fields: dict[str, Tensor] = self.towers.vector_fields(vectors)
         for name in columns:
             column = self.schema.columns[name]
             if name not in self.schema.id_columns or column.group is Group.BEHAVIOUR:
                 continue
             stored = self._gather(self.schema.table_of(name), given[name])
             if column.kind is Kind.LIST:
-                stored = _masked_mean(stored, given[length_input(name)])
+                weights = given.get(self.schema.list_weights.get(name, ""))
+                stored = _masked_mean(stored, given[length_input(name)], weights)
             fields[name] = stored
         return fields
 
     def _sequence(self, name: str, given: dict[str, Tensor]) -> SequenceEmbeddings:
-        """Gathers the stored vectors [U, T, S] of a behaviour sequence and its actions."""
+        """Gathers the stored vectors [U, T, S] of the parts of a behaviour sequence."""
         lengths_U = given[length_input(name)]
         mask_UT = position_mask(lengths_U, self.schema.columns[name].max_length)
         mask_UT1 = mask_UT.unsqueeze(2)
-        values_UTS = self._gather(self.schema.table_of(name), given[name]) * mask_UT1
+        parts = {
+            part: self._gather(self.schema.table_of(part), given[part]) * mask_UT1
+            for part in self.schema.joined_parts(name)
+        }
         if (action := self.schema.action_of(name)) is None:
-            return SequenceEmbeddings(values_UTS, lengths_U)
-        actions_UTS = self._gather(self.schema.table_of(action), given[action]) * mask_UT1
-        return SequenceEmbeddings(values_UTS, lengths_U, given[action] * mask_UT, actions_UTS)
+            return SequenceEmbeddings(parts, lengths_U)
+        return SequenceEmbeddings(parts, lengths_U, given[action] * mask_UT)
 
     def _gather(self, table: str, ids: Tensor) -> Tensor:
         """Gathers the rows [..., S] of ids [...]."""
@@ -195,22 +211,21 @@ class InferenceModel(nn.Module):
         return vectors
 
 
-def module_key(table: str) -> str:
-    """Returns the key of a table in the inference model, part of its buffers' names.
-
-    The underscore behind it keeps it from being one of ModuleDict's own attributes. The tracer
-    writes source code with the names in it, so that quotes and the like become code points.
-    """
-    return re.sub(r"[^0-9A-Za-z_]", lambda found: f"-{ord(found[0]):x}-", table) + "_"
-
-
 def buffer_name(table: str, part: str) -> str:
     """Returns the name of a part of a table (``weight``, ``scale``, ...) in the traced graph."""
     return f"tables.{module_key(table)}.{part}"
 
 
-def _masked_mean(stored_RLS: Tensor, lengths_R: Tensor) -> Tensor:
-    """Means the first ``lengths_R`` vectors of each row, [R, S]."""
+def _masked_mean(stored_RLS: Tensor, lengths_R: Tensor, weights_RL: Tensor | None) -> Tensor:
+    """Means the first ``lengths_R`` vectors of each row, by their weights if there are any, [R, S].
+
+    It is zeros where all weights are 0.
+    """
     mask_RL = position_mask(lengths_R, stored_RLS.shape[1])
+    if weights_RL is not None:
+        shares_RL = weights_RL * mask_RL
+        shares_RL = shares_RL / shares_RL.amax(1, keepdim=True).clamp(min=_TINY)
+        shares_RL = shares_RL / shares_RL.sum(1, keepdim=True).clamp(min=_TINY)
+        return (stored_RLS * shares_RL.unsqueeze(2)).sum(1)
     sums_RS = (stored_RLS * mask_RL.unsqueeze(2)).sum(1)
     return sums_RS / lengths_R.clamp(min=1).unsqueeze(1)

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.partition import RankInfo
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.schema.schema import Group
 from mail_torchrec.data.source import Source
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.table_files import TableType
@@ -28,13 +30,14 @@ from mail_torchrec.inference.requests import Request
 from mail_torchrec.inference.scorer import Arrays, Scorer, max_difference
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.model.mail import Towers
-from mail_torchrec.towers.outputs import CLICK_TASK, probability_name
+from mail_torchrec.towers.outputs import CLICK_TASK
+from mail_torchrec.towers.tasks.layout import TaskLayout
 
 TOLERANCES: dict[TableType, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
-"""Largest difference of a probability from the trainer's, by the type of the tables."""
+"""Largest difference of a score from the trainer's, by the type of the tables."""
 
-Scores = dict[str, npt.NDArray[np.float32]]
-"""Probabilities [B] by output name."""
+Scores = dict[str, npt.NDArray[Any]]
+"""Probabilities and expected values [B] by output name."""
 
 
 def golden_batch(
@@ -57,7 +60,7 @@ def golden_batch(
     """
     path = folder / "golden.parquet"
     write_rows(requests, config.schema_, types, path)
-    source = Source(str(path), config.schema_)
+    source = Source(str(path), config.schema_, {}, unread=config.schema_.names(Group.WEIGHT))
     # The requests come without hidden behaviours, so none are to be hidden again; and this process
     # reads them, whoever read the training data.
     unhidden = {"cold_start": ColdStartSettings(), "num_workers": 0}
@@ -81,7 +84,7 @@ def golden_batch(
 def trainer_scores(
     compact: CompactTables, towers: Towers, calibrator: Calibrator | None = None
 ) -> Scores:
-    """Computes the probabilities that the trainer's model gives the rows of a batch.
+    """Computes the scores that the trainer's model gives the rows of a batch.
 
     A calibration is computed on its logits in float64, by other code than the graph's.
 
@@ -92,24 +95,24 @@ def trainer_scores(
     """
     model, batch = compact.model(towers)
     outputs = model(batch)[1]
-    logits = {CLICK_TASK: outputs.logits_B} | outputs.tasks
+    layout, logits_B, tasks = outputs.layout, outputs.logits_B, outputs.tasks
     if calibrator is not None:
-        return _calibrated(logits, calibrator)
-    return {
-        probability_name(task): torch.sigmoid(logits_B).numpy() for task, logits_B in logits.items()
-    }
+        values = {CLICK_TASK: logits_B, **tasks}
+        calibrated = _calibrated(
+            {k: v.double().numpy() for k, v in values.items()}, layout, calibrator
+        )
+        logits_B, *_ = tensors = [torch.from_numpy(values_B) for values_B in calibrated.values()]
+        tasks = dict(zip(tasks, tensors[1:], strict=True))
+    scores = layout.scores(logits_B, tasks)
+    return {name: values_B.numpy().astype(np.float32) for name, values_B in scores.items()}
 
 
-def _calibrated(logits: dict[str, torch.Tensor], calibrator: Calibrator) -> Scores:
-    """Computes the probabilities [B] of logits [B] by task, clicks calibrated."""
-    values = {task: logits_B.double().numpy() for task, logits_B in logits.items()}
-    values[CLICK_TASK] = calibrator(values[CLICK_TASK])
-    if "cvr" in values:
-        values["ctcvr"] = product_logits(values[CLICK_TASK], values["cvr"])
-    return {
-        probability_name(task): np.exp(-np.logaddexp(0, -values_B)).astype(np.float32)
-        for task, values_B in values.items()
-    }
+def _calibrated(values: Scores, layout: TaskLayout, calibrator: Calibrator) -> Scores:
+    """Calibrates the clicks among the predictions [B], and what follows them."""
+    values = values | {CLICK_TASK: calibrator(values[CLICK_TASK])}
+    for product in layout.products:
+        values[product.name] = product_logits(values[product.before], values[product.given])
+    return values
 
 
 def check_parity(
@@ -142,7 +145,7 @@ def check_parity(
                 else "export wider tables"
             )
             raise ValueError(
-                f"the probabilities of the {name} model differ by {difference:.2g} from the "
+                f"the scores of the {name} model differ by {difference:.2g} from the "
                 f"trainer's, and with {table_type} tables by at most {tolerance:g}; nothing was "
                 f"written: {remedy}"
             )

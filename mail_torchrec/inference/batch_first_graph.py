@@ -83,7 +83,7 @@ class _GraphTape(ir.tape.Tape):
     def _range(self, spec: InputSpec, given: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
         if spec.dtype == "float32":
             return (
-                self.constant(np.float32(-_FLOAT32_MAX)),
+                self.constant(np.float32(-_FLOAT32_MAX if spec.low is None else spec.low)),
                 self.constant(np.float32(_FLOAT32_MAX)),
             )
         low, high = self.constant(spec.low), self.constant(spec.high)

@@ -19,9 +19,10 @@ from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.reading.chunk import ChunkEncoder
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
+from mail_torchrec.data.schema.stored_columns import Form, stored_columns
 from mail_torchrec.data.source import Source
-from mail_torchrec.inference.requests import Request, candidate_columns, user_columns
-from mail_torchrec.inference.values import ValueType, to_table, value_types
+from mail_torchrec.inference.requests import Request, request_columns
+from mail_torchrec.inference.values import ValueType, json_value, to_table, value_types
 
 _POOL_ROWS = 4096  # rows of the file to choose from
 _USERS_OF_KIND = 3
@@ -75,10 +76,12 @@ def write_rows(
     rows = [
         {**request.user, **candidate} for request in requests for candidate in request.candidates
     ]
-    columns = [*user_columns(schema), *candidate_columns(schema), schema.group_key]
-    table = to_table(rows, columns, schema, types, "row")
+    raw = request_columns(schema)
+    key = stored_columns(schema, schema.group_key)[schema.group_key]
+    columns = {column: one.stored for part in raw for column, one in part.items()}
+    table = to_table(rows, ({key.column: key} | columns).values(), types, "row")
     zeros = pa.array(np.zeros(len(rows), np.int64))
-    for name in schema.names(Group.LABEL, Group.CONVERSION):
+    for name in schema.names(Group.LABEL, Group.CONVERSION, Group.TASK_LABEL):
         if schema.file_column(name) not in table.column_names:
             table = table.append_column(schema.file_column(name), zeros)
     pq.write_table(table, path)
@@ -135,13 +138,15 @@ def _user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dic
     schema = limits.schema
     [values] = table.slice(row, 1).to_pylist()
     user = {}
-    for name in (*user_columns(schema), schema.group_key):
-        column, source = schema.columns[name], schema.file_column(name)
-        user[source] = values[source]
-        if column.group is Group.BEHAVIOUR:
-            user[source] = limits.shown_behaviours(values[source] or [], row)
-        if column.group is Group.NEW_USER:
+    for source, raw in request_columns(schema).user.items():
+        groups = {schema.columns[name].group for name in raw.readers}
+        user[source] = json_value(values[source])
+        if Group.BEHAVIOUR in groups and raw.stored.is_list:
+            user[source] = limits.shown_behaviours(user[source] or [], row)
+        if Group.NEW_USER in groups:
             user[source] = int(is_new)
+    key = schema.file_column(schema.group_key)
+    user.setdefault(key, values[key])
     return user
 
 
@@ -150,14 +155,20 @@ def _candidate(
 ) -> dict[str, Any]:
     """Takes a row's item; a column that the user has as well keeps the user's value."""
     [values] = table.slice(row, 1).to_pylist()
-    columns = [schema.file_column(name) for name in candidate_columns(schema)]
-    return {column: user.get(column, values[column]) for column in columns}
+    columns = request_columns(schema).candidate
+    return {column: user.get(column, json_value(values[column])) for column in columns}
 
 
 def _without_values(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Replaces all values but the group key and the new-user flag by null or an empty list."""
     kept = {schema.file_column(name) for name in schema.names(Group.GROUP_KEY, Group.NEW_USER)}
-    empty: dict[str, list[Any]] = {schema.file_column(name): [] for name in schema.lists}
+    raw = request_columns(schema)
+    empty: dict[str, list[Any]] = {
+        source: []
+        for source, column in (raw.user | raw.candidate).items()
+        if any(schema.columns[name].kind is Kind.LIST for name in column.readers)
+        and column.stored.is_list
+    }
     return {column: value if column in kept else empty.get(column) for column, value in row.items()}
 
 
@@ -166,11 +177,11 @@ def _unseen(
 ) -> dict[str, Any]:
     """Replaces every id but the group key by one that training never saw."""
     changed, key = dict(row), schema.file_column(schema.group_key)
-    for name in schema.id_columns:
-        column = schema.file_column(name)
-        if column == key or column not in row or types[column] not in _UNSEEN:
+    raw = request_columns(schema)
+    for column, (stored, _) in (raw.user | raw.candidate).items():
+        is_id = stored.form is Form.ID and types[column] in _UNSEEN
+        if column == key or column not in row or not is_id:
             continue
         value = _UNSEEN[types[column]]
-        is_list = schema.columns[name].kind is Kind.LIST
-        changed[column] = [value] * len(row[column] or []) if is_list else value
+        changed[column] = [value] * len(row[column] or []) if stored.is_list else value
     return changed

@@ -19,7 +19,12 @@ from mail_torchrec.inference.artifact_files import (
     FileInfo,
     checksum,
 )
-from mail_torchrec.inference.requests import InputSpec, candidate_columns, user_columns
+from mail_torchrec.inference.requests import (
+    InputSpec,
+    RawColumn,
+    list_of_weights,
+    request_columns,
+)
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.output_spec import OutputSpec, Role
@@ -39,6 +44,9 @@ class TableInfo(Settings):
     """File of the values in the order of their rows; None for hashed ids."""
     salt: str | None = None
     """Salt of the hash; None for a vocabulary."""
+    edges: list[float] | None = Field(default=None, exclude_if=lambda edges: edges is None)
+    """Edges of the buckets: a number has row ``first_row`` plus the number of edges that it
+    reaches; None for other ids."""
     files: dict[str, PlainPath]
     """File of each part of an element: ``weight`` (in int8 the element is ``scale * weight +
     offset``), and ``first_order`` where it is stored apart."""
@@ -50,6 +58,15 @@ class NumericInfo(Settings):
     transform: Literal["none", "log"]
     mean: float
     deviation: float
+
+
+class VectorInfo(Settings):
+    """Encoding of a column of vectors: ``(element - mean) / deviation`` of each, 0 for a null."""
+
+    dim: int
+    """Number of elements."""
+    scales: PlainPath
+    """JSON file with the ``mean`` and ``deviation`` of each element, by column."""
 
 
 class ParityInfo(Settings):
@@ -117,6 +134,8 @@ class ArtifactManifest(Settings):
     tables: dict[str, TableInfo]
     numeric: dict[str, NumericInfo]
     """Encoding of each numeric column."""
+    vectors: dict[str, VectorInfo] = Field(default={}, exclude_if=lambda found: not found)
+    """Encoding of each vector column."""
     value_types: dict[str, ValueType]
     """Value type of each raw column (of a list's elements); ids are hashed by it."""
     schema_: Schema = Field(alias="schema")
@@ -132,6 +151,7 @@ class ArtifactManifest(Settings):
         needed = {GOLDEN, ONNX_MODEL, DENSE_WEIGHTS}
         for table in self.tables.values():
             needed |= {*table.files.values(), *filter(None, [table.vocabulary])}
+        needed |= {vectors.scales for vectors in self.vectors.values()}
         if missing := needed - self.files.keys():
             raise ValueError(f"files should have {', '.join(sorted(missing))}")
         return self
@@ -202,26 +222,30 @@ class ArtifactManifest(Settings):
 
     def _raw_columns(self) -> dict[str, str]:
         """Describes the values of each raw column of a request."""
-        schema = self.schema_
-        sides = {
-            "user": [*user_columns(schema), schema.group_key],
-            "candidate": candidate_columns(schema),
-        }
+        schema, raw = self.schema_, request_columns(self.schema_)
         found: dict[str, set[str]] = {}
-        for side, names in sides.items():
-            for name in names:  # two columns of the schema may be read from one of the file
-                place = f"{side} column '{schema.file_column(name)}'"
-                found.setdefault(place, set()).add(self._raw_values(name))
+        for side, columns in (("user", raw.user), ("candidate", raw.candidate)):
+            for name, column in columns.items():  # two of the schema may be read from one
+                place = f"{side} column '{name}'"
+                found[place] = {self._raw_values(reader, column) for reader in column.readers}
+        key = schema.file_column(schema.group_key)
+        found.setdefault(f"user column '{key}'", set()).add(self.value_types[key])
         return {place: " and ".join(sorted(kinds)) for place, kinds in found.items()}
 
-    def _raw_values(self, name: str) -> str:
+    def _raw_values(self, name: str, raw: RawColumn) -> str:
         schema = self.schema_
         column = schema.columns[name]
-        kind: str = self.value_types[schema.file_column(name)]
+        kind: str = self.value_types[raw.stored.column]
+        if name in schema.derived and not raw.stored.is_list:
+            return kind
         if column.transform is Transform.LOG:
             kind = f"{kind} of at least 0"
         if column.kind is Kind.LIST:
             kind = f"list of {kind}"
+        if column.kind is Kind.WEIGHTS:
+            kind = f"weights of '{list_of_weights(name, schema)}'"
+        if name in self.vectors:
+            kind = f"vector of {self.vectors[name].dim} numbers"
         if column.action_of is not None:
             kind = f"{kind}, as long as '{schema.file_column(column.action_of)}'"
         return kind

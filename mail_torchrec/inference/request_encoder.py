@@ -2,24 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mail_torchrec.data.content.vector_values import vector_values
+from mail_torchrec.data.derived.derive import with_derived
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
 from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.padding import drop_padding
 from mail_torchrec.data.parquet.arrow import Ints, binary
 from mail_torchrec.data.parquet.jagged import JaggedArray
+from mail_torchrec.data.parquet.logical_types import plain_vectors
 from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
+from mail_torchrec.data.weights.list_weights import list_weights
 from mail_torchrec.inference.requests import (
     USER_OF_CANDIDATE,
+    RawColumn,
+    RawColumns,
     Request,
     candidate_columns,
     length_input,
+    list_of_weights,
+    request_columns,
     user_columns,
 )
 from mail_torchrec.inference.values import ValueType, file_values, to_table
@@ -55,13 +64,31 @@ class RequestEncoder:
         users = [request.user for request in requests]
         candidates = [candidate for request in requests for candidate in request.candidates]
         counts = [len(request.candidates) for request in requests]
+        user_of_candidate = np.repeat(np.arange(len(requests)), counts)
+        of_users = self._table(users, self._raw.user, "user")
+        of_candidates = self._table(candidates, self._raw.candidate, "candidate")
+        of_candidates = self._with_user_values(of_candidates, of_users, user_of_candidate)
         return (
-            self._encode_users(self._table(users, user_columns(self.schema), "user"))
-            | self._encode_candidates(
-                self._table(candidates, candidate_columns(self.schema), "candidate")
-            )
-            | {USER_OF_CANDIDATE: np.repeat(np.arange(len(requests)), counts)}
+            self._encode_users(of_users)
+            | self._encode_candidates(of_candidates)
+            | {USER_OF_CANDIDATE: user_of_candidate}
         )
+
+    @cached_property
+    def _raw(self) -> RawColumns:
+        return request_columns(self.schema)
+
+    def _with_user_values(
+        self, table: pa.Table, users: pa.Table, user_of_candidate: Ints
+    ) -> pa.Table:
+        """Appends the users' values that derived columns of items need."""
+        for name in self.schema.derived:
+            if self.schema.columns[name].group is Group.ITEM:
+                for raw in self.schema.raw_columns(name):
+                    if raw not in table.column_names:
+                        values = users[raw].take(pa.array(user_of_candidate))
+                        table = table.append_column(raw, values)
+        return table
 
     def users(self, table: pa.Table, source_name: str) -> EncodedInputs:
         """Encodes the users' inputs of a table with the files' columns, one user a row.
@@ -74,15 +101,16 @@ class RequestEncoder:
             ValueError: a column is missing, or a value cannot be scored.
         """
         columns = {
-            self.schema.file_column(name): self._file_values(table, name, source_name)
-            for name in user_columns(self.schema)
+            raw: self._file_values(table, column, source_name)
+            for raw, column in self._raw.user.items()
         }
         return self._encode_users(pa.table(columns))
 
-    def _file_values(self, table: pa.Table, name: str, source_name: str) -> pa.Array:
-        column, source = self.schema.columns[name], self.schema.file_column(name)
-        is_list = column.kind is Kind.LIST
-        if column.group is Group.CONTEXT and source not in table.column_names:
+    def _file_values(self, table: pa.Table, raw: RawColumn, source_name: str) -> pa.Array:
+        source, _, is_list = raw.stored
+        readers = [self.schema.columns[name] for name in raw.readers]
+        is_optional = all(column.group in (Group.CONTEXT, Group.ITEM) for column in readers)
+        if is_optional and source not in table.column_names:
             table = table.append_column(source, pa.nulls(len(table)))
         if source not in table.column_names:
             raise ValueError(
@@ -90,21 +118,25 @@ class RequestEncoder:
                 f"{', '.join(table.column_names)}"
             )
         try:
+            if any(column.kind is Kind.VECTOR for column in readers):
+                return plain_vectors(table[source])
             return file_values(table[source], self.types[source], is_list=is_list)
         except ValueError as error:
             raise ValueError(f"{source_name}: column '{source}' {error}, as in training") from error
 
     def _table(
-        self, rows: Sequence[Mapping[str, Any]], columns: list[str], row_name: str
+        self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, RawColumn], row_name: str
     ) -> pa.Table:
-        return to_table(rows, columns, self.schema, self.types, row_name)
+        return to_table(rows, [raw.stored for raw in columns.values()], self.types, row_name)
 
     def _encode_users(self, table: pa.Table) -> EncodedInputs:
+        table = with_derived(table, self.schema, "user")
         if (found := find_misaligned_row(table, self.schema)) is not None:
             raise ValueError(f"user {found.row}: {found}")
         return self._encode_columns(user_columns(self.schema), table, "user")
 
     def _encode_candidates(self, table: pa.Table) -> EncodedInputs:
+        table = with_derived(table, self.schema, "candidate")
         return self._encode_columns(candidate_columns(self.schema), table, "candidate")
 
     def _encode_columns(self, columns: list[str], table: pa.Table, row_name: str) -> EncodedInputs:
@@ -121,7 +153,17 @@ class RequestEncoder:
         if column.kind is Kind.NUMERIC:
             values = numeric_values(table[source], column.transform, file=row_name, name=source)
             return {name: self.encoders.scales[name].apply(values)}
+        if column.kind is Kind.VECTOR:
+            scale = self.encoders.vectors[name]
+            vectors = vector_values(table[source], scale.dim, file=row_name, name=source)
+            return {name: scale.apply(vectors)}
         limits = HistoryLimits.served(self.schema, len(table))
+        if column.kind is Kind.WEIGHTS:
+            weighed = list_of_weights(name, self.schema)
+            shares, shown = list_weights(table, limits, weighed, row_name)
+            return {
+                name: _padded(JaggedArray(shares, shown.lengths), _width(column, shown.lengths))
+            }
         ids, lengths = limits.shown_ids(table, name, row_name)
         rows = self.encoders.tables[self.schema.table_of(name)].encode(ids)
         if column.kind is Kind.CATEGORICAL:
@@ -133,9 +175,8 @@ class RequestEncoder:
 
     def _check_names(self, requests: Sequence[Request]) -> None:
         """Raises ValueError for a column that the model does not have."""
-        schema = self.schema
-        of_user = {schema.file_column(name) for name in (*user_columns(schema), schema.group_key)}
-        of_candidate = {schema.file_column(name) for name in candidate_columns(schema)}
+        of_user = {*self._raw.user, self.schema.file_column(self.schema.group_key)}
+        of_candidate = {*self._raw.candidate}
         for request in requests:
             _check_known("user", request.user, of_user)
             for candidate in request.candidates:
@@ -157,8 +198,8 @@ def _width(column: Column, lengths_R: Ints) -> int:
     return max(int(lengths_R.max(initial=0)), 1)
 
 
-def _padded(rows: JaggedArray, width: int) -> Ints:
+def _padded(rows: JaggedArray, width: int) -> npt.NDArray[Any]:
     """Pads lists with zeros behind their lengths, [R, width]."""
-    padded = np.zeros((len(rows.lengths), width), dtype=np.int64)
+    padded = np.zeros((len(rows.lengths), width), dtype=rows.values.dtype)
     padded[np.arange(width) < rows.lengths[:, None]] = rows.values
     return padded

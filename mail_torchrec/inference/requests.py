@@ -6,11 +6,12 @@ whatever depends on the user alone is sent, looked up and computed once. A clien
 can import this module.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
+from mail_torchrec.data.schema.stored_columns import StoredColumn, stored_columns
 from mail_torchrec.settings import Settings
 
 USER_OF_CANDIDATE = "candidate.user"
@@ -30,7 +31,7 @@ class InputSpec(Settings):
     """Sizes; ``users``, ``candidates`` and ``COLUMN.width`` (length of the request's longest list,
     at least 1) are free."""
     column: str | None
-    """Raw column that the input is made of."""
+    """Raw column that the input is made of; of a derived column, the name of its values."""
     length_of: str | None = None
     """Name of the list input whose lengths this input holds; None for every other input."""
     low: int | None = None
@@ -59,6 +60,55 @@ def candidate_columns(schema: Schema) -> list[str]:
     return schema.names(Group.ITEM)
 
 
+def list_of_weights(name: str, schema: Schema) -> str:
+    """Returns the list whose entries a column weighs."""
+    return next(item for item, weights in schema.list_weights.items() if weights == name)
+
+
+class RawColumn(NamedTuple):
+    """Raw column of a request, and the schema's columns that are read or computed from it."""
+
+    stored: StoredColumn
+    readers: tuple[str, ...]
+
+
+class RawColumns(NamedTuple):
+    """Raw columns of a request by their names in the files."""
+
+    user: dict[str, RawColumn]
+    """Sent once: what columns of the user and the context need, and the time of an item's age."""
+    candidate: dict[str, RawColumn]
+    """Sent with each candidate."""
+
+
+def request_columns(schema: Schema) -> RawColumns:
+    """Lists the raw columns of a request.
+
+    What a derived column of items needs is sent with the user where a column of the user has it
+    too, and with each candidate otherwise.
+    """
+    user, candidate = _raw_columns(schema, user_columns(schema)), {}
+    for name in candidate_columns(schema):
+        if schema.columns[name].age_of is not None:
+            stored = stored_columns(schema, name)
+            now = schema.columns[name].column or name
+            user.setdefault(now, RawColumn(stored[f"{name}.{now}"], (name,)))
+    for name, raw in _raw_columns(schema, candidate_columns(schema)).items():
+        if name not in user or any(reader not in schema.derived for reader in raw.readers):
+            candidate[name] = raw
+    return RawColumns(user, candidate)
+
+
+def _raw_columns(schema: Schema, names: Iterable[str]) -> dict[str, RawColumn]:
+    found: dict[str, RawColumn] = {}
+    for name in names:
+        for stored in stored_columns(schema, name).values():
+            before = found.get(stored.column, RawColumn(stored, ()))
+            highest = max(before.stored, stored, key=lambda one: one.form)
+            found[stored.column] = RawColumn(highest, (*before.readers, name))
+    return found
+
+
 def length_input(name: str) -> str:
     """Names the input that holds the lengths of a list column."""
     return f"{name}.length"
@@ -74,19 +124,27 @@ def graph_output(name: str, inputs: Sequence[InputSpec]) -> str:
     return f"{name}.output" if any(spec.name == name for spec in inputs) else name
 
 
-def input_specs(schema: Schema, num_rows: Mapping[str, int]) -> list[InputSpec]:
+def input_specs(
+    schema: Schema, num_rows: Mapping[str, int], vector_dims: Mapping[str, int] | None = None
+) -> list[InputSpec]:
     """Describes the inputs of an exported model, in the order of the graph.
 
     Args:
         schema: columns and tables.
         num_rows: number of rows of each table.
+        vector_dims: number of elements of each vector column; None where there is none.
     """
+    dims = vector_dims or {}
     sides = {"users": user_columns(schema), "candidates": candidate_columns(schema)}
     columns = [
         spec
         for axis, names in sides.items()
         for name in names
-        for spec in _column_specs(name, axis, schema, num_rows)
+        for spec in (
+            [_vector_spec(name, axis, schema.file_column(name), dims[name])]
+            if name in schema.vectors()
+            else _column_specs(name, axis, schema, num_rows)
+        )
     ]
     user = InputSpec(
         name=USER_OF_CANDIDATE, dtype="int64", shape=("candidates",), column=None, low=0
@@ -102,6 +160,9 @@ def _column_specs(
         return [InputSpec(name=name, dtype="bool", shape=(axis,), column=source)]
     if column.kind is Kind.NUMERIC:
         return [InputSpec(name=name, dtype="float32", shape=(axis,), column=source)]
+    if column.kind is Kind.WEIGHTS:  # as long as their list
+        shape = axis, f"{list_of_weights(name, schema)}.width"
+        return [InputSpec(name=name, dtype="float32", shape=shape, column=source, low=0)]
     is_list = column.kind is Kind.LIST
     width = column.max_length if column.group is Group.BEHAVIOUR else f"{name}.width"
     ids = InputSpec(
@@ -115,6 +176,10 @@ def _column_specs(
     if not is_list or column.action_of is not None:  # actions are as long as their items
         return [ids]
     return [ids, _length_spec(name, axis, source, column.max_length)]
+
+
+def _vector_spec(name: str, axis: str, source: str, dim: int) -> InputSpec:
+    return InputSpec(name=name, dtype="float32", shape=(axis, dim), column=source)
 
 
 def _length_spec(name: str, axis: str, source: str, max_length: int) -> InputSpec:

@@ -14,6 +14,7 @@ from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.request_encoder import RequestEncoder
 from mail_torchrec.inference.requests import Request, graph_output
+from mail_torchrec.utils.output_spec import SCORES
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Arrays by input or output name, shaped as the manifest says."""
@@ -40,10 +41,10 @@ class Scorer:
             schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.value_types
         )
         self._session = open_session(folder / ONNX_MODEL, threads)
-        self.probabilities = [spec.name for spec in self.manifest.outputs_of("probability")]
+        self.scores = [spec.name for spec in self.manifest.outputs_of(*SCORES)]
 
     def score(self, request: Request) -> Arrays:
-        """Computes the probabilities of a request's candidates by name, each [candidates].
+        """Computes the scores of a request's candidates by name, each [candidates].
 
         Raises:
             ValueError: a value that cannot be scored; the message names it.
@@ -51,20 +52,20 @@ class Scorer:
         return self.run(self.encode([request]))
 
     def run(self, inputs: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
-        """Computes outputs by name, by default the probabilities.
+        """Computes outputs by name, by default the scores.
 
-        Other outputs cost next to nothing: the probabilities are computed from them.
+        Other outputs cost next to nothing: the scores are computed from them.
 
         Args:
             inputs: arrays by input name, [users, ...] or [candidates, ...] as the manifest says.
             outputs: names of the manifest's outputs.
         """
-        names = list(self.probabilities if outputs is None else outputs)
+        names = list(self.scores if outputs is None else outputs)
         of_graph = [graph_output(name, self.manifest.inputs) for name in names]
         return dict(zip(names, self._session.run(of_graph, inputs), strict=True))
 
     def max_difference(self) -> float:
-        """Computes the largest difference of any probability from the golden scores."""
+        """Computes the largest difference of any score from the golden scores."""
         return max_difference(self.folder, self.encode, self.run)
 
     def check_golden(self) -> None:
@@ -82,7 +83,9 @@ class Scorer:
 
 
 def max_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arrays], Arrays]) -> float:
-    """Computes the largest difference of any probability from a folder's golden scores.
+    """Computes the largest difference of any score from a folder's golden scores.
+
+    Above 1, expected values differ by a share of themselves.
 
     The requests are scored one by one, and all of them together.
 
@@ -98,7 +101,10 @@ def max_difference(folder: Path, encode: RequestEncoder, run: Callable[[Arrays],
     for name in golden[0][1]:
         expected = np.concatenate([scores[name] for _, scores in golden])
         found = np.concatenate([scores[name] for scores in one_by_one])
-        differences += [np.abs(part - expected).max() for part in (found, together[name])]
+        differences += [
+            (np.abs(part - expected) / np.maximum(expected, 1)).max()
+            for part in (found, together[name])
+        ]
     return float(np.nan_to_num(differences, nan=np.inf).max())
 
 

@@ -1,6 +1,7 @@
 """Conversion of raw request values to typed Arrow columns."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -8,23 +9,27 @@ import pyarrow as pa
 from mail_torchrec.data.column_types import ColumnType
 from mail_torchrec.data.parquet.arrow import cast
 from mail_torchrec.data.parquet.logical_types import LogicalType, plain_lists, plain_values
-from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
+from mail_torchrec.data.parquet.times import TIME
+from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.stored_columns import Form, StoredColumn, stored_columns
 from mail_torchrec.inference.requests import candidate_columns, user_columns
 
-ValueType = Literal["integer", "string", "boolean", "number", "flag"]
-"""Type of a column's values, or of a list column's elements; flag is a boolean, or 0 or 1."""
+ValueType = Literal["integer", "string", "boolean", "number", "flag", "time"]
+"""Type of a column's values, or of a list column's elements; flag is a boolean, or 0 or 1, and time
+a text in ISO 8601, such as 2024-05-31T18:00:00Z."""
 _ARROW = {
     "integer": pa.int64(),
     "string": pa.large_string(),
     "boolean": pa.bool_(),
     "number": pa.float64(),
     "flag": pa.int8(),
+    "time": TIME,
 }
 _ACCEPTED: dict[ValueType, tuple[Callable[[pa.DataType], bool], ...]] = {
     "integer": (pa.types.is_integer, pa.types.is_floating),  # only whole floats can be cast
     "string": (pa.types.is_string, pa.types.is_large_string),
     "boolean": (pa.types.is_boolean,),
-    "number": (pa.types.is_integer, pa.types.is_floating),
+    "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
     "flag": (pa.types.is_boolean, pa.types.is_integer),
 }
 
@@ -32,16 +37,20 @@ _ACCEPTED: dict[ValueType, tuple[Callable[[pa.DataType], bool], ...]] = {
 def value_types(types: Mapping[str, ColumnType], schema: Schema) -> dict[str, ValueType]:
     """Returns the value type of each raw column, by the types of the columns in the files."""
     names = [*user_columns(schema), *candidate_columns(schema), schema.group_key]
-    return {
-        schema.file_column(name): _value_type(types[name].kind, schema.columns[name])
-        for name in names
+    stored = [item for name in names for item in stored_columns(schema, name).items()]
+    found = {
+        column.column: _value_type(types[key].kind, column.form)
+        for key, column in sorted(stored, key=lambda item: item[1].form)
     }
+    return {column.column: found[column.column] for _, column in stored}
 
 
-def _value_type(kind: LogicalType, column: Column) -> ValueType:
-    if column.group is Group.NEW_USER:
+def _value_type(kind: LogicalType, form: Form) -> ValueType:
+    if form is Form.FLAG:
         return "flag"
-    if column.kind is Kind.NUMERIC:
+    if kind is LogicalType.TIME or (form is Form.TIME and kind is LogicalType.NOTHING):
+        return "time"
+    if form is Form.NUMBER:
         return "number"
     if kind is LogicalType.BOOLEAN:
         return "boolean"
@@ -50,8 +59,7 @@ def _value_type(kind: LogicalType, column: Column) -> ValueType:
 
 def to_table(
     rows: Sequence[Mapping[str, Any]],
-    columns: Iterable[str],
-    schema: Schema,
+    columns: Iterable[StoredColumn],
     types: Mapping[str, ValueType],
     row_name: str,
 ) -> pa.Table:
@@ -59,8 +67,7 @@ def to_table(
 
     Args:
         rows: raw values by file column.
-        columns: schema columns to take.
-        schema: kinds of the columns.
+        columns: raw columns to take.
         types: result of :func:`value_types` on the training files.
         row_name: name of a row in error messages, such as ``user``.
 
@@ -68,9 +75,7 @@ def to_table(
         ValueError: a column is missing, or a value is of another type.
     """
     arrays = {}
-    for name in columns:
-        column = schema.file_column(name)
-        is_list = schema.columns[name].kind is Kind.LIST
+    for column, _, is_list in columns:
         arrays[column] = pa.chunked_array(
             [_column(rows, column, types[column], is_list=is_list, row_name=row_name)]
         )
@@ -91,7 +96,10 @@ def _column(
     silently truncate 1.5 to 1.
     """
     try:
-        return _cast_values(pa.array([row[column] for row in rows]), kind, is_list=is_list)
+        values = [row[column] for row in rows]
+        if kind == "time":
+            return _times(values, is_list=is_list)
+        return _cast_values(pa.array(values), kind, is_list=is_list)
     except KeyError:
         absent = next(i for i, row in enumerate(rows) if column not in row)
         raise ValueError(
@@ -119,6 +127,31 @@ def _cast_values(array: pa.Array, kind: ValueType, *, is_list: bool) -> pa.Array
         raise ValueError(f"received {found} values")
     target = pa.large_list(_ARROW[kind]) if is_list else _ARROW[kind]
     return cast(array, target, safe=kind != "number")
+
+
+def _times(values: Sequence[Any], *, is_list: bool) -> pa.Array:
+    """Converts times as ISO 8601 texts, in UTC where they name no zone, or as Python's objects."""
+    if not is_list:
+        return pa.array([_time(value) for value in values], TIME)
+    lists = [None if value is None else [_time(one) for one in value] for value in values]
+    return pa.array(lists, pa.large_list(TIME))
+
+
+def _time(value: Any) -> datetime | None:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if value is not None and not isinstance(value, datetime):
+        raise ValueError(f"received {value!r}, no text such as 2024-05-31T18:00:00Z")
+    return value.astimezone(UTC).replace(tzinfo=None) if value and value.tzinfo else value
+
+
+def json_value(value: Any) -> Any:
+    """Converts a value of an Arrow table in Python to what a JSON request has: times as texts."""
+    if isinstance(value, list):
+        return [json_value(one) for one in value]
+    return f"{value.isoformat()}Z" if isinstance(value, datetime) else value
 
 
 def file_values(column: pa.ChunkedArray, kind: ValueType, *, is_list: bool) -> pa.Array:

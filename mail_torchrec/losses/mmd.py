@@ -49,7 +49,8 @@ def mmd(
     with torch.autocast(P_ND.device.type, enabled=False):
         pairs = ((P_ND, all_P_MD), (Q_ND, all_Q_MD), (P_ND, all_Q_MD), (Q_ND, all_P_MD))
         PP, QQ, PQ, QP = (_kernel_sum(*pair, own_N, all_weights_M, sigma) for pair in pairs)
-    total = all_weights_M.sum().clamp(min=1).to(PP.dtype)
+    total = all_weights_M.sum().to(PP.dtype)
+    total = torch.where(total > 0, total, 1)
     share = torch.stack([PP, QQ, -PQ, -QP]).sum() / total**2
     return 2 * share - share.detach()  # the value once, the gradient twice: see above
 

@@ -4,7 +4,7 @@ They are equal to the bit whatever the number of ranks, and whichever rank score
 Shape: ``R`` rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mail_torchrec.distributed.collectives import world_size
 from mail_torchrec.metrics.auc import auc, check_rows, gauc
 from mail_torchrec.metrics.partitions import Partition, cohort_partitions
-from mail_torchrec.metrics.predicted import GroupMetrics, JudgedGroup, Prediction, TenthOfRows
+from mail_torchrec.metrics.predicted import JudgedGroup, NamedMetrics, Prediction, TenthOfRows
+from mail_torchrec.metrics.regression import NumericPrediction
 
 __all__ = [
     "CohortMetrics",
@@ -30,6 +31,8 @@ __all__ = [
 class CohortMetrics(TypedDict):
     """Metrics of one cohort, ready for JSON; conversion metrics exist with conversion scores.
 
+    Those of ``model.tasks`` stand beside them under ``TASK/NAME``: ``rows`` that count and ``mean``
+    label; of a probability the metrics of clicks, of a number those of :class:`NumericMetrics`.
     Runs of older versions have neither log loss, normalised entropy nor calibration.
     """
 
@@ -75,6 +78,26 @@ class ConversionScores:
 
 
 @dataclass(frozen=True)
+class TaskScores:
+    """Predictions of a task of ``model.tasks``, whose metrics are called ``NAME/auc`` and so on."""
+
+    name: str
+    scores_R: NDArray[Any]
+    """Logits of a probability, or logs of an expected value, ``[rows]``."""
+    targets_R: NDArray[Any]
+    """0 or 1, or numbers; NaN on rows that do not count, ``[rows]``."""
+    is_number: bool
+    """Whether a number is predicted instead of a probability."""
+
+    def prediction(self) -> Prediction | NumericPrediction:
+        """Returns what is judged."""
+        if self.is_number:
+            return NumericPrediction(f"{self.name}/", self.scores_R, self.targets_R)
+        is_counted_R = ~np.isnan(self.targets_R)
+        return Prediction(f"{self.name}/", self.scores_R, self.targets_R == 1, is_counted_R)
+
+
+@dataclass(frozen=True)
 class EvaluatedRows:
     """This rank's evaluated rows.
 
@@ -88,6 +111,7 @@ class EvaluatedRows:
         columns: column -> its partition of the rows.
         training_shift: what is added to a logit of training rows to get one of these rows, where
             the unclicked rows of either are a sample.
+        tasks: predictions of further tasks.
     """
 
     scores_R: NDArray[Any]
@@ -98,10 +122,14 @@ class EvaluatedRows:
     weights_R: NDArray[Any] | None = None
     columns: Mapping[str, Partition] = field(default_factory=dict)
     training_shift: float = 0.0
+    tasks: Sequence[TaskScores] = ()
 
-    def predictions(self) -> list[Prediction]:
+    def predictions(self) -> list[Prediction | NumericPrediction]:
         """Lists what is predicted, each with the rows that it is judged on."""
-        found = [Prediction("", self.scores_R, self.labels_R)]
+        found: list[Prediction | NumericPrediction] = [
+            Prediction("", self.scores_R, self.labels_R),
+            *(task.prediction() for task in self.tasks),
+        ]
         if (conversions := self.conversions) is not None:
             is_clicked_R = self.labels_R == 1
             found += [
@@ -155,7 +183,8 @@ class MetricsReport:
                 f"p{prefix or 'ctr_'}"[:-1]: {
                     name: groups[prefix].tenths for name, groups in cohorts.items()
                 }
-                for prefix in judged
+                for prefix, found in judged.items()
+                if found[0][0].tenths
             },
         )
 
@@ -202,6 +231,8 @@ def _checked_users(rows: EvaluatedRows) -> NDArray[np.int64]:
     if (conversions := rows.conversions) is not None:
         for logits in (conversions.cvr, conversions.ctcvr):
             check_rows(logits, conversions.labels, rows.users_R)
+    for task in rows.tasks:
+        check_rows(task.scores_R, rows.labels_R, rows.users_R)
     if rows.users_R.dtype.kind in "iu":
         return rows.users_R.astype(np.int64)
     assert world_size() == 1, "ranks know users by their hashes"
@@ -214,6 +245,8 @@ def _metrics(judged: Mapping[str, JudgedGroup]) -> CohortMetrics:
     metrics: dict[str, Any] = dict.fromkeys(("auc", "gauc"))
     metrics |= {"rows": clicks.rows, "users": clicks.users, "ctr": clicks.rate}
     for prefix, group in judged.items():
+        if prefix.endswith("/"):
+            metrics |= {f"{prefix}rows": group.rows, f"{prefix}mean": group.rate}
         metrics |= _prefixed(prefix, group.metrics)
     if clicks.weighted is not None:
         metrics["weighted"] = {}
@@ -223,5 +256,5 @@ def _metrics(judged: Mapping[str, JudgedGroup]) -> CohortMetrics:
     return cast(CohortMetrics, metrics)
 
 
-def _prefixed(prefix: str, metrics: GroupMetrics) -> dict[str, float | None]:
+def _prefixed(prefix: str, metrics: NamedMetrics) -> dict[str, float | None]:
     return {f"{prefix}{name}": value for name, value in metrics._asdict().items()}

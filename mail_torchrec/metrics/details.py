@@ -3,10 +3,10 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,7 @@ class DetailedMetrics:
     ) -> ConstantMetrics | None:
         item = candidate_item(self.schema)
         counts = count_clicks(train, self.schema, item)
-        if counts.clicks in (0, counts.rows):
+        if not 0 < counts.clicks < counts.rows:
             return None
         constant = _of_rates(rows, np.full(len(rows.scores_R), counts.rate))
         popularity = None
@@ -147,7 +147,7 @@ def write_details(details: MetricsDetails | None, folder: Path) -> None:
 def _of_rates(rows: EvaluatedRows, rates_R: NDArray[np.float64]) -> dict[str, CohortMetrics]:
     """Computes the metrics of click rates of training rows, strictly between 0 and 1."""
     logits_R = np.log(rates_R) - np.log1p(-rates_R) + rows.training_shift
-    return MetricsReport.of(replace(rows, scores_R=logits_R, conversions=None)).cohorts
+    return MetricsReport.of(replace(rows, scores_R=logits_R, conversions=None, tasks=())).cohorts
 
 
 def sampling_warning(
@@ -180,22 +180,24 @@ def constants_line(
 ) -> tuple[str, bool]:
     """Compares the metrics of all rows with those of the constants, in one line.
 
+    They are the weighted ones where the rows have weights.
+
     Returns:
         The line, and whether a constant has the lower log loss.
     """
     if constants is None:
         return "all training labels are equal: there is no constant to compare with", False
-    own, constant = metrics["all"], constants["constant"]["all"]
+    own, constant = _weighted(metrics["all"]), _weighted(constants["constant"]["all"])
     parts = [
         f"the training CTR {constants['training_ctr']:.4g} for every row {_log_loss(constant)}"
     ]
     others = [constant]
-    if (popularity := constants["item_popularity"]) is not None:
+    if constants["item_popularity"] is not None:
+        popularity = _weighted(constants["item_popularity"]["all"])
         parts.append(
-            f"item popularity ({constants['item']}) {_log_loss(popularity['all'])}"
-            f"{_auc(popularity['all'])}"
+            f"item popularity ({constants['item']}) {_log_loss(popularity)}{_auc(popularity)}"
         )
-        others.append(popularity["all"])
+        others.append(popularity)
     else:
         parts.append("item popularity left out: the schema has no item column of one id a row")
     losses = [loss for each in others if (loss := each["log_loss"]) is not None]
@@ -205,10 +207,15 @@ def constants_line(
     return line + ("; the model predicts worse than a constant" if is_worse else ""), is_worse
 
 
-def _log_loss(metrics: CohortMetrics) -> str:
+def _weighted(metrics: CohortMetrics) -> Mapping[str, Any]:
+    """Returns the metrics with the rows' weights, where they have any."""
+    return metrics.get("weighted", metrics)
+
+
+def _log_loss(metrics: Mapping[str, Any]) -> str:
     loss = metrics["log_loss"]
     return "-" if loss is None else f"{loss:.4f}"
 
 
-def _auc(metrics: CohortMetrics) -> str:
+def _auc(metrics: Mapping[str, Any]) -> str:
     return "" if metrics["auc"] is None else f" (AUC {metrics['auc']:.4f})"

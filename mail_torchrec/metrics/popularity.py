@@ -15,6 +15,7 @@ from mail_torchrec.data.parquet.arrow import binary
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.source import RowGroup, Source
+from mail_torchrec.data.weights.row_weights import row_weights
 from mail_torchrec.distributed.collectives import gather_objects, rank, world_size
 from mail_torchrec.metrics.exchange import exchange_by_key, return_to_rank
 from mail_torchrec.metrics.row_columns import read_rows
@@ -22,14 +23,14 @@ from mail_torchrec.metrics.row_columns import read_rows
 PRIOR_ROWS = 20
 """Rows with the click rate of all training rows that each item's rows are smoothed by."""
 _MAX_PARTS = 64
-_COUNTS = [("key", np.int64), ("rows", np.int64), ("clicks", np.int64)]
+_COUNTS = [("key", np.int64), ("rows", np.float64), ("clicks", np.float64)]
 
 
 class ClickCounts(NamedTuple):
-    """Clicks of the training rows, over all ranks."""
+    """Clicks of the training rows, over all ranks; a row counts its weight."""
 
-    rows: int
-    clicks: int
+    rows: float
+    clicks: float
     of_items: NDArray[Any]
     """Structured, ``key``, ``rows`` and ``clicks`` of the items that are dealt to this rank, [K],
     keys rising; empty without an item column."""
@@ -83,14 +84,16 @@ def count_clicks(source: Source, schema: Schema, item: str | None) -> ClickCount
         ValueError: a file cannot be read any more.
     """
     label = schema.file_column(schema.label)
-    totals, parts = np.zeros(2, np.int64), [np.empty(0, _COUNTS)]
+    names = [name for name in (schema.label, schema.weight, item) if name is not None]
+    columns = list(dict.fromkeys(map(schema.file_column, names)))
+    totals, parts = np.zeros(2), [np.empty(0, _COUNTS)]
     for group in source.row_groups[rank() :: world_size()]:
-        columns = [label] if item is None else list({label, schema.file_column(item)})
-        table = source.read(group, columns)
-        labels_R = binary(table[label], file=source.file(group), name=label)
-        totals += len(labels_R), int(labels_R.sum())
+        table, file = source.read(group, columns), source.file(group)
+        labels_R = binary(table[label], file=file, name=label)
+        weights_R = row_weights(table, schema, file).astype(np.float64)
+        totals += weights_R.sum(), weights_R[labels_R].sum()
         if item is not None:
-            parts.append(_counts(_keys(table, schema, item, source.file(group)), labels_R))
+            parts.append(_counts(_keys(table, schema, item, file), labels_R, weights_R))
         if len(parts) > _MAX_PARTS:
             parts = [_merged(parts)]
     rows, clicks = (sum(counts) for counts in zip(*gather_objects(totals.tolist()), strict=True))
@@ -125,10 +128,13 @@ def _keys(table: pa.Table, schema: Schema, item: str, file: str) -> NDArray[np.i
     return hash64(plain_ids(table[column], file=file, name=column), "item").view(np.int64)
 
 
-def _counts(keys_R: NDArray[np.int64], labels_R: NDArray[Any]) -> NDArray[Any]:
+def _counts(
+    keys_R: NDArray[np.int64], labels_R: NDArray[Any], weights_R: NDArray[Any]
+) -> NDArray[Any]:
     """Counts rows and clicks by key, [K]."""
     counts_R = np.empty(len(keys_R), _COUNTS)
-    counts_R["key"], counts_R["rows"], counts_R["clicks"] = keys_R, 1, labels_R
+    counts_R["key"], counts_R["rows"] = keys_R, weights_R
+    counts_R["clicks"] = weights_R * labels_R
     return _merged([counts_R])
 
 

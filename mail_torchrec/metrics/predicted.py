@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ class GroupMetrics(NamedTuple):
         )
 
 
+class NamedMetrics(Protocol):
+    """Metrics of one group of rows by name, a named tuple."""
+
+    def _asdict(self) -> dict[str, float | None]: ...
+
+
 class JudgedGroup(NamedTuple):
     """One group of rows and its metrics."""
 
@@ -56,8 +62,8 @@ class JudgedGroup(NamedTuple):
     users: int
     rate: float | None
     """Mean label."""
-    metrics: GroupMetrics
-    weighted: GroupMetrics | None
+    metrics: NamedMetrics
+    weighted: NamedMetrics | None
     """With the rows' weights, where they have any."""
     tenths: list[TenthOfRows]
 

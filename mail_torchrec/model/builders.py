@@ -3,6 +3,7 @@
 Builders raise ``ValueError`` where the schema, or another module, leaves no room for a module.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,10 +11,19 @@ from torch import nn
 
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
 from mail_torchrec.baselines.registry import BaselineSettings
-from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import InputShapes
 from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
+from mail_torchrec.towers.tasks.heads import TaskHeads
+from mail_torchrec.towers.tasks.layout import ESMM_LAYOUT, TaskLayout
+from mail_torchrec.towers.tasks.settings import (
+    CLICK,
+    ExpertsSettings,
+    TaskSettings,
+    check_tasks,
+    further_tasks,
+)
 from mail_torchrec.towers.zero_shot import ZeroShotTower
 from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
 
@@ -30,6 +40,11 @@ class ModelSettings(Settings):
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
     multi_task: MultiTaskSettings | None = None
     """The head for conversions on the ranking tower; null predicts clicks alone."""
+    tasks: dict[str, TaskSettings] = Field(default={}, exclude_if=lambda tasks: not tasks)
+    """Further tasks by name, each with a label of its own, and the weight of `click`."""
+    experts: ExpertsSettings | None = Field(default=None, exclude_if=lambda found: found is None)
+    """Experts between the ranking tower's last hidden layer and the tasks, the click among them:
+    mmoe or ple; null: the tasks share that layer alone."""
     baseline: BaselineSettings | None = None
     """A published cold-start baseline in the zero-shot tower's place: mean_fill, llae or meta_emb;
     null without one."""
@@ -58,14 +73,45 @@ class ModelSettings(Settings):
                 "new_user_tower 'own' is trained by rows ranked as cold alone; set "
                 "cold_loss_weight above 0, to 1 for example"
             )
+        check_tasks(self.tasks, self.experts)
+        if self.tasks and self.multi_task is not None:
+            raise ValueError(
+                "multi_task and tasks are two ways to say it; take the conversion into tasks "
+                "({label: COLUMN, after: click}), and set multi_task null"
+            )
+        if self.experts is not None and isinstance(self.baseline, MetaEmbSettings):
+            raise ValueError(
+                "baseline meta_emb learns from the ranking tower's own click, which is a part of "
+                "it with experts; set experts null, or choose another baseline"
+            )
         return self
+
+    @property
+    def task_layout(self) -> TaskLayout:
+        """Meaning of the predictions beside the click."""
+        return ESMM_LAYOUT if self.multi_task is not None else TaskLayout.of(self.tasks)
+
+    @property
+    def click_weight(self) -> float:
+        """Weight of the click's loss."""
+        if self.multi_task is not None:
+            return self.multi_task.click_weight
+        return self.tasks[CLICK].weight if CLICK in self.tasks else 1.0
 
 
 def build_multi_task(
-    settings: MultiTaskSettings | None, schema: Schema, tower: nn.Module | None, tower_name: str
-) -> MultiTaskHead | None:
-    """Builds the multi-task head of a ranking tower; None without settings or without a tower."""
-    if settings is None or tower is None:
+    settings: ModelSettings, schema: Schema, tower: nn.Module | None
+) -> MultiTaskHead | TaskHeads | None:
+    """Builds the head of further tasks on a ranking tower; None without tasks or without a tower.
+
+    Raises:
+        ValueError: the schema lacks a label, or the tower gives no representation.
+    """
+    if tower is None:
+        return None
+    if further_tasks(settings.tasks):
+        return TaskHeads(settings.tasks, settings.experts, tower, settings.tower)
+    if settings.multi_task is None:
         return None
     if schema.conversion is None:
         raise ValueError(
@@ -73,7 +119,36 @@ def build_multi_task(
             "what followed the click), found none; "
             "add it, or model.multi_task=null"
         )
-    return MultiTaskHead(settings, tower, tower_name)
+    return MultiTaskHead(settings.multi_task, tower, settings.tower)
+
+
+def check_task_labels(tasks: Mapping[str, TaskSettings], schema: Schema) -> None:
+    """Checks that the labels of tasks are columns of the schema that fit them.
+
+    Raises:
+        ValueError: a label is no such column; the message names the task and the columns.
+    """
+    for name, task in tasks.items():
+        where = f"model.tasks.{name}.label"
+        if name == CLICK:
+            if task.label != schema.label:
+                raise ValueError(
+                    f"{where} should be the column of group 'label', '{schema.label}', received "
+                    f"'{task.label}'"
+                )
+            continue
+        if task.label not in (labels := schema.names(Group.TASK_LABEL)):
+            known = ", ".join(labels) or "none"
+            raise ValueError(
+                f"{where} should be a column of group 'task_label' ({known}), received "
+                f"'{task.label}'; add schema.columns.{task.label}={{group: task_label}}"
+            )
+        wanted = Kind.CATEGORICAL if task.type == "binary" else Kind.NUMERIC
+        if (kind := schema.columns[task.label].kind) is not wanted:
+            raise ValueError(
+                f"{where}: a task of type '{task.type}' needs a label of kind '{wanted}', and "
+                f"'{task.label}' has kind '{kind}'; change one of them"
+            )
 
 
 def build_meta_emb(
@@ -150,7 +225,8 @@ def user_id_field(schema: Schema, name: str | None) -> int:
             f"received '{name}'"
         )
     found = _only_id(schema, ids) if name is None else name
-    if len(attributes) + len(schema.numeric(Group.ATTRIBUTE)) < 2:
+    others = schema.numeric(Group.ATTRIBUTE) + schema.vectors(Group.ATTRIBUTE)
+    if len(attributes) + len(others) < 2:
         raise ValueError(
             f"model.baseline: meta_emb makes the id of the other attributes, and '{found}' is "
             "the only one; add others"

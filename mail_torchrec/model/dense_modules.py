@@ -3,6 +3,9 @@
 Shape letters as in ``towers/inputs.py``.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -18,17 +21,18 @@ from mail_torchrec.model.builders import (
     build_zero_shot,
 )
 from mail_torchrec.model.features import input_shapes
+from mail_torchrec.model.projections import Projections
 from mail_torchrec.model.step import RankingResult
+from mail_torchrec.model.vector_fields import VectorFields
 from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
 from mail_torchrec.towers.outputs import (
     CLICK_TASK,
     click_spec,
     declared_specs,
-    probability_name,
 )
 from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot import ZeroShotTower
-from mail_torchrec.utils.output_spec import OutputSpec
+from mail_torchrec.utils.output_spec import SCORES, OutputSpec
 
 
 class DenseModules(nn.Module):
@@ -41,6 +45,7 @@ class DenseModules(nn.Module):
         num_rows: table -> rows.
         negatives_kept: share of the unclicked rows in the training data; outside training the
             logits are those of all rows.
+        vector_dims: number of elements of each vector column; None where there is none.
 
     Raises:
         ValueError: a tower or its options do not fit, or the schema has no room for a module.
@@ -53,6 +58,7 @@ class DenseModules(nn.Module):
         feature_tables: FeatureTables,
         num_rows: dict[str, int],
         negatives_kept: float = 1.0,
+        vector_dims: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.negatives_kept = negatives_kept
@@ -64,11 +70,12 @@ class DenseModules(nn.Module):
         self.zero_shot = build_zero_shot(settings.zero_shot, schema, shapes)
         self.filler = build_filler(baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
         self.meta_emb = build_meta_emb(baseline, schema, shapes, has_first_order=has_first_order)
-        head = settings.multi_task
-        self.multi_task = build_multi_task(head, schema, self.ranking, settings.tower)
+        self.multi_task = build_multi_task(settings, schema, self.ranking)
         own = settings.new_user_tower == "own"
         self.cold_ranking = build_tower(settings.tower, options, shapes) if own else None
-        self.cold_multi_task = build_multi_task(head, schema, self.cold_ranking, settings.tower)
+        self.cold_multi_task = build_multi_task(settings, schema, self.cold_ranking)
+        self.vector_fields = VectorFields(schema, vector_dims or {})
+        self.projections = Projections(schema)
 
     @property
     def fills_candidates(self) -> bool:
@@ -97,7 +104,10 @@ class DenseModules(nn.Module):
         if as_cold and self.cold_ranking is not None:
             tower, head = self.cold_ranking, self.cold_multi_task
         output = RankingOutput.wrap(tower(inputs))
-        result = RankingResult(output, head(output) if head is not None else {})
+        tasks = head(output) if head is not None else {}
+        if (click_logits_B := tasks.pop(CLICK_TASK, None)) is not None:
+            output = replace(output, logits_B=click_logits_B)
+        result = RankingResult(output, tasks, self.settings.task_layout)
         if self.training or self.negatives_kept == 1:
             return result
         return result.with_click_logits(output.logits_B + logit_shift(self.negatives_kept))
@@ -148,11 +158,11 @@ class DenseModules(nn.Module):
 
 def _output_value(spec: OutputSpec, result: RankingResult, users: RankingInputs) -> Tensor | None:
     """The value of one output; None where a tower does not return it."""
-    if spec.role == "probability":
-        logits = {probability_name(CLICK_TASK): result.output.logits_B}
-        logits |= {probability_name(task): logits_B for task, logits_B in result.tasks.items()}
-        return torch.sigmoid(logits[spec.name])
-    assert spec.column is not None, "outputs other than probabilities belong to a sequence"
+    if spec.role in SCORES:
+        predictions = {CLICK_TASK: result.output.logits_B, **result.tasks}
+        [name] = [name for name in predictions if result.layout.output_name(name) == spec.name]
+        return result.layout.score(name, predictions[name])
+    assert spec.column is not None, "outputs other than scores belong to a sequence"
     if spec.role == "virtual_behaviours":
         sequence = users.sequences[spec.column]
         return sequence.values_BTD * sequence.is_virtual_B[:, None, None]

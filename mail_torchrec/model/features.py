@@ -4,13 +4,17 @@ Shape letters as in ``towers/inputs.py``; ``S`` stored columns of a table, its d
 possibly a first-order weight behind it; ``M`` numeric user attributes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from mail_torchrec.data.schema.feature_tables import FeatureTables
-from mail_torchrec.data.schema.schema import Actions, Group, Schema
+from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.schema.sequences import Join
+from mail_torchrec.model.projections import Projections
 from mail_torchrec.towers.inputs import (
     CandidateInputs,
     InputShapes,
@@ -18,6 +22,12 @@ from mail_torchrec.towers.inputs import (
     SequenceShape,
 )
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, MatchInputs
+
+_JOINS: dict[Join, Callable[[Tensor, Tensor], Tensor]] = {
+    Join.CONCAT: lambda one, other: torch.cat([one, other], dim=one.dim() - 1),
+    Join.SUM: torch.add,
+    Join.PRODUCT: torch.mul,
+}
 
 
 def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -> InputShapes:
@@ -30,8 +40,8 @@ def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -
     """
 
     def size(group: Group) -> tuple[int, int]:
-        names = schema.fields(group)
-        return len(names), schema.table_dim(names[0]) if names else 0
+        num = len(schema.fields(group)) + len(schema.vectors(group))
+        return num, schema.field_dim(group) if num else 0
 
     num_attributes, attribute_dim = size(Group.ATTRIBUTE)
     num_context, context_dim = size(Group.CONTEXT)
@@ -44,18 +54,23 @@ def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -
         num_items=num_items,
         item_dim=item_dim,
         num_numeric=len(schema.numeric()),
-        sequences={name: _sequence_shape(schema, name, num_rows) for name in schema.sequences},
+        sequences={
+            name: _sequence_shape(schema, name, num_rows, has_match=has_match)
+            for name in schema.sequences
+        },
         has_match=has_match,
     )
 
 
-def _sequence_shape(schema: Schema, name: str, num_rows: dict[str, int]) -> SequenceShape:
-    action = schema.action_of(name)
+def _sequence_shape(
+    schema: Schema, name: str, num_rows: dict[str, int], *, has_match: bool
+) -> SequenceShape:
+    action, dim = schema.action_of(name), schema.behaviour_dim(name)
     return SequenceShape(
         max_length=schema.columns[name].max_length,
-        dim=schema.behaviour_dim(name),
+        dim=dim,
         num_actions=num_rows[schema.table_of(action)] if action else 0,
-        match_dim=schema.table_dim(name),
+        match_dim=schema.table_dim(schema.match_column(name)) if has_match else dim,
     )
 
 
@@ -63,14 +78,12 @@ def _sequence_shape(schema: Schema, name: str, num_rows: dict[str, int]) -> Sequ
 class SequenceEmbeddings:
     """Looked-up vectors of one behaviour sequence, once a user, zeros behind its length."""
 
-    values_UTS: Tensor
-    """Stored vectors of the items."""
+    parts: dict[str, Tensor]
+    """Column of each joined part -> its stored vectors [U, T, S], those of the items first."""
     lengths_U: Tensor
     """Number of behaviours (int64)."""
     actions_UT: Tensor | None = None
     """Rows of the action table, 0 behind a user's length; None where there are no actions."""
-    actions_UTS: Tensor | None = None
-    """Stored vectors of the actions."""
 
 
 @dataclass
@@ -78,7 +91,8 @@ class FeatureEmbeddings:
     """Looked-up vectors of a batch by column, those of user-side columns once a user."""
 
     fields: dict[str, Tensor]
-    """Column -> one stored vector a row or user, [B, S] or [U, S]."""
+    """Column -> one stored vector a row or user, [B, S] or [U, S]; of vector columns the projected
+    vectors [B, D] or [U, D]."""
     sequences: dict[str, SequenceEmbeddings]
     """Column of the behaviour sequence -> its vectors."""
     match: dict[str, MatchInputs]
@@ -91,6 +105,7 @@ class InputAssembler:
 
     schema: Schema
     feature_tables: FeatureTables
+    projections: Projections
 
     def user_inputs(self, embeddings: FeatureEmbeddings, numeric_UM: Tensor) -> RankingInputs:
         """Assembles the user side: attributes and real behaviours, no context and no items.
@@ -136,48 +151,64 @@ class InputAssembler:
     def stack_fields(self, group: Group, fields: dict[str, Tensor], num_rows: int) -> Tensor:
         """Stacks the fields of a group, [num_rows, fields, D], or [num_rows, 0, 0] without any.
 
+        Those of ids come first, those of vector columns behind them.
+
         Args:
             group: attributes, context or items.
-            fields: column -> stored vectors [num_rows, S].
+            fields: column -> stored vectors [num_rows, S], or projected ones [num_rows, D].
             num_rows: rows or users.
         """
-        if not (names := self.schema.fields(group)):
+        stacked = [
+            self.projections.field(name, self._embedding(name, fields[name]))
+            for name in self.schema.fields(group)
+        ]
+        stacked += [fields[name] for name in self.schema.vectors(group)]
+        if not stacked:
             return next(iter(fields.values())).new_zeros(num_rows, 0, 0)
-        return torch.stack([self._embedding(name, fields[name]) for name in names], dim=1)
+        return torch.stack(stacked, dim=1)
 
     def behaviour_sequence(
         self, name: str, stored: SequenceEmbeddings, target_BD: Tensor
     ) -> BehaviourSequence:
-        """Joins the items and actions of a sequence to behaviour vectors.
+        """Joins the parts of a sequence to behaviour vectors.
 
         Args:
             name: column of the sequence.
             stored: its looked-up vectors.
             target_BD: vectors of the target items.
         """
-        values_UTD, actions_UT = self._embedding(name, stored.values_UTS), stored.actions_UT
+        join, actions_UT = self.schema.join_of(name), stored.actions_UT
+        vectors = [
+            self.projections.part(part, self._embedding(part, stored_UTS))
+            for part, stored_UTS in stored.parts.items()
+        ]
+        values_UTD = reduce(_JOINS[join], vectors)
         if actions_UT is None:
             shape, device = values_UTD.shape[:2], values_UTD.device
             actions_UT = torch.zeros(shape, dtype=torch.int64, device=device)
-        elif stored.actions_UTS is not None and (action := self.schema.action_of(name)) is not None:
-            actions_UTD = self._embedding(action, stored.actions_UTS)
-            values_UTD = _with_actions(values_UTD, actions_UTD, self.schema.actions)
         is_virtual_U = torch.zeros_like(stored.lengths_U, dtype=torch.bool)
         return BehaviourSequence(values_UTD, stored.lengths_U, actions_UT, target_BD, is_virtual_U)
 
     def target_embedding(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
-        """Returns the target items' vectors [B, D], as wide as the behaviours.
+        """Returns the target items' vectors [B, D], joined as the behaviours are.
 
-        A target has no action: where action embeddings are concatenated, zeros stand for it.
+        The item column on a part's table stands for the part. Parts without one, actions above all,
+        are left out; in a concatenation zeros stand for them.
 
         Args:
             sequence: column of the sequence.
             fields: column -> stored vectors [B, S].
         """
-        target = self.schema.target_of(sequence)
-        target_BD = self._embedding(target, fields[target])
-        num_zeros = self.schema.behaviour_dim(sequence) - target_BD.shape[1]
-        return nn.functional.pad(target_BD, (0, num_zeros))
+        join, vectors, num_zeros = self.schema.join_of(sequence), [], 0
+        for part in self.schema.joined_parts(sequence):
+            if (target := self.schema.part_target(part)) is not None:
+                part_BD = self._embedding(target, fields[target])
+                part_BD = self.projections.part(part, part_BD)
+                vectors.append(nn.functional.pad(part_BD, (num_zeros, 0)) if num_zeros else part_BD)
+                num_zeros = 0
+            elif join is Join.CONCAT:
+                num_zeros += self.schema.table_dim(part)
+        return nn.functional.pad(reduce(_JOINS[join], vectors), (0, num_zeros))
 
     def first_order_sum(self, fields: dict[str, Tensor], *groups: Group) -> Tensor | None:
         """Sums the first-order weights [B] of the fields of some groups.
@@ -188,10 +219,11 @@ class InputAssembler:
             fields: column -> stored vectors [B, S].
             groups: whose fields count.
         """
+        fields_of_groups = {name for group in groups for name in self.schema.fields(group)}
         names = [
             name
             for name in (*self.schema.pooled, *self.schema.unpooled_scalars)
-            if name in self.schema.names(*groups)
+            if name in fields_of_groups
         ]
         if not self.feature_tables.first_order or not names:
             return None
@@ -205,9 +237,3 @@ class InputAssembler:
         """Cuts stored vectors [..., S] to the dimension of their table."""
         dim = self.schema.table_dim(name)
         return stored if stored.shape[-1] == dim else stored[..., :dim]
-
-
-def _with_actions(values_BTD: Tensor, actions_BTD: Tensor, how: Actions) -> Tensor:
-    if how is Actions.PRODUCT:
-        return values_BTD * actions_BTD
-    return torch.cat([values_BTD, actions_BTD], dim=2) if how is Actions.CONCAT else values_BTD

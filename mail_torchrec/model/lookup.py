@@ -57,9 +57,9 @@ class _LookupOutputs:
     def pooled_fields(self) -> dict[str, Tensor]:
         """Column -> pooled vectors, [U, S] on the user side, else [B, S].
 
-        A list is pooled to its mean, so that a long one does not outweigh a short one. The
-        collection returns sums: where it has row-wise tables beside others, TorchRec divides the
-        others' means once more by the lengths.
+        A list is pooled to its mean, so that a long one does not outweigh a short one; the shares
+        of a weighted list sum to 1 already. The collection returns sums: where it has row-wise
+        tables beside others, TorchRec divides the others' means once more by the lengths.
         """
         found: dict[str, Tensor] = self.pooled.to_dict()
         if self.batch.dedup is not None:
@@ -75,27 +75,28 @@ class _LookupOutputs:
         return found | {
             name: found[name] / self._lengths(name, self.batch.pooled).clamp(min=1)[:, None]
             for name in self.schema.lists
-            if name in found
+            if name in found and name not in self.schema.list_weights
         }
 
     def sequence(self, name: str) -> SequenceEmbeddings:
-        """Pads the vectors of a behaviour sequence and of its actions to T positions."""
+        """Pads the vectors of the parts of a behaviour sequence to T positions."""
         max_length = self.schema.columns[name].max_length
         lengths_U = self._lengths(name, self.batch.unpooled)
-        values_UTS = _padded(self.unpooled[name], lengths_U, max_length)
+        parts = {
+            part: _padded(self.unpooled[part], lengths_U, max_length)
+            for part in self.schema.joined_parts(name)
+        }
         if (action := self.schema.action_of(name)) is None:
-            return SequenceEmbeddings(values_UTS, lengths_U)
-        ids_UT = torch.zeros(values_UTS.shape[:2], dtype=torch.int64, device=values_UTS.device)
-        ids_UT = ids_UT.masked_scatter(
-            position_mask(lengths_U, max_length), self.batch.unpooled[action].values()
-        )
-        actions_UTS = _padded(self.unpooled[action], lengths_U, max_length)
-        return SequenceEmbeddings(values_UTS, lengths_U, ids_UT, actions_UTS)
+            return SequenceEmbeddings(parts, lengths_U)
+        mask_UT = position_mask(lengths_U, max_length)
+        ids_UT = torch.zeros(mask_UT.shape, dtype=torch.int64, device=mask_UT.device)
+        ids_UT = ids_UT.masked_scatter(mask_UT, self.batch.unpooled[action].values())
+        return SequenceEmbeddings(parts, lengths_U, ids_UT)
 
     def match(self, name: str) -> MatchInputs:
         """Collects the output-side vectors and sampling counts of a sequence's match loss."""
         keys, ids = self.feature_tables.match[name], self.batch.match[name]
-        dim = self.schema.table_dim(name)
+        dim = self.schema.table_dim(self.schema.match_column(name))
         target_BD, last_UD, negatives_KD = (
             self.unpooled[key].values()[..., :dim]
             for key in (keys.target, keys.last, keys.negatives)

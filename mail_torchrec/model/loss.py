@@ -3,6 +3,7 @@
 Shape letters: ``B`` rows, ``W`` warm users, ``N`` rows of a term, ``H`` elements of a code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +15,9 @@ from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.losses.reduction import weighted_mean
+from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.model.step import RankingResult
-from mail_torchrec.towers.multi_task import MultiTaskSettings
+from mail_torchrec.model.task_losses import task_losses
 from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
 from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
 from mail_torchrec.utils.spans import span
@@ -39,29 +41,36 @@ class LossTerm:
 
 
 def ranking_terms(
-    result: RankingResult, batch: Batch, multi_task: MultiTaskSettings | None
+    result: RankingResult,
+    batch: Batch,
+    settings: ModelSettings,
+    targets: Mapping[str, Tensor],
 ) -> dict[str, LossTerm]:
-    """Builds the terms of clicks, of conversions and of the tower's auxiliary losses.
+    """Builds the terms of clicks, of further tasks and of the tower's auxiliary losses.
 
     Args:
         result: output of the ranking tower and its head.
         batch: labels and weights.
-        multi_task: settings of the head; None without one.
+        settings: of the tasks.
+        targets: of the predictions of ``model.tasks``, [B].
 
     Raises:
         ValueError: an auxiliary loss has the name of one of the model's own losses.
     """
-    if clash := result.output.auxiliary.keys() & set(RESERVED_LOSSES):
+    if clash := result.output.auxiliary.keys() & {*RESERVED_LOSSES, *settings.tasks}:
         raise ValueError(
             f"the ranking tower calls an auxiliary loss {sorted(clash)}, which is a name of "
             "MAIL's own losses; rename it"
         )
-    click_weight = multi_task.click_weight if multi_task else 1.0
+    click_weight = settings.click_weight
     click_losses_B = ranking_loss(result.output.logits_B, batch.labels_B)
     terms = {"L_rt": LossTerm(click_losses_B, batch.weights_B, click_weight)}
-    if multi_task:
+    if settings.multi_task is not None:
         ctcvr_losses_B = ranking_loss(result.tasks["ctcvr"], batch.conversions_B)
         terms["L_ctcvr"] = LossTerm(ctcvr_losses_B, batch.weights_B, 1 - click_weight)
+    for name, (losses_B, is_counted_B) in task_losses(result, settings.tasks, targets).items():
+        weights_B = batch.weights_B * is_counted_B
+        terms[f"L_{name}"] = LossTerm(losses_B, weights_B, settings.tasks[name].weight)
     return terms | {
         f"L_{name}": LossTerm(losses_B, weights_B * batch.weights_B, scale)
         for name, (losses_B, weights_B, scale) in result.output.auxiliary.items()
@@ -69,17 +78,21 @@ def ranking_terms(
 
 
 def cold_pass_terms(
-    terms: dict[str, LossTerm], weights_B: Tensor, scale: float
+    terms: dict[str, LossTerm], is_counted_B: Tensor | None, scale: float
 ) -> dict[str, LossTerm]:
     """Renames and scales ranking terms of rows that were ranked as cold ones.
 
     Args:
         terms: of :func:`ranking_terms`.
-        weights_B: weight of each row.
+        is_counted_B: rows that count; None for all.
         scale: weight of these terms, ``model.cold_loss_weight``.
     """
     return {
-        name.replace("L_", "L_new_"): replace(term, weights_N=weights_B, scale=term.scale * scale)
+        name.replace("L_", "L_new_", 1): replace(
+            term,
+            weights_N=term.weights_N if is_counted_B is None else term.weights_N * is_counted_B,
+            scale=term.scale * scale,
+        )
         for name, term in terms.items()
     }
 

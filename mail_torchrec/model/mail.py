@@ -10,6 +10,7 @@ users (with usable behaviours), ``V`` users that get virtual behaviours.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -38,6 +39,7 @@ from mail_torchrec.model.step import (
 )
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
+from mail_torchrec.towers.tasks.layout import task_targets
 from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
 from mail_torchrec.utils.spans import span
 
@@ -86,6 +88,7 @@ class Towers(DenseModules):
         num_rows: table -> rows.
         precision: of the matrix products in training.
         negatives_kept: share of the unclicked rows in the training data.
+        vector_dims: number of elements of each vector column; None where there is none.
 
     Raises:
         ValueError: a tower or its options do not fit (see ``towers/registry.py``), or the schema
@@ -100,11 +103,12 @@ class Towers(DenseModules):
         num_rows: dict[str, int],
         precision: torch.dtype = torch.float32,
         negatives_kept: float = 1.0,
+        vector_dims: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(settings, schema, feature_tables, num_rows, negatives_kept)
+        super().__init__(settings, schema, feature_tables, num_rows, negatives_kept, vector_dims)
         self.precision = precision
         self._feature_tables = feature_tables
-        self._assembler = InputAssembler(schema, feature_tables)
+        self._assembler = InputAssembler(schema, feature_tables, self.projections)
 
     def forward(
         self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]
@@ -127,7 +131,8 @@ class Towers(DenseModules):
         fields_UFD = self.zero_shot_fields(step.users)
         result = self._rank_step(step, self._sample_dropped_users(step))
         with span("ranking"):
-            terms = ranking_terms(result, batch, self.settings.multi_task)
+            targets = self._targets(batch)
+            terms = ranking_terms(result, batch, self.settings, targets)
         terms |= self._cold_pass_terms(step, batch) | self._meta_emb_terms(step, batch)
         with span("zero_shot"):
             zero_shot = self._zero_shot_losses(step, fields_UFD)
@@ -140,7 +145,7 @@ class Towers(DenseModules):
         if self.filler is not None:
             with span("zero_shot"):
                 self.filler.update(*self._warm_users(step, fields_UFD))
-        return loss, StepOutputs.detached(result, losses, batch)
+        return loss, StepOutputs.detached(result, losses, batch, targets)
 
     def _evaluate(self, step: StepInputs, batch: Batch) -> tuple[Tensor, StepOutputs]:
         result = self._rank_step(step)
@@ -148,7 +153,11 @@ class Towers(DenseModules):
             cold = self._rank_all_as_cold(step)
             result = select_by_cold(step.is_cold_U, batch.is_cold_B, cold, result)
         loss = result.output.logits_B.new_zeros(())
-        return loss, StepOutputs.detached(result, {}, batch)
+        return loss, StepOutputs.detached(result, {}, batch, self._targets(batch))
+
+    def _targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns what the predictions of ``model.tasks`` are compared with, [B]."""
+        return task_targets(self.settings.tasks, batch.labels_B, batch.task_labels)
 
     def zero_shot_fields(self, users: RankingInputs) -> Tensor:
         """Returns detached embeddings [U, F, D] of the fields that the zero-shot tower reads."""
@@ -213,6 +222,7 @@ class Towers(DenseModules):
             embeddings = feature_embeddings(
                 batch, pooled, unpooled, self._assembler.schema, self._feature_tables
             )
+            embeddings.fields |= self.vector_fields(batch.vectors)
             expand = self.fills_candidates
             return step_inputs(batch, embeddings, self._assembler, expand_users=expand)
 
@@ -244,11 +254,9 @@ class Towers(DenseModules):
             return {}
         result = self._rank_all_as_cold(step)
         with span("ranking"):
-            terms = ranking_terms(result, batch, self.settings.multi_task)
-            weights_B = batch.weights_B
-            if self.cold_ranking is None:
-                weights_B = weights_B * ~batch.is_cold_B
-            return cold_pass_terms(terms, weights_B, self.settings.cold_loss_weight)
+            terms = ranking_terms(result, batch, self.settings, self._targets(batch))
+            is_counted_B = ~batch.is_cold_B if self.cold_ranking is None else None
+            return cold_pass_terms(terms, is_counted_B, self.settings.cold_loss_weight)
 
     def _meta_emb_terms(self, step: StepInputs, batch: Batch) -> dict[str, LossTerm]:
         """MetaEmb's loss of warm rows in pairs of one user, by the tower that scores cold users."""
@@ -264,7 +272,7 @@ class Towers(DenseModules):
             previous_B, is_paired_B = pair_rows(batch.users_B, is_warm_B)
             numeric_BM = self._assembler.numeric_attributes(batch.numeric_BN)
             losses_B = self.meta_emb.losses(tower, constant, numeric_BM, batch.labels_B, previous_B)
-            return {"L_meta": LossTerm(losses_B, is_paired_B.to(losses_B.dtype))}
+            return {"L_meta": LossTerm(losses_B, is_paired_B * batch.weights_B)}
 
     def _zero_shot_losses(self, step: StepInputs, fields_UFD: Tensor) -> ZeroShotLosses | None:
         """The zero-shot tower's losses of this rank's warm users, or of a sample of them."""

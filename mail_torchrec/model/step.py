@@ -14,7 +14,7 @@ from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.behaviours import Behaviours
-from mail_torchrec.towers.multi_task import product_logits
+from mail_torchrec.towers.tasks.layout import TaskLayout
 
 
 @dataclass
@@ -63,14 +63,16 @@ class WarmUsers(NamedTuple):
 
 
 class RankingResult(NamedTuple):
-    """Output of a ranking tower and of the multi-task head on it."""
+    """Output of a ranking tower and of the head of further tasks on it."""
 
     output: RankingOutput
     tasks: dict[str, Tensor]
-    """Task of the head -> logits [B]; empty without a head."""
+    """Prediction of the head -> logits, or logs of expected values, [B]; empty without a head."""
+    layout: TaskLayout = TaskLayout()
+    """Meaning of the predictions."""
 
     def with_click_logits(self, logits_B: Tensor) -> "RankingResult":
-        """Returns the result with other logits of a click, and so of a click and a conversion.
+        """Returns the result with other logits of a click, and so of what follows a click.
 
         A conversion given a click is a question of clicked rows alone, whatever share of the others
         there is.
@@ -78,10 +80,8 @@ class RankingResult(NamedTuple):
         Args:
             logits_B: of a click.
         """
-        tasks = dict(self.tasks)
-        if tasks:
-            tasks["ctcvr"] = product_logits(logits_B, tasks["cvr"])
-        return RankingResult(replace(self.output, logits_B=logits_B), tasks)
+        tasks = self.layout.with_products(logits_B, self.tasks)
+        return self._replace(output=replace(self.output, logits_B=logits_B), tasks=tasks)
 
 
 def select_by_cold(
@@ -107,7 +107,8 @@ def select_by_cold(
         for name, (user_UD, item_BD) in warm.output.vectors.items()
     }
     logits_B = torch.where(is_cold_B, cold.output.logits_B, warm.output.logits_B)
-    return RankingResult(replace(warm.output, logits_B=logits_B, vectors=vectors), tasks)
+    output = replace(warm.output, logits_B=logits_B, vectors=vectors)
+    return warm._replace(output=output, tasks=tasks)
 
 
 @dataclass
@@ -122,20 +123,33 @@ class StepOutputs:
     batch: Batch
     """The batch itself, for labels and weights."""
     tasks: dict[str, Tensor] = field(default_factory=dict)
-    """Logits [B] of further tasks: ``cvr`` and ``ctcvr`` where there is a multi-task head."""
+    """Predictions [B] of further tasks, as :attr:`RankingResult.tasks` has them."""
+    layout: TaskLayout = field(default_factory=TaskLayout)
+    """Meaning of the predictions."""
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    """What the predictions of ``model.tasks`` are compared with, [B], NaN where a row does not
+    count."""
 
     @staticmethod
-    def detached(result: RankingResult, losses: dict[str, Tensor], batch: Batch) -> "StepOutputs":
+    def detached(
+        result: RankingResult,
+        losses: dict[str, Tensor],
+        batch: Batch,
+        targets: dict[str, Tensor],
+    ) -> "StepOutputs":
         """Detaches the outputs of a step.
 
         Args:
             result: output of the ranking tower and its head.
             losses: loss name -> this rank's share, [].
             batch: the batch of the step.
+            targets: of the predictions of ``model.tasks``, [B].
         """
         return StepOutputs(
             result.output.logits_B.detach(),
             map_tensors(losses, Tensor.detach),
             batch,
             map_tensors(result.tasks, Tensor.detach),
+            result.layout,
+            targets,
         )

@@ -18,6 +18,8 @@ _GROUP_OF_PREFIX = {
     "towers.multi_task.": RANKING,
     "towers.cold_ranking.": RANKING,
     "towers.cold_multi_task.": RANKING,
+    "towers.vector_fields.": RANKING,
+    "towers.projections.": RANKING,
     "pooled_tables.": TABLES,
     "unpooled_tables.": TABLES,
 }

@@ -21,9 +21,11 @@ def estimate_grid(grid: ScenarioGrid) -> list[PlanEstimate]:
     costs: dict[str, DenseCost] = {}
     for scenario in grid.scenarios():
         config = scenario.config
-        model = config.model.model_dump_json()
+        model = f"{config.model.model_dump_json()} {config.train.ema}"
         if model not in costs:
-            costs[model] = dense_cost(config, config_feature_tables(config), scenario.num_rows)
+            costs[model] = dense_cost(
+                config, config_feature_tables(config), scenario.num_rows, scenario.vector_dims
+            )
         estimate = estimate_scenario(scenario, costs[model])
         if not estimate.fits:
             estimate.suggestions = suggest(estimate)

@@ -49,8 +49,10 @@ def compare_run(
     context = plan_context(tree)
     hardware = _hardware_of(run_dir, context, hardware_name, hardware_overrides)
     config = load_run_config(run_dir.path)
-    num_rows = Encoders.load(run_dir.vocabularies, config.schema_).num_rows
-    scenario = Scenario(config, num_rows, hardware, context.world_size, ())
+    encoders = Encoders.load(run_dir.vocabularies, config.schema_)
+    sizes = encoders.num_rows, encoders.vector_dims
+    config = config.with_dims(encoders.num_rows)
+    scenario = Scenario(config, sizes[0], hardware, context.world_size, (), sizes[1])
     return "\n".join(_table(estimate_saved_plan(scenario, tree), *_measured(run_dir)))
 
 

@@ -26,8 +26,8 @@ from mail_torchrec.embeddings.sharding_options import ShardingOption
 from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.planning.estimate import PlanEstimate
 from mail_torchrec.planning.scenarios import Scenario
-from mail_torchrec.train.assembly import build_workload, config_feature_tables
-from mail_torchrec.train.dense_cost import DenseCost, dense_cost
+from mail_torchrec.train.assembly import config_feature_tables
+from mail_torchrec.train.dense_cost import DenseCost, build_workload, dense_cost
 
 
 def estimate_scenario(scenario: Scenario, cost: DenseCost | None = None) -> PlanEstimate:
@@ -104,7 +104,8 @@ class _PlanningInputs:
             hardware,
             scenario.world_size,
         )
-        self.cost = cost or dense_cost(config, feature_tables, scenario.num_rows)
+        dims = scenario.vector_dims
+        self.cost = cost or dense_cost(config, feature_tables, scenario.num_rows, dims)
         dense_memory = self.cost.memory(config.train.batch_size, scenario.world_size)
         self.capacity = table_capacity(hardware, sum(dense_memory.values()))
 

@@ -1,12 +1,13 @@
 """Scenarios to plan for: a grid of ranks, batch sizes and settings on one kind of hardware."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mail_torchrec.config import Config, load_config, load_run_config
+from mail_torchrec.data.content.vector_scales import load_vector_scales
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
@@ -29,6 +30,8 @@ class Scenario:
     """Ranks."""
     varied: tuple[str, ...]
     """Overrides in which the scenarios of a grid differ."""
+    vector_dims: dict[str, int] = field(default_factory=dict)
+    """Number of elements by vector column."""
 
     @property
     def name(self) -> str:
@@ -69,11 +72,13 @@ class ScenarioGrid:
         for varied in product(*self.vary):
             config = self._load_config([*self.overrides, *varied])
             num_rows = table_rows(config.schema_, self._built_rows(config.schema_) | self.rows)
+            config = config.with_dims(num_rows)
+            vector_dims = self._vector_dims(config.schema_)
             batch_sizes = self.batch_sizes or (config.train.batch_size,)
             for world_size, batch_size in product(self.world_sizes, batch_sizes):
                 train = config.train.model_copy(update={"batch_size": batch_size})
                 resized = config.model_copy(update={"train": train})
-                yield Scenario(resized, num_rows, self.hardware, world_size, varied)
+                yield Scenario(resized, num_rows, self.hardware, world_size, varied, vector_dims)
 
     def _load_config(self, overrides: list[str]) -> Config:
         if self.of_run:
@@ -96,6 +101,24 @@ class ScenarioGrid:
             if name in of_run.table_names
             and _ids_of(schema.table(name)) == _ids_of(of_run.table(name))
         }
+
+    def _vector_dims(self, schema: Schema) -> dict[str, int]:
+        """Returns the elements of each vector column: of the run's data, or of the schema.
+
+        Raises:
+            ValueError: neither tells.
+        """
+        run_dir, names = RunDir(self.config.parent), schema.vectors()
+        if self.config == run_dir.config and run_dir.vocabularies.exists():
+            scales = load_vector_scales(run_dir.vocabularies, names)
+            return {name: scale.dim for name, scale in scales.items()}
+        dims = {name: schema.columns[name].length for name in names}
+        if missing := [name for name, dim in dims.items() if dim is None]:
+            raise ValueError(
+                f"the vectors of {', '.join(missing)} should have a known length; planning reads "
+                f"no data: set schema.columns.{missing[0]}.length, or give a run as --config"
+            )
+        return {name: dim for name, dim in dims.items() if dim is not None}
 
 
 def parse_grid(

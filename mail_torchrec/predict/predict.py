@@ -16,7 +16,7 @@ from mail_torchrec.predictions.writer import (
     write_predictions,
 )
 from mail_torchrec.train.data_splits import log_counts, reduce_counts
-from mail_torchrec.train.evaluation import probability_names, score_batches
+from mail_torchrec.train.evaluation import score_batches, score_names
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.spans import span
 
@@ -57,14 +57,14 @@ def predict(
     config = finished_config(run_dir, overrides)
     if not any(override.startswith("data.cold_start") for override in overrides):
         config = _without_cold_start(config)
-    groups = [Group.LABEL, Group.CONVERSION]
+    groups = [Group.LABEL, Group.CONVERSION, Group.TASK_LABEL, Group.WEIGHT]
     if not config.data.cold_start.hide_share:  # which hides users by their keys
         groups.append(Group.GROUP_KEY)
     schema = config.schema_
     kept = {name: schema.file_column(name) for name in schema.names(Group.PASSTHROUGH)}
     with open_run(run_dir, data, config, schema.names(*groups)) as run:
         output = PredictionFormat(
-            probability_names(config), {**kept, **{name: name for name in keep}}, origin=run.origin
+            score_names(config), {**kept, **{name: name for name in keep}}, origin=run.origin
         )
         reader, counts = run.data.reader, np.zeros(len(run.data.reader.count_names), np.int64)
         with (

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mail_torchrec.towers.tasks.layout import TaskLayout
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
@@ -18,12 +20,17 @@ class ScoredBatch:
     """Reader process that the batch came from: its batches hold consecutive rows."""
     rows: range
     """Numbers of the rows in the data, all files counted together."""
-    probabilities: dict[str, NDArray[np.float32]]
-    """Probabilities [B] by name, as a server of the model names them."""
+    scores: dict[str, NDArray[np.float32]]
+    """Probabilities and expected values [B] by name, as a server of the model names them."""
     logits_B: NDArray[np.float32]
     """Logits of a click."""
     task_logits: dict[str, NDArray[np.float32]]
-    """Logits [B] of the multi-task head: ``cvr`` and ``ctcvr``; empty without one."""
+    """Predictions [B] of further tasks: logits, or logs of expected values; empty without any."""
+    layout: TaskLayout
+    """Meaning of these predictions."""
+    task_targets: dict[str, NDArray[np.float32]]
+    """What the predictions of ``model.tasks`` are compared with, [B], NaN where a row does not
+    count."""
     labels_B: NDArray[np.float32]
     """1 where the row was clicked, else 0."""
     conversions_B: NDArray[np.float32]
@@ -32,5 +39,7 @@ class ScoredBatch:
     """Hash of the group key."""
     is_new_B: NDArray[np.bool_]
     """Rows reported as new users'."""
+    weights_B: NDArray[np.float32]
+    """Weight of each row in metrics."""
     counts: NDArray[Any]
     """The reader's counts of the batch, [counts]."""

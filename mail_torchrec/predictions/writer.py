@@ -31,8 +31,8 @@ USER, LABEL, CONVERSION, IS_NEW, LOGIT = "user", "label", "conversion", "is_new"
 class PredictionFormat:
     """Choice of the columns of written predictions."""
 
-    probabilities: tuple[str, ...]
-    """Names of the probabilities."""
+    scores: tuple[str, ...]
+    """Names of the probabilities and expected values."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """Columns of the files to keep, by their names among the predictions."""
     group_key: str | None = None
@@ -50,13 +50,13 @@ class PredictionFormat:
             ValueError: one is missing, or has the name of another column.
         """
         user = {} if self.group_key is None else {USER: self.group_key}
-        others = [*self.probabilities, *(field.name for field in self._evaluation_fields())]
+        others = [*self.scores, *(field.name for field in self._evaluation_fields())]
         return RowKeys(source, {**self.kept, **user}, others)
 
     def schema(self, keys: RowKeys) -> pa.Schema:
         """Returns the columns of the files, in order."""
         fields = list(keys.schema)
-        fields += [pa.field(name, pa.float32()) for name in self.probabilities]
+        fields += [pa.field(name, pa.float32()) for name in self.scores]
         metadata = {_METADATA: json.dumps(dict(self.origin)).encode()}
         return pa.schema([*fields, *self._evaluation_fields()], metadata)
 
@@ -171,7 +171,7 @@ class PredictionWriter:
         part.write(self._table(batch, part.keys.take(len(batch.rows))))
 
     def _table(self, batch: ScoredBatch, keys: pa.Table) -> pa.Table:
-        columns = {**dict(zip(keys.column_names, keys.columns, strict=True)), **batch.probabilities}
+        columns = {**dict(zip(keys.column_names, keys.columns, strict=True)), **batch.scores}
         if (key := self._columns.group_key) is not None:
             users = plain_ids(keys[USER], file=self._source.path, name=key)
             if not np.array_equal(user_hashes(users), batch.users_B):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
 from mail_torchrec.prepare.settings import EngineName, PrepareSettings
@@ -23,6 +25,15 @@ class QueryEngine(Protocol):
 
     def lines(self, path: Path) -> Table:
         """Opens all lines of a Latin-1 file as a column ``line``, for one query."""
+
+    def arrow(self, batches: pa.RecordBatchReader, columns: dict[str, str], scratch: Path) -> Table:
+        """Opens Arrow batches for one query.
+
+        Args:
+            batches: read once.
+            columns: Ibis type of each column.
+            scratch: file that may be written for the time of the query.
+        """
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """Opens Parquet of :meth:`write`.
@@ -83,10 +94,15 @@ class DuckDBEngine:
 
     def lines(self, path: Path) -> Table:
         """See :class:`QueryEngine`."""
+        return self.arrow(read_lines(path), {"line": "string"}, path)
+
+    def arrow(self, batches: pa.RecordBatchReader, columns: dict[str, str], scratch: Path) -> Table:
+        """See :class:`QueryEngine`."""
+        del scratch
         self._views += 1
         name = f"v{self._views}"
-        self._connection.register(name, read_lines(path))
-        return ibis.table({"line": "string"}, name=name)
+        self._connection.register(name, batches)
+        return ibis.table(columns, name=name)
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`QueryEngine`."""
@@ -156,6 +172,13 @@ class SparkEngine:
         lines = self._session.read.text(str(path.absolute()), lineSep="\n")
         latin = lines.selectExpr("decode(cast(value AS binary), 'ISO-8859-1') AS line")
         return self._view(latin, {"line": "string"})
+
+    def arrow(self, batches: pa.RecordBatchReader, columns: dict[str, str], scratch: Path) -> Table:
+        """See :class:`QueryEngine`."""
+        with pq.ParquetWriter(scratch, batches.schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return self.stored(scratch, columns)
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`QueryEngine`."""

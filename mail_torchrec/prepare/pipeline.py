@@ -5,7 +5,6 @@ are made, so that memory is bounded by a bucket.
 """
 
 import json
-import os
 import shutil
 from contextlib import closing
 from dataclasses import fields
@@ -19,14 +18,19 @@ from mail_torchrec.prepare.kuairand import KUAIRAND
 from mail_torchrec.prepare.line_counts import LineCounts, count_parsed_lines
 from mail_torchrec.prepare.log_files import LogFile
 from mail_torchrec.prepare.movielens import MOVIELENS
-from mail_torchrec.prepare.publish import PARTS, RECORD_NAME, WORK_FOLDER, publish, write_atomically
+from mail_torchrec.prepare.output_folder import (
+    RECORD_NAME,
+    WORK_FOLDER,
+    file_identity,
+    is_finished,
+)
+from mail_torchrec.prepare.publish import PARTS, publish
 from mail_torchrec.prepare.resumable_steps import ResumableSteps, StepRecord
 from mail_torchrec.prepare.settings import PrepareSettings
-from mail_torchrec.utils.file_lock import LOCK, lock_folder
+from mail_torchrec.utils.file_lock import lock_folder
 
 DATASETS = {"alimama": ALIMAMA, "kuairand": KUAIRAND, "movielens": MOVIELENS}
 BUCKET_BYTES = 256 * 2**20
-_BEGUN_NAME = "begun.json"
 
 
 def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> StepRecord:
@@ -58,10 +62,10 @@ def prepare(name: str, settings: PrepareSettings, raw: Path, out: Path) -> StepR
         "test_days": settings.test_days,
         "time_range": [day.isoformat() for day in days],
         "buckets": settings.buckets or -(-num_bytes // BUCKET_BYTES),
-        "files": {file.name: _file_identity(path) for file, path in paths.items()},
+        "files": {file.name: file_identity(path) for file, path in paths.items()},
     }
     with lock_folder(out):
-        if _is_finished(out, inputs):
+        if is_finished(out, inputs):
             finished: StepRecord = json.loads((out / RECORD_NAME).read_text())
             return finished
         return _run_steps(dataset, settings, inputs, paths, raw, out)
@@ -131,50 +135,6 @@ def _first_test_day(days: StepRecord, num_test_days: int, raw: Path) -> int:
             "testing; choose fewer with --test-days, or give files of more days"
         )
     return first
-
-
-def _file_identity(path: Path) -> list[int]:
-    """Returns size and time of change, which tell whether a file is still the same."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _is_finished(out: Path, inputs: StepRecord) -> bool:
-    """Checks whether ``out`` is ready, and claims it for these inputs where it is empty.
-
-    Raises:
-        ValueError: ``out`` was begun with other inputs, or holds something else.
-    """
-    for path in (out / RECORD_NAME, out / WORK_FOLDER / _BEGUN_NAME):
-        if path.is_file():
-            _check_same_inputs(out, json.loads(path.read_text())["inputs"], inputs)
-            return path.name == RECORD_NAME
-    if others := set(os.listdir(out)) - {WORK_FOLDER, LOCK}:
-        raise ValueError(
-            f"'{out}' should be empty or not exist, it holds {sorted(others)[:5]}; choose another "
-            "--out"
-        )
-    (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_atomically(out / WORK_FOLDER / _BEGUN_NAME, json.dumps({"inputs": inputs}))
-    return False
-
-
-def _check_same_inputs(out: Path, begun: StepRecord, inputs: StepRecord) -> None:
-    changes = [
-        f"{key} was {begun.get(key)}, now {value}"
-        for key, value in inputs.items()
-        if key != "files" and begun.get(key) != value
-    ]
-    changes += [
-        f"{name} has changed"
-        for name, identity in inputs["files"].items()
-        if begun["files"].get(name, identity) != identity
-    ]
-    if changes:
-        raise ValueError(
-            f"'{out}' was begun with other settings or files: {'; '.join(changes)}; choose "
-            "another --out, or delete it"
-        )
 
 
 def _parse_file(

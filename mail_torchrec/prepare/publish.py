@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from mail_torchrec.prepare.dataset import DatasetSpec
+from mail_torchrec.prepare.output_folder import RECORD_NAME, WORK_FOLDER, write_atomically
 from mail_torchrec.prepare.resumable_steps import ResumableSteps, StepRecord
 
 PARTS = ("train", "test")
-RECORD_NAME, WORK_FOLDER = "prepared.json", ".work"
 _ROWS_PREFIX = "rows-"
 _FILE_COUNTS = ("rows", "malformed", "unlikely_times", "blank", "ends_with_newline")
 
@@ -76,13 +76,6 @@ def _file_summary(name: str, counts: StepRecord, time_range: str) -> str:
     if not counts["ends_with_newline"]:
         text += "; the last line has no line feed: it is cut where the file is not whole"
     return text
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either not there or complete."""
-    unfinished = path.with_name(f".{path.name}.half")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _move_rows(steps: ResumableSteps, part: str, out: Path) -> None:

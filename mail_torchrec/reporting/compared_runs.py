@@ -31,7 +31,13 @@ _DATA: dict[str, Callable[[Any], bool]] = {
 _SEED = "train.seed"
 _BATCH_SIZE = "train.batch_size"
 _INTEGERS = (_SEED, _BATCH_SIZE, "data.cold_start.keep")
-_TEST_SETTINGS = ("data.root", "data.test", "data.cold_start.", "data.new_user_max_behaviours")
+_TEST_SETTINGS = (
+    "data.root",
+    "data.test",
+    "data.test.",
+    "data.cold_start.",
+    "data.new_user_max_behaviours",
+)
 
 
 @dataclass(frozen=True)

@@ -145,12 +145,18 @@ def _other_data(first: ComparedRun, of_method: list[ComparedRun]) -> list[str]:
 def _shared_metrics(runs: list[ComparedRun]) -> list[str]:
     """Lists the metrics that all runs have."""
     further = [metric for of_table in FURTHER_METRICS.values() for metric in of_table]
+    further += [metric for metric in runs[0].metrics["all"] if _is_of_task(metric)]
     shared = [
         metric
         for metric in further
         if all(metric in run.metrics[cohort] for run in runs for cohort in COHORTS)
     ]
     return [*METRICS, *shared]
+
+
+def _is_of_task(metric: str) -> bool:
+    """Returns whether a metric is one of ``model.tasks``, ``buy/auc``."""
+    return "/" in metric and not metric.endswith(("/rows", "/mean"))
 
 
 def _method_result(
@@ -199,14 +205,17 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
     """Formats the metrics as Markdown tables, differences in a second one where there are any.
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-``
-    where a metric is undefined. Tables of ``FURTHER_METRICS`` follow where all runs have them. A
-    star marks methods whose rows differ from the first run's; the differences follow.
+    where a metric is undefined. Tables of ``FURTHER_METRICS`` and of tasks follow where all runs
+    have them. A star marks methods whose rows differ from the first run's; the differences follow.
     """
     predictions = {"": METRICS} | {
         f", {prediction}": metrics
         for prediction, metrics in FURTHER_METRICS.items()
         if set(metrics) <= results[0].metrics["all"].keys()
     }
+    for metric in filter(_is_of_task, results[0].metrics["all"]):
+        title = f", task {metric.partition('/')[0]}"
+        predictions[title] = (*predictions.get(title, ()), metric)
     tables = [_tables(results, title, metrics) for title, metrics in predictions.items()]
     texts = [table for pair in tables for table in pair]
     if lines := [f"- {line}" for result in results for line in result.other_data]:
@@ -239,7 +248,7 @@ def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...
 
 def _column_name(metric: str) -> str:
     """Returns the name of a metric in a table whose title names the prediction."""
-    name = metric.removeprefix("ctcvr_").removeprefix("cvr_")
+    name = metric.rpartition("/")[2].removeprefix("ctcvr_").removeprefix("cvr_")
     return name.upper() if name in METRICS else name.replace("_", " ")
 
 

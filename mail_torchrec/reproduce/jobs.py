@@ -56,8 +56,8 @@ class TrainingJob:
     seed: int
     path: Path
     config: Config
-    data: tuple[SourceRecord, SourceRecord]
-    """Training and test data."""
+    data: tuple[SourceRecord, SourceRecord, SourceRecord | None]
+    """Training, test and validation data; None without validation files."""
 
     @property
     def title(self) -> str:
@@ -90,8 +90,12 @@ class TrainingJob:
         except ValueError as error:
             other = [str(error)]
         else:
-            if (record.train, record.test) != self.data:
-                other.append("the files of data.train or data.test hold other rows now")
+            of_files = self.data[2] is not None  # validation rows in files of their own
+            held_out = record.validation if of_files else None
+            if (record.train, record.test, held_out) != self.data:
+                other.append(
+                    "the files of data.train, data.test or data.validation.path hold other rows now"
+                )
         if other:
             raise ValueError(
                 f"'{self.path}' was trained with another configuration or on other data; choose "
@@ -161,7 +165,11 @@ def plan_trainings(
     config = load_config(config_path, list(overrides))
     config.data.check_no_credentials()
     sources = open_sources(config)
-    train, test = SourceRecord.of(sources.train), SourceRecord.of(sources.test)
+    data = (
+        SourceRecord.of(sources.train),
+        SourceRecord.of(sources.test),
+        SourceRecord.of(sources.validation) if sources.validation is not None else None,
+    )
     faults = []
     for name in methods:
         try:
@@ -179,7 +187,7 @@ def plan_trainings(
             seed,
             out / "runs" / METHODS[name].file_name / f"seed-{seed}",
             resolve_config(METHODS[name], config_path, overrides, seed),
-            (train, test),
+            data,
         )
         for seed in range(1, num_seeds + 1)
         for name in methods
@@ -197,4 +205,11 @@ def group_by_method(jobs: Sequence[TrainingJob]) -> dict[str, list[TrainingJob]]
 def _check_buildable(config: Config) -> None:
     num_rows = dict.fromkeys(config.schema_.table_names, _ANY_ROWS)
     with torch.device("meta"):
-        Towers(config.model, config.schema_, config_feature_tables(config), num_rows)
+        vector_dims = dict.fromkeys(config.schema_.vectors(), _ANY_ROWS)
+        Towers(
+            config.model,
+            config.schema_,
+            config_feature_tables(config),
+            num_rows,
+            vector_dims=vector_dims,
+        )

@@ -1,12 +1,15 @@
 """JSON Schemas of requests and responses, made of the served model's manifest."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from mail_torchrec.data.content.vector_values import LARGEST
+from mail_torchrec.data.parquet.times import integer_bounds
 from mail_torchrec.data.schema.schema import Group, Kind, Transform
 from mail_torchrec.inference.datatypes import DATATYPES
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.raw_requests import MAX_TEXT, RAW_INPUT
-from mail_torchrec.inference.requests import candidate_columns, user_columns
+from mail_torchrec.inference.requests import RawColumn, request_columns
 
 REQUEST_FORMAT = "scoring-request"
 """Format of a string that is the JSON of one user and its candidates."""
@@ -17,6 +20,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
     "number": {"type": "number"},
     "flag": {"enum": [0, 1, False, True]},
+    "time": {"type": "string", "format": "date-time"},
 }
 
 
@@ -67,7 +71,8 @@ def raw_request_schemas(manifest: ArtifactManifest, max_candidates: int) -> dict
         max_candidates: most candidates of a request.
     """
     schema = manifest.schema_
-    user = _column_values(user_columns(schema), manifest)
+    raw = request_columns(schema)
+    user = _column_values(raw.user, manifest)
     key = schema.file_column(schema.group_key)
     of_user = _object({key: {}} | user, user) | {
         "description": "a list of actions is as long as the list of their items; oldest first"
@@ -77,7 +82,7 @@ def raw_request_schemas(manifest: ArtifactManifest, max_candidates: int) -> dict
         "maxItems": max_candidates,
     }
     return {
-        "Candidate": _object(_column_values(candidate_columns(schema), manifest)),
+        "Candidate": _object(_column_values(raw.candidate, manifest)),
         "ScoringRequest": _object({"user": of_user, "candidates": candidates}),
     }
 
@@ -128,17 +133,33 @@ def _object(properties: dict[str, Any], required: dict[str, Any] | None = None) 
     }
 
 
-def _column_values(names: list[str], manifest: ArtifactManifest) -> dict[str, Any]:
-    """Builds the schema of each file column's values."""
-    return {manifest.schema_.file_column(name): _values(name, manifest) for name in names}
+def _column_values(columns: Mapping[str, RawColumn], manifest: ArtifactManifest) -> dict[str, Any]:
+    """Builds the schema of each raw column's values."""
+    return {name: _values(raw, manifest) for name, raw in columns.items()}
 
 
-def _values(name: str, manifest: ArtifactManifest) -> dict[str, Any]:
+def _values(raw: RawColumn, manifest: ArtifactManifest) -> dict[str, Any]:
     schema = manifest.schema_
+    value = _VALUES[manifest.value_types[raw.stored.column]]
+    stored = [name for name in raw.readers if name not in schema.derived]
+    for unit in {schema.columns[name].time_unit for name in raw.readers}:
+        if unit is not None and value.get("type") == "integer":  # a time
+            low, high = integer_bounds(unit)
+            value = value | {
+                "minimum": max(low, value["minimum"]),
+                "maximum": min(high, value["maximum"]),
+            }
+    if not stored:
+        return _or_null(_array(_or_null(value)) if raw.stored.is_list else value)
+    name = stored[-1]
     column = schema.columns[name]
-    value = _VALUES[manifest.value_types[schema.file_column(name)]]
     if column.group is Group.NEW_USER:
         return value
+    if (vectors := manifest.vectors.get(name)) is not None:
+        element = value | {"minimum": -LARGEST, "maximum": LARGEST}
+        return _or_null(_array(element) | {"minItems": vectors.dim, "maxItems": vectors.dim})
+    if column.kind is Kind.WEIGHTS:
+        return _or_null(_array(value | {"minimum": 0}))
     if column.transform is Transform.LOG:
         value = value | {"minimum": 0}
     return _or_null(_array(_or_null(value)) if column.kind is Kind.LIST else value)

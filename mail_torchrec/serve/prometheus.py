@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from mail_torchrec.data.schema.schema import Group, Kind, Schema
+from mail_torchrec.data.schema.schema import Kind, Schema
 from mail_torchrec.inference.datatypes import Array
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, length_input
@@ -86,7 +86,7 @@ def cold_users(inputs: Mapping[str, Array], manifest: ArtifactManifest) -> Array
 def _ids(inputs: Mapping[str, Array], schema: Schema) -> Iterator[tuple[str, Array]]:
     """Yields the ids [ids] of each column, without the padding of its lists."""
     for name, column in schema.columns.items():
-        if name not in inputs or column.group is Group.NEW_USER or column.kind is Kind.NUMERIC:
+        if name not in inputs or name not in schema.id_columns:
             continue
         if column.kind is Kind.CATEGORICAL:
             yield name, inputs[name]

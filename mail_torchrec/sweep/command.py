@@ -18,7 +18,8 @@ from mail_torchrec.utils.local_path import make_output_dir
 from mail_torchrec.utils.run_files import write_file
 
 _FIXED = (
-    *("name", "data.root", "data.train", "data.test", "data.validation", "data.validation."),
+    *("name", "data.root", "data.train", "data.train.", "data.test", "data.test."),
+    *("data.validation", "data.validation."),
     *("data.test_negatives_kept", "data.cold_start.", "data.new_user_max_behaviours"),
     *("train.early_stopping.metric", "train.early_stopping.cohort", "train.evaluate_rows"),
     *("train.evaluate_every", "trackers"),

@@ -43,14 +43,10 @@ class MultiTaskHead(nn.Module):
 
     def __init__(self, settings: MultiTaskSettings, tower: nn.Module, tower_name: str) -> None:
         super().__init__()
-        self._tower_name, self._dim = tower_name, getattr(tower, "representation_dim", None)
-        if not isinstance(self._dim, int):
-            raise ValueError(
-                f"model.multi_task: tower '{tower_name}' gives no representation to predict "
-                "conversions from (it has no attribute "
-                "representation_dim, the width of its last hidden layer); choose another tower, "
-                "or model.multi_task=null"
-            )
+        self._tower_name = tower_name
+        self._dim = representation_dim(
+            tower, f"model.multi_task: tower '{tower_name}'", "model.multi_task=null"
+        )
         layers = dense_layers(self._dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
         self.layers = nn.Sequential(
             *layers, nn.Linear(last_dim(self._dim, settings.hidden_dims), 1)
@@ -65,17 +61,8 @@ class MultiTaskHead(nn.Module):
         Raises:
             ValueError: the representation is missing or not ``[B, representation_dim]``.
         """
-        received = (
-            None if ranked.representation_BR is None else tuple(ranked.representation_BR.shape)
-        )
-        expected = (ranked.logits_B.shape[0], self._dim)
-        if received != expected:
-            raise ValueError(
-                f"tower '{self._tower_name}' should return RankingOutput.representation_BR of "
-                f"shape {expected}, rows and its "
-                f"representation_dim, received {received or 'none'}"
-            )
-        cvr_logits_B = self.layers(ranked.representation_BR).squeeze(1)
+        x_BR = checked_representation(ranked, self._dim, self._tower_name)
+        cvr_logits_B = self.layers(x_BR).squeeze(1)
         return {"cvr": cvr_logits_B, "ctcvr": product_logits(ranked.logits_B, cvr_logits_B)}
 
     def output_specs(self) -> list[OutputSpec]:
@@ -84,6 +71,49 @@ class MultiTaskHead(nn.Module):
             probability_spec("cvr", "probability of a conversion, given a click"),
             probability_spec("ctcvr", "probability of a click and a conversion"),
         ]
+
+
+def representation_dim(tower: nn.Module, where: str, remedy: str) -> int:
+    """Returns the width of a tower's last hidden layer.
+
+    Args:
+        tower: a ranking tower.
+        where: of the setting and the tower, for messages.
+        remedy: setting that needs none.
+
+    Raises:
+        ValueError: the tower gives no representation.
+    """
+    dim = getattr(tower, "representation_dim", None)
+    if isinstance(dim, int):
+        return dim
+    raise ValueError(
+        f"{where} gives no representation for the heads of further tasks (it has no "
+        "attribute representation_dim, the width of its last hidden layer); choose another tower, "
+        f"or {remedy}"
+    )
+
+
+def checked_representation(ranked: RankingOutput, dim: int, tower_name: str) -> Tensor:
+    """Returns a tower's representation [B, R].
+
+    Args:
+        ranked: output of the ranking tower.
+        dim: its width R.
+        tower_name: for messages.
+
+    Raises:
+        ValueError: it is missing or not ``[B, dim]``.
+    """
+    x_BR = ranked.representation_BR
+    received = None if x_BR is None else tuple(x_BR.shape)
+    expected = (ranked.logits_B.shape[0], dim)
+    if x_BR is None or received != expected:
+        raise ValueError(
+            f"tower '{tower_name}' should return RankingOutput.representation_BR of shape "
+            f"{expected}, rows and its representation_dim, received {received or 'none'}"
+        )
+    return x_BR
 
 
 def product_logits(x_B: Tensor, y_B: Tensor) -> Tensor:

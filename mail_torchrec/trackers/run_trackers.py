@@ -94,6 +94,8 @@ class RunTrackers:
 def named_metrics(part: str, metrics: Mapping[str, Mapping[str, object]]) -> dict[str, float]:
     """Names metrics of rows ``part/cohort/name``; those that are undefined are left out.
 
+    Those with the rows' weights have ``weighted_`` before their names.
+
     Args:
         part: such as ``validation``.
         metrics: cohort -> name -> value.
@@ -101,9 +103,15 @@ def named_metrics(part: str, metrics: Mapping[str, Mapping[str, object]]) -> dic
     return {
         f"{part}/{cohort}/{name}": float(value)
         for cohort, values in metrics.items()
-        for name, value in values.items()
+        for name, value in (*values.items(), *_weighted_items(values))
         if isinstance(value, int | float)
     }
+
+
+def _weighted_items(values: Mapping[str, object]) -> list[tuple[str, object]]:
+    weighted = values.get("weighted", {})
+    assert isinstance(weighted, Mapping)
+    return [(f"weighted_{name}", value) for name, value in weighted.items()]
 
 
 def _read_ids(path: Path) -> dict[str, str]:

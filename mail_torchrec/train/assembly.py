@@ -10,6 +10,7 @@ from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.content.table_vectors import open_table_vectors
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.feature_tables import (
     FeatureTables,
@@ -19,11 +20,10 @@ from mail_torchrec.data.schema.feature_tables import (
 from mail_torchrec.distributed.batch_norm import convert_batch_norms
 from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.distributed.process_group import local_world_size
-from mail_torchrec.embeddings.initial_weights import initialise_tables
+from mail_torchrec.embeddings.initial_weights import initialise_tables, overwrite_rows
 from mail_torchrec.embeddings.plan_file import plan_text
 from mail_torchrec.embeddings.sharding import build_sharders, plan_sharding, shard
 from mail_torchrec.embeddings.tables import build_tables, collection_key, table_sizes
-from mail_torchrec.embeddings.workload import Workload, pooling_factors
 from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.optim.building import build_optimizer_groups
 from mail_torchrec.optim.freezing import (
@@ -33,7 +33,7 @@ from mail_torchrec.optim.freezing import (
 )
 from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.towers.registry import needs_first_order, needs_match
-from mail_torchrec.train.dense_cost import dense_cost, num_negatives
+from mail_torchrec.train.dense_cost import build_workload, dense_cost
 from mail_torchrec.train.precision import set_matmul_precision, tower_dtype
 from mail_torchrec.train.steps import ShardedPipeline, StepPipeline, UnshardedPipeline
 from mail_torchrec.utils.host_memory import keep_freed_memory
@@ -82,11 +82,17 @@ class _AssemblyInputs:
     """Inputs shared by the sharded and the unsharded assembly."""
 
     config: Config
-    num_rows: dict[str, int]
-    """Table -> rows, from the encoders."""
+    encoders: Encoders
     feature_tables: FeatureTables
     towers: Towers
     device: torch.device
+    reads_vectors: bool
+    """Tables with `init_from` begin with its vectors, not at random."""
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Table -> rows."""
+        return self.encoders.num_rows
 
     def build_model(self, table_device: torch.device) -> Mail:
         """Builds the model with tables on a device; ``meta`` for tables that will be sharded."""
@@ -94,9 +100,12 @@ class _AssemblyInputs:
         return Mail(*tables, self.towers)
 
     def initialise_tables(self, model: nn.Module) -> None:
-        """Draws the initial weights of all tables."""
+        """Draws the initial weights of all tables, and reads those that begin with vectors."""
         keys = _table_keys(self.config, self.feature_tables, self.num_rows)
         initialise_tables(model, keys, self.config.schema_, self.config.train.seed)
+        if self.reads_vectors:
+            of_ids, path = self.encoders.tables, self.config.data.path
+            overwrite_rows(model, keys, open_table_vectors(self.config.schema_, of_ids, path))
 
     def freeze(self, model: Mail) -> frozenset[str]:
         """Freezes parameters of the model before its tables are sharded; returns their names."""
@@ -129,7 +138,12 @@ def config_feature_tables(config: Config) -> FeatureTables:
 
 
 def assemble(
-    config: Config, encoders: Encoders, device: torch.device, plan: Path | None = None
+    config: Config,
+    encoders: Encoders,
+    device: torch.device,
+    plan: Path | None = None,
+    *,
+    reads_vectors: bool = False,
 ) -> AssembledModel:
     """Assembles a model that can train, on every rank.
 
@@ -138,6 +152,8 @@ def assemble(
         encoders: fitted on the training data.
         device: this rank's.
         plan: a plan file to shard by; None plans anew.
+        reads_vectors: read the vectors that tables begin with (`init_from`); False where weights
+            are loaded anyway.
 
     Raises:
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan
@@ -148,12 +164,13 @@ def assemble(
             f"--plan {plan}: sharding.enabled=false keeps whole tables, which need no plan; leave "
             "one of the two out"
         )
+    config = config.with_dims(encoders.num_rows)
     feature_tables = config_feature_tables(config)
     keep_freed_memory()
     torch.manual_seed(config.train.seed)
-    towers = _build_towers(config, feature_tables, encoders.num_rows, device)
+    towers = _build_towers(config, feature_tables, encoders, device)
     convert_batch_norms(towers, world_size())
-    inputs = _AssemblyInputs(config, encoders.num_rows, feature_tables, towers, device)
+    inputs = _AssemblyInputs(config, encoders, feature_tables, towers, device, reads_vectors)
     assembled = (
         _assemble_sharded(inputs, plan) if config.sharding.enabled else _assemble_unsharded(inputs)
     )
@@ -164,40 +181,26 @@ def assemble(
 
 
 def _build_towers(
-    config: Config, feature_tables: FeatureTables, num_rows: dict[str, int], device: torch.device
+    config: Config, feature_tables: FeatureTables, encoders: Encoders, device: torch.device
 ) -> Towers:
     """Builds the towers, compiled where the configuration asks for it."""
     dtype = tower_dtype(config.train, device)
     set_matmul_precision(config.train, device)
     kept = config.data.negatives_kept
-    towers = Towers(config.model, config.schema_, feature_tables, num_rows, dtype, kept)
+    towers = Towers(
+        config.model,
+        config.schema_,
+        feature_tables,
+        encoders.num_rows,
+        dtype,
+        kept,
+        encoders.vector_dims,
+    )
     if config.train.compile:
         # It would cut the towers at gradient buckets, of which they fill one or two.
         torch._dynamo.config.optimize_ddp = False
         towers.compile_parts()
     return towers
-
-
-def build_workload(
-    config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
-) -> Workload:
-    """Describes the tables and their lookups in a step for the planner.
-
-    Args:
-        config: of the run.
-        feature_tables: tables by feature key.
-        num_rows: table -> rows.
-    """
-    batch_size = config.train.batch_size
-    factors = pooling_factors(
-        config.schema_,
-        feature_tables,
-        config.sharding.pooling_factors,
-        batch_size=batch_size,
-        num_negatives=num_negatives(config),
-    )
-    sizes = table_sizes(config.schema_, feature_tables, num_rows)
-    return Workload(sizes, factors, batch_size, config.train.tables.name)
 
 
 def table_keys(config: Config, feature_tables: FeatureTables, encoders: Encoders) -> dict[str, str]:
@@ -265,7 +268,8 @@ def _dense_bytes(inputs: _AssemblyInputs) -> int:
     """Estimates the GPU memory of the towers; a host reserves room for them anyway."""
     if inputs.device.type == "cpu":
         return 0
-    cost = dense_cost(inputs.config, inputs.feature_tables, inputs.num_rows)
+    dims = inputs.encoders.vector_dims
+    cost = dense_cost(inputs.config, inputs.feature_tables, inputs.num_rows, dims)
     return int(sum(cost.memory(inputs.config.train.batch_size, world_size()).values()))
 
 

@@ -21,6 +21,7 @@ from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.validation_split import RowFilter, RowSplit
+from mail_torchrec.data.weights.weight_sum import WeightSum
 from mail_torchrec.distributed.collectives import (
     broadcast_from_rank_0,
     gather_rows,
@@ -175,7 +176,7 @@ def negative_samplers(
     samplers = {}
     for sequence in feature_tables.match:
         options = tower_settings(config.model.tower, config.model.tower_options)
-        table = config.schema_.table_of(sequence)
+        table = config.schema_.table_of(config.schema_.match_column(sequence))
         samplers[sequence] = NegativeSampler(
             NegativeDistribution(options.negatives),
             options.num_negatives,
@@ -250,14 +251,16 @@ def fit_run_encoders(config: Config, source: Source, types: ColumnTypes, run_dir
 
     def fit() -> None:
         new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
+        weights = WeightSum(config.schema_)
         with span("reading", reads=True):
             encoders = fit_encoders(
                 source,
                 config.schema_,
                 config.data.cold_start,
-                observers=[new_users, shapes],
+                observers=[new_users, shapes, weights],
                 progress=True,
             )
+        weights.check(source.path)
         encoders.save(run_dir.vocabularies)
         save_column_types(types, run_dir.vocabularies)
         for warning in shapes.warnings():

@@ -1,8 +1,9 @@
 """Memory and arithmetic of the towers, measured on a small batch of random rows.
 
-The planner needs them beside the cost of the tables.
+The planner needs them beside the workload of the tables.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch, MatchIds
 from mail_torchrec.data.schema.feature_tables import FeatureTables
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.distributed.collectives import single_rank
-from mail_torchrec.embeddings.tables import build_tables
+from mail_torchrec.embeddings.tables import build_tables, table_sizes
+from mail_torchrec.embeddings.workload import Workload, pooling_factors
 from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.towers.registry import tower_settings
 
@@ -44,11 +46,15 @@ class DenseCost:
     """Floating point operations of a step for each row, forward and backward."""
     code_dim: int
     """Width of the codes that the MMD compares over all ranks; 0 where it does not."""
+    has_averages: bool = False
+    """Averages of the weights are kept beside them (``train.ema``)."""
 
     def memory(self, batch_size: int, world_size: int) -> dict[str, float]:
         """Estimates bytes by purpose; the tables have to leave their sum free."""
         weights = float(_FLOAT_BYTES * self.parameters)
         memory = {"weights": weights, "gradients": weights, "adam": 2 * weights}
+        if self.has_averages:
+            memory["ema"] = weights
         if world_size > 1:
             memory["all-reduce buckets"] = weights
         memory["activations"] = self.bytes_fixed + self.bytes_per_row * batch_size
@@ -75,8 +81,33 @@ def num_negatives(config: Config) -> int:
     return int(getattr(settings, "num_negatives", 0))
 
 
-def dense_cost(
+def build_workload(
     config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
+) -> Workload:
+    """Describes the tables and their lookups in a step for the planner.
+
+    Args:
+        config: of the run.
+        feature_tables: tables by feature key.
+        num_rows: table -> rows.
+    """
+    batch_size = config.train.batch_size
+    factors = pooling_factors(
+        config.schema_,
+        feature_tables,
+        config.sharding.pooling_factors,
+        batch_size=batch_size,
+        num_negatives=num_negatives(config),
+    )
+    sizes = table_sizes(config.schema_, feature_tables, num_rows)
+    return Workload(sizes, factors, batch_size, config.train.tables.name)
+
+
+def dense_cost(
+    config: Config,
+    feature_tables: FeatureTables,
+    num_rows: dict[str, int],
+    vector_dims: Mapping[str, int] | None = None,
 ) -> DenseCost:
     """Measures the towers by steps on random rows of small tables.
 
@@ -86,9 +117,11 @@ def dense_cost(
         config: model and schema.
         feature_tables: tables by feature key.
         num_rows: table -> rows; tables of that size are not built.
+        vector_dims: number of elements of each vector column; None where there is none.
     """
+    dims = vector_dims or {}
     with torch.random.fork_rng(devices=[]), single_rank():
-        towers = Towers(config.model, config.schema_, feature_tables, num_rows)
+        towers = Towers(config.model, config.schema_, feature_tables, num_rows, vector_dims=dims)
         tables = build_tables(
             config.schema_,
             feature_tables,
@@ -97,7 +130,8 @@ def dense_cost(
         )
         model = Mail(*tables, towers).train()
         (first, first_flops), (second, second_flops) = (
-            _measure_step(model, _random_batch(config, feature_tables, rows)) for rows in _ROWS
+            _measure_step(model, _random_batch(config, feature_tables, rows, dims))
+            for rows in _ROWS
         )
     more_rows = _ROWS[1] - _ROWS[0]
     bytes_per_row = max(0.0, (second - first) / more_rows)
@@ -108,6 +142,7 @@ def dense_cost(
         bytes_fixed=max(0.0, first - bytes_per_row * _ROWS[0]),
         flops_per_row=(second_flops - first_flops) / more_rows,
         code_dim=_compared_code_dim(config),
+        has_averages=config.train.ema is not None,
     )
 
 
@@ -139,19 +174,22 @@ def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
     return float(sum(kept.values())), float(counter.get_total_flops())
 
 
-def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) -> Batch:
+def _random_batch(
+    config: Config, feature_tables: FeatureTables, num_rows: int, vector_dims: Mapping[str, int]
+) -> Batch:
     """Draws rows of warm users with full lists; the values of the ids do not matter."""
     schema, drawn = config.schema_, num_negatives(config)
     negatives = {keys.negatives for keys in feature_tables.match.values()}
 
-    def jagged(keys: dict[str, str]) -> KeyedJaggedTensor:
+    def jagged(keys: dict[str, str], *, is_weighted: bool = False) -> KeyedJaggedTensor:
         lengths = [
             _spread(drawn, num_rows) if key in negatives else _full(key, schema, num_rows)
             for key in keys
         ]
         all_lengths = torch.cat(lengths)
         values = torch.randint(0, _NUM_IDS, (int(all_lengths.sum()),))
-        return KeyedJaggedTensor(keys=list(keys), values=values, lengths=all_lengths)
+        weights = torch.ones(len(values)) if is_weighted else None
+        return KeyedJaggedTensor(list(keys), values, weights, lengths=all_lengths)
 
     ones, none = torch.ones(num_rows), torch.zeros(num_rows, dtype=torch.bool)
     match_ids = MatchIds(
@@ -161,7 +199,7 @@ def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) 
         -torch.ones(drawn),
     )
     return Batch(
-        pooled=jagged(feature_tables.pooled),
+        pooled=jagged(feature_tables.pooled, is_weighted=bool(schema.list_weights)),
         unpooled=jagged(feature_tables.unpooled),
         numeric_BN=torch.randn(num_rows, len(schema.numeric())),
         labels_B=(torch.arange(num_rows) % 2).float(),
@@ -172,6 +210,8 @@ def _random_batch(config: Config, feature_tables: FeatureTables, num_rows: int) 
         is_new_B=none,
         match=dict.fromkeys(feature_tables.match, match_ids),
         counts=torch.zeros(1, dtype=torch.int64),
+        vectors={name: torch.randn(num_rows, dim) for name, dim in vector_dims.items()},
+        task_labels=dict.fromkeys(schema.names(Group.TASK_LABEL), ones),
     )
 
 

@@ -27,6 +27,7 @@ from mail_torchrec.metrics.cohorts import (
     ConversionScores,
     EvaluatedRows,
     MetricsReport,
+    TaskScores,
 )
 from mail_torchrec.metrics.details import DetailedMetrics, MetricsDetails
 from mail_torchrec.model.step import StepOutputs
@@ -34,6 +35,7 @@ from mail_torchrec.predictions.scored_batch import ScoredBatch
 from mail_torchrec.predictions.writer import PredictionFormat, write_predictions
 from mail_torchrec.towers.multi_task import CONVERSION_TASKS
 from mail_torchrec.towers.outputs import CLICK_TASK, probability_name
+from mail_torchrec.towers.tasks.layout import TaskLayout, task_specs
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import TimedBatches, reduce_counts
 from mail_torchrec.train.steps import run_steps
@@ -70,18 +72,21 @@ def evaluate(
         detailed: computes metrics by column, of tenths and of constants too; None for cohorts
             alone.
     """
-    columns: list[list[NDArray[Any]]] = []
+    columns: list[_Columns] = []
     numbers: list[range] = []
+    layout = TaskLayout()
     counts = np.zeros(len(reader.count_names), np.int64)
     for batch in score_batches(assembled, reader, loader):
         if on_batch is not None:
             on_batch(batch)
         columns.append(_columns(batch))
+        layout = batch.layout
         numbers.append(batch.rows)
         counts += batch.counts
-    own = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+    own = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     summed = reduce_counts(reader, torch.from_numpy(counts).to(assembled.device))
-    rows, checksums = _evaluated_rows(own, reader), ScoredRows.of(*own[1:4])
+    rows = _evaluated_rows(own, layout, reader)
+    checksums = ScoredRows.of(own["labels"], own["users"], own["is_new"])
     if detailed is None:
         return Evaluation(MetricsReport.of(rows).cohorts, summed, checksums, None)
     metrics, details = detailed.compute(rows, numbers)
@@ -111,10 +116,11 @@ def score_batches(
             bar.update()
 
 
-def probability_names(config: Config) -> tuple[str, ...]:
-    """Returns the names of the probabilities that a run predicts, as :func:`probabilities` has."""
+def score_names(config: Config) -> tuple[str, ...]:
+    """Returns the names of the probabilities and expected values that a run predicts, in order."""
     tasks = (CLICK_TASK, *(CONVERSION_TASKS if config.model.multi_task is not None else ()))
-    return tuple(map(probability_name, tasks))
+    further = task_specs(config.model.tasks)
+    return (*map(probability_name, tasks), *(spec.name for spec in further))
 
 
 @contextmanager
@@ -155,7 +161,7 @@ def evaluation_format(config: Config, origin: Mapping[str, str] | None = None) -
     """
     schema = config.schema_
     return PredictionFormat(
-        probability_names(config),
+        score_names(config),
         {name: schema.file_column(name) for name in schema.names(Group.PASSTHROUGH)},
         schema.file_column(schema.group_key),
         schema.conversion is not None,
@@ -163,65 +169,79 @@ def evaluation_format(config: Config, origin: Mapping[str, str] | None = None) -
     )
 
 
-def probabilities(outputs: StepOutputs) -> dict[str, Tensor]:
-    """Returns the probabilities [B] of a step by name, as an exported model names them."""
-    logits = {CLICK_TASK: outputs.logits_B, **outputs.tasks}
-    return {probability_name(task): torch.sigmoid(logits_B) for task, logits_B in logits.items()}
-
-
 def _scored(outputs: StepOutputs, worker: int, rows: range) -> ScoredBatch:
     """Copies the scores of a step to the host, without those of the row that fills it up."""
     batch = outputs.batch
-    is_real_B = batch.weights_B > 0
 
     def real(values_B: Tensor) -> NDArray[Any]:
-        array: NDArray[Any] = values_B[is_real_B].cpu().numpy()
+        array: NDArray[Any] = values_B[: len(rows)].cpu().numpy()  # such a row is the last one
         return array
 
+    scores = outputs.layout.scores(outputs.logits_B, outputs.tasks)
     scored = ScoredBatch(
         worker=worker,
         rows=rows,
-        probabilities={name: real(values) for name, values in probabilities(outputs).items()},
+        scores={name: real(values) for name, values in scores.items()},
         logits_B=real(outputs.logits_B),
         task_logits={name: real(values) for name, values in outputs.tasks.items()},
+        layout=outputs.layout,
+        task_targets={name: real(values) for name, values in outputs.targets.items()},
         labels_B=real(batch.labels_B),
         conversions_B=real(batch.conversions_B),
         users_B=real(batch.users_B),
         is_new_B=real(batch.is_new_B),
+        weights_B=real(batch.weights_B),
         counts=batch.counts.cpu().numpy(),
     )
-    assert len(scored.logits_B) == len(rows), "the rows of a batch are not those of its step"
+    num_filled = len(batch.labels_B) - len(rows)
+    assert num_filled in (0, 1) and not batch.weights_B[len(rows) :].any(), (
+        "the rows of a batch are not those of its step"
+    )
     return scored
 
 
-def _columns(batch: ScoredBatch) -> list[NDArray[Any]]:
-    """Lists the columns [B] that metrics need.
-
-    These are scores, labels, users and new-user flags; where conversions are predicted, the
-    fields of :class:`ConversionScores` follow.
-    """
-    columns: list[NDArray[Any]] = [batch.logits_B, batch.labels_B, batch.users_B, batch.is_new_B]
-    if batch.task_logits:
-        columns += [batch.conversions_B, batch.task_logits["cvr"], batch.task_logits["ctcvr"]]
-    return columns
+_Columns = dict[str, NDArray[Any]]
+"""Columns [rows] by name; predictions of tasks begin with ``task/``, their targets ``target/``."""
 
 
-def _evaluated_rows(own: list[NDArray[Any]], reader: Reader) -> EvaluatedRows:
+def _columns(batch: ScoredBatch) -> _Columns:
+    """Returns the columns [B] that metrics need."""
+    columns: _Columns = {
+        CLICK_TASK: batch.logits_B,
+        "labels": batch.labels_B,
+        "users": batch.users_B,
+        "is_new": batch.is_new_B,
+        "weights": batch.weights_B,
+        "conversions": batch.conversions_B,
+    }
+    columns |= {f"task/{name}": logits_B for name, logits_B in batch.task_logits.items()}
+    return columns | {f"target/{name}": labels_B for name, labels_B in batch.task_targets.items()}
+
+
+def _evaluated_rows(own: _Columns, layout: TaskLayout, reader: Reader) -> EvaluatedRows:
     """Names this rank's columns [rows] of :func:`_columns`.
 
     Where the rows are downsampled, the logits are of such rows, which their labels follow.
     """
-    scores, labels, users, is_new, *conversions = own
+    found = {name.removeprefix("task/"): values for name, values in own.items()}
     if (kept := reader.negatives_kept) != 1:
-        scores = logits_of_sample(scores, kept)
-        if conversions:
-            conversions[2] = product_logits(scores, conversions[1])
-    conversion_scores = ConversionScores(*conversions) if conversions else None
+        found[CLICK_TASK] = logits_of_sample(own[CLICK_TASK], kept)
+        for product in layout.products:
+            found[product.name] = product_logits(found[product.before], found[product.given])
+    has_conversions = "task/ctcvr" in own
     return EvaluatedRows(
-        scores,
-        labels,
-        users,
-        is_new,
-        conversion_scores,
+        found[CLICK_TASK],
+        own["labels"],
+        own["users"],
+        own["is_new"],
+        ConversionScores(own["conversions"], found["cvr"], found["ctcvr"])
+        if has_conversions
+        else None,
+        own["weights"] if reader.has_weights else None,
         training_shift=reader.training_shift,
+        tasks=[
+            TaskScores(name, found[name], own[f"target/{name}"], name in layout.values)
+            for name in found
+            if f"target/{name}" in own
+        ],
     )

@@ -154,10 +154,11 @@ def _prepare_job(
         position = resume_point.manifest.position
         train_data.reader.set_epoch(position.epoch, position.consumed)
     train_data.reader.prefetch()  # beside the assembly
-    assembled = assemble(config, encoders, device, plan)
+    assembled = assemble(config, encoders, device, plan, reads_vectors=resume_point is None)
     validation_data = None
     if sources.validation is not None:
-        rows = sample_rows(sources.validation, config.train.evaluate_rows)
+        num_rows = config.train.validation_rows(sources.train.num_rows)
+        rows = sample_rows(sources.validation, num_rows)
         validation_data = load(rows, training=False)
     test_data = load(sources.test, training=False)
     broadcast_from_rank_0(lambda: _write_documents(config, run_dir, assembled))

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.source import Source
 from mail_torchrec.metrics.cohorts import CohortMetrics
+from mail_torchrec.towers.tasks.layout import task_names
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import DataSplit
 from mail_torchrec.train.evaluation import evaluate
@@ -48,6 +50,13 @@ def check_validation_settings(config: Config) -> None:
             f"train.early_stopping.metric={settings.metric} is for models that predict "
             "conversions; set model.multi_task, or another metric"
         )
+    elif "/" in settings.metric:
+        task, known = settings.metric.partition("/")[0], task_names(config.model.tasks)
+        if task not in known:
+            raise ValueError(
+                f"train.early_stopping.metric={settings.metric} names the task '{task}', and "
+                f"model.tasks predicts {', '.join(known) or 'none'}; add it, or set another metric"
+            )
 
 
 def sample_rows(source: Source, num_rows: int | None) -> Source:
@@ -63,9 +72,15 @@ def sample_rows(source: Source, num_rows: int | None) -> Source:
     num_groups = min(max(-(-num_rows * len(groups) // total), _MIN_SAMPLED_GROUPS), len(groups))
     chosen = [groups[i * len(groups) // num_groups] for i in range(num_groups)]
     share = min(num_rows / sum(group.num_rows for group in chosen), 1.0)
-    return source.select(
+    sample = source.select(
         [replace(group, num_rows=math.ceil(group.num_rows * share)) for group in chosen]
     )
+    logger.info(
+        "evaluating %s of %s validation rows on the way (train.evaluate_rows; all: each of them)",
+        f"{sample.num_rows:,}",
+        f"{total:,}",
+    )
+    return sample
 
 
 class EvaluationInterruptedError(Exception):
@@ -157,7 +172,8 @@ class Validator:
                 f"train.early_stopping.cohort should be one of {', '.join(metrics)}, received "
                 f"'{cohort}'"
             )
-        values = dict(metrics[cohort])
+        values: dict[str, Any] = {**metrics[cohort], **metrics[cohort].get("weighted", {})}
+        values.pop("weighted", None)
         if metric not in values:
             raise ValueError(
                 f"train.early_stopping.metric should be a metric of this model "

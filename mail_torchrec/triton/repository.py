@@ -19,7 +19,7 @@ from mail_torchrec.inference.scorer import Scorer, open_session
 from mail_torchrec.triton.module_copy import copy_modules
 from mail_torchrec.triton.names import EXPORTED, Backend
 from mail_torchrec.utils.local_path import make_output_dir
-from mail_torchrec.utils.output_spec import OutputSpec
+from mail_torchrec.utils.output_spec import SCORES, OutputSpec
 
 CONFIG = "config.pbtxt"
 PYTHON_MODEL = "mail_torchrec.triton.python_backend"
@@ -159,7 +159,7 @@ def _config(options: RepositoryOptions, manifest: ArtifactManifest) -> str:
     from mail_torchrec.triton.config_file import config_file
 
     inputs = batch_first_inputs(manifest.inputs)
-    outputs = manifest.outputs_of("probability")
+    outputs = manifest.outputs_of(*SCORES)
     if options.backend == "onnxruntime":
         _check_output_names(inputs, outputs)
     return config_file(options.backend, inputs, outputs, options.max_batch, options.max_candidates)
@@ -182,7 +182,7 @@ def _write_graph(scorer: Scorer, version: Path) -> None:
     tables = [file for table in manifest.tables.values() for file in table.files.values()]
     for name in (MANIFEST, DENSE_WEIGHTS, *tables):
         _link(scorer.folder / name, version / name)
-    outputs = manifest.outputs_of("probability")
+    outputs = manifest.outputs_of(*SCORES)
     path = version / ONNX_MODEL
     write_batch_first_graph(scorer.folder / ONNX_MODEL, manifest.inputs, outputs, path)
     _check_graph(scorer, path)
@@ -191,11 +191,12 @@ def _write_graph(scorer: Scorer, version: Path) -> None:
 def _check_graph(scorer: Scorer, path: Path) -> None:
     """Compares the graph's scores of the golden requests with the trainer's."""
     session, tolerance = open_session(path), scorer.manifest.parity["onnx"].tolerance
-    names = scorer.probabilities
+    names = scorer.scores
     for request, expected in read_golden(scorer.folder):
         inputs = batch_first(scorer.encode([request]), scorer.manifest.inputs)
         for name, scores_UN in zip(names, session.run(names, inputs), strict=True):
-            difference = float(np.abs(scores_UN[0] - expected[name]).max())
+            differences = np.abs(scores_UN[0] - expected[name]) / np.maximum(expected[name], 1)
+            difference = float(differences.max())
             assert difference <= tolerance, f"{name} differs by {difference} from the golden scores"
 
 

@@ -5,7 +5,9 @@ from typing import Literal
 from mail_torchrec.settings import Settings
 
 Axis = Literal["users", "candidates"]
-Role = Literal["probability", "virtual_behaviours", "user_vector", "item_vector"]
+Role = Literal["probability", "expected_value", "virtual_behaviours", "user_vector", "item_vector"]
+SCORES: tuple[Role, ...] = ("probability", "expected_value")
+"""Roles of the outputs that a request is answered with unless it names others."""
 
 
 class OutputSpec(Settings):
@@ -26,6 +28,6 @@ class OutputSpec(Settings):
     role: Role
     """Kind of value, by which consumers select."""
     column: str | None = None
-    """The behaviour sequence that the output belongs to; None for probabilities."""
+    """The behaviour sequence that the output belongs to; None for scores."""
     meaning: str
     """One sentence for people: OpenAPI, model metadata and the manifest show it."""

@@ -7,7 +7,7 @@ from pydantic import Field, FiniteFloat
 from mail_torchrec.settings import Settings
 from mail_torchrec.validation.settings import EarlyStoppingSettings
 
-_LOWER_IS_BETTER = ("log_loss", "normalised_entropy")
+_LOWER_IS_BETTER = ("log_loss", "normalised_entropy", "/mae", "/rmse")
 
 Step = Annotated[int, Field(ge=0, le=2**53)]
 

@@ -7,6 +7,7 @@ from mail_torchrec.settings import Settings
 _TASKS = ("", "cvr_", "ctcvr_")
 _KINDS = ("auc", "gauc", "log_loss", "normalised_entropy", "calibration")
 METRICS = tuple(task + kind for task in _TASKS for kind in _KINDS)
+_OF_TASKS = (*_KINDS, "mae", "rmse", "gini")
 
 
 class EarlyStoppingSettings(Settings):
@@ -14,9 +15,10 @@ class EarlyStoppingSettings(Settings):
 
     metric: str = "auc"
     """Metric of the validation rows that chooses the best checkpoint: `auc`, `gauc`, `log_loss`,
-    `normalised_entropy` or `calibration`, for conversions with `cvr_` or `ctcvr_` before it. Of log
-    loss and entropy the lowest value is the best, of calibration the one nearest to 1, of the
-    others the highest."""
+    `normalised_entropy` or `calibration`, for conversions with `cvr_` or `ctcvr_` before it, for a
+    task of `model.tasks` with its name, `buy/auc` or `watch/mae`. Of log loss, entropy and errors
+    the lowest value is the best, of calibration the one nearest to 1, of the others the highest.
+    Where the rows have weights it is the weighted metric."""
     cohort: str = "all"
     """Cohort of the metric: `new`, `old` or `all` rows, or another one of metrics.json."""
     patience: int | None = Field(default=None, ge=1)
@@ -29,6 +31,12 @@ class EarlyStoppingSettings(Settings):
     @field_validator("metric")
     @classmethod
     def _check_metric(cls, metric: str) -> str:
-        if metric not in METRICS:
+        task, slash, kind = metric.partition("/")
+        if slash and task:
+            if kind not in _OF_TASKS:
+                raise ValueError(
+                    f"metric of a task should be one of {', '.join(_OF_TASKS)}, received '{kind}'"
+                )
+        elif metric not in METRICS:
             raise ValueError(f"metric should be one of {', '.join(METRICS)}, received '{metric}'")
         return metric

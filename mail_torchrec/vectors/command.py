@@ -151,7 +151,7 @@ def _write_users(embedder: Embedder, users: str, path: Path) -> dict[str, Any]:
 def _user_columns(schema: Schema) -> list[str]:
     """Lists the file columns that user vectors depend on, and the group key."""
     names = schema.names(Group.GROUP_KEY, Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)
-    return list(dict.fromkeys(schema.file_column(name) for name in names))
+    return list(dict.fromkeys(raw for name in names for raw in schema.raw_columns(name)))
 
 
 def _write_index(

@@ -47,7 +47,7 @@ class Embedder:
                 "be kept (model.zero_shot.input_fields=all_fields); train with user_attributes"
             )
         [self.dim] = self._item_output.size
-        self.item_column = self.schema.target_of(self.sequence)
+        self.item_column = self.schema.target_of(self.schema.match_column(self.sequence))
         self._id_encoder = self.encode.encoders.tables[self.schema.table_of(self.item_column)]
         self._item_graph = Subgraph(folder, self._item_output.name, threads)
         self._user_graph = Subgraph(folder, self._user_output.name, threads)
@@ -114,8 +114,11 @@ class Embedder:
         """Collects the file columns that hold context and nothing else."""
         context = self.schema.names(Group.CONTEXT)
         user = self.schema.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.NEW_USER)
-        file_column = self.schema.file_column
-        return {file_column(name) for name in context} - {file_column(name) for name in user}
+        of_context, of_user = (
+            {raw for name in names for raw in self.schema.raw_columns(name)}
+            for names in (context, user)
+        )
+        return of_context - of_user
 
     def _missing_values(self, num_users: int, num_candidates: int) -> Arrays:
         """Builds inputs of users and candidates whose every value is null."""

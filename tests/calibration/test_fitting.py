@@ -41,6 +41,28 @@ def test_platt_is_logistic_regression() -> None:
     assert np.abs(found(scores) - expected).max() < 1e-3  # Platt's targets are a little off 0 and 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_counts_as_so_many_rows(method: Method) -> None:
+    scores, clicks, users, _ = sample(60_000)
+    counts = np.random.default_rng(1).integers(0, 4, len(scores))
+    repeated = [np.repeat(column, counts) for column in (scores, clicks, users)]
+    expected = calibrate(method, *repeated)
+    found = calibrate(method, scores, clicks, users, weights_R=counts / 8)
+    assert found.clicks == clicks[counts > 0].sum()
+    # Platt's targets, and the bins, count the rows themselves.
+    bound = 2e-3 if method == "platt" else 0.05
+    assert np.abs(found.calibrator(scores) - expected.calibrator(scores)).mean() < bound
+    for part in ("before", "after"):
+        one, other = getattr(found, part), getattr(expected, part)
+        assert one.calibration == pytest.approx(other.calibration, rel=5e-3)
+        assert one.log_loss == pytest.approx(other.log_loss, rel=1e-3)
+    if method == "platt":
+        weighted = LogisticRegression(C=np.inf, tol=1e-9)
+        reference = weighted.fit(scores[:, None], clicks, sample_weight=counts)
+        difference = found.calibrator(scores) - reference.decision_function(scores[:, None])
+        assert np.abs(difference).max() < 1e-3
+
+
 @pytest.mark.parametrize("kept", [1.0, 0.1])
 @pytest.mark.parametrize("bend", [False, True])
 @pytest.mark.parametrize("method", METHODS)

@@ -33,15 +33,20 @@ from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from mail_torchrec.utils.formats import RUN_FORMAT
 from tests.support.hostile import CANARY, live_pickles
-from tests.support.small_rows import baseline_tree, config_tree, write_rows
+from tests.support.sequence_rows import with_parts
+from tests.support.small_rows import baseline_tree, config_tree
+from tests.support.task_rows import MMOE, TASK_SCHEMA, TASKS, add_task_labels
+from tests.support.weighted_rows import WEIGHTED, write_weighted_rows
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "train" / "a.parquet", 160, seed=1)
-    write_rows(folder / "train" / "b.parquet", 90, seed=2)
-    write_rows(folder / "test" / "c.parquet", 120, seed=3)
+    write_weighted_rows(folder / "train" / "a.parquet", 160, seed=1)
+    write_weighted_rows(folder / "train" / "b.parquet", 90, seed=2)
+    write_weighted_rows(folder / "test" / "c.parquet", 120, seed=3)
+    for seed, path in enumerate(sorted(folder.rglob("*.parquet"))):
+        add_task_labels(path, seed)
     return folder
 
 
@@ -143,11 +148,15 @@ OPTIMIZATION: dict[str, Any] = {
 }
 """All at once: step 5 is within the warm-up, and the second of three that are accumulated."""
 VARIANTS: dict[str, dict[str, Any]] = {
-    "optimization": {"train": OPTIMIZATION},
-    "workers": {"data": {"num_workers": 2}, "train": {"epochs": 1}},
+    "optimization": {
+        "train": OPTIMIZATION,
+        "schema": TASK_SCHEMA,
+        "model": config_tree(Path())["model"] | {"tasks": TASKS, "experts": MMOE},
+    },
+    "workers": {"data": {"num_workers": 2}, "train": {"epochs": 1}, "schema": WEIGHTED},
     "unsharded_adam": {"sharding": {"enabled": False}, "train": {"tables": {"name": "adam"}}},
     "rowwise_adagrad": {"train": {"tables": {"name": "rowwise_adagrad"}}},
-    "sync": {"checkpoint": {"mode": "sync"}},
+    "sync": {"checkpoint": {"mode": "sync"}, "schema": with_parts("sum")},
     "llae": baseline_tree("llae", solve_every=3),
     "meta_emb": baseline_tree("meta_emb") | {"data": {"group_by_user": True}},
 }

@@ -18,6 +18,7 @@ from mail_torchrec.cli import main
 from mail_torchrec.cli.config_json_schema import config_json_schema
 from mail_torchrec.cli.config_reference import ConfigKey, config_sections
 from mail_torchrec.config import Config, load_config
+from mail_torchrec.data.schema.sequences import PartSettings, SequenceSettings
 from mail_torchrec.towers.registry import TOWERS
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,8 @@ def keys_of(settings: type[BaseModel], path: str) -> Iterator[str]:
         yield key
         for rest, kind in settings_in(field.annotation):
             yield from keys_of(kind, f"{key}{rest}.")
+    if issubclass(settings, SequenceSettings):  # its parts are keys of the user's choice
+        yield from keys_of(PartSettings, f"{path}NAME.")
 
 
 def test_every_key_of_the_settings_classes_is_in_the_reference(keys: list[ConfigKey]) -> None:

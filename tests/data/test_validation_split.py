@@ -17,6 +17,7 @@ from mail_torchrec.data.validation_split import (
     ValidationSettings,
     count_numbers,
 )
+from mail_torchrec.train.settings import TrainSettings
 from mail_torchrec.train.validator import sample_rows
 from tests.support.small_rows import SCHEMA, write_rows
 
@@ -141,6 +142,23 @@ def test_a_sample_is_about_as_large_as_asked_and_of_rows_that_are_there(
         assert all(group.num_rows <= 20 for group in sample.row_groups)
     assert sample_rows(source, 300) is source
     assert sample_rows(source, None) is source
+
+
+@pytest.mark.parametrize(
+    ("given", "training_rows", "expected"),
+    [
+        (None, 1_000, 2_000),
+        (None, 4_000_000, 100_000),
+        (None, 10**9, 262_144),
+        ("all", 10**9, None),
+        (7, 10**9, 7),
+    ],
+)
+def test_without_a_number_a_fortieth_of_the_training_rows_is_evaluated(
+    given: Any, training_rows: int, expected: int | None
+) -> None:
+    settings = TrainSettings(evaluate_rows=given)
+    assert settings.validation_rows(training_rows) == expected
 
 
 def test_numbers_are_counted() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,7 +25,10 @@ from mail_torchrec.train.assembly import assemble, table_keys
 from mail_torchrec.train.data_splits import negative_samplers
 from mail_torchrec.train.evaluation import evaluate
 from tests.support.ranks import run_ranks
-from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
+from tests.support.sequence_rows import AS_AUTHORS
+from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree
+from tests.support.task_rows import PLE, TASK_SCHEMA, TASKS, add_task_labels
+from tests.support.weighted_rows import WEIGHTED, write_weighted_rows
 
 pytestmark = pytest.mark.distributed
 
@@ -41,19 +46,20 @@ def train_on_ranks(
     model: dict[str, Any],
     weights: str,
     optimization: dict[str, Any] | None = None,
+    schema: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains on equal global batches on any number of ranks, and saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to
     # whole steps.
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
     train |= optimization or {}
-    schema = WITH_ID if model.get("baseline") else SCHEMA
+    schema = schema or (WITH_ID if model.get("baseline") else SCHEMA)
     config = Config.model_validate(
         config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema)
     )
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
-    assembled = assemble(config, encoders, torch.device("cpu"))
+    assembled = assemble(config, encoders, torch.device("cpu"), reads_vectors=True)
     batches = own_batches(config, source, encoders, assembled)
     losses, scores = [], []
     for _ in range(NUM_STEPS):
@@ -151,7 +157,10 @@ def users_apart(users_R: Any, num_steps: int) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "train" / "a.parquet", 200, seed=1)
+    write_weighted_rows(folder / "train" / "a.parquet", 200, seed=1)
+    add_task_labels(folder / "train" / "a.parquet", seed=1)
+    vectors = np.random.default_rng(1).normal(0, 0.3, (30, 8)).tolist()
+    pq.write_table(pa.table({"id": range(30), "vector": vectors}), folder / "items.parquet")
     return folder
 
 
@@ -180,6 +189,8 @@ def one_rank(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 PLANS["table_wise"],
                 model,
                 str(weights),
+                None,
+                SCHEMAS.get(name),
             )
             cache[name] = result, load(weights)
         return cache[name]
@@ -198,17 +209,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "mean_fill": baseline_tree("mean_fill")["model"],
     "llae": baseline_tree("llae", solve_every=2, rank=2)["model"],
     "meta_emb": baseline_tree("meta_emb")["model"],
+    "weighted": config_tree(Path())["model"] | {"multi_task": {"hidden_dims": [6]}},
 }
+BEGUN = {"item": {"init_range": 0.3, "init_from": {"path": "items.parquet"}}}
+MODELS["parts"] = MODELS["mail_dmr"]
+MODELS["tasks"] = MODELS["mail_base_dnn"] | {"tasks": TASKS, "experts": PLE}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "tasks": TASK_SCHEMA,
+    "weighted": WEIGHTED | {"tables": WEIGHTED["tables"] | BEGUN},
+    "parts": AS_AUTHORS,
+}
+"""Schemas of the models that have another one."""
 
 
 @pytest.mark.parametrize(
     ("model", "plan", "world_size"),
     [
         ("mail_dmr", "table_wise", 2),
-        ("mail_dmr", "row_wise", 2),
-        ("mail_dmr", "column_wise", 2),
+        ("weighted", "row_wise", 2),
+        ("weighted", "column_wise", 2),
+        pytest.param("weighted", "table_wise", 2, marks=pytest.mark.long),
+        pytest.param("mail_dmr", "row_wise", 2, marks=pytest.mark.long),
+        pytest.param("mail_dmr", "column_wise", 2, marks=pytest.mark.long),
         ("mail_base_dnn", "row_wise", 3),
         ("dmr_multi_task", "row_wise", 2),
+        ("tasks", "table_wise", 2),
+        ("parts", "column_wise", 2),
+        pytest.param("parts", "row_wise", 2, marks=pytest.mark.long),
         ("mail_deepfm", "column_wise", 2),
         ("mean_fill", "row_wise", 2),
         ("llae", "row_wise", 2),
@@ -227,6 +254,8 @@ def test_losses_weights_and_scores_equal_one_rank(
         PLANS[plan],
         MODELS[model],
         str(tmp_path / "weights"),
+        None,
+        SCHEMAS.get(model),
     )
     assert results[0]["kinds"] == {plan}
     for step, losses in enumerate(expected["losses"]):
@@ -241,9 +270,11 @@ def test_losses_weights_and_scores_equal_one_rank(
             torch.cat([result["scores"][step] for result in results]), scores, rtol=1e-4, atol=5e-4
         )
     for part, metrics in expected["metrics"].items():
-        assert (model == "dmr_multi_task") == ("ctcvr_auc" in metrics)
+        assert (MODELS[model].get("multi_task") is not None) == ("ctcvr_auc" in metrics)
+        assert (model == "weighted") == ("weighted" in metrics)
         for result in results:  # two rows whose scores differ by rounding may change places
-            assert result["metrics"][part] == pytest.approx(metrics, abs=1e-3), part
+            for name, value in result["metrics"][part].items():
+                assert value == pytest.approx(metrics[name], abs=1e-3), (part, name)
     weights = load(tmp_path / "weights")
     assert weights.keys() == expected_weights.keys()
     assert set(expected["tables"]) <= weights.keys()

@@ -121,7 +121,7 @@ def test_the_artefact_scores_the_test_rows_as_the_two_ranks_did(
     root: Path, on_two_ranks: Path, exported: Path
 ) -> None:
     scorer = Scorer(exported)
-    assert scorer.probabilities == ["pctr", "pcvr", "pctcvr"]
+    assert scorer.scores == ["pctr", "pcvr", "pctcvr"]
     requests = requests_of(root / "test" / "c.parquet", scorer.manifest.schema_, range(120))
     rows = Predictions.load(on_two_ranks / "predictions")
     labels = pq.read_table(root / "test" / "c.parquet")["clicked"].to_numpy()
@@ -147,8 +147,8 @@ def test_predictions_are_what_a_server_of_the_artefact_answers(
     found = scorer.run(scorer.encode(requests))
     predict(RunDir(on_two_ranks), str(root / "test"), tmp_path / "scores", [])
     rows = pq.read_table(tmp_path / "scores")
-    assert rows.column_names == ["filename", "file_row_number", *scorer.probabilities]
-    for name in scorer.probabilities:
+    assert rows.column_names == ["filename", "file_row_number", *scorer.scores]
+    for name in scorer.scores:
         assert np.abs(rows[name].to_numpy() - found[name]).max() < 1e-5
 
 
@@ -314,14 +314,10 @@ def test_smaller_tables_stay_within_their_bounds(
     assert Scorer(tmp_path / "out").max_difference() == pytest.approx(agreement.max_difference)
 
 
-@pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.long])]
-)
 def test_a_compiled_package_scores_alike(
-    small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+    small: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not compiled:
-        without_compiling(monkeypatch)
+    without_compiling(monkeypatch)
     manifest = export(ExportOptions(small, tmp_path / "out", aoti=True))
     assert manifest.parity["aoti"].max_difference < 1e-5
     assert (tmp_path / "out" / "model.pt2").stat().st_size < 8 * 2**20

@@ -10,8 +10,13 @@ import pytest
 import torch
 
 from mail_torchrec.inference.requests import Request
-from tests.support.small_rows import SCHEMA, WITH_ID, config_tree, write_rows
+from tests.support.derived_rows import DERIVED, derived_rows, write_derived_rows
+from tests.support.sequence_rows import AS_AUTHORS, with_parts
+from tests.support.small_rows import SCHEMA, WITH_ID, config_tree
+from tests.support.task_rows import PLE, TASK_SCHEMA, TASKS
+from tests.support.task_rows import write_task_rows as write_rows
 from tests.support.untrained_model import UntrainedModel, requests_of
+from tests.support.vector_rows import VECTORED, VECTORS, with_vectors
 
 DIMS = {"hidden_dims": [16, 8]}
 MODEL = config_tree(Path())["model"]
@@ -71,6 +76,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model": model("dmr", multi_task={}, **OWN),
         "data": {"negatives_kept": 0.1},
     },
+    "tasks-all": {
+        "model": model("deepfm", tasks=TASKS, experts=PLE, **OWN),
+        "schema": TASK_SCHEMA,
+        "data": {"negatives_kept": 0.1},
+    },
     "own-plain": {"model": model("base_dnn", **WITHOUT, **OWN)},
     "all_fields-dmr": {
         "model": model("dmr", **zero_shot(input_fields="all_fields", decoders="per_group"))
@@ -107,7 +117,26 @@ CASES: dict[str, dict[str, Any]] = {
         "schema": SCHEMA
         | {"tables": {name: {"ids": "hash", "rows": 9} for name in ("item", "city")}},
     },
+    "vectors-dmr": {"model": model("dmr"), "schema": VECTORED},
+    "vectors-emblr": {"model": model("emblr"), "schema": VECTORED | {"dim": 1}},
+    "vectors-meta_emb": {
+        "model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}),
+        "schema": WITH_ID | {"columns": WITH_ID["columns"] | VECTORS},
+    },
     "users-own": {"model": model("tests.support.towers_of_users:MeanTower")},
+    **{
+        f"parts-{join}-{tower}": {"model": model(tower, **changes), "schema": with_parts(join)}
+        for join, tower, changes in (
+            ("concat", "dmr", {}),
+            ("sum", "din", {}),
+            ("product", "deepfm", WITHOUT),
+        )
+    },
+    "parts-as-authors-dmr": {"model": model("dmr"), "schema": AS_AUTHORS},
+    "concat-no-match": {
+        "model": model("dmr", tower_options={"match_weight": 0.0, **DIMS}),
+        "schema": SCHEMA | {"actions": "concat"},
+    },
 }
 
 
@@ -129,6 +158,7 @@ def with_columns(table: pa.Table, *, unknown: bool) -> pa.Table:
     table = table.append_column("flag", pa.array(rows % 4 == 0)).append_column(
         "noon", pa.array(np.where(rows % 5, rows / 9, 0))
     )
+    table = with_vectors(table, seed=unknown)
     if not unknown:
         return table
     names = table.column_names
@@ -153,12 +183,26 @@ def test_the_inference_model_scores_rows_as_the_trainer_does(
     for num_rows in (1, 2, 17, 300):
         found = whole.inference_outputs(requests[:num_rows])
         for name, values in expected.items():
-            torch.testing.assert_close(found[name], values[:num_rows], rtol=0, atol=1e-5)
+            relative = 0 if name.startswith("p") else 1e-5
+            torch.testing.assert_close(found[name], values[:num_rows], rtol=relative, atol=1e-5)
+
+
+def test_rows_with_derived_columns_score_as_the_trainer_does(tmp_path: Path) -> None:
+    write_derived_rows(tmp_path / "train" / "a.parquet", derived_rows(200))
+    write_derived_rows(tmp_path / "test" / "c.parquet", derived_rows(90, 150))
+    whole = UntrainedModel(tmp_path, tmp_path, model=model("dmr"), schema=DERIVED)
+    expected = whole.trainer_scores(90)
+    found = whole.inference_outputs(requests_of(whole.path, whole.config.schema_, range(90)))
+    assert expected["pctr"].std() > 0.003
+    torch.testing.assert_close(found["pctr"], expected["pctr"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "case",
-    ["mail-dmr", "tasks-own-dmr", "all_fields-dmr", "two-sequences", "mail-emblr", "users-own"],
+    [
+        *("mail-dmr", "tasks-own-dmr", "all_fields-dmr", "two-sequences", "mail-emblr"),
+        *("vectors-dmr", "users-own"),
+    ],
 )
 def test_one_user_with_many_candidates_scores_as_rows_of_that_user(
     root: Path, tmp_path: Path, case: str

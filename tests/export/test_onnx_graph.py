@@ -1,4 +1,5 @@
-"""ONNX Runtime scores as the trainer's model does, whatever the number of rows."""
+"""The exported graph has the outputs that the towers declare: names, order, shapes, dtypes. ONNX
+Runtime scores with it as the trainer's model does, whatever the number of rows."""
 
 from pathlib import Path
 
@@ -42,8 +43,20 @@ def check_files(whole: UntrainedModel, folder: Path) -> None:
     assert str(Path(__file__).parents[2]).encode() not in (folder / "model.onnx").read_bytes()
 
 
+def check_outputs(whole: UntrainedModel, runtime: onnxruntime.InferenceSession) -> None:
+    """The graph has the names, shapes and dtypes of the specs."""
+    assert [value.name for value in runtime.get_outputs()] == [spec.name for spec in whole.outputs]
+    rows = requests_of(whole.path, whole.config.schema_, range(3))
+    rows[0].candidates.extend(rows[1].candidates)
+    sizes = {"users": 3, "candidates": 4}
+    for spec, value in zip(whole.outputs, runtime.run(None, whole.encode(rows)), strict=True):
+        assert value.shape == (sizes[spec.axis], *spec.size), spec.name
+        assert str(value.dtype) == spec.dtype, spec.name
+
+
 @pytest.mark.parametrize(
-    "case", ["dmr", "tasks-dmr", "base_dnn", "tasks-base_dnn", "deepfm", "tasks-deepfm"]
+    "case",
+    ["dmr", "tasks-own-dmr", "two-sequences-dmr", "mean_fill", "tasks-base_dnn", "tasks-deepfm"],
 )
 def test_onnx_runtime_scores_rows_as_the_trainer_does(
     root: Path, tmp_path: Path, case: str
@@ -51,6 +64,9 @@ def test_onnx_runtime_scores_rows_as_the_trainer_does(
     whole = UntrainedModel(root, tmp_path, **CASES[case])
     expected, runtime = whole.trainer_scores(300), session(whole, tmp_path)
     check_files(whole, tmp_path)
+    check_outputs(whole, runtime)
+    virtual = [spec for spec in whole.outputs if spec.role == "virtual_behaviours"]
+    assert len(virtual) == {"dmr": 0, "two-sequences-dmr": 2}.get(case, 1)
     requests = requests_of(whole.path, whole.config.schema_, range(300))
     assert {not request.user["history"] for request in requests[:2]} | {
         not requests[16].user["history"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from mail_torchrec.losses.match import sampled_softmax
@@ -14,6 +15,7 @@ from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss
 from mail_torchrec.losses.reduction import weighted_mean
+from mail_torchrec.losses.regression import log_normal_loss, weighted_logistic_loss
 from tests.support import reference
 
 
@@ -171,3 +173,23 @@ def test_accidental_hits_count_for_nothing_and_get_no_gradient() -> None:
 def test_no_negatives_give_zero_even_for_infinite_corrections() -> None:
     inputs = match_inputs(3, 0, seed=0) | {"last_log_q_B": torch.full((3,), -torch.inf)}
     assert sampled_softmax(**inputs).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_log_normal_loss_is_the_density_of_scipy() -> None:
+    means, deviations, values = (normal(6, seed=seed).exp() for seed in range(3))
+    found = log_normal_loss(means.log(), deviations, values)
+    mu = means.log() - deviations**2 / 2
+    expected = -stats.lognorm.logpdf(values, deviations, scale=mu.exp())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(stats.lognorm.mean(deviations, scale=mu.exp()), means, rtol=1e-12)
+
+
+def test_weighted_logistic_loss_is_the_cross_entropy_of_weighted_rows() -> None:
+    """Its odds with the least loss are the mean, which the paper's own form only comes near to."""
+    logits, values = normal(6), normal(6, seed=1).exp() * torch.tensor([0, 1, 1, 2, 0, 9.0])
+    p = 1 / (1 + np.exp(-logits.numpy()))
+    expected = -(values.numpy() * np.log(p) + np.log(1 - p))
+    np.testing.assert_allclose(weighted_logistic_loss(logits, values).numpy(), expected, rtol=1e-12)
+    logit = values.mean().log().requires_grad_()
+    weighted_logistic_loss(logit.expand(6), values).sum().backward()
+    assert logit.grad is not None and abs(logit.grad.item()) < 1e-12

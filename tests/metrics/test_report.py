@@ -13,11 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import (
+    log_loss,
+    mean_absolute_error,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 
 from mail_torchrec.distributed.collectives import exchange_rows, rank, world_size
 from mail_torchrec.metrics.auc import auc, gauc
-from mail_torchrec.metrics.cohorts import ConversionScores, EvaluatedRows, MetricsReport
+from mail_torchrec.metrics.cohorts import (
+    ConversionScores,
+    EvaluatedRows,
+    MetricsReport,
+    TaskScores,
+)
 from mail_torchrec.metrics.exact_sums import UNIT_BITS, exact_sums
 from mail_torchrec.metrics.fixed_point import fixed_point, unit_bits
 from mail_torchrec.metrics.partitions import value_partition
@@ -40,6 +50,9 @@ def rows(seed: int, num_rows: int = 600, levels: int = 40) -> dict[str, np.ndarr
         "weights": rng.random(num_rows) * 10.0 ** rng.integers(-3, 3),
         "bought": rng.integers(2, size=num_rows),
         "cvr": rng.normal(size=num_rows).astype(np.float32),
+        "like": np.where(rng.random(num_rows) < 0.3, np.nan, rng.integers(2, size=num_rows)),
+        "log_seconds": rng.integers(-9, 30, size=num_rows).astype(np.float32) / 10,
+        "seconds": np.where(rng.random(num_rows) < 0.3, np.nan, rng.integers(0, 30, num_rows) / 2),
         "country": COUNTRIES[(6 * rng.random(num_rows) ** 2).astype(int)],
     }
 
@@ -56,6 +69,10 @@ def report(columns: dict[str, np.ndarray], *, weighted: bool = True) -> MetricsR
             ConversionScores(labels * columns["bought"], columns["cvr"], columns["cvr"] + scores),
             columns["weights"] if weighted else None,
             {"country": value_partition(pa.array(columns["country"], pa.large_string()), 3)},
+            tasks=[
+                TaskScores("like", columns["cvr"], columns["like"], is_number=False),
+                TaskScores("watch", columns["log_seconds"], columns["seconds"], is_number=True),
+            ],
         )
     )
 
@@ -97,10 +114,12 @@ def all_expected(columns: dict[str, np.ndarray], own: np.ndarray, *, weighted: b
     clicked = own & (columns["labels"] == 1)
     bought = columns["labels"] * columns["bought"]
     weights = columns["weights"] if weighted else np.ones(len(own))
+    liked, watched = own & ~np.isnan(columns["like"]), own & ~np.isnan(columns["seconds"])
     judged = {
         "": (columns["scores"], columns["labels"], own),
         "cvr_": (columns["cvr"], bought, clicked),
         "ctcvr_": (columns["cvr"] + columns["scores"], bought, own),
+        "like/": (columns["cvr"], columns["like"], liked),
     }
     return {
         f"{prefix}{name}": value
@@ -108,6 +127,27 @@ def all_expected(columns: dict[str, np.ndarray], own: np.ndarray, *, weighted: b
         for name, value in expected(
             logits[mask], labels[mask], columns["users"][mask], weights[mask]
         ).items()
+    } | {
+        f"watch/{name}": pytest.approx(value, rel=1e-9)
+        for name, value in numeric(
+            columns["log_seconds"][watched], columns["seconds"][watched], weights[watched]
+        ).items()
+    }
+
+
+def numeric(logs: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Metrics of a predicted number by scikit-learn, Gini over all pairs of rows."""
+    values = np.exp(logs.astype(np.float64))
+
+    def concordance(scores: np.ndarray) -> float:
+        signs = np.sign(scores[:, None] - scores[None, :])
+        return float(((weights * labels)[:, None] * signs * weights[None, :]).sum())
+
+    return {
+        "mae": mean_absolute_error(labels, values, sample_weight=weights),
+        "rmse": root_mean_squared_error(labels, values, sample_weight=weights),
+        "calibration": (weights * values).sum() / (weights * labels).sum(),
+        "gini": concordance(logs) / concordance(labels),
     }
 
 
@@ -125,6 +165,10 @@ def test_metrics_equal_scikit_learns_by_cohort_and_column_with_and_without_weigh
         assert metrics.pop("rows") == own.sum()
         assert metrics.pop("users") == len(np.unique(columns["users"][own]))
         assert metrics.pop("ctr") == pytest.approx(columns["labels"][own].mean())
+        for task, column in (("like", "like"), ("watch", "seconds")):
+            labels = columns[column][own & ~np.isnan(columns[column])]
+            assert metrics.pop(f"{task}/rows") == len(labels)
+            assert metrics.pop(f"{task}/mean") == pytest.approx(labels.mean())
         assert metrics.pop("weighted") == all_expected(columns, own, weighted=True)
         assert metrics == all_expected(columns, own, weighted=False)
 

@@ -18,7 +18,8 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.model.lookup import feature_embeddings
 from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.data_splits import negative_samplers
-from tests.support.small_rows import WITH_ID, baseline_tree, config_tree, write_rows
+from tests.support.small_rows import WITH_ID, baseline_tree, config_tree
+from tests.support.weighted_rows import WEIGHTED, write_weighted_rows
 
 pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
@@ -69,6 +70,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "model": baseline_tree("meta_emb")["model"] | {"tower": "dmr", "tower_options": SMALL_DMR},
     },
     "an id": {"schema": WITH_ID},
+    "weighted": {"schema": WEIGHTED},
 }
 
 
@@ -76,13 +78,14 @@ MODELS: dict[str, dict[str, Any]] = {
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each user comes in one to seven rows, which differ in item, hour and label alone."""
     folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "all.parquet", 300, seed=1)
+    write_weighted_rows(folder / "all.parquet", 300, seed=1)
     table = pq.read_table(folder / "all.parquet")
     _, first = np.unique(table["user"].to_numpy(), return_index=True)
     random = np.random.default_rng(0)
     of_users = np.repeat(first[:USERS], random.integers(1, 8, USERS))
     rows = table.take(of_users)
-    for name in ("item", "hour", "clicked", "bought", "tags"):
+    of_rows = ("item", "hour", "clicked", "bought", "tags", "relevance", "content", "weather")
+    for name in of_rows:
         rows = rows.set_column(
             rows.column_names.index(name), name, table[name].take(np.arange(len(of_users)))
         )
@@ -121,6 +124,7 @@ def step_of(
             name: getattr(batch, name).double()
             for name in ("numeric_BN", "labels_B", "conversions_B", "weights_B")
         },
+        vectors={name: vectors.double() for name, vectors in batch.vectors.items()},
     )
     trained = assembled.model.train()
     trained.towers.double()

@@ -235,6 +235,9 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
         for ranks in (1, 4)
     }
     assert cost.memory(64, 4)["mmd over all ranks"] == pytest.approx(kept[4] - kept[1], rel=0.1)
+    averaged = load_config(config, ["train.ema.decay=0.9"])
+    of_averaged = dense_cost(averaged, config_feature_tables(averaged), ROWS).memory(64, 1)
+    assert of_averaged == cost.memory(64, 1) | {"ema": 4 * cost.parameters}
     own = load_config(config, ["model.mmd_over_all_ranks=false"])
     assert "mmd over all ranks" not in dense_cost(own, config_feature_tables(own), ROWS).memory(
         64, 4

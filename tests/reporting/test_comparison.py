@@ -331,16 +331,23 @@ def test_no_new_users_row_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not capsys.readouterr().err
 
 
-def test_probabilities_have_a_table_where_all_runs_have_their_metrics(tmp_path: Path) -> None:
+def test_probabilities_and_tasks_have_tables_where_all_runs_have_their_metrics(
+    tmp_path: Path,
+) -> None:
     """A run of an older version has none, and is compared all the same."""
     runs = [write_run(tmp_path / f"DMR{seed}", "DMR", seed, 0.6) for seed in (0, 1)]
     for run in runs:
         metrics = json.loads((run / "metrics.json").read_text())
         for part in metrics.values():
             part |= {"log_loss": 0.4, "normalised_entropy": 0.9, "calibration": None}
+            part |= {"watch/rows": 7, "watch/mae": 3.5, "watch/gini": 0.25}
         (run / "metrics.json").write_text(json.dumps(metrics))
         recorded_anew(run)
-    [_, table] = as_markdown(compare(runs)).split("\n\n")
+    [_, table, of_task] = as_markdown(compare(runs)).split("\n\n")
+    assert [cell.strip() for cell in of_task.split("|")][1:5] == [
+        *("method, task watch", "seeds", "new mae", "new gini")
+    ]
+    assert "| 3.5000 ± 0.0000 | 0.2500 ± 0.0000 |" in of_task
     header, _, cells = ([cell.strip() for cell in line.split("|")] for line in table.splitlines())
     assert header[1:6] == [
         *("method, probabilities", "seeds"),
@@ -348,4 +355,4 @@ def test_probabilities_have_a_table_where_all_runs_have_their_metrics(tmp_path: 
     ]
     assert cells[1:6] == ["DMR", "2", "0.4000 ± 0.0000", "0.9000 ± 0.0000", "-"]
     older = compare([*runs, write_run(tmp_path / "older", "older", 0, 0.6)])
-    assert "probabilities" not in as_markdown(older)
+    assert not {"probabilities", "task"} & set(as_markdown(older).split())

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     config = Config.model_validate(tree)
     train(config, RunDir(folder / "run"))
     sources = open_sources(config)
-    records = SourceRecord.of(sources.train), SourceRecord.of(sources.test)
+    records = SourceRecord.of(sources.train), SourceRecord.of(sources.test), None
     return TrainingJob("MAIL-DMR", 1, folder / "run", config, records)
 
 

@@ -166,7 +166,14 @@ def test_settings_that_a_finished_run_does_not_know_yet_count_as_their_defaults(
         run.is_finished()
 
 
-def test_finished_runs_of_other_data_are_refused(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["test/b.parquet", "validation/c.parquet"])
+def test_finished_runs_of_other_data_are_refused(
+    config: Path, tmp_path: Path, changed: str
+) -> None:
+    write_rows(tmp_path / "rows/validation/c.parquet", 30, seed=4)
+    tree = yaml.safe_load(config.read_text())
+    tree["data"]["validation"] = {"path": "validation"}
+    config.write_text(yaml.safe_dump(tree))
     run = planned(config)[0]
     run.path.mkdir(parents=True)
     run.run_dir.metrics.write_text("{}")
@@ -175,7 +182,7 @@ def test_finished_runs_of_other_data_are_refused(config: Path, tmp_path: Path) -
     write_data_record(config, run.run_dir.data)
     recorded_anew(run.path)
     assert run.is_finished()
-    write_rows(tmp_path / "rows/test/b.parquet", 30, seed=3)
+    write_rows(tmp_path / "rows" / changed, 30, seed=3)
     with pytest.raises(ValueError, match=r"on other data; (.|\n)*hold other rows now$"):
         planned(config)[0].is_finished()
     run.run_dir.data.unlink()

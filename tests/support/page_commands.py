@@ -60,8 +60,8 @@ def _key_patterns() -> tuple[str, ...]:
     return tuple(re.escape(key).replace("NAME", r"[^.]+") for key in names)
 
 
-_MAPS = {"schema.columns", "schema.tables", "sharding.tables", "sharding.table_kernels",
-         "sharding.lengths"}  # fmt: skip
+_MAPS = {"schema.columns", "schema.sequences", "schema.tables", "sharding.tables",
+         "sharding.table_kernels", "sharding.lengths"}  # fmt: skip
 
 
 def _simple_commands(line: str) -> Iterator[list[str]]:

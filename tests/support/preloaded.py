@@ -5,6 +5,7 @@ test process, on one thread, and forks itself for each process that is asked for
 shares no random state, process group, thread or environment with the one before it.
 """
 
+import importlib
 import os
 import runpy
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).parents[2]
+BLANK_PICTURES = "tests.support.blank_pictures"  # imports the trainer, so not above
 MODULES = [
     "mail_torchrec.cli",
     "mail_torchrec.train.trainer",
@@ -23,6 +25,7 @@ MODULES = [
     "pytest",
     "sklearn.metrics",
     "torch.utils.tensorboard",
+    BLANK_PICTURES,
     "tests.support.small_rows",
 ]
 """What a rank or a command would import."""
@@ -99,6 +102,7 @@ def _forked(
         os.close(stream.descriptor)
     os.environ.clear()
     os.environ |= environment
+    importlib.import_module(BLANK_PICTURES).leave_pictures_blank()
     target(*args)
 
 

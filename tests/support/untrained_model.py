@@ -20,7 +20,7 @@ from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.export.inference_model import InferenceModel
 from mail_torchrec.export.table_files import GatherTable, TableFile, TableFiles
 from mail_torchrec.inference.request_encoder import RequestEncoder
-from mail_torchrec.inference.requests import Request, candidate_columns, input_specs, user_columns
+from mail_torchrec.inference.requests import Request, input_specs, request_columns
 from mail_torchrec.inference.values import value_types
 from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.train.assembly import config_feature_tables
@@ -29,10 +29,7 @@ from tests.support.small_rows import config_tree
 
 def requests_of(path: Path, schema: Schema, rows: Sequence[int]) -> list[Request]:
     """Converts each row to a request of its own, with one candidate."""
-    users, candidates = (
-        [schema.file_column(name) for name in names]
-        for names in (user_columns(schema), candidate_columns(schema))
-    )
+    users, candidates = request_columns(schema)
     return [
         Request(
             {column: row[column] for column in users},
@@ -51,6 +48,8 @@ class UntrainedModel:
         self.encoders: Encoders = fit_encoders(
             Source(str(root / "train"), schema), schema, self.config.data.cold_start
         )
+        self.config = self.config.with_dims(self.encoders.num_rows)
+        schema = self.config.schema_
         self.feature_tables = config_feature_tables(self.config)
         torch.manual_seed(1)
         towers = Towers(
@@ -59,6 +58,7 @@ class UntrainedModel:
             self.feature_tables,
             self.encoders.num_rows,
             negatives_kept=self.config.data.negatives_kept,
+            vector_dims=self.encoders.vector_dims,
         )
         self.model = Mail(
             *build_tables(schema, self.feature_tables, self.encoders.num_rows, torch.device("cpu")),
@@ -75,7 +75,7 @@ class UntrainedModel:
         self.encode = RequestEncoder(schema, self.encoders, self.types)
         self.files: dict[str, TableFile] = {}
         """File of each buffer of the inference model."""
-        self.inputs = input_specs(schema, self.encoders.num_rows)
+        self.inputs = input_specs(schema, self.encoders.num_rows, self.encoders.vector_dims)
         self.outputs = towers.output_specs()
         self.inference_model = InferenceModel(
             towers,
@@ -102,10 +102,8 @@ class UntrainedModel:
         )
         [batch] = list(reader)
         outputs = self.model(batch)[1]
-        logits = {"pctr": outputs.logits_B} | {
-            f"p{name}": logits_B for name, logits_B in outputs.tasks.items()
-        }
-        return {name: torch.sigmoid(logits_B)[:num_rows] for name, logits_B in logits.items()}
+        scores = outputs.layout.scores(outputs.logits_B, outputs.tasks)
+        return {name: values_B[:num_rows] for name, values_B in scores.items()}
 
     def inference_outputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """Computes the outputs of the inference model by name."""

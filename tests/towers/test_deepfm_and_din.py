@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from mail_torchrec.towers.deepfm import second_order
 from mail_torchrec.towers.inputs import RankingInputs, SequenceShape
@@ -50,15 +50,14 @@ def test_one_field_has_no_second_order() -> None:
     [{"attribute_dim": 3}, {"sequences": {"items": SequenceShape(5, 6, 3)}}],
     ids=["group", "concat"],
 )
-def test_deepfm_says_which_dimensions_differ(change: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"'deepfm' .*one dimension for all, received .*'items': 4.*set schema.dim "
-            r".*or choose wide_deep"
-        ),
-    ):
-        build_tower("deepfm", {}, shapes(dim=4, **change))
+def test_deepfm_projects_narrower_fields_to_the_widest(change: dict[str, Any]) -> None:
+    layout = shapes(dim=4, **change)
+    tower, inputs = ready(build_tower("deepfm", {}, layout)), random_inputs(layout)
+    narrow = [layer for layer in tower.projections if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+    assert {layer.out_features for layer in narrow} == {max(layout.dims.values())}
+    assert logits(tower, inputs).isfinite().all()
+    equal = ready(build_tower("deepfm", {}, shapes(dim=4)))
+    assert not any("projections" in name for name in equal.state_dict())
 
 
 def test_the_dimension_of_a_group_without_fields_does_not_count() -> None:

@@ -2,12 +2,9 @@
 
 import json
 import shutil
-import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +18,10 @@ from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.requests import Request
 from mail_torchrec.triton.repository import RepositoryOptions, write_repository
 from tests.serve.test_protocol import as_json
-from tools.served import ROOT, wait_for
+from tests.support.triton_server import CLIENTS, Triton, needs_triton, running_triton
+from tools.served import wait_for
 
-INSTALLED = ROOT / ".triton" / "installed"
-CLIENTS = [tritonclient.http, tritonclient.grpc]
-pytestmark = pytest.mark.skipif(
-    not INSTALLED.exists(), reason="no Triton here; launch/triton/install.sh installs one"
-)
-
-
-@dataclass
-class Triton:
-    """Running Triton; addresses by client module."""
-
-    addresses: dict[Any, str]
-
-    def ask(self, client: Any, request: str, shape: tuple[int, ...] = (1, 1)) -> Any:
-        tensor = client.InferInput("request", list(shape), "BYTES")
-        tensor.set_data_from_numpy(np.full(shape, request, dtype=object))
-        with client.InferenceServerClient(self.addresses[client]) as to:
-            return to.infer("ads", [tensor])
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def is_ready(triton: Triton) -> bool:
-    """Asks over both protocols."""
-    try:
-        for client in CLIENTS:
-            with client.InferenceServerClient(triton.addresses[client]) as to:
-                if not to.is_model_ready("ads"):
-                    return False
-    except (ConnectionError, InferenceServerException):  # not listening yet
-        return False
-    return True
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +36,8 @@ def triton(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         )
     shutil.copytree(folder / "here", folder / "repository")
     shutil.rmtree(folder / "here")
-    http, grpc = free_ports(2)
-    command = [
-        ROOT / "launch/triton/server.sh",
-        folder / "repository",
-        f"--http-port={http}",
-        f"--grpc-port={grpc}",
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    found = Triton({tritonclient.http: f"127.0.0.1:{http}", tritonclient.grpc: f"127.0.0.1:{grpc}"})
-    try:
-        wait_for(lambda: is_ready(found) or process.poll() is not None)
-        assert process.poll() is None, (folder / "log").read_text()
+    with running_triton(folder / "repository", folder / "log") as found:
         yield found
-        process.terminate()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -15,9 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.config import Config
 from mail_torchrec.data.ids.hashing import hash64
-from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.export.compact_tables import CompactTables
 from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.export.parity import golden_batch, trainer_scores
@@ -26,31 +24,21 @@ from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import train
 from mail_torchrec.vectors import command, index, recall
 from mail_torchrec.vectors.embedder import Embedder
-from tests.support.small_rows import config_tree, write_rows
 from tests.support.untrained_model import requests_of
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vectors")
-    write_rows(folder / "train" / "a.parquet", 250, seed=1)
-    write_rows(folder / "test" / "c.parquet", 120, seed=3)
-    return folder
+def root(exported: Path) -> Path:
+    """The folder of the run `run` and its rows."""
+    return exported.parent
 
 
 @pytest.fixture(scope="module")
-def model(root: Path) -> Path:
-    train(
-        Config.model_validate(
-            config_tree(root, train={"tables": {"name": "adagrad", "learning_rate": 0.3}})
-        ),
-        RunDir(root / "run"),
-    )
-    export(ExportOptions(RunDir(root / "run"), root / "model"))
-    return root / "model"
+def model(exported: Path) -> Path:
+    """The exported model of that run."""
+    return exported / "first"
 
 
 def changed(model: Path, folder: Path, change: Any) -> Path:
@@ -83,10 +71,11 @@ def matrix(file: Path) -> np.ndarray[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def files(root: Path, model: Path) -> Path:
+def files(root: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vectors") / "files"
     written(
         model,
-        root / "files",
+        folder,
         "--users",
         str(root / "test"),
         "--index",
@@ -94,7 +83,7 @@ def files(root: Path, model: Path) -> Path:
         "--recall-at",
         "3,10",
     )
-    return root / "files"
+    return folder
 
 
 def test_items_are_all_raw_ids_of_training_and_users_the_rows_of_the_file(

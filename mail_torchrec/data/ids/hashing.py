@@ -18,11 +18,16 @@ modulo 2^64::
     word(string)  = fnv1a(its UTF-8 bytes)            (binary values: their bytes)
     word(null)    = 0x9e3779b97f4a7c15
 
+    cross64()          = 0
+    cross64(..., x, y) = mix(cross64(..., x) xor hash64(y)), with the salt "cross"
+
 Sources: FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv/; the finaliser is splitmix64's (Steele,
 Lea and Flood, OOPSLA 2014).
 
 Shapes: ``N`` values.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +65,24 @@ def hash64(values: pa.Array | pa.ChunkedArray, salt: str) -> _Words:
     else:
         words = _words(values)
     return _mix(words ^ _fnv1a(pa.array([salt.encode()], pa.large_binary())))
+
+
+def cross64(columns: Sequence[pa.Array | pa.ChunkedArray]) -> _Words:
+    """Hashes the values of several columns together; the module's docstring is the definition.
+
+    Args:
+        columns: each [N], of the types of :func:`hash64`, in the order of the cross.
+
+    Returns:
+        One uint64 a row, [N].
+
+    Raises:
+        ValueError: as :func:`hash64`.
+    """
+    crossed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        crossed = _mix(crossed ^ hash64(column, "cross"))
+    return crossed
 
 
 def hash64_of(text: str, salt: str) -> int:

@@ -33,6 +33,8 @@ class IdManifestEntry(NamedTuple):
     """Parquet file of the known values in the order of their rows, relative to the model."""
     salt: str | None = None
     """Salt of the hash."""
+    edges: list[float] | None = None
+    """Edges of the buckets."""
 
 
 class IdEncoder(ABC):
@@ -58,7 +60,8 @@ class IdEncoder(ABC):
         """Encodes ids as table rows.
 
         Args:
-            ids: [N], int64 or large_string, nulls allowed.
+            ids: [N], int64, large_string, or float64 where the policy takes numbers; nulls
+                allowed.
 
         Returns:
             Table rows [N].
@@ -91,8 +94,10 @@ class IdPolicy(ABC):
 
     name: ClassVar[str]
     """Value of ``schema.tables.TABLE.ids`` that chooses this policy."""
-    needs_counts: ClassVar[bool]
+    needs_counts: bool
     """True where :meth:`fit` needs the ids of the training data counted."""
+    takes_numbers: ClassVar[bool] = False
+    """True where the ids are numbers, float64, instead of integers, strings or booleans."""
 
     def __init__(self, table: str, settings: IdSettings) -> None:
         self.table, self.settings = table, settings

@@ -1,5 +1,6 @@
 """Registry of the id policies."""
 
+from mail_torchrec.data.ids.buckets import BucketPolicy
 from mail_torchrec.data.ids.hash import HashPolicy
 from mail_torchrec.data.ids.policy import IdPolicy
 from mail_torchrec.data.ids.settings import IdSettings
@@ -8,6 +9,7 @@ from mail_torchrec.data.ids.vocabulary import VocabularyPolicy
 ID_POLICIES: dict[str, type[IdPolicy]] = {
     VocabularyPolicy.name: VocabularyPolicy,
     HashPolicy.name: HashPolicy,
+    BucketPolicy.name: BucketPolicy,
 }
 """Policies by their name in the configuration."""
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+_FLOAT = pa.float64()
 
 
 def cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, safe: bool = True) -> Any:
@@ -65,13 +66,49 @@ def binary(column: pa.ChunkedArray, *, file: str, name: str) -> Bools:
     return is_one_R
 
 
+def seconds(times: pa.Array | pa.ChunkedArray) -> Any:
+    """Converts plain times, microseconds since 1970, to float64 seconds."""
+    return pc.divide(times.cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
+
+
+def _floats(values: pa.Array | pa.ChunkedArray) -> Any:
+    """Converts numbers to float64, plain times to seconds."""
+    return (
+        seconds(values) if pa.types.is_timestamp(values.type) else cast(values, _FLOAT, safe=False)
+    )
+
+
+def finite_values(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
+    """Converts numbers, one or a list of them a row, to float64 end to end; nulls stay.
+
+    Raises:
+        ValueError: NaN or infinity in the file; with file, column, row and value.
+    """
+    is_list = pa.types.is_nested(column.type)
+    values = one_chunk(pc.list_flatten(column) if is_list else column)
+    numbers = _floats(values)
+    numbers_V = numbers.to_numpy(zero_copy_only=False)
+    is_wrong_V = ~np.isfinite(numbers_V)
+    if is_wrong_V.any() and numbers.null_count:
+        is_wrong_V &= ~pc.is_null(numbers).to_numpy(zero_copy_only=False)
+    if is_wrong_V.any():
+        place = int(np.argmax(is_wrong_V))
+        ends_R = np.cumsum(list_lengths(column)) if is_list else np.arange(1, len(column) + 1)
+        row = int(np.searchsorted(ends_R, place, side="right"))
+        raise ValueError(
+            f"{file}: column '{name}' should be finite, received {numbers_V[place]} in row {row} "
+            "of its row group; write null where a value is unknown"
+        )
+    return numbers
+
+
 def finite_numbers(column: pa.ChunkedArray, *, file: str, name: str) -> npt.NDArray[np.float64]:
     """Converts a numeric column, [R]; a null becomes NaN.
 
     Raises:
         ValueError: NaN or infinity in the file; with file, column, row and value.
     """
-    values_R = column.cast(pa.float64(), safe=False).to_numpy()
+    values_R = _floats(column).to_numpy()
     is_null_R = pc.is_null(column).to_numpy()
     wrong = np.flatnonzero(~is_null_R & ~np.isfinite(values_R))
     if len(wrong):

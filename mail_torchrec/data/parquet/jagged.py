@@ -5,8 +5,10 @@ Shapes: ``R`` rows, ``S`` stored values, ``V`` values of all rows end to end.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mail_torchrec.data.parquet.arrow import Ints
 
@@ -15,11 +17,12 @@ from mail_torchrec.data.parquet.arrow import Ints
 class JaggedArray:
     """Rows of different lengths in one array (TorchRec's JaggedTensor, with optional starts).
 
-    ``[[7, 8], [], [9]]`` is ``JaggedArray([7, 8, 9], [2, 0, 1])``. Rows stand end to end unless
-    ``given_starts`` is given. Rows may share values, and taking rows copies no values.
+    ``[[7, 8], [], [9]]`` is ``JaggedArray([7, 8, 9], [2, 0, 1])``; values are ids, or numbers. Rows
+    stand end to end unless ``given_starts`` is given. Rows may share values, and taking rows copies
+    no values.
     """
 
-    stored: Ints
+    stored: NDArray[Any]
     """Values of the rows, [S]; with ``given_starts`` perhaps also values of no row."""
     lengths: Ints
     """Number of values of each row, [R]."""
@@ -35,7 +38,7 @@ class JaggedArray:
         return starts_R
 
     @cached_property
-    def values(self) -> Ints:
+    def values(self) -> NDArray[Any]:
         """Values of all rows, end to end, [V]."""
         return self.stored if self.given_starts is None else self.stored[self.positions]
 

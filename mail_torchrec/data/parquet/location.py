@@ -67,6 +67,14 @@ class Location:
         paths = (Path(os.path.abspath(self.path)), Path(self.path).resolve())
         return list(dict.fromkeys(str(folder) for path in paths for folder in path.parents))
 
+    def holds(self, path: str) -> bool:
+        """Returns whether there is a file or folder of this very path below the location."""
+        try:
+            found = self.filesystem.get_file_info(f"{self.path.rstrip('/')}/{path}")
+        except Exception as error:
+            raise unreadable_file(f"'{self.name}'", error) from error
+        return bool(found.type != pafs.FileType.NotFound)
+
     def list_all(self) -> list[pafs.FileInfo]:
         """Lists the files and folders below, sorted by path; a file lists itself.
 

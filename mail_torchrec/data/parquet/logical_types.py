@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mail_torchrec.data.parquet.arrow import list_lengths, one_chunk
+from mail_torchrec.data.parquet.arrow import list_lengths, one_chunk, seconds
+from mail_torchrec.data.parquet.times import TIME, plain_times
 
 
 class LogicalType(StrEnum):
@@ -23,6 +24,9 @@ class LogicalType(StrEnum):
     BOOLEAN = "boolean"
     NUMBER = "number"
     """Floating point."""
+    TIME = "time"
+    """Timestamps of any unit and zone, and dates: instants. As numbers, seconds from 1970 in UTC;
+    a timestamp without a zone is in UTC."""
     NOTHING = "null"
     """No value at all: Arrow's null type, which has a say in no type."""
 
@@ -32,13 +36,20 @@ _ARROW = {
     LogicalType.STRING: pa.large_string(),
     LogicalType.BOOLEAN: pa.bool_(),
     LogicalType.NUMBER: pa.float64(),
+    LogicalType.TIME: TIME,
     LogicalType.NOTHING: pa.int64(),
 }
 _ACCEPTED = {
     LogicalType.INTEGER: {LogicalType.INTEGER},
     LogicalType.STRING: {LogicalType.STRING},
     LogicalType.BOOLEAN: {LogicalType.BOOLEAN},
-    LogicalType.NUMBER: {LogicalType.INTEGER, LogicalType.BOOLEAN, LogicalType.NUMBER},
+    LogicalType.NUMBER: {
+        LogicalType.INTEGER,
+        LogicalType.BOOLEAN,
+        LogicalType.NUMBER,
+        LogicalType.TIME,
+    },
+    LogicalType.TIME: {LogicalType.TIME},
     LogicalType.NOTHING: set[LogicalType](),
 }
 _TESTS = {
@@ -46,6 +57,7 @@ _TESTS = {
     LogicalType.BOOLEAN: (pa.types.is_boolean,),
     LogicalType.INTEGER: (pa.types.is_integer, pa.types.is_decimal),
     LogicalType.NUMBER: (pa.types.is_floating,),
+    LogicalType.TIME: (pa.types.is_timestamp, pa.types.is_date),
     LogicalType.STRING: (
         pa.types.is_string,
         pa.types.is_large_string,
@@ -58,7 +70,7 @@ _TESTS = {
 
 
 def logical_type(kind: pa.DataType) -> LogicalType | None:
-    """Returns the logical type of a column of one value a row; None: times, lists, structs ..."""
+    """Returns the logical type of a column of one value a row; None: lists, structs ..."""
     if isinstance(kind, pa.BaseExtensionType):
         return logical_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
@@ -98,7 +110,7 @@ def plain_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.Array:
         return one_chunk(column)
     kind = logical_type(column.type)
     try:
-        if kind is None or kind is LogicalType.NUMBER:
+        if kind in (None, LogicalType.NUMBER, LogicalType.TIME):
             raise ValueError(
                 f"should hold ids (integers, strings or booleans), found {column.type}; cast it in "
                 "the file"
@@ -115,8 +127,8 @@ def plain_values(column: pa.Array | pa.ChunkedArray, wanted: LogicalType) -> pa.
     Args:
         column: values of that logical type, or nulls of any type; for numbers also integers and
             booleans.
-        wanted: INTEGER becomes int64, STRING large_string, BOOLEAN bool, NUMBER float64, NOTHING
-            int64 nulls.
+        wanted: INTEGER becomes int64, STRING large_string, BOOLEAN bool, NUMBER float64, TIME
+            microseconds without a zone, which are in UTC, NOTHING int64 nulls.
 
     Raises:
         ValueError: values of another logical type, an integer beyond 64 bits, a decimal id that is
@@ -144,6 +156,20 @@ def plain_lists(column: pa.Array | pa.ChunkedArray, wanted: LogicalType) -> pa.L
     return pa.LargeListArray.from_arrays(offsets, plain_values(pc.list_flatten(lists), wanted))
 
 
+def plain_vectors(column: pa.Array | pa.ChunkedArray) -> pa.LargeListArray:
+    """Converts lists of numbers to large_list of float64, in one chunk; a null stays null.
+
+    Raises:
+        ValueError: elements that are no numbers.
+    """
+    lists = _chunked(column)
+    if lists.type == pa.large_list(pa.float64()):
+        return one_chunk(lists)
+    plain = plain_lists(lists, LogicalType.NUMBER)
+    is_null = pa.array(pc.is_null(lists).to_numpy())
+    return pa.LargeListArray.from_arrays(plain.offsets, plain.values, mask=is_null)
+
+
 def _chunked(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
@@ -161,6 +187,9 @@ def _plain(values: pa.Array, wanted: LogicalType) -> pa.Array:
         return _plain(values.dictionary, wanted).take(values.indices)
     if logical_type(values.type) not in _ACCEPTED[wanted]:
         raise ValueError(f"should be {wanted} values, found {values.type}")
+    if logical_type(values.type) is LogicalType.TIME:
+        times = plain_times(values)
+        return seconds(times) if wanted is LogicalType.NUMBER else times
     if pa.types.is_decimal(values.type):  # narrow decimals have no cast to integers (26.0)
         values = values.cast(pa.decimal256(76, values.type.scale))
     try:

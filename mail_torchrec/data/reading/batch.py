@@ -1,11 +1,11 @@
 """Batch of one rank: jagged ids by feature key, numbers, labels, sampled negatives.
 
 Shapes: ``B`` rows, ``U`` deduplicated users (B where none are deduplicated), ``N`` numeric columns,
-``K`` sampled negatives.
+``K`` sampled negatives, ``E`` elements of a vector.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Self
 
@@ -74,8 +74,8 @@ class Batch(Pipelineable):
     """1 where the row was clicked and converted, else 0; all 0 where the schema has no conversion
     column (float)."""
     weights_B: Tensor
-    """Weight of each row in losses and metrics: 1, or 0 on a row that only fills the batch up
-    (float)."""
+    """Weight of each row in losses and metrics: its own or 1, and 0 on a row that only fills the
+    batch up, which is the last one of unshuffled rows (float)."""
     users_B: Tensor
     """Hash of the group key (int64), for GAUC."""
     is_cold_B: Tensor
@@ -89,6 +89,12 @@ class Batch(Pipelineable):
     """Counts of the rows (unknown ids a column, cut lists, ...), [len(``Reader.count_names``)]."""
     dedup: DedupIndices | None = None
     """Deduplicated users; None where users are not deduplicated."""
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    """Standardised vectors of each vector column: those of attributes once a user [U, E], the
+    others [B, E]."""
+
+    task_labels: dict[str, Tensor] = field(default_factory=dict)
+    """Labels [B] of each column of group ``task_label``, NaN where they are null (float)."""
 
     @property
     def is_cold_U(self) -> Tensor:

@@ -3,7 +3,7 @@
 Shapes: ``B`` rows of a batch, ``U`` deduplicated users (or rows where none are), ``F`` features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ def keyed_jagged(
     num_rows: int,
     user_side: set[str],
     dedup: RowDedup | None,
+    weights: Mapping[str, str] | None = None,
 ) -> KeyedJaggedTensor:
     """Builds the jagged tensor of some features.
 
@@ -53,6 +54,8 @@ def keyed_jagged(
         num_rows: B.
         user_side: features with one entry a user, which stands in the user's first row.
         dedup: deduplicated users of the rows.
+        weights: column of the weights by feature; the ids of other features weigh 1. Without any
+            the tensor has no weights.
     """
     lengths_FB = np.zeros((len(features), num_rows), dtype=np.int64)
     values: list[Ints] = []
@@ -68,5 +71,18 @@ def keyed_jagged(
     return KeyedJaggedTensor(
         list(features),
         torch.from_numpy(np.concatenate(values)),
+        weights=_weights(features, values, ids, weights) if weights else None,
         lengths=torch.from_numpy(lengths_FB.reshape(-1)),
     )
+
+
+def _weights(
+    features: Sequence[str], values: Sequence[Ints], ids: BatchIds, weights: Mapping[str, str]
+) -> torch.Tensor:
+    """Concatenates the weights of all features, as their values are."""
+    parts = []
+    for feature, of_feature in zip(features, values, strict=True):
+        part = ids[weights[feature]] if feature in weights else None
+        ones = np.ones(len(of_feature), np.float32)
+        parts.append(part.values if isinstance(part, JaggedArray) else ones)
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,10 +1,11 @@
 """Encoded rows in memory, and the encoding of a row group's Arrow columns.
 
 Shapes: ``R`` rows, ``C`` columns of one id (``schema.scalars``), ``L`` list columns
-(``schema.lists``), ``N`` numeric columns (``schema.numeric()``).
+(``schema.lists``), ``N`` numeric columns (``schema.numeric()``), ``E`` elements of a vector.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
+from mail_torchrec.data.history import HistoryLimits, column_ids, find_misaligned_row
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.new_users import new_user_rows
 from mail_torchrec.data.numeric import numeric_values
@@ -21,6 +23,10 @@ from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary
 from mail_torchrec.data.parquet.jagged import JaggedArray
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.task_labels import task_labels
+from mail_torchrec.data.weights.list_weights import list_weights
+from mail_torchrec.data.weights.positions import position_rows
+from mail_torchrec.data.weights.row_weights import row_weights
 
 
 @dataclass
@@ -28,7 +34,7 @@ class Chunk:
     """Encoded rows, which are shuffled together and cut into batches."""
 
     lists: dict[str, JaggedArray]
-    """Table rows of each list column."""
+    """Table rows of each list column, and the shares of each column of list weights (float32)."""
     scalars_CR: Ints
     """Table rows, column by column as batches hold them."""
     numeric_RN: Floats
@@ -42,8 +48,14 @@ class Chunk:
     """Rows that the model must score without usable behaviours."""
     is_new_R: Bools
     """Rows reported as new users'."""
+    weights_R: Floats
+    """Weight of each row in losses and metrics."""
     is_cut_RL: Bools
     """Rows whose list was cut to its newest ``max_length`` entries."""
+    vectors: dict[str, Floats] = field(default_factory=dict)
+    """Standardised vectors [R, E] of each vector column."""
+    task_labels: dict[str, Floats] = field(default_factory=dict)
+    """Labels [R] of each column of further tasks, NaN where they are null."""
 
     def __len__(self) -> int:
         return len(self.labels_R)
@@ -59,7 +71,10 @@ class Chunk:
             scalars_CR = self.scalars_CR[:, rows]
         else:
             scalars_CR = self.scalars_CR.take(rows, axis=1)  # faster than an index
-        return Chunk(lists, scalars_CR, *(array[rows] for array in self._row_arrays()))
+        vectors = {name: vectors_RE[rows] for name, vectors_RE in self.vectors.items()}
+        labels = {name: labels_R[rows] for name, labels_R in self.task_labels.items()}
+        arrays: list[Any] = [*(array[rows] for array in self._row_arrays()), vectors, labels]
+        return Chunk(lists, scalars_CR, *arrays)
 
     @staticmethod
     def concatenate(parts: "list[Chunk]") -> "Chunk":
@@ -69,13 +84,22 @@ class Chunk:
             for name in parts[0].lists
         }
         scalars = np.concatenate([part.scalars_CR for part in parts], axis=1)
-        arrays = zip(*(part._row_arrays() for part in parts), strict=True)
-        return Chunk(lists, scalars, *map(np.concatenate, arrays))
+        vectors = {
+            name: np.concatenate([part.vectors[name] for part in parts])
+            for name in parts[0].vectors
+        }
+        labels = {
+            name: np.concatenate([part.task_labels[name] for part in parts])
+            for name in parts[0].task_labels
+        }
+        of_rows = zip(*(part._row_arrays() for part in parts), strict=True)
+        arrays: list[Any] = [*map(np.concatenate, of_rows), vectors, labels]
+        return Chunk(lists, scalars, *arrays)
 
     def _row_arrays(self) -> tuple[Any, ...]:
         """Returns the arrays whose first axis is the rows, in the order of the constructor."""
         rows = self.labels_R, self.conversions_R, self.users_R, self.is_cold_R, self.is_new_R
-        return self.numeric_RN, *rows, self.is_cut_RL
+        return self.numeric_RN, *rows, self.weights_R, self.is_cut_RL
 
 
 @dataclass(frozen=True)
@@ -87,12 +111,19 @@ class ChunkEncoder:
         encoders: of ids and numbers.
         cold_start: settings of the simulation.
         new_user_max_behaviours: rows with at most so many behaviours are new users'.
+        reads_positions: of training rows; for all others a position is a constant.
     """
 
     schema: Schema
     encoders: Encoders
     cold_start: ColdStartSettings
     new_user_max_behaviours: int
+    reads_positions: bool = False
+
+    @cached_property
+    def _constants(self) -> dict[str, int]:
+        """Columns whose id is the same in every row, and its row of the table."""
+        return {} if self.reads_positions else position_rows(self.schema, self.encoders)
 
     def __call__(self, table: pa.Table, file: str) -> Chunk:
         """Checks and encodes the rows of one row group.
@@ -113,7 +144,7 @@ class ChunkEncoder:
         limits = HistoryLimits.simulated(self.schema, users, self.cold_start)
         is_new_R = new_user_rows(table, limits, self.new_user_max_behaviours, file)
         return Chunk(
-            lists={name: self._list(table, name, file, limits) for name in self.schema.lists},
+            lists=self._lists(table, file, limits),
             scalars_CR=self._scalars(table, file),
             numeric_RN=self._numeric(table, file),
             labels_R=self._binary(table, self.schema.label, file),
@@ -121,15 +152,24 @@ class ChunkEncoder:
             users_R=user_hashes(users),
             is_cold_R=is_new_R | self._is_emptied(table, limits),
             is_new_R=is_new_R | limits.is_hidden_R,
+            weights_R=row_weights(table, self.schema, file),
             is_cut_RL=_stack(
                 [limits.is_cut(table, name) for name in self.schema.lists], len(table), np.bool_
             ),
+            vectors={name: self._vectors(table, name, file) for name in self.schema.vectors()},
+            task_labels=task_labels(table, self.schema, file),
         )
 
+    def _lists(self, table: pa.Table, file: str, limits: HistoryLimits) -> dict[str, JaggedArray]:
+        lists = {name: self._list(table, name, file, limits) for name in self.schema.lists}
+        for name, weights in self.schema.list_weights.items():
+            shares, shown = list_weights(table, limits, name, file)
+            lists[weights] = JaggedArray(shares, shown.lengths)
+        return lists
+
     def _list(self, table: pa.Table, name: str, file: str, limits: HistoryLimits) -> JaggedArray:
-        file_column = self.schema.file_column(name)
         shown = limits.shown(table, name)
-        ids = plain_ids(pc.list_flatten(table[file_column]), file=file, name=file_column)
+        ids = column_ids(table, self.schema, name, file)
         if 2 * shown.lengths.sum() >= len(ids):
             # To encode all ids is cheaper than to pick the shown ones.
             return JaggedArray(self._encode(name, file, ids), shown.lengths, shown.given_starts)
@@ -152,8 +192,10 @@ class ChunkEncoder:
         """Encodes the columns of one id, [C, R]."""
         columns = []
         for name in self.schema.scalars:
-            file_column = self.schema.file_column(name)
-            ids = plain_ids(table[file_column], file=file, name=file_column)
+            if (constant := self._constants.get(name)) is not None:
+                columns.append(np.full(len(table), constant, np.int64))
+                continue
+            ids = column_ids(table, self.schema, name, file)
             columns.append(self._encode(name, file, ids))
         scalars_CR: Ints = _stack(columns, len(table), np.int64, axis=0)
         return scalars_CR
@@ -175,6 +217,14 @@ class ChunkEncoder:
             columns.append(self.encoders.scales[name].apply(values_R))
         numeric_RN: Floats = _stack(columns, len(table), np.float32)
         return numeric_RN
+
+    def _vectors(self, table: pa.Table, name: str, file: str) -> Floats:
+        """Standardises a column of vectors, [R, E]."""
+        column, scale = self.schema.file_column(name), self.encoders.vectors[name]
+        rows = "of its row group"
+        return scale.apply(
+            vector_values(table[column], scale.dim, file=file, name=column, rows=rows)
+        )
 
     def _binary(self, table: pa.Table, name: str, file: str) -> Bools:
         column = self.schema.file_column(name)

@@ -13,7 +13,12 @@ from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.reading.batch import Batch, DedupIndices
 from mail_torchrec.data.reading.batch_ids import batch_ids, keyed_jagged
 from mail_torchrec.data.reading.chunk import Chunk
-from mail_torchrec.data.reading.dedup import USER_SIDE_GROUPS, dedup_keys, deduplicate
+from mail_torchrec.data.reading.dedup import (
+    USER_SIDE_GROUPS,
+    RowDedup,
+    dedup_keys,
+    deduplicate,
+)
 from mail_torchrec.data.reading.match_ids import MatchCollator
 from mail_torchrec.data.reading.row_counts import RowCounter
 from mail_torchrec.data.schema.feature_tables import FeatureTables
@@ -59,11 +64,17 @@ class BatchCollator:
         schema = self._schema
         # Attributes are the first of the numeric columns.
         num_user_numeric = len(schema.numeric(Group.ATTRIBUTE))
+        vectors = [chunk.vectors[name] for name in schema.vectors(Group.ATTRIBUTE)]
         scalars = [i for i, name in enumerate(schema.scalars) if name in self._user_side]
         return dedup_keys(
             chunk.users_R,
-            [chunk.is_cold_R, chunk.numeric_RN[:, :num_user_numeric], *chunk.scalars_CR[scalars]],
-            [chunk.lists[name] for name in schema.lists if name in self._user_side],
+            [
+                chunk.is_cold_R,
+                chunk.numeric_RN[:, :num_user_numeric],
+                *chunk.scalars_CR[scalars],
+                *vectors,
+            ],
+            [jagged for name, jagged in chunk.lists.items() if name in self._user_side],
         )
 
     def __call__(
@@ -86,8 +97,11 @@ class BatchCollator:
         counts = self._count(rows, is_real_B, dedup, ids)
         match = self._match(ids, len(rows), random)
         pooled, unpooled = (
-            keyed_jagged(list(features), ids, len(rows), self._user_side, dedup)
-            for features in (self._feature_tables.pooled, self._feature_tables.unpooled)
+            keyed_jagged(list(features), ids, len(rows), self._user_side, dedup, weights)
+            for features, weights in (
+                (self._feature_tables.pooled, self._schema.list_weights),
+                (self._feature_tables.unpooled, {}),
+            )
         )
         return Batch(
             pooled=pooled,
@@ -95,11 +109,22 @@ class BatchCollator:
             numeric_BN=torch.from_numpy(rows.numeric_RN),
             labels_B=torch.from_numpy(rows.labels_R).float(),
             conversions_B=torch.from_numpy(rows.labels_R & rows.conversions_R).float(),
-            weights_B=torch.from_numpy(is_real_B).float(),
+            weights_B=torch.from_numpy(rows.weights_R * is_real_B),
             users_B=torch.from_numpy(rows.users_R),
             is_cold_B=torch.from_numpy(rows.is_cold_R),
             is_new_B=torch.from_numpy(rows.is_new_R),
             match=match,
             counts=torch.from_numpy(counts),
             dedup=DedupIndices(*map(torch.from_numpy, dedup)) if dedup else None,
+            vectors={name: self._vectors(rows, name, dedup) for name in rows.vectors},
+            task_labels={
+                name: torch.from_numpy(labels_B) for name, labels_B in rows.task_labels.items()
+            },
         )
+
+    def _vectors(self, rows: Chunk, name: str, dedup: RowDedup | None) -> torch.Tensor:
+        """Takes a column's vectors, once a user on the user side."""
+        vectors_BE = rows.vectors[name]
+        if dedup is not None and name in self._user_side:
+            return torch.from_numpy(vectors_BE[dedup.first_rows_U])
+        return torch.from_numpy(vectors_BE)

@@ -56,7 +56,12 @@ class RowGroupDecoder:
 
     def _next_piece(self, start: int) -> None:
         self._piece = self._table = None  # not in memory together with the next one
-        self._table = next(self._tables)
+        try:
+            self._table = next(self._tables)
+        except ValueError:
+            assert self._group is not None
+            self._source.whole(self._group)  # once more, with the row's number in the row group
+            raise
         self._start, self._stop = start, start + len(self._table)
 
     def _encoded(self) -> Chunk:

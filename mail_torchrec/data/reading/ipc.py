@@ -29,18 +29,22 @@ class _ReducedKeyedJagged(NamedTuple):
     keys: list[str]
     values: _ReducedTensor
     lengths: _ReducedTensor
+    weights: _ReducedTensor | None
 
 
 def reduce_tensor(part: Tensor | KeyedJaggedTensor) -> Any:
     """Returns the picklable form of a tensor on the CPU.
 
     Args:
-        part: a tensor of any shape [...], or a KeyedJaggedTensor without weights.
+        part: a tensor of any shape [...], or a KeyedJaggedTensor.
     """
     if isinstance(part, KeyedJaggedTensor):
-        assert part.weights_or_none() is None
+        weights = part.weights_or_none()
         return _ReducedKeyedJagged(
-            part.keys(), reduce_tensor(part.values()), reduce_tensor(part.lengths())
+            part.keys(),
+            reduce_tensor(part.values()),
+            reduce_tensor(part.lengths()),
+            None if weights is None else reduce_tensor(weights),
         )
     values = part.numpy()
     if values.dtype == np.int64 and values.size:
@@ -52,7 +56,10 @@ def rebuild_tensor(part: Any) -> Tensor | KeyedJaggedTensor:
     """Returns the tensor that :func:`reduce_tensor` was given."""
     if isinstance(part, _ReducedKeyedJagged):
         return KeyedJaggedTensor(
-            part.keys, rebuild_tensor(part.values), lengths=rebuild_tensor(part.lengths)
+            part.keys,
+            rebuild_tensor(part.values),
+            weights=None if part.weights is None else rebuild_tensor(part.weights),
+            lengths=rebuild_tensor(part.lengths),
         )
     return torch.from_numpy(part.narrow).to(part.dtype)
 

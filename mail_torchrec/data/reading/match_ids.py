@@ -33,7 +33,10 @@ class MatchCollator:
         samplers: Mapping[str, NegativeSampler],
     ) -> None:
         self._features, self._samplers = feature_tables.match, samplers
-        self._targets = {sequence: schema.target_of(sequence) for sequence in self._features}
+        self._columns = {sequence: schema.match_column(sequence) for sequence in self._features}
+        self._targets = {
+            sequence: schema.target_of(column) for sequence, column in self._columns.items()
+        }
 
     def __call__(
         self, ids: BatchIds, num_rows: int, random: Callable[[int], np.random.Generator]
@@ -54,7 +57,7 @@ class MatchCollator:
         self, sequence: str, ids: BatchIds, num_rows: int, random: np.random.Generator
     ) -> MatchIds:
         features, sampler = self._features[sequence], self._samplers.get(sequence)
-        behaviours = ids[sequence]
+        behaviours = ids[self._columns[sequence]]
         assert isinstance(behaviours, JaggedArray)
         last_U = behaviours.last(0)
         negatives_K = sampler.sample(random) if sampler else np.zeros(0, dtype=np.int64)

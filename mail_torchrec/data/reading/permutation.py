@@ -4,12 +4,13 @@ Shape: ``R`` rows of a chunk.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.reading.chunk import Chunk
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.schema import Group, Schema
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,20 @@ class FeaturePermutation:
         order_R = self._order(chunk, place)
         lists, scalars_CR = dict(chunk.lists), chunk.scalars_CR.copy()
         numeric_RN, numeric = chunk.numeric_RN.copy(), schema.numeric()
+        vectors = dict(chunk.vectors)
         for name in self.columns:
             if name in lists:
                 lists[name] = lists[name].take(order_R)
             elif name in schema.scalars:
                 row = schema.scalars.index(name)
                 scalars_CR[row] = scalars_CR[row, order_R]
+            elif name in vectors:
+                vectors[name] = vectors[name][order_R]
             else:
                 column = numeric.index(name)
                 numeric_RN[:, column] = numeric_RN[order_R, column]
-        return replace(chunk, lists=lists, scalars_CR=scalars_CR, numeric_RN=numeric_RN)
+        changed: dict[str, Any] = {"lists": lists, "scalars_CR": scalars_CR, "vectors": vectors}
+        return replace(chunk, numeric_RN=numeric_RN, **changed)
 
     def _order(self, chunk: Chunk, place: tuple[int, ...]) -> Ints:
         random = np.random.default_rng([*self.seed, *place])
@@ -58,10 +63,15 @@ class FeaturePermutation:
 
 
 def feature_groups(schema: Schema) -> dict[str, tuple[str, ...]]:
-    """Groups the features that are permuted together: a sequence with its actions, others alone."""
+    """Groups the features that are permuted together: a sequence with its actions, others alone.
+
+    A list goes with its weights. Positions are constants where features are permuted.
+    """
     groups: dict[str, list[str]] = {}
-    features = {*schema.id_columns, *schema.numeric()}
+    lists = {weights: name for name, weights in schema.list_weights.items()}
+    features = {*schema.id_columns, *schema.numeric(), *schema.vectors(), *lists}
+    features -= {*schema.names(Group.POSITION)}
     for name, column in schema.columns.items():
         if name in features:
-            groups.setdefault(column.action_of or name, []).append(name)
+            groups.setdefault(column.action_of or lists.get(name, name), []).append(name)
     return {name: tuple(columns) for name, columns in groups.items()}

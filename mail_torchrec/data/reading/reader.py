@@ -65,7 +65,8 @@ class Reader(IterableDataset[Batch]):
         settings: cold start, shuffle buffer, new-user rule, reader processes.
         rank_info: rank to read for, and number of ranks.
         batch_size: maximum number of rows of a batch.
-        shuffle: by (seed, epoch); otherwise in the order of the files.
+        shuffle: the rows are of training, shuffled by (seed, epoch); otherwise they come in the
+            order of the files, and their positions are a constant.
         seed: of shuffle and negatives.
         samplers: samplers of the negatives of each sequence; none outside training.
 
@@ -94,8 +95,14 @@ class Reader(IterableDataset[Batch]):
             )
         self._source, self._schema = source, schema
         self._encode = ChunkEncoder(
-            schema, encoders, settings.cold_start, settings.new_user_max_behaviours
+            schema,
+            encoders,
+            settings.cold_start,
+            settings.new_user_max_behaviours,
+            reads_positions=shuffle,
         )
+        self.has_weights = source.has_weights
+        """Whether the rows have weights of their own."""
         self._collate = BatchCollator(
             schema, feature_tables, samplers or {}, group_by_user=settings.group_by_user
         )

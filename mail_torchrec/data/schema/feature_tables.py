@@ -74,7 +74,7 @@ def build_feature_tables(
 def _match_features(schema: Schema, sequence: str) -> MatchFeatures:
     """Names the match features of a sequence; columns have no dot in their names."""
     return MatchFeatures(
-        target=f"{schema.target_of(sequence)}.output",
+        target=f"{schema.target_of(schema.match_column(sequence))}.output",
         last=f"{sequence}.last",
         negatives=f"{sequence}.negatives",
     )
@@ -82,7 +82,8 @@ def _match_features(schema: Schema, sequence: str) -> MatchFeatures:
 
 def _new_output_table(schema: Schema, sequence: str) -> str:
     """Names the output-side table of a sequence's item table, which must be new to the schema."""
-    table, items = output_table(schema.table_of(sequence)), schema.table_of(sequence)
+    items = schema.table_of(schema.match_column(sequence))
+    table = output_table(items)
     if table in schema.table_names:
         raise ValueError(
             f"schema: the match loss adds a table '{table}' beside '{items}', and "

@@ -4,13 +4,16 @@ import unicodedata
 
 from mail_torchrec.data.schema.columns import (
     PREDICTION_COLUMNS,
-    Actions,
     Column,
     Group,
     Kind,
     Transform,
 )
+from mail_torchrec.data.schema.derivations import check_derived
 from mail_torchrec.data.schema.schema_columns import SchemaColumns
+from mail_torchrec.data.schema.sequence_rules import check_sequences
+from mail_torchrec.data.schema.vector_rules import check_vectors
+from mail_torchrec.data.schema.weight_rules import check_weights
 
 _MAX_NAME_BYTES = 200  # names of tables become names of files, which may have 255 bytes
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -24,6 +27,9 @@ def check_schema(schema: SchemaColumns) -> None:
         ValueError: a rule is broken; the message names the column and the remedy.
     """
     _check_numbers_of_columns(schema)
+    check_weights(schema)
+    check_derived(schema.columns)
+    check_vectors(schema)
     for name, column in schema.columns.items():
         _check_names(schema, name)
         if column.group is Group.PASSTHROUGH:
@@ -37,8 +43,8 @@ def check_schema(schema: SchemaColumns) -> None:
             _check_sequence(schema, name)
         elif column.group is not Group.BEHAVIOUR and column.kind is Kind.LIST:
             _check_pooled_list(schema, name)
+    check_sequences(schema)
     _check_tables(schema)
-    _check_dims(schema)
     for group, names in (
         (Group.ATTRIBUTE, schema.fields(Group.ATTRIBUTE)),
         (Group.BEHAVIOUR, schema.sequences),
@@ -56,7 +62,7 @@ def _check_numbers_of_columns(schema: SchemaColumns) -> None:
                 f"schema.columns: exactly one column must have group '{group}', found "
                 f"{found or 'none'}"
             )
-    for group in (Group.CONVERSION, Group.NEW_USER):
+    for group in (Group.CONVERSION, Group.WEIGHT, Group.NEW_USER):
         if len(found := schema.names(group)) > 1:
             raise ValueError(
                 f"schema.columns: at most one column may have group '{group}', found {found}"
@@ -152,7 +158,8 @@ def _check_sequence(schema: SchemaColumns, name: str) -> None:
             f"'{schema.table_of(name)}' with this behaviour "
             f"(the target item), found {targets or 'none'}; set its 'table'"
         )
-    if len(actions := schema.actions_of(name)) > 1:
+    actions = schema.actions_of(name)
+    if name not in schema.declared_sequences and len(actions) > 1:
         raise ValueError(
             f"schema.columns.{name}: at most one column may be action_of it, found {actions}"
         )
@@ -178,17 +185,3 @@ def _check_tables(schema: SchemaColumns) -> None:
             schema.id_policy(name).check_settings()
         except ValueError as error:
             raise ValueError(f"schema.tables.{name}: {error}") from error
-
-
-def _check_dims(schema: SchemaColumns) -> None:
-    """Checks that the columns on one field axis of the towers have one dimension."""
-    is_product = schema.actions is Actions.PRODUCT
-    fields = {group: schema.fields(group) for group in (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)}
-    fields[Group.BEHAVIOUR] = schema.names(Group.BEHAVIOUR) if is_product else schema.sequences
-    for group, names in fields.items():
-        dims = {name: schema.table_dim(name) for name in names}
-        if len(set(dims.values())) > 1:
-            raise ValueError(
-                f"schema: the tables of one group should have one dimension, received {dims} in "
-                f"group '{group}'"
-            )

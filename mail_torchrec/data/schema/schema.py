@@ -11,6 +11,7 @@ from pydantic import model_validator
 from mail_torchrec.data.schema.columns import Actions, Column, Group, Kind, Transform
 from mail_torchrec.data.schema.rules import check_schema
 from mail_torchrec.data.schema.schema_columns import SchemaColumns
+from mail_torchrec.data.schema.sequences import with_part_columns
 
 __all__ = ["Actions", "Column", "Group", "Kind", "Schema", "Transform"]
 
@@ -40,5 +41,8 @@ class Schema(SchemaColumns):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.declared_sequences:
+            columns = with_part_columns(self.columns, self.declared_sequences)
+            object.__setattr__(self, "columns", columns)
         check_schema(self)
         return self

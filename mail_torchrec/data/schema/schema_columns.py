@@ -1,52 +1,51 @@
 """Columns and tables of a dataset, and the groups of columns that follow from them."""
 
+from collections.abc import Mapping
 from functools import cached_property
-
-from pydantic import Field
+from typing import Self
 
 from mail_torchrec.data.ids.policy import IdPolicy
 from mail_torchrec.data.ids.registry import id_policy
 from mail_torchrec.data.schema.columns import (
     Actions,
-    Column,
     EmbeddingTableSettings,
     Group,
     Kind,
 )
-from mail_torchrec.settings import Settings
+from mail_torchrec.data.schema.configured_columns import ConfiguredColumns
+from mail_torchrec.data.schema.dims import AUTO_DIM, auto_dim
+from mail_torchrec.data.schema.sequences import Join, PartColumn
 
 
-class SchemaColumns(Settings):
-    """Columns and tables as configured; :class:`~.schema.Schema` adds the rules they must obey.
+class SchemaColumns(ConfiguredColumns):
+    """Columns and tables; :class:`~.schema.Schema` adds the rules they must obey.
 
     Tables that behaviours look up are *unpooled* (one vector an id, TorchRec's
     EmbeddingCollection); all others are *pooled* (one vector a row, EmbeddingBagCollection).
     """
 
-    dim: int = Field(default=32, ge=1)
-    """Embedding dimension of every table that names none."""
-    actions: Actions = Actions.PRODUCT
-    """Combination of a behaviour's item and action embeddings: `product` (elementwise, the paper),
-    `concat` (side by side), or `ignore` (the item alone)."""
-    columns: dict[str, Column]
-    """Input columns by their names in the project, in the order in which the towers see them."""
-    tables: dict[str, EmbeddingTableSettings] = {}
-    """Embedding tables by name, where they differ from the defaults."""
-
-    def names(self, *groups: Group) -> list[str]:
-        """Returns the columns of these groups, in schema order."""
-        return [name for name, column in self.columns.items() if column.group in groups]
-
-    @cached_property
-    def read_columns(self) -> list[str]:
-        """Columns that training and evaluation read: all but those that are passed through."""
-        return [name for name in self.columns if name not in self.names(Group.PASSTHROUGH)]
-
     @cached_property
     def id_columns(self) -> list[str]:
         """Columns that look up a table."""
-        features = self.names(Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT, Group.ITEM)
-        return [name for name in features if self.columns[name].kind is not Kind.NUMERIC]
+        groups = Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT, Group.POSITION, Group.ITEM
+        kinds = Kind.CATEGORICAL, Kind.LIST
+        return [name for name in self.names(*groups) if self.columns[name].kind in kinds]
+
+    @cached_property
+    def list_weights(self) -> dict[str, str]:
+        """Columns that weigh the entries of a list, by the column of the list."""
+        return {
+            name: column.weights
+            for name, column in self.columns.items()
+            if column.weights is not None
+        }
+
+    @cached_property
+    def bucketed(self) -> frozenset[str]:
+        """Columns that hold numbers, which their tables cut into buckets."""
+        return frozenset(
+            name for name in self.id_columns if self.id_policy(self.table_of(name)).takes_numbers
+        )
 
     @cached_property
     def lists(self) -> list[str]:
@@ -72,29 +71,25 @@ class SchemaColumns(Settings):
             if self.columns[name].kind is Kind.NUMERIC
         ]
 
-    def file_column(self, name: str) -> str:
-        """Returns the column of the files that a schema column reads."""
-        return self.columns[name].column or name
+    def vectors(self, *groups: Group) -> list[str]:
+        """Returns the vector columns of these groups, group by group.
 
-    @property
-    def label(self) -> str:
-        """Label column."""
-        return self.names(Group.LABEL)[0]
+        Each is one more field behind the id columns of its group.
 
-    @property
-    def conversion(self) -> str | None:
-        """Column of conversions after the click (bought, watched to the end, ...), or None."""
-        return next(iter(self.names(Group.CONVERSION)), None)
+        Args:
+            groups: by default attributes, context and items.
+        """
+        groups = groups or (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
+        return [
+            name
+            for group in groups
+            for name in self.names(group)
+            if self.columns[name].kind is Kind.VECTOR
+        ]
 
-    @property
-    def group_key(self) -> str:
-        """Column of the user."""
-        return self.names(Group.GROUP_KEY)[0]
-
-    @property
-    def new_user(self) -> str | None:
-        """Column that flags rows of new users, or None."""
-        return next(iter(self.names(Group.NEW_USER)), None)
+    def field_dim(self, group: Group) -> int:
+        """Returns the dimension of a group's fields, `dim` where it has none of ids."""
+        return max(map(self.table_dim, self.fields(group)), default=self.dim)
 
     def table_of(self, name: str) -> str:
         """Returns the name of the table that a column looks up."""
@@ -117,7 +112,29 @@ class SchemaColumns(Settings):
     def table_dim(self, name: str) -> int:
         """Returns the dimension of the table that a column looks up."""
         table = self.tables.get(self.table_of(name))
-        return self.dim if table is None or table.dim is None else table.dim
+        dim = self.dim if table is None or table.dim is None else table.dim
+        assert dim != AUTO_DIM, "with_dims chooses it"
+        return dim
+
+    def with_dims(self, num_rows: Mapping[str, int]) -> Self:
+        """Returns the schema with a number for each `dim: auto`.
+
+        Args:
+            num_rows: rows of every table.
+        """
+        tables = {name: self.table(name) for name in self.table_names}
+        if all(table.dim != AUTO_DIM for table in tables.values()):
+            return self
+        most = None if self.dim == AUTO_DIM else self.dim
+        dims = {
+            name: auto_dim(num_rows[name], most) if table.dim == AUTO_DIM else table.dim
+            for name, table in tables.items()
+        }
+        chosen = {
+            name: table.model_copy(update={"dim": dims[name]}) for name, table in tables.items()
+        }
+        dim = max(filter(None, dims.values())) if most is None else most
+        return self.model_copy(update={"dim": dim, "tables": chosen})
 
     @cached_property
     def sequences(self) -> list[str]:
@@ -127,12 +144,48 @@ class SchemaColumns(Settings):
         ]
 
     def actions_of(self, sequence: str) -> list[str]:
-        """Returns the columns of actions on a sequence's items (at most one in a valid schema)."""
+        """Returns the columns aligned with a sequence's items: its actions, or its other parts."""
         return [name for name, column in self.columns.items() if column.action_of == sequence]
 
     def action_of(self, sequence: str) -> str | None:
         """Returns the column of actions on a sequence's items, or None."""
-        return next(iter(self.actions_of(sequence)), None)
+        if (declared := self.declared_sequences.get(sequence)) is None:
+            return next(iter(self.actions_of(sequence)), None)
+        columns = self.part_names(sequence)
+        return columns[list(declared.parts).index("action")] if "action" in declared.parts else None
+
+    def part_names(self, sequence: str) -> list[str]:
+        """Returns the columns of a sequence, that of its items first."""
+        return [sequence, *self.actions_of(sequence)]
+
+    def join_of(self, sequence: str) -> Join:
+        """Returns how the vectors of a sequence's parts are joined."""
+        if (declared := self.declared_sequences.get(sequence)) is not None:
+            return declared.join
+        return Join.CONCAT if self.actions is Actions.CONCAT else Join.PRODUCT
+
+    def joined_parts(self, sequence: str) -> list[str]:
+        """Returns the columns whose vectors make a behaviour vector, the main one first."""
+        columns = self.part_names(sequence)
+        if (declared := self.declared_sequences.get(sequence)) is None:
+            return columns[:1] if self.actions is Actions.IGNORE else columns
+        parts = declared.parts.values()
+        return [name for name, part in zip(columns, parts, strict=True) if part.joined]
+
+    @cached_property
+    def unjoined_tables(self) -> list[str]:
+        """Tables whose vectors no tower reads: those of parts that are joined to nothing alone."""
+        joined = [name for sequence in self.sequences for name in self.joined_parts(sequence)]
+        others = [name for name in self.id_columns if name not in self.names(Group.BEHAVIOUR)]
+        read = {self.table_of(name) for name in (*joined, *others)}
+        return [name for name in self.sequence_tables if name not in read]
+
+    def match_column(self, sequence: str) -> str:
+        """Returns the column of the part that a sequence's match loss is about."""
+        declared = self.declared_sequences.get(sequence)
+        if declared is None or declared.match is None:
+            return sequence
+        return self.part_names(sequence)[list(declared.parts).index(declared.match)]
 
     def targets_of(self, sequence: str) -> list[str]:
         """Returns the item columns on a sequence's table (exactly one in a valid schema)."""
@@ -146,12 +199,21 @@ class SchemaColumns(Settings):
         """Returns the target item: the item column on the same table as a sequence."""
         return self.targets_of(sequence)[0]
 
+    def part_target(self, name: str) -> str | None:
+        """Returns the item column that stands for a part in the candidate's vector, or None.
+
+        A part without one, such as an action or a time, is left out of the candidate's vector:
+        zeros stand for it in a concatenation. Actions of ``action_of`` never have one.
+        """
+        column = self.columns[name]
+        if column.action_of is not None and not isinstance(column, PartColumn):
+            return None
+        return next(iter(self.targets_of(name)), None)
+
     def behaviour_dim(self, sequence: str) -> int:
         """Returns the dimension of a sequence's behaviour vectors."""
-        dim, actions = self.table_dim(sequence), self.action_of(sequence)
-        if actions is not None and self.actions is Actions.CONCAT:
-            dim += self.table_dim(actions)
-        return dim
+        dims = [self.table_dim(name) for name in self.joined_parts(sequence)]
+        return sum(dims) if self.join_of(sequence) is Join.CONCAT else max(dims)
 
     @cached_property
     def sequence_tables(self) -> list[str]:
@@ -176,9 +238,10 @@ class SchemaColumns(Settings):
     def fields(self, group: Group) -> list[str]:
         """Returns the id columns of a group in the order of the towers' field axis.
 
-        Of the items, the target items come first.
+        Of the items, the target items come first. Positions are fields of the context, behind it.
         """
-        fields = [name for name in self.names(group) if name in self.id_columns]
+        groups = (group, *([Group.POSITION] if group is Group.CONTEXT else []))
+        fields = [name for one in groups for name in self.names(one) if name in self.id_columns]
         is_item = group is Group.ITEM
         targets = [self.target_of(sequence) for sequence in self.sequences] if is_item else []
         return list(dict.fromkeys([*targets, *fields]))

@@ -39,9 +39,9 @@ class RunningMoments(nn.Module):
         weighted_ND, squared_ND = x_ND * weights_N1, x_ND.square() * weights_N1
         sums = sum_over_ranks(torch.cat([weighted_ND.sum(0), squared_ND.sum(0), weights_N1.sum(0)]))
         sum_D, square_D, total = sums[: self.dim], sums[self.dim : -1], sums[-1]
-        momentum = self.momentum * (total > 0)
-        self.sum_D.lerp_(sum_D / total.clamp(min=1), momentum)
-        self.square_D.lerp_(square_D / total.clamp(min=1), momentum)
+        momentum, total = self.momentum * (total > 0), torch.where(total > 0, total, 1)
+        self.sum_D.lerp_(sum_D / total, momentum)
+        self.square_D.lerp_(square_D / total, momentum)
         self.weight.lerp_(torch.ones_like(self.weight), momentum)
 
     @property
@@ -88,7 +88,8 @@ class RunningCovariance(nn.Module):
         x_NZ = nn.functional.pad(x_ND.to(self.products_ZZ.dtype), (0, 1), value=1.0)
         sums_ZZ = sum_over_ranks((x_NZ * weights_N.to(x_NZ.dtype).unsqueeze(1)).T @ x_NZ)
         total = sums_ZZ[-1, -1]
-        self.products_ZZ.lerp_(sums_ZZ / total.clamp(min=1), self.momentum * (total > 0))
+        averages_ZZ = sums_ZZ / torch.where(total > 0, total, 1)
+        self.products_ZZ.lerp_(averages_ZZ, self.momentum * (total > 0))
         self.num_rows.add_(total)
 
     @property

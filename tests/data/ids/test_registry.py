@@ -120,5 +120,7 @@ def test_negatives_ask_the_encoder_for_its_counts() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValidationError, match="should be one of vocabulary, hash, received 'md5'"):
+    with pytest.raises(
+        ValidationError, match="should be one of vocabulary, hash, buckets, received 'md5'"
+    ):
         schema_of(ids="md5")

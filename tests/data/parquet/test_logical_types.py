@@ -80,13 +80,54 @@ def test_an_extension_type_is_read_by_its_storage(
     assert plain_values(column, expected).to_pylist() == storage.to_pylist()
 
 
+_SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return pa.int32() if kind == pa.date32() else pa.int64()
+
+
 @pytest.mark.parametrize(
     "kind",
-    [pa.timestamp("s"), pa.date32(), pa.struct([("a", pa.int8())]), pa.uuid(), pa.binary(2)],
+    [pa.time64("us"), pa.duration("s"), pa.struct([("a", pa.int8())]), pa.uuid(), pa.binary(2)],
     ids=str,
 )
-def test_times_structs_and_bytes_of_fixed_size_are_no_ids(kind: pa.DataType) -> None:
+def test_structs_and_bytes_of_fixed_size_are_of_no_type(kind: pa.DataType) -> None:
     assert logical_type(kind) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((pa.timestamp(unit), 1_700_000_123 * scale) for unit, scale in _SCALES.items()),
+        *((pa.timestamp(unit, "Asia/Tokyo"), -5 * scale) for unit, scale in _SCALES.items()),
+        (pa.timestamp("ns"), -1),
+        (pa.date32(), 19_700),
+        (pa.date64(), -86_400_000),
+    ],
+    ids=str,
+)
+def test_times_are_instants_whatever_their_unit_and_zone(kind: pa.DataType, value: int) -> None:
+    column = pa.chunked_array([pa.array([None, value], pa.int64()).cast(_storage(kind)).cast(kind)])
+    if kind == pa.date32():
+        expected = value * 86_400.0
+    else:
+        unit = "ms" if kind == pa.date64() else kind.unit
+        expected = value // max(_SCALES[unit] // 10**6, 1) / min(_SCALES[unit], 10**6)
+    assert logical_type(kind) is LogicalType.TIME
+    assert plain_values(column, LogicalType.NUMBER).to_pylist() == [None, expected]
+    times = plain_values(column, LogicalType.TIME)
+    assert times.type == pa.timestamp("us")
+    assert times.cast(pa.int64()).to_pylist() == [None, round(expected * 1e6)]
+    with pytest.raises(ValueError, match="should hold ids"):
+        plain_ids(column, file="f", name="c")
+
+
+@pytest.mark.parametrize("value", [2**62, -(2**62), 253_402_300_800, -62_135_596_801])
+def test_times_outside_of_the_calendar_are_refused(value: int) -> None:
+    column = pa.chunked_array([pa.array([value], pa.timestamp("s"))])
+    with pytest.raises(ValueError, match="should hold times of the years 1 to 9999"):
+        plain_values(column, LogicalType.TIME)
 
 
 LISTS = [pa.ListArray, pa.LargeListArray, pa.ListViewArray, pa.LargeListViewArray]

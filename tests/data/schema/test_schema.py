@@ -135,16 +135,7 @@ BROKEN = {
         {"hour": {"ids": "hash"}},
         r"schema\.tables\.hour: ids 'hash' needs 'rows'",
     ),
-    "dims of a group": (
-        {},
-        {"age": {"dim": 8}},
-        r"one dimension, received \{'age': 8, 'city': 4\} in group 'attribute'",
-    ),
-    "dims of a product": (
-        {},
-        {"actions": {"dim": 2}},
-        r"received \{'history': 4, 'actions': 2\} in group 'behaviour'",
-    ),
+    "no dim": ({}, {"age": {"dim": "most"}}, r"Input should be a valid integer"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Derived columns: crosses, parts of times, and ages."""

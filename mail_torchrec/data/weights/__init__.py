@@ -1,0 +1,1 @@
+"""Weights of rows and of list entries, and positions."""

@@ -1,0 +1,1 @@
+"""Drafts of configurations from Parquet files, and checks of data without training."""
