@@ -1,6 +1,7 @@
 """A run with weights and positions: metrics, validation, predictions, export and requests."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,12 @@ def test_positions_are_seen_in_training_alone(run: Path) -> None:
         rows[is_training] = batch.pooled["position"].values().numpy()
     places = pq.read_table(run / "train" / "a.parquet")["place"]
     expected = encoders.tables["position"].encode(places.combine_chunks())
-    assert sorted(rows[True]) == sorted(expected) and len(set(expected)) == 8
+    assert len(set(expected)) == 8
+    seen, hidden = Counter(rows[True].tolist()), Counter(expected.tolist())
+    hidden.subtract(seen)  # what is missing is hidden
+    num_hidden = seen[MISSING_ROW] - expected.tolist().count(MISSING_ROW)
+    assert all(count >= 0 for row, count in hidden.items() if row != MISSING_ROW)
+    assert 0.05 * len(expected) < num_hidden < 0.15 * len(expected)
     assert set(rows[False]) == {MISSING_ROW}
 
     changed = evaluate_run(RunDir(run / "run"), None, ["schema.columns.position.position_value=3"])

@@ -64,7 +64,7 @@ def hash64(values: pa.Array | pa.ChunkedArray, salt: str) -> _Words:
         words = np.concatenate([_words(pa.array([], values.type)), *chunks])
     else:
         words = _words(values)
-    return _mix(words ^ _fnv1a(pa.array([salt.encode()], pa.large_binary())))
+    return mix64(words ^ _fnv1a(pa.array([salt.encode()], pa.large_binary())))
 
 
 def cross64(columns: Sequence[pa.Array | pa.ChunkedArray]) -> _Words:
@@ -81,7 +81,7 @@ def cross64(columns: Sequence[pa.Array | pa.ChunkedArray]) -> _Words:
     """
     crossed = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        crossed = _mix(crossed ^ hash64(column, "cross"))
+        crossed = mix64(crossed ^ hash64(column, "cross"))
     return crossed
 
 
@@ -178,10 +178,13 @@ def _fnv1a_of(data: bytes, word: int) -> int:
     return word
 
 
-def _mix(words: _Words) -> _Words:
+def mix64(words: _Words) -> _Words:
     """Applies splitmix64's finaliser.
 
     It is a bijection of 64-bit words after which every output bit depends on every input bit.
+
+    Args:
+        words: [N].
     """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

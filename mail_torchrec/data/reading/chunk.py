@@ -25,7 +25,7 @@ from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.task_labels import task_labels
 from mail_torchrec.data.weights.list_weights import list_weights
-from mail_torchrec.data.weights.positions import position_rows
+from mail_torchrec.data.weights.positions import hide_positions, position_rows
 from mail_torchrec.data.weights.row_weights import row_weights
 
 
@@ -141,15 +141,18 @@ class ChunkEncoder:
                 f"{file}: {found} in row {found.row} of its row group; align the two lists"
             )
         users = self._users(table, file)
+        users_R, scalars_CR = user_hashes(users), self._scalars(table, file)
+        if self.reads_positions:
+            hide_positions(self.schema, scalars_CR, users_R)
         limits = HistoryLimits.simulated(self.schema, users, self.cold_start)
         is_new_R = new_user_rows(table, limits, self.new_user_max_behaviours, file)
         return Chunk(
             lists=self._lists(table, file, limits),
-            scalars_CR=self._scalars(table, file),
+            scalars_CR=scalars_CR,
             numeric_RN=self._numeric(table, file),
             labels_R=self._binary(table, self.schema.label, file),
             conversions_R=self._conversions(table, file),
-            users_R=user_hashes(users),
+            users_R=users_R,
             is_cold_R=is_new_R | self._is_emptied(table, limits),
             is_new_R=is_new_R | limits.is_hidden_R,
             weights_R=row_weights(table, self.schema, file),

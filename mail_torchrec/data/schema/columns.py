@@ -123,7 +123,12 @@ class Column(Settings):
     one number each: the list's vector is their weighted mean."""
     position_value: int | str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Value that a `position` column has outside of training, such as 1; by default null, whose row
-    is trained by rows without a position alone."""
+    is trained by the rows that `position_dropout` chooses."""
+    position_dropout: float | None = Field(
+        default=None, ge=0.0, lt=1.0, exclude_if=lambda value: value is None
+    )
+    """Share of the training rows whose position is taken for null, chosen by a hash of the row's
+    ids. By default 0.1, and 0 with a `position_value`."""
     length: int | None = Field(default=None, ge=1, exclude_if=lambda length: length is None)
     """Number of elements of the vectors of a `vector` column; by default that of the training
     data's first vector. Vectors of another length are refused."""

@@ -32,11 +32,12 @@ def check_weights(schema: SchemaColumns) -> None:
                 f"schema.columns.{name}: a column of group 'position' should be of kind "
                 f"'categorical', received '{column.kind}'"
             )
-        if column.position_value is not None and column.group is not Group.POSITION:
-            raise ValueError(
-                f"schema.columns.{name}: position_value is for group 'position', received group "
-                f"'{column.group}'"
-            )
+        for key in ("position_value", "position_dropout"):
+            if getattr(column, key) is not None and column.group is not Group.POSITION:
+                raise ValueError(
+                    f"schema.columns.{name}: {key} is for group 'position', received group "
+                    f"'{column.group}'"
+                )
     for name, weights in schema.list_weights.items():
         _check_list_weights(schema, name, weights)
 
