@@ -5,10 +5,9 @@
 
 Four methods, each with several seeds, trained on all days but the last two and tested on these:
 ``none``, ``vectors`` (the item's content as a column), ``init_from`` (the item table begins with
-it), and ``both``. Their speeds are those of the same process, in turns.
+it), and ``both``. What they cost in time and memory is measured by ``bench_columns.py``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,16 @@ from tools.shop import VECTOR_DIM
 from tools.tool_command import ToolCommand
 
 _VECTORS = "item_vectors.parquet"
-_CONTENT = {"content": {"group": "item", "kind": "vector"}}
-_BEGUN = {"item": {"init_from": {"path": _VECTORS, "id": "item_id", "vector": "content"}}}
+CONTENT = {"content": {"group": "item", "kind": "vector"}}
+BEGUN = {"item": {"init_from": {"path": _VECTORS, "id": "item_id", "vector": "content"}}}
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "none": ({}, {}),
-    "vectors": (_CONTENT, {}),
-    "init_from": ({}, _BEGUN),
-    "both": (_CONTENT, _BEGUN),
+    "vectors": (CONTENT, {}),
+    "init_from": ({}, BEGUN),
+    "both": (CONTENT, BEGUN),
 }
 """Columns and tables that each method adds to the schema."""
-_COLUMNS: dict[str, Any] = {
+COLUMNS: dict[str, Any] = {
     "user": {"group": "group_key", "column": "user_id"},
     "clicked": {"group": "label"},
     "weight": {"group": "weight"},
@@ -44,6 +43,7 @@ _COLUMNS: dict[str, Any] = {
     **{name: {"group": "item"} for name in ("category", "brand")},
     "price": {"group": "item", "kind": "numeric", "transform": "log"},
 }
+"""Columns of every method."""
 
 
 def configuration(log: Path, method: str, seed: int) -> Config:
@@ -60,7 +60,7 @@ def configuration(log: Path, method: str, seed: int) -> Config:
         {
             "name": method,
             "data": {"root": str(log), "train": days[:-2], "test": days[-2:]},
-            "schema": {"dim": VECTOR_DIM, "columns": _COLUMNS | columns, "tables": tables},
+            "schema": {"dim": VECTOR_DIM, "columns": COLUMNS | columns, "tables": tables},
             "model": {
                 "tower": "base_dnn",
                 "tower_options": {"hidden_dims": [64, 32], "dropout": 0.2},
@@ -78,31 +78,18 @@ def write_item_vectors(log: Path) -> None:
     pq.write_table(items.take(first), log / _VECTORS)
 
 
-def rows_per_second(run_dir: Path) -> float:
-    """Returns the median speed of a run, its first steps left out."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    speeds = [line["rows_per_second"] for line in lines if "rows_per_second" in line]
-    return float(np.median(speeds[1:]))
-
-
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--log", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--log", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--method", "methods", type=click.Choice(list(METHODS)), multiple=True)
 def main(log: Path, out: Path, seeds: int, methods: tuple[str, ...]) -> None:
-    """Train with and without content vectors, compare, and print the ratio of step times."""
+    """Train with and without content vectors, and compare."""
     write_item_vectors(log)
     names = dict.fromkeys(("none", *(methods or METHODS)))
-    speeds: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
         for name in names:
-            run_dir = out / f"{name}-{seed}"
-            train(configuration(log, name, seed), RunDir(run_dir))
-            speeds[name].append(rows_per_second(run_dir))
-    for name, found in speeds.items():
-        ratios = np.divide(speeds["none"], found)
-        click.echo(f"{name}: {np.median(found):,.0f} rows/s, {np.median(ratios):.3f} x the step")
+            train(configuration(log, name, seed), RunDir(out / f"{name}-{seed}"))
     runs = [str(out / f"{name}-{seed}") for name in names for seed in range(seeds)]
     mail_torchrec(["compare", *runs, "--base", "none", "--out", str(out / "comparison")])
 

@@ -150,7 +150,7 @@ def _validity(catalogue: Catalogue) -> dict[str, pa.Array]:
 @click.option("--users", type=click.IntRange(10), default=2_000, show_default=True)
 @click.option("--items", type=click.IntRange(10), default=600, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--out", type=Path, required=True)
 def main(rows: int, days: int, users: int, items: int, seed: int, out: Path) -> None:
     """Write the log of an invented shop, and rows to train on made of it."""
     if out.exists() and any(out.iterdir()):

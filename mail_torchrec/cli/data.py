@@ -184,10 +184,23 @@ prepare.add_command(_with_options(events, ENGINE_OPTIONS))
 @click.option("--label", help="Column of the label. By default the one that looks like it.")
 @click.option("--user", help="Column of the user's key. By default the one that looks like it.")
 @click.option("--item", help="Column of the target item. By default the one that looks like it.")
-@click.option("--rows", default=100_000, show_default=True, help="Most training rows to read.")
-@click.option("--out", type=OUTPUT_FILE, help="File to write. By default standard output.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Most training rows to read, spread over all files.",
+)
+@click.option(
+    "--out",
+    type=OUTPUT_FILE,
+    help="File to write, which must not exist yet. By default standard output.",
+)
 def init(data: str, rows: int, out: Path | None, **columns: str | None) -> None:
     """Draft a configuration from Parquet files, with a comment a line.
+
+    Columns are guessed from their values first and their names second: read every line, and which
+    columns were left out and why. The last day, or a file or folder named test, is the test data.
 
     \b
     mail-torchrec init --data prepared/shop/rows --out shop.yaml
@@ -195,28 +208,42 @@ def init(data: str, rows: int, out: Path | None, **columns: str | None) -> None:
     """  # noqa: D301
     from mail_torchrec.data_check.drafted_config import draft_config
 
+    if out is not None and out.exists():
+        raise ValueError(f"--out {out} exists, perhaps with your changes; name another, or move it")
     chosen = {role: column for role, column in columns.items() if column is not None}
     text = draft_config(data, chosen, rows)
     if out is None:
         click.echo(text, nl=False)
     else:
         out.write_text(text, encoding="utf-8")
+        click.echo(f"{out}: read it, then run mail-torchrec check --config {out}")
 
 
 @click.command()
 @CONFIG
-@click.option("--rows", default=1_000_000, show_default=True, help="Most rows of a part to read.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=1_000_000,
+    show_default=True,
+    help="Most rows of training, and of test, to read, in whole row groups.",
+)
 @click.option("--out", type=OUTPUT_FILE, help="Report to write too, .json or .md.")
 @OVERRIDES
 def check(config_path: Path, rows: int, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Look at the data of a configuration without training; exits with 1 where it finds an error.
 
+    Rows, label rates, nulls, ids of test that training lacks, lists cut, bad values, and what may
+    mislead: columns or histories that know the click, padding, test rows that are not later.
+
     \b
-    mail-torchrec check --config shop.yaml
+    mail-torchrec check --config shop.yaml --out shop-check.md
     """  # noqa: D301
     from mail_torchrec.config import load_config
-    from mail_torchrec.data_check.check import check_data, write_report
+    from mail_torchrec.data_check.check import check_data, check_report_name, write_report
 
+    if out is not None:
+        check_report_name(out)
     report = check_data(load_config(config_path, list(overrides)), rows)
     click.echo(report.text())
     if out is not None:

@@ -30,11 +30,11 @@ class DataSettings(Settings):
     negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of the unclicked rows that `train` still has, 0.1 where negatives were downsampled 1 to
     10. The reported and exported probabilities of a click, and of what follows it, are corrected
-    for it (He et al. 2014)."""
+    for it (He et al. 2014). Refused beside a column of group `weight`, which says it by rows."""
     test_negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
     """The same of `test`, of `validation.path` and of `evaluate --data`: 1 where these are all
     rows, as they should be. Metrics compare the rows with the probabilities that they have in such
-    a sample; predictions are of all rows."""
+    a sample; predictions are of all rows. Refused beside a column of group `weight`."""
     cold_start: ColdStartSettings = ColdStartSettings()
     """Simulated cold start of a share of the users."""
     new_user_max_behaviours: int = Field(default=0, ge=0)

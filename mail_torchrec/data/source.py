@@ -19,6 +19,7 @@ from mail_torchrec.data.padding import check_padding, drop_padding
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
 from mail_torchrec.data.parquet.selection import DataPart, selected_files, shown
 from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.schema.stored_columns import setting_of
 from mail_torchrec.data.validation_split import RowFilter, RowSplit, count_numbers
 from mail_torchrec.utils.logging import get_logger
 
@@ -107,9 +108,10 @@ class Source:
     def _check_columns(self, known: Mapping[str, ColumnType]) -> ColumnTypes:
         """Checks the columns of every file that has rows; the others have no say."""
         files = [file for file in self._files if file.num_rows]
-        remedy = "add it, or correct schema.columns, whose 'column' names it in the files"
         for file in files:
-            file.check_columns(self.columns, remedy)
+            missing = next((name for name in self.columns if name not in file.schema.names), None)
+            setting = "" if missing is None else setting_of(self._schema, missing)
+            file.check_columns(self.columns, f"add it, or name another in {setting}")
             if self.split is not None:
                 file.check_columns([self.split.column], "name another in data.validation.column")
         types = find_column_types(files, self._schema, known, self._names)

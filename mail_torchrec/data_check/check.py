@@ -1,10 +1,13 @@
 """The ``mail-torchrec check`` command: looks at the data of a configuration without training."""
 
+from collections import deque
 from pathlib import Path
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.content.table_vectors import open_table_vectors
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.weights.positions import position_rows
 from mail_torchrec.data_check.check_report import CheckReport
 from mail_torchrec.data_check.column_counts import ColumnCounts, report_columns
 from mail_torchrec.data_check.history_checks import HistoryCounts
@@ -27,6 +30,8 @@ def check_data(config: Config, max_rows: int) -> CheckReport:
     if train is None:
         return report
     encoders = _encoders(train, config, report)
+    if encoders is not None:
+        _check_ids_of_settings(train, config, encoders, report)
     counts = _scan(train, config, None, report)
     of_test = None if test is None else _scan(test, config, encoders, report)
     if of_test is not None:
@@ -37,16 +42,21 @@ def check_data(config: Config, max_rows: int) -> CheckReport:
     return report
 
 
-def write_report(report: CheckReport, out: Path) -> None:
-    """Writes a report as JSON or Markdown, by the name of the file.
+def check_report_name(out: Path) -> None:
+    """Checks the name of a report's file, before the data is read.
 
     Raises:
-        ValueError: the name ends otherwise.
+        ValueError: it ends in neither ``.json`` nor ``.md``.
     """
-    forms = {".json": report.json, ".md": report.markdown}
-    if out.suffix not in forms:
+    if out.suffix not in (".json", ".md"):
         raise ValueError(f"--out {out} should end in .json or .md")
-    out.write_text(forms[out.suffix](), encoding="utf-8")
+
+
+def write_report(report: CheckReport, out: Path) -> None:
+    """Writes a report as JSON or Markdown, by the name of the file."""
+    check_report_name(out)
+    text = report.json() if out.suffix == ".json" else report.markdown()
+    out.write_text(text, encoding="utf-8")
 
 
 def _head(part: Part) -> str:
@@ -62,6 +72,20 @@ def _encoders(train: Part, config: Config, report: CheckReport) -> Encoders | No
     except ValueError as error:
         report.error("values", str(error))
         return None
+
+
+def _check_ids_of_settings(
+    train: Part, config: Config, encoders: Encoders, report: CheckReport
+) -> None:
+    """Checks constant positions, and vectors that tables begin with, against the ids."""
+    schema = config.with_dims(encoders.num_rows).schema_
+    try:
+        position_rows(schema, encoders)
+        for vectors in open_table_vectors(schema, encoders.tables, config.data.path).values():
+            deque(vectors, maxlen=0)  # reads all
+    except ValueError as error:
+        add = report.error if train.is_whole else report.warn  # other rows may have the id
+        add("settings", str(error))
 
 
 def _add_new_items(test: ColumnCounts, report: CheckReport) -> None:
@@ -80,7 +104,7 @@ def _scan(
     schema = config.schema_
     rows, columns = RowCounts(part, schema), ColumnCounts(part, schema, encoders)
     histories = HistoryCounts(part, schema)
-    for found in part.rows(schema, report):
+    for found in part.rows(schema, encoders, report):
         for counts in (rows, columns, histories):
             counts.add(found)
     if rows.total.rows:

@@ -112,14 +112,14 @@ def _role_lines(profiles: Profiles, roles: Roles) -> Iterator[DraftedColumn]:
             reason = "1 in clicked rows alone: it followed the click; for model.multi_task"
             yield DraftedColumn(name, {"group": "conversion"}, reason)
         else:
-            reason = "left out: 0 where not clicked, so it is known only after the click"
+            reason = "left out: 0 where not clicked, so known after it; a label of model.tasks?"
             yield DraftedColumn(name, None, reason)
     if roles.weight is not None:
         low, high = profiles[roles.weight].range
         reason = f"its name, and numbers from {low:g} to {high:g}: multiplies losses and metrics"
         yield DraftedColumn(roles.weight, {"group": "weight"}, reason)
     if roles.position is not None:
-        reason = "its name: where the item was shown, seen in training alone"
+        reason = "its name: where the item was shown; read in training alone, null elsewhere"
         yield DraftedColumn(roles.position, {"group": "position"}, reason)
     if roles.new_user is not None:
         yield DraftedColumn(roles.new_user, {"group": "new_user"}, "its name, and 0 and 1")
@@ -251,7 +251,8 @@ def _unused_parts(profiles: Profiles, sequence: DraftedSequence) -> Iterator[Dra
     for name in sequence.others:
         reason = f"left out: aligned with {sequence.items}, no item column has its values"
         if profiles[name].is_time and is_rising(profiles[name]):
-            reason = f"left out: times of {sequence.items}, which rise: it is oldest first"
+            reason = f"left out: times of {sequence.items}, which rise: it is oldest first; with "
+            reason += "age_of, ages may be a part, in a table of buckets"
         yield DraftedColumn(name, None, reason)
 
 

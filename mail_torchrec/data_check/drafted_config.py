@@ -10,7 +10,7 @@ from mail_torchrec.data_check.column_profile import ColumnProfile
 from mail_torchrec.data_check.drafted_columns import DraftedColumn, DraftedSchema, draft_schema
 from mail_torchrec.data_check.drafted_times import with_times
 from mail_torchrec.data_check.layout import Layout, find_layout
-from mail_torchrec.data_check.roles import find_roles
+from mail_torchrec.data_check.roles import Roles, find_roles
 from mail_torchrec.data_check.sample import Sample, read_sample
 from mail_torchrec.utils.uris import without_credentials
 
@@ -28,7 +28,7 @@ def draft_config(path: str, chosen: Mapping[str, str], max_rows: int) -> str:
 
     Raises:
         ValueError: there are no Parquet files, one cannot be read, or no column looks like the
-            label or the user.
+            label, the user, a history or an attribute.
     """
     layout = find_layout(path)
     sample = read_sample(layout.files, max_rows)
@@ -37,7 +37,32 @@ def draft_config(path: str, chosen: Mapping[str, str], max_rows: int) -> str:
         for name, kind in sample.stored.items()
     }
     roles = find_roles(profiles, chosen)
-    return config_text(layout, sample, with_times(draft_schema(profiles, roles), profiles, roles))
+    schema = with_times(draft_schema(profiles, roles), profiles, roles)
+    _check_groups(path, schema, roles)
+    return config_text(layout, sample, schema)
+
+
+def _check_groups(path: str, schema: DraftedSchema, roles: Roles) -> None:
+    """Checks that the draft has what every configuration needs."""
+    where = without_credentials(path)
+    if "behaviour" not in schema.groups:
+        named = "the target item" if roles.item is None else f"the target item '{roles.item}'"
+        raise ValueError(
+            f"{where}: no column holds lists of ids of {named}, and a model needs the users' "
+            "histories; make them with `mail-torchrec prepare events`, or name the item's column "
+            "with --item"
+        )
+    kinds = [
+        column.settings.get("kind")
+        for column in schema.columns
+        if column.settings is not None and column.settings["group"] == "attribute"
+    ]
+    if not set(kinds) - {"numeric", "vector"}:
+        raise ValueError(
+            f"{where}: no column of ids follows from the user '{roles.user}', and a model needs an "
+            "attribute; join the users' ages, cities or the like to the rows "
+            "(`mail-torchrec prepare events` does), or name the user's column with --user"
+        )
 
 
 def config_text(layout: Layout, sample: Sample, schema: DraftedSchema) -> str:
@@ -103,18 +128,11 @@ def _tables(schema: DraftedSchema) -> Iterator[str]:
 
 
 def _model(schema: DraftedSchema) -> Iterator[str]:
-    groups = schema.groups
     yield "model:"
-    if "behaviour" in groups:
-        yield _line("  tower: dmr", "reads histories; 'din' and others do as well")
-        if schema.hashed:
-            yield _line("  tower_options: {negatives: uniform}", "hashed ids have no frequencies")
-    else:
-        yield _line("  tower: base_dnn", "no column looks like a history of the target item")
-    if {"behaviour", "attribute"} <= groups:
-        yield _line("  zero_shot: {variant: full}", "behaviours of new users from attributes")
-    else:
-        yield _line("  zero_shot: null", "it needs a history, and attributes of the user")
+    yield _line("  tower: dmr", "reads histories; 'din' and others do as well")
+    if schema.hashed:
+        yield _line("  tower_options: {negatives: uniform}", "hashed ids have no frequencies")
+    yield _line("  zero_shot: {variant: full}", "behaviours of new users from attributes")
     yield _line("train: {epochs: 1, batch_size: 256}", "then try others, on validation rows")
 
 

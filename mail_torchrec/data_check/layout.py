@@ -41,6 +41,12 @@ def find_layout(path: str) -> Layout:
         ValueError: there are no Parquet files.
     """
     files = parquet_files(path, "name a folder of Parquet files, a file, or a URI, with --data")
+    for file in files:
+        if file.path.lower().endswith((".csv", ".csv.gz", ".tsv", ".json", ".jsonl", ".txt")):
+            raise ValueError(
+                f"{file.path} should be Parquet by its name; leave it out, or make Parquet of it "
+                "(`mail-torchrec prepare events` reads CSV)"
+            )
     base, _, options = path.partition("?")
     base = base.rstrip("/")
     suffix = f"?{options}" if options else ""

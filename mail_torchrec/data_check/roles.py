@@ -20,7 +20,7 @@ _USER = ("user", "uid", "userid", "member", "customer", "visitor", "account", "b
 _ITEM: tuple[str, ...]
 _ITEM = ("item", "iid", "itemid", "video", "product", "sku", "ad", "adgroup", "movie", "article")
 _ITEM += ("goods", "song", "news", "doc", "document", "creative", "listing", "offer", "poi")
-_WEIGHT = {"weight", "weights", "ipw", "propensity"}
+_WEIGHT = {"weight", "weights", "ipw"}  # not propensities, whose inverses are weights
 _POSITION = {"position", "pos", "rank", "slot"}
 _NEW_USER = {"new_user", "is_new", "is_new_user", "new", "cold", "is_cold"}
 
@@ -62,8 +62,11 @@ def find_roles(profiles: Profiles, chosen: Mapping[str, str]) -> Roles:
         if name not in profiles:
             raise ValueError(f"--{option} {name}: no such column; there are {', '.join(profiles)}")
     reasons: dict[str, str] = {}
-    label = chosen.get("label") or _label(profiles, reasons)
+    label = _checked_label(profiles, chosen) or _label(profiles, reasons)
     user = chosen.get("user") or _user(profiles, reasons)
+    for option in ("user", "item"):
+        if option in chosen:
+            _check_key(option, profiles[chosen[option]], label)
     for option, name in (("label", label), ("user", user)):
         reasons.setdefault(name, f"named by --{option}")
     others = {name: column for name, column in profiles.items() if name not in (label, user)}
@@ -77,6 +80,26 @@ def find_roles(profiles: Profiles, chosen: Mapping[str, str]) -> Roles:
     flags = [column for column in others.values() if column.is_binary]
     new_user = next((column.name for column in flags if column.name.lower() in _NEW_USER), None)
     return Roles(label, user, item, after_click, weight, position, new_user, reasons)
+
+
+def _checked_label(profiles: Profiles, chosen: Mapping[str, str]) -> str | None:
+    name = chosen.get("label")
+    if name is not None and not profiles[name].is_binary:
+        binary = [column for column in profiles.values() if column.is_binary]
+        raise ValueError(
+            f"--label {name}: should be a column of 0 and 1; there are {_names(binary)}"
+        )
+    return name
+
+
+def _check_key(option: str, column: ColumnProfile, label: str) -> None:
+    if column.name == label:
+        raise ValueError(f"--{option} {column.name}: that is the label; name another column")
+    if column.is_list or not column.is_id:
+        raise ValueError(
+            f"--{option} {column.name}: should be a column of ids (integers or strings), one a "
+            f"row, received {column.stored}"
+        )
 
 
 def _label(profiles: Profiles, reasons: dict[str, str]) -> str:

@@ -10,12 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from mail_torchrec.data.column_types import ColumnTypes
-from mail_torchrec.data.history import find_misaligned_row
+from mail_torchrec.data.content.vector_values import vector_values
+from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.history import HistoryLimits, column_ids, find_misaligned_row
+from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.parquet.arrow import Bools, Ints, binary
 from mail_torchrec.data.parquet.selection import DataPart
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
+from mail_torchrec.data.task_labels import task_labels
 from mail_torchrec.data.validation_split import RowSplit, ValidationSettings
+from mail_torchrec.data.weights.list_weights import list_weights
 from mail_torchrec.data.weights.row_weights import row_weights
 from mail_torchrec.data_check.check_report import CheckReport
 from mail_torchrec.data_check.column_profile import ColumnProfile
@@ -73,12 +78,20 @@ class Part:
         """Rows that are looked at."""
         return sum(min(group.num_rows, _GROUP_ROWS) for group in self.source.row_groups)
 
-    def rows(self, schema: Schema, report: CheckReport) -> Iterator[ScannedRows]:
-        """Reads the selected rows; row groups that cannot be read are errors of the report."""
+    def rows(
+        self, schema: Schema, encoders: Encoders | None, report: CheckReport
+    ) -> Iterator[ScannedRows]:
+        """Reads the selected rows; row groups that cannot be read are errors of the report.
+
+        Args:
+            schema: columns.
+            encoders: of the training rows, whose vectors all others are as long as; or None.
+            report: gets the errors.
+        """
         num_faults = 0
         for group in self.source.row_groups:
             try:
-                yield from self._read(group, schema)
+                yield self._read(group, schema, encoders)
             except ValueError as error:
                 num_faults += 1
                 if num_faults <= _MAX_FAULTS:
@@ -87,33 +100,60 @@ class Part:
             more = num_faults - _MAX_FAULTS
             report.error("values", f"{more} more row groups of {self.name} hold bad values")
 
-    def _read(self, group: RowGroup, schema: Schema) -> Iterator[ScannedRows]:
+    def _read(self, group: RowGroup, schema: Schema, encoders: Encoders | None) -> ScannedRows:
         source, where = self.source, self.source.file(group)
-        path, label, first = source.files[group.file].path, schema.file_column(schema.label), 0
-        days_G = None
+        path, label, days_R = source.files[group.file].path, schema.file_column(schema.label), None
+        table = self._table(group)
         if self.day is not None:
             stored = source.files[group.file].read([self.day.column], group.index)
-            days_G = self.day.numbers(stored, self.types, where)
-        for table in self._tables(group):
-            if (wrong := find_misaligned_row(table, schema)) is not None:
-                raise ValueError(f"{where}, row {first + wrong.row}: {wrong}; repair or drop it")
-            row_weights(table, schema, where)
-            clicked_R = binary(table[label], file=where, name=label)
-            days_R = None if days_G is None else days_G[first : first + len(table)]
-            yield ScannedRows(table, path, where, clicked_R, days_R)
-            first += len(table)
+            days_R = self.day.numbers(stored, self.types, where)[: len(table)]
+        if (wrong := find_misaligned_row(table, schema)) is not None:
+            raise ValueError(f"{where}, row {wrong.row}: {wrong}; repair or drop it")
+        check_values(table, schema, encoders, where)
+        clicked_R = binary(table[label], file=where, name=label)
+        return ScannedRows(table, path, where, clicked_R, days_R)
 
-    def _tables(self, group: RowGroup) -> Iterator[pa.Table]:
-        """Reads a row group, of a large one the first rows in pieces."""
+    def _table(self, group: RowGroup) -> pa.Table:
+        """Reads a row group, of a large one the first rows."""
         if group.num_rows <= _GROUP_ROWS:
-            yield self.source.whole(group)
-            return
-        read = 0
+            return self.source.whole(group)
+        tables: list[pa.Table] = []
         for piece in self.source.pieces(group):
-            yield piece
-            read += len(piece)
-            if read >= _GROUP_ROWS:
-                return
+            tables.append(piece)
+            if sum(map(len, tables)) >= _GROUP_ROWS:
+                break
+        return pa.concat_tables(tables).slice(0, _GROUP_ROWS)
+
+
+def check_values(table: pa.Table, schema: Schema, encoders: Encoders | None, where: str) -> None:
+    """Checks the values that training and evaluations refuse, beside the label.
+
+    Args:
+        table: rows of one row group with the files' columns, in plain types.
+        schema: columns.
+        encoders: of the training rows, which know how long vectors are; None for training itself.
+        where: file and row group.
+
+    Raises:
+        ValueError: a bad value; the message names column, row, value and remedy.
+    """
+    row_weights(table, schema, where)
+    task_labels(table, schema, where)
+    if schema.conversion is not None:
+        column = schema.file_column(schema.conversion)
+        binary(table[column], file=where, name=column)
+    limits = HistoryLimits.served(schema, len(table))
+    for name in schema.list_weights:
+        list_weights(table, limits, name, where)
+    for name in schema.bucketed:
+        column_ids(table, schema, name, where)
+    for name in schema.numeric():
+        column, transform = schema.file_column(name), schema.columns[name].transform
+        numeric_values(table[column], transform, file=where, name=column)
+    for name in schema.vectors():
+        column = schema.file_column(name)
+        length = schema.columns[name].length if encoders is None else encoders.vectors[name].dim
+        vector_values(table[column], length, file=where, name=column, rows="of its row group")
 
 
 def open_part(

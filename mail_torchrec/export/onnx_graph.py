@@ -41,8 +41,7 @@ def write_onnx(
     """
     model = _convert(program, inputs, outputs)
     initializers = model.graph.initializers
-    unused = sorted(tables.keys() - initializers.keys())
-    assert not unused, f"tables that the graph does not look up: {unused}"
+    _check_looked_up(tables, initializers)
     with (path.parent / DENSE_WEIGHTS).open("wb") as dense:
         for name, value in initializers.items():
             assert value.const_value is not None
@@ -74,6 +73,23 @@ def _convert(program: ExportedProgram, inputs: list[str], outputs: list[str]) ->
         value.name = name
     separate_names(graph)
     return exported.model
+
+
+def _check_looked_up(
+    tables: Mapping[str, TableFile], initializers: Mapping[str, onnx_ir.Value]
+) -> None:
+    """Asserts that the graph looks every table up, or another constant of the same bytes.
+
+    The exporter merges small constants that are equal, such as first-order weights that are all 0.
+    """
+    constants = [value.const_value for value in initializers.values()]
+    small = {one.tobytes() for one in constants if one is not None and one.nbytes <= _SMALL}
+    unused = [
+        name
+        for name in sorted(tables.keys() - initializers.keys())
+        if tables[name].num_bytes > _SMALL or tables[name].path.read_bytes() not in small
+    ]
+    assert not unused, f"tables that the graph does not look up: {unused}"
 
 
 def _table_tensor(name: str, file: TableFile, folder: Path) -> onnx_ir.ExternalTensor:

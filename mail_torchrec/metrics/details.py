@@ -18,7 +18,7 @@ from mail_torchrec.metrics.cohorts import CohortMetrics, EvaluatedRows, MetricsR
 from mail_torchrec.metrics.partitions import Partition, value_partition
 from mail_torchrec.metrics.popularity import candidate_item, count_clicks, item_keys
 from mail_torchrec.metrics.predicted import TenthOfRows
-from mail_torchrec.metrics.row_columns import check_group_columns, file_column, read_texts
+from mail_torchrec.metrics.row_columns import check_group_columns, read_texts
 from mail_torchrec.metrics.settings import MetricsSettings
 from mail_torchrec.reporting.calibration_plot import draw_calibration
 from mail_torchrec.utils.logging import get_logger
@@ -102,7 +102,7 @@ class DetailedMetrics:
     def _columns(self, numbers: Sequence[range]) -> dict[str, Partition]:
         return {
             name: value_partition(
-                read_texts(self.source, file_column(self.schema, name), numbers),
+                read_texts(self.source, self.schema, name, numbers),
                 self.settings.max_groups,
             )
             for name in self.settings.by
@@ -203,7 +203,8 @@ def constants_line(
     losses = [loss for each in others if (loss := each["log_loss"]) is not None]
     own_loss = own["log_loss"]
     is_worse = own_loss is not None and any(loss < own_loss for loss in losses)
-    line = f"test: log loss {_log_loss(own)}{_auc(own)}; constants: {'; '.join(parts)}"
+    name = "weighted log loss" if "weighted" in metrics["all"] else "log loss"
+    line = f"test: {name} {_log_loss(own)}{_auc(own)}; constants: {'; '.join(parts)}"
     return line + ("; the model predicts worse than a constant" if is_worse else ""), is_worse
 
 

@@ -67,9 +67,10 @@ class ClickCounts(NamedTuple):
 def candidate_item(schema: Schema) -> str | None:
     """Returns the column of the candidate item: a behaviour's target, else the first item column.
 
-    None where the schema has no column of group ``item`` with one id a row.
+    None where the schema has no column of group ``item`` with one id a row; buckets are no ids.
     """
-    return next((name for name in schema.fields(Group.ITEM) if name in schema.scalars), None)
+    ids = [name for name in schema.fields(Group.ITEM) if name in schema.scalars]
+    return next((name for name in ids if name not in schema.bucketed), None)
 
 
 def count_clicks(source: Source, schema: Schema, item: str | None) -> ClickCounts:

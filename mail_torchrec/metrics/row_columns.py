@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from mail_torchrec.data.parquet.arrow import one_chunk
 from mail_torchrec.data.parquet.logical_types import element_type, logical_type, plain_values
+from mail_torchrec.data.parquet.parquet_file import ParquetFile
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
 
@@ -18,41 +19,52 @@ def check_group_columns(source: Source, schema: Schema, names: Iterable[str]) ->
     """Checks that rows can be grouped by these columns of ``metrics.by``.
 
     Raises:
-        ValueError: a file has no such column, or one that holds several values a row.
+        ValueError: a file has no such column, or one that holds several values a row; or a name
+            means a cross.
     """
     for name in names:
-        column = file_column(schema, name)
+        if name in schema.columns and (cross := schema.columns[name].cross) is not None:
+            raise ValueError(
+                f"metrics.by: column '{name}' is a cross, whose values are hashes; name a column "
+                f"that it is made of, such as '{cross[0]}'"
+            )
+        columns = schema.raw_columns(name) if name in schema.columns else [name]
         for file in source.files:
             if not file.num_rows:
                 continue
-            file.check_columns([column], "correct metrics.by, or add the column")
-            kind = file.schema.field(column).type
-            if element_type(kind) is not None or pa.types.is_struct(kind) or pa.types.is_map(kind):
-                raise ValueError(
-                    f"{file.path}: column '{column}' (metrics.by) should hold one value a row, "
-                    f"found {kind}; take it out of metrics.by"
-                )
+            file.check_columns(columns, "correct metrics.by, or add the column")
+            for column in columns:
+                _check_one_value(file, column)
 
 
-def file_column(schema: Schema, name: str) -> str:
-    """Returns the column of the files that a name of ``metrics.by`` means."""
-    return schema.file_column(name) if name in schema.columns else name
+def _check_one_value(file: ParquetFile, column: str) -> None:
+    kind = file.schema.field(column).type
+    if element_type(kind) is not None or pa.types.is_struct(kind) or pa.types.is_map(kind):
+        raise ValueError(
+            f"{file.path}: column '{column}' (metrics.by) should hold one value a row, "
+            f"found {kind}; take it out of metrics.by"
+        )
 
 
-def read_texts(source: Source, column: str, rows: Sequence[range]) -> pa.Array:
+def read_texts(source: Source, schema: Schema, name: str, rows: Sequence[range]) -> pa.Array:
     """Reads a column of numbered rows as text, null where there is no value, [R].
 
     Args:
         source: of the rows.
-        column: of the files.
+        schema: of their columns.
+        name: of ``metrics.by``: of the schema, those that are derived included, or of the files.
         rows: their numbers, from 0 in the order of the files.
 
     Raises:
         ValueError: a file cannot be read any more, or has values that have no text.
     """
+    column = schema.file_column(name) if name in schema.columns else name
 
     def read(group: RowGroup) -> pa.Array:
-        stored = source.files[group.file].read([column], group.index)[column]
+        if name in schema.derived:
+            stored = source.read(group, [column])[column]
+        else:
+            stored = source.files[group.file].read([column], group.index)[column]
         try:
             return _as_text(stored)
         except pa.ArrowException as error:

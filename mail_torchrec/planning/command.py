@@ -21,7 +21,7 @@ def estimate_grid(grid: ScenarioGrid) -> list[PlanEstimate]:
     costs: dict[str, DenseCost] = {}
     for scenario in grid.scenarios():
         config = scenario.config
-        model = f"{config.model.model_dump_json()} {config.train.ema}"
+        model = config.model_dump_json(include={"model", "schema_"}) + str(config.train.ema)
         if model not in costs:
             costs[model] = dense_cost(
                 config, config_feature_tables(config), scenario.num_rows, scenario.vector_dims

@@ -21,6 +21,7 @@ from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.validation_split import RowFilter, RowSplit
+from mail_torchrec.data.weights.positions import position_rows
 from mail_torchrec.data.weights.weight_sum import WeightSum
 from mail_torchrec.distributed.collectives import (
     broadcast_from_rank_0,
@@ -261,6 +262,7 @@ def fit_run_encoders(config: Config, source: Source, types: ColumnTypes, run_dir
                 progress=True,
             )
         weights.check(source.path)
+        position_rows(config.schema_, encoders)  # checks position_value now, not after the training
         encoders.save(run_dir.vocabularies)
         save_column_types(types, run_dir.vocabularies)
         for warning in shapes.warnings():

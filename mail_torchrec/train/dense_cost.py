@@ -3,7 +3,8 @@
 The planner needs them beside the workload of the tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.reading.batch import Batch, MatchIds
+from mail_torchrec.data.reading.batch import Batch, MatchIds, map_tensors
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.distributed.collectives import single_rank
@@ -25,6 +26,8 @@ from mail_torchrec.towers.registry import tower_settings
 _FLOAT_BYTES = 4
 # Sizes of the two measured batches, whose difference is the cost of a row.
 _ROWS = (4, 12)
+# One is trained on while the next one waits.
+_BATCHES = 2
 # The four kernel matrices of the MMD, each kept twice for the backward pass: squared distances and
 # kernel values.
 _MMD_MATRICES = 8
@@ -46,6 +49,10 @@ class DenseCost:
     """Floating point operations of a step for each row, forward and backward."""
     code_dim: int
     """Width of the codes that the MMD compares over all ranks; 0 where it does not."""
+    batch_per_row: float = 0.0
+    """Bytes of a batch's tensors for each row."""
+    batch_fixed: float = 0.0
+    """Bytes of a batch's tensors whatever its size, such as sampled negatives."""
     has_averages: bool = False
     """Averages of the weights are kept beside them (``train.ema``)."""
 
@@ -58,6 +65,7 @@ class DenseCost:
         if world_size > 1:
             memory["all-reduce buckets"] = weights
         memory["activations"] = self.bytes_fixed + self.bytes_per_row * batch_size
+        memory["batches"] = _BATCHES * (self.batch_fixed + self.batch_per_row * batch_size)
         if world_size > 1 and self.code_dim:
             others = batch_size * (world_size - 1)
             memory["mmd over all ranks"] = _FLOAT_BYTES * (
@@ -129,12 +137,14 @@ def dense_cost(
             torch.device("cpu"),
         )
         model = Mail(*tables, towers).train()
+        batches = [_random_batch(config, feature_tables, rows, dims) for rows in _ROWS]
         (first, first_flops), (second, second_flops) = (
-            _measure_step(model, _random_batch(config, feature_tables, rows, dims))
-            for rows in _ROWS
+            _measure_step(model, batch) for batch in batches
         )
     more_rows = _ROWS[1] - _ROWS[0]
     bytes_per_row = max(0.0, (second - first) / more_rows)
+    smaller, larger = map(batch_bytes, batches)
+    batch_per_row = (larger - smaller) / more_rows
     parameters = (value for value in towers.parameters() if value.requires_grad)
     return DenseCost(
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -142,6 +152,8 @@ def dense_cost(
         bytes_fixed=max(0.0, first - bytes_per_row * _ROWS[0]),
         flops_per_row=(second_flops - first_flops) / more_rows,
         code_dim=_compared_code_dim(config),
+        batch_per_row=batch_per_row,
+        batch_fixed=smaller - batch_per_row * _ROWS[0],
         has_averages=config.train.ema is not None,
     )
 
@@ -155,20 +167,48 @@ def _compared_code_dim(config: Config) -> int:
     return zero_shot.encoder_dims[-1] if uses_mmd else 0
 
 
-def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
-    """Counts the bytes kept for the backward pass, and the step's floating point operations."""
-    constant = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def batch_bytes(batch: Batch) -> int:
+    """Returns the bytes of a batch's tensors."""
+    found: list[Tensor] = []
+
+    def note(part: Any) -> Any:
+        jagged = isinstance(part, KeyedJaggedTensor)
+        parts = (part.values(), part.weights_or_none(), part.lengths()) if jagged else (part,)
+        found.extend(value for value in parts if value is not None)
+        return part
+
+    map_tensors(batch, note)
+    return sum(value.nbytes for value in found)
+
+
+@contextmanager
+def bytes_kept(constant: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Notes what forward passes keep for the backward pass.
+
+    Args:
+        constant: tensors [...] that are there anyway, such as weights, and do not count.
+
+    Yields:
+        Address of a storage -> its bytes.
+    """
+    weights = {value.untyped_storage().data_ptr() for value in constant}
     kept: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in constant:
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        yield kept
+
+
+def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
+    """Counts the bytes kept for the backward pass, and the step's floating point operations."""
     counter: Any = FlopCounterMode(display=False)
     with counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        with bytes_kept(model.parameters()) as kept:
             loss, _ = model(batch)
         loss.backward()
     return float(sum(kept.values())), float(counter.get_total_flops())

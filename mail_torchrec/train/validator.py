@@ -23,7 +23,11 @@ from mail_torchrec.utils.spans import span
 from mail_torchrec.validation.interval import EvaluationInterval
 from mail_torchrec.validation.messages import best_step_message, overfitting_warning
 from mail_torchrec.validation.progress import ValidationProgress
-from mail_torchrec.validation.settings import EarlyStoppingSettings
+from mail_torchrec.validation.settings import (
+    METRICS_OF_NUMBERS,
+    METRICS_OF_PROBABILITIES,
+    EarlyStoppingSettings,
+)
 
 logger = get_logger(__name__)
 
@@ -57,6 +61,20 @@ def check_validation_settings(config: Config) -> None:
                 f"train.early_stopping.metric={settings.metric} names the task '{task}', and "
                 f"model.tasks predicts {', '.join(known) or 'none'}; add it, or set another metric"
             )
+        _check_metric_of_task(config, task)
+
+
+def _check_metric_of_task(config: Config, task: str) -> None:
+    """Checks that a task's metric is one of numbers, or of probabilities, as the task is."""
+    settings = config.model.tasks.get(task)  # none of a probability given another task
+    is_number = settings is not None and settings.type != "binary"
+    known = METRICS_OF_NUMBERS if is_number else METRICS_OF_PROBABILITIES
+    if (metric := config.train.early_stopping.metric).partition("/")[2] not in known:
+        raise ValueError(
+            f"train.early_stopping.metric={metric}: '{task}' is "
+            f"{'a number' if is_number else 'a probability'}; set one of its metrics, "
+            f"{', '.join(known)}"
+        )
 
 
 def sample_rows(source: Source, num_rows: int | None) -> Source:

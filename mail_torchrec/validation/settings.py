@@ -7,7 +7,9 @@ from mail_torchrec.settings import Settings
 _TASKS = ("", "cvr_", "ctcvr_")
 _KINDS = ("auc", "gauc", "log_loss", "normalised_entropy", "calibration")
 METRICS = tuple(task + kind for task in _TASKS for kind in _KINDS)
-_OF_TASKS = (*_KINDS, "mae", "rmse", "gini")
+METRICS_OF_NUMBERS = ("mae", "rmse", "gini", "calibration")
+METRICS_OF_PROBABILITIES = _KINDS
+_OF_TASKS = tuple(dict.fromkeys((*_KINDS, *METRICS_OF_NUMBERS)))
 
 
 class EarlyStoppingSettings(Settings):

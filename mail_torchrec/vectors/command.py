@@ -117,6 +117,11 @@ def _write_items(embedder: Embedder, options: VectorOptions, path: Path) -> dict
     if options.items is None:
         ids, rows_N = embedder.vocabulary()
     else:
+        if embedder.item_column in embedder.schema.derived:
+            raise ValueError(
+                f"--items: '{embedder.item_column}' is derived, so no file holds it; leave --items "
+                "out to take all values that the model knows"
+            )
         column = embedder.schema.file_column(embedder.item_column)
         given = read_ids(options.items, column, embedder.manifest.value_types[column])
         ids, rows_N = embedder.known_items(given)

@@ -48,6 +48,11 @@ class Embedder:
             )
         [self.dim] = self._item_output.size
         self.item_column = self.schema.target_of(self.schema.match_column(self.sequence))
+        if self.item_column in self.schema.bucketed:
+            raise ValueError(
+                f"the match loss of '{self.sequence}' is about '{self.item_column}', whose numbers "
+                "are in buckets, so no item has a vector of its own; train with a 'match' of ids"
+            )
         self._id_encoder = self.encode.encoders.tables[self.schema.table_of(self.item_column)]
         self._item_graph = Subgraph(folder, self._item_output.name, threads)
         self._user_graph = Subgraph(folder, self._user_output.name, threads)

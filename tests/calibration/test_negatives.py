@@ -14,6 +14,7 @@ from mail_torchrec.metrics.cohorts import CohortMetrics
 from mail_torchrec.metrics.details import ConstantMetrics, sampling_warning
 from mail_torchrec.model.step import RankingResult
 from mail_torchrec.towers.inputs import RankingOutput
+from mail_torchrec.towers.tasks.layout import ESMM_LAYOUT
 
 P = np.array([0.9, 0.5, 0.2, 0.01])
 LOGITS = np.log(P / (1 - P))
@@ -56,7 +57,8 @@ def test_test_rows_that_look_sampled_as_the_training_rows_are_told(ctr: float, w
 
 def test_conversions_of_clicks_stay_and_those_of_rows_are_the_product() -> None:
     logits, cvr = torch.tensor(LOGITS), torch.tensor([0.3, -2.0, 4.0, -0.5], dtype=torch.float64)
-    result = RankingResult(RankingOutput(logits), {"cvr": cvr, "ctcvr": logits + cvr})
+    tasks = {"cvr": cvr, "ctcvr": logits + cvr}
+    result = RankingResult(RankingOutput(logits), tasks, layout=ESMM_LAYOUT)
     shifted = result.with_click_logits(logits + logit_shift(0.1))
     assert torch.equal(shifted.tasks["cvr"], cvr)
     expected = torch.sigmoid(shifted.output.logits_B) * torch.sigmoid(cvr)

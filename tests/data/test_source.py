@@ -147,7 +147,7 @@ def test_a_missing_column_names_file_column_and_remedy(schema: Schema, tmp_path:
         ValueError,
         match=(
             rf"{path}: column 'hour' is missing \(the file has user, clicked.*add it, or "
-            r"correct schema\.columns"
+            r"name another in schema\.columns\.hour\.column"
         ),
     ):
         Source(str(tmp_path), schema)

@@ -76,6 +76,11 @@ def nan_in_vector(table: pa.Table) -> pa.Table:
     return with_column(table, "content", pa.array(vectors, table["content"].type))
 
 
+def short_vectors(table: pa.Table) -> pa.Table:
+    vectors = [vector[:-1] for vector in table["content"].to_pylist()]
+    return with_column(table, "content", pa.array(vectors))
+
+
 def half_null(table: pa.Table) -> pa.Table:
     is_null = np.arange(len(table)) % 2 == 0
     return with_column(table, "age", pc.if_else(pa.array(is_null), None, table["age"]))
@@ -182,6 +187,21 @@ PLANTED: dict[str, tuple[tuple[str, ...], Change, Level, str, str]] = {
         "column 'weight' should hold weights",
     ),
     "vector": (TRAIN, nan_in_vector, Level.ERROR, "values", "column 'content'"),
+    "vectors of test": (TEST, short_vectors, Level.ERROR, "values", "of 16 numbers, received 15"),
+    "numbers of test": (
+        TEST,
+        column("price", lambda table: [float("nan")] * len(table)),
+        Level.ERROR,
+        "values",
+        "column 'price' should be finite, received nan in row 0",
+    ),
+    "conversions": (
+        TRAIN,
+        column("bought", lambda table: [2] * len(table)),
+        Level.ERROR,
+        "values",
+        "column 'bought' should be 0 or 1, received 2 in row 0",
+    ),
     "time": (
         TEST,
         column(
@@ -245,6 +265,31 @@ def test_days_whose_rate_of_clicks_is_another_are_told(
         pq.write_table(with_column(table, "clicked", clicked.astype(int)), target)
     report = check(shop, tmp_path)
     assert found(report, Level.WARNING, "label", "by day: '2024-05-02' 0.0")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schema.columns.position.position_value=99", "in the training data, received 99; correct"),
+        (
+            "schema.tables={item_id: {init_from: {path: a.parquet, id: item_id, vector: content}}}",
+            "set schema.tables.item_id.init_from.path",
+        ),
+    ],
+)
+def test_ids_of_settings_that_the_data_has_not_are_told(
+    override: str, message: str, shop: SmallShop
+) -> None:
+    assert found(check(shop, shop.folder, override), Level.ERROR, "settings", message)
+
+
+def test_labels_of_tasks_are_looked_at_as_others_are(shop: SmallShop) -> None:
+    overrides = ["schema.columns.price.group=task_label", "schema.columns.price.transform=none"]
+    tasks = "model.tasks={paid: {label: price, type: log_normal}}"
+    assert check(shop, shop.folder, *overrides, tasks).findings == []
+    label = "schema.columns.price={group: task_label}"
+    report = check(shop, shop.folder, label, "model.tasks={paid: {label: price}}")
+    assert found(report, Level.ERROR, "values", "column 'price' (a task's label) should be 0, 1 or")
 
 
 def test_rows_users_and_items_are_counted(shop: SmallShop) -> None:

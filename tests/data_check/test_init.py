@@ -177,10 +177,20 @@ def changed(**columns: Any) -> dict[str, Any]:
     return {name: values for name, values in rows.items() if values is not None}
 
 
+HISTORIES = dict.fromkeys(("basket", "basket_how", "seen_sku", "seen_shop", "seen_at"))
+
+
 def faults() -> Iterator[tuple[dict[str, Any], list[str], str]]:
     yield changed(isClick=None, bought=None), [], "no column looks like the label"
     yield changed(uid=None), [], "no column looks like the user's key"
     yield changed(), ["--item", "skus"], "--item skus: no such column; there are uid, isClick"
+    yield changed(), ["--item", "price"], "--item price: should be a column of ids"
+    yield changed(), ["--user", "isClick"], "--user isClick: that is the label; name another"
+    yield changed(), ["--label", "country"], "--label country: should be a column of 0 and 1; there"
+    yield changed(), ["--rows", "0"], "0 is not in the range x>=1"
+    yield changed(**HISTORIES), [], "no column holds lists of ids of the target item 'sku', and a"
+    users = {"country": None, "a.b": None}
+    yield changed(**users), [], "no column of ids follows from the user 'uid', and a model needs an"
 
 
 @pytest.mark.parametrize(("columns", "options", "message"), list(faults()))
@@ -189,7 +199,18 @@ def test_what_cannot_be_drafted_is_told_with_a_remedy(
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     done = CliRunner().invoke(main, ["init", "--data", str(tmp_path), *options])
-    assert done.exit_code == 1 and message in done.output
+    assert done.exit_code != 0 and message in done.output
+
+
+def test_other_files_and_a_draft_that_is_there_are_told_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "log.csv").write_text("uid,clicked\n1,0\n")
+    with pytest.raises(ValueError, match=r"log\.csv should be Parquet by its name; .*reads CSV"):
+        draft_config(str(tmp_path), {}, 10)
+    command = ["init", "--data", str(tmp_path), "--out", str(tmp_path / "log.csv")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1 and "log.csv exists, perhaps with your changes" in done.output
 
 
 def test_a_column_of_two_types_names_both_files(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 import pytest
+import torch
+from torch import nn
 
 from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.onnx_graph import write_onnx
+from mail_torchrec.export.table_files import GatherTable, TableFile, TableFiles
 from mail_torchrec.inference.scorer import Arrays
 from tests.export.test_inference_model import CASES, root
 from tests.support.untrained_model import UntrainedModel, requests_of
@@ -52,6 +55,34 @@ def check_outputs(whole: UntrainedModel, runtime: onnxruntime.InferenceSession) 
     for spec, value in zip(whole.outputs, runtime.run(None, whole.encode(rows)), strict=True):
         assert value.shape == (sizes[spec.axis], *spec.size), spec.name
         assert str(value.dtype) == spec.dtype, spec.name
+
+
+def test_small_tables_of_equal_rows_are_looked_up_all_the_same(tmp_path: Path) -> None:
+    """The exporter merges constants of equal bytes, such as untrained first-order weights."""
+    files = {}
+    for name in ("one", "other"):
+        file = TableFile(tmp_path / f"{name}.float32", "float32", (5, 1))
+        file.create()
+        file.write_shard(torch.arange(5.0).unsqueeze(1), 0, 0)
+        files[name] = file
+    module = nn.ModuleDict({name: GatherTable(TableFiles(file)) for name, file in files.items()})
+
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = module
+
+        def forward(self, one_B: torch.Tensor, other_B: torch.Tensor) -> torch.Tensor:
+            difference: torch.Tensor = self.tables["one"](one_B) - self.tables["other"](other_B)
+            return difference
+
+    ids = torch.tensor([4, 2]), torch.tensor([1, 3])
+    tables = {f"tables.{name}.weight": file for name, file in files.items()}
+    program = torch.export.export(Difference(), ids)
+    write_onnx(program, ["one", "other"], ["found"], tables, tmp_path / "model.onnx")
+    runtime = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    given = dict(zip(("one", "other"), (each.numpy() for each in ids), strict=True))
+    assert runtime.run(None, given)[0].ravel().tolist() == [3.0, -1.0]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import rank, world_size
@@ -147,6 +148,10 @@ def test_without_an_item_column_or_labels_of_both_kinds_the_line_says_so(root: P
     assert "all training labels are equal" in constants_line(metrics, None)[0]
     columns = {name: SCHEMA.columns[name] for name in ("user", "clicked")}
     assert candidate_item(Schema.model_construct(columns=columns)) is None
+    price: dict[str, Any] = {"columns": columns | {"ad": SCHEMA.columns["ad"]}}
+    buckets = {"ad": EmbeddingTableSettings(ids="buckets", buckets=[5])}
+    assert candidate_item(Schema.model_construct(**price)) == "ad"
+    assert candidate_item(Schema.model_construct(**price, tables=buckets)) is None
 
 
 @pytest.mark.distributed

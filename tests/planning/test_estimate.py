@@ -244,6 +244,12 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     )
 
 
+def test_scenarios_that_differ_in_the_schema_have_their_own_towers(config: Path) -> None:
+    narrow, wide = estimate_grid(grid(config, vary=("schema.dim=8;32",)))
+    assert narrow.dense_memory["weights"] < wide.dense_memory["weights"]
+    assert narrow.dense_memory["batches"] == wide.dense_memory["batches"]
+
+
 def _kept(rows: torch.Tensor, all_rows: torch.Tensor) -> int:
     kept: dict[int, int] = {}
 

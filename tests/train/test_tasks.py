@@ -184,6 +184,8 @@ def test_a_label_that_is_none_is_named_with_its_row(
             "model.tasks: tower '.*MeanTower' gives no representation .*model.tasks={}",
         ),
         ({}, {"metric": "wait/mae"}, "names the task 'wait', and model.tasks predicts buy_given_"),
+        ({}, {"metric": "buy/mae"}, "'buy' is a probability; set one of its metrics, auc, gauc"),
+        ({}, {"metric": "watch/auc"}, "'watch' is a number; set one of its metrics, mae, rmse"),
     ],
     ids=str,
 )

@@ -126,6 +126,17 @@ def test_positions_are_seen_in_training_alone(run: Path) -> None:
             evaluate_run(RunDir(run / "run"), None, overrides)
 
 
+def test_a_position_that_training_has_not_is_told_before_the_training(
+    run: Path, tmp_path: Path
+) -> None:
+    position = WEIGHTED["columns"]["position"] | {"position_value": 99}
+    schema = WEIGHTED | {"columns": WEIGHTED["columns"] | {"position": position}}
+    config = Config.model_validate(config_tree(run, schema=schema, data={"root": str(run)}))
+    with pytest.raises(ValueError, match="in the training data, received 99; correct it"):
+        train(config, RunDir(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 @pytest.mark.parametrize(
     "table_type",
     [

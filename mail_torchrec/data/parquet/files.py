@@ -60,7 +60,7 @@ def parquet_files(path: str, remedy: str) -> list[ParquetFile]:
         files = _plain_files(location, below, {info.path for info in matching})
     if not files:
         name = without_credentials(path) if pattern else location.name
-        raise ValueError(f"'{name}' should hold Parquet files: it holds none")
+        raise ValueError(f"'{name}' should hold Parquet files: it holds none; {remedy}")
     return files
 
 

@@ -3,7 +3,7 @@
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
@@ -25,6 +25,16 @@ class DaysSettings(Settings):
     """First and last day, both included."""
     column: str = "day"
     """Partition column that holds the day, as 2024-05-01 or 20240501."""
+
+    @field_validator("days", mode="before")
+    @classmethod
+    def _check_number(cls, days: Any) -> Any:
+        if not isinstance(days, list | tuple) or len(days) != 2:
+            raise ValueError(
+                f"should be two days, the first and the last one, received {days!r}; name a single "
+                "day twice"
+            )
+        return days
 
     @model_validator(mode="after")
     def _check(self) -> "DaysSettings":

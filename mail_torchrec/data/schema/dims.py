@@ -3,7 +3,13 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WithJsonSchema
+from pydantic import (
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+)
 from pydantic.functional_validators import WrapValidator
 
 AUTO_DIM = 0
@@ -14,7 +20,11 @@ _COLUMN_MULTIPLE = 4  # FBGEMM's kernels move vectors of 4 columns
 def _number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> int:
     if value == "auto":
         return AUTO_DIM
-    number: int = validate(value)
+    try:
+        number: int = validate(value)
+    except ValidationError:
+        message = f"should be a whole number of at least 1, or 'auto', received {value!r}"
+        raise ValueError(message) from None
     return number
 
 

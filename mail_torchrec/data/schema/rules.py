@@ -12,6 +12,7 @@ from mail_torchrec.data.schema.columns import (
 from mail_torchrec.data.schema.derivations import check_derived
 from mail_torchrec.data.schema.schema_columns import SchemaColumns
 from mail_torchrec.data.schema.sequence_rules import check_sequences
+from mail_torchrec.data.schema.sequences import PartColumn
 from mail_torchrec.data.schema.vector_rules import check_vectors
 from mail_torchrec.data.schema.weight_rules import check_weights
 
@@ -29,6 +30,7 @@ def check_schema(schema: SchemaColumns) -> None:
     _check_numbers_of_columns(schema)
     check_weights(schema)
     check_derived(schema.columns)
+    _check_ages(schema)
     check_vectors(schema)
     for name, column in schema.columns.items():
         _check_names(schema, name)
@@ -66,6 +68,24 @@ def _check_numbers_of_columns(schema: SchemaColumns) -> None:
         if len(found := schema.names(group)) > 1:
             raise ValueError(
                 f"schema.columns: at most one column may have group '{group}', found {found}"
+            )
+
+
+def _setting(name: str, column: Column) -> str:
+    """Names the section of a column, or of the part of a sequence that makes it."""
+    if isinstance(column, PartColumn):
+        return f"schema.sequences.{column.sequence}.{column.sequence_part}"
+    return f"schema.columns.{name}"
+
+
+def _check_ages(schema: SchemaColumns) -> None:
+    for name, column in schema.columns.items():
+        is_id = column.kind in (Kind.CATEGORICAL, Kind.LIST)
+        if column.age_of is not None and is_id and name not in schema.bucketed:
+            remedy = "" if column.kind is Kind.LIST else ", or kind 'numeric'"
+            raise ValueError(
+                f"{_setting(name, column)}: an age is a number, and no id; set "
+                f"schema.tables.{schema.table_of(name)}: {{ids: buckets, buckets: 16}}{remedy}"
             )
 
 
@@ -154,7 +174,7 @@ def _check_sequence(schema: SchemaColumns, name: str) -> None:
     targets = schema.targets_of(name)
     if len(targets) != 1:
         raise ValueError(
-            f"schema.columns.{name}: exactly one item column must share table "
+            f"{_setting(name, schema.columns[name])}: exactly one item column must share table "
             f"'{schema.table_of(name)}' with this behaviour "
             f"(the target item), found {targets or 'none'}; set its 'table'"
         )

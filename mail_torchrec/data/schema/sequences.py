@@ -45,6 +45,11 @@ class PartSettings(Settings):
 
 
 def _part_of_text(value: object) -> object:
+    if not isinstance(value, str | dict | PartSettings):
+        raise ValueError(
+            "should be a part, a column of the files or a section, or one of the sequence's own "
+            f"keys join, max_length, padding and match, received {value!r}"
+        )
     return {"column": value} if isinstance(value, str) else value
 
 

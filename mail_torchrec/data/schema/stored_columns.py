@@ -7,6 +7,7 @@ from mail_torchrec.data.parquet.logical_types import LogicalType
 from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.derivations import InputKind
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.schema.sequences import PartColumn
 
 _NUMBERS = (Kind.NUMERIC, Kind.VECTOR, Kind.WEIGHTS)
 
@@ -75,6 +76,23 @@ def stored_columns(schema: Schema, name: str) -> dict[str, StoredColumn]:
     column = schema.columns[name]
     form = Form.NUMBER if name in schema.bucketed else _form(column)
     return {name: StoredColumn(schema.file_column(name), form, column.kind.is_list)}
+
+
+def setting_of(schema: Schema, stored: str) -> str:
+    """Returns the setting that names a column of the files, for messages.
+
+    Args:
+        schema: columns.
+        stored: name in the files, of a column that the schema reads.
+    """
+    name = next(name for name in schema.read_columns if stored in schema.raw_columns(name))
+    column = schema.columns[name]
+    if column.cross is not None:
+        return f"schema.columns.{name}.cross"
+    key = "age_of" if column.age_of == stored else "column"
+    if isinstance(column, PartColumn):
+        return f"schema.sequences.{column.sequence}.{column.sequence_part}.{key}"
+    return f"schema.columns.{name}.{key}"
 
 
 def _form(column: Column) -> Form:

@@ -34,15 +34,15 @@ def _row(schema: Schema, encoders: Encoders, name: str) -> int:
     if value is None:
         return MISSING_ROW
     ids = pa.array([value], pa.int64() if isinstance(value, int) else pa.large_string())
-    reason = "which it has not"
+    reason = ""
     try:
         row = int(encoders.tables[schema.table_of(name)].encode(ids)[0])
     except ValueError as error:
-        row, reason = UNKNOWN_ROW, str(error)
+        row, reason = UNKNOWN_ROW, f" ({error})"
     if row == UNKNOWN_ROW:
         raise ValueError(
             f"schema.columns.{name}.position_value: should be a value of column "
-            f"'{schema.file_column(name)}' in the training data, received {value!r}: {reason}; "
+            f"'{schema.file_column(name)}' in the training data, received {value!r}{reason}; "
             "correct it, or leave it out for null"
         )
     return row

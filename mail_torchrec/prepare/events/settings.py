@@ -1,17 +1,30 @@
 """Settings of ``prepare events``: the tables, and the histories and labels made of them."""
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
 
 from mail_torchrec.settings import Settings, readable_faults
 from mail_torchrec.utils.unique_keys import parse_yaml
 
 _UNITS_US = {"ms": 1_000, "s": 10**6, "m": 60 * 10**6, "h": 3_600 * 10**6, "d": 86_400 * 10**6}
-Duration = Annotated[str, Field(pattern=r"^[0-9]+(ms|s|m|h|d)$")]
+_DURATION = re.compile(r"[0-9]+(ms|s|m|h|d)")
+
+
+def _duration(value: object) -> object:
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        raise ValueError(
+            "should be a whole number and its unit (ms, s, m, h or d), such as 30s or 7d, "
+            f"received {value!r}"
+        )
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
 """A whole number and its unit: ``500ms``, ``30s``, ``10m``, ``1h``, ``7d``."""
 TimeUnit = Literal["s", "ms", "us", "ns"]
 Name = Annotated[str, Field(min_length=1)]

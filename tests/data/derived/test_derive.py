@@ -163,6 +163,10 @@ def test_columns_that_cannot_be_derived_are_refused(
         ({"city_hour": {"cross": ["city"]}}, "cross should name two columns or more"),
         ({"city_hour": {"cross": ["city", "item"]}}, "'item' is a column of items"),
         ({"age": {"zone": "UTC"}}, "zone, time_unit and age_unit are for columns with"),
+        (
+            {"item_age": {"kind": "categorical"}},
+            "an age is a number.*schema.tables.item_age: {ids: ",
+        ),
         ({"clicked": {"part": "hour"}}, "part is for attributes, behaviours, context and items"),
     ],
 )
@@ -179,6 +183,8 @@ def test_settings_that_do_not_go_together_are_refused(
         ({}, "ids 'buckets' needs 'buckets'"),
         ({"buckets": [3, 3]}, "edges that rise"),
         ({"buckets": []}, "edges that rise"),
+        ({"buckets": 0}, "should be a number of buckets from 2 to 65536, or a list of the edges"),
+        ({"buckets": "4"}, "or a list of the edges between them, received '4'"),
         ({"buckets": 4, "rows": 9}, "rows and min_count are of other ids"),
     ],
 )

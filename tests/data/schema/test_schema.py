@@ -135,7 +135,11 @@ BROKEN = {
         {"hour": {"ids": "hash"}},
         r"schema\.tables\.hour: ids 'hash' needs 'rows'",
     ),
-    "no dim": ({}, {"age": {"dim": "most"}}, r"Input should be a valid integer"),
+    "no dim": (
+        {},
+        {"age": {"dim": "most"}},
+        r"should be a whole number of at least 1, or 'auto', received 'most'",
+    ),
 }
 
 

@@ -68,6 +68,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"match": "action"},
         "share table 'actions' with part 'action', found none",
     ),
+    "own key": ({"joined": False}, "should be a part, .*or one of the sequence's own keys"),
     "first part": ({"item": {"joined": False}}, "the first part should be joined"),
     "no target": ({"item": {"table": "hour"}}, r"share table 'hour' .*\(the target item\)"),
     "two targets": ({"shelf": {"table": "tags"}}, "holds behaviours, which a pooled list cannot"),

@@ -133,6 +133,12 @@ def faults() -> Iterator[tuple[str, dict[str, Any], dict[str, Any], str]]:
         r"labels.clicked: 'buys' should be one of the logs under events, which are clicks",
     )
     yield (
+        "a span of time without a unit",
+        {},
+        {"events": {"clicks": SETTINGS["events"]["clicks"] | {"lag": 30}}},
+        r"clicks.lag: should be a whole number and its unit \(ms, s, m, h or d\), .*, received 30",
+    )
+    yield (
         "values of another type in a filter",
         {},
         {"histories": {"seen": SETTINGS["histories"]["seen"] | {"where": {"item_id": ["1"]}}}},
