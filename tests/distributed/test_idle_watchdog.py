@@ -26,6 +26,13 @@ def said() -> Iterator[list[str]]:
     watchdog.stop()
 
 
+def wait_until(said: list[str]) -> None:
+    """Hangs until the watchdog speaks: other threads of a busy test process may hold it up."""
+    end = time.monotonic() + 100 * TIMEOUT
+    while not said and time.monotonic() < end:
+        time.sleep(TIMEOUT)
+
+
 def work(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -36,21 +43,18 @@ def test_a_hung_file_is_named_with_its_row_group_first_in_a_warning(
     said: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with span("step 3"), span("input", reads=True), reading("/mnt/day.parquet", row_group=7):
-        time.sleep(3 * TIMEOUT)
+        wait_until(said)
     assert len(said) == 1
     assert said[0].startswith("waited 0.4 s (train.timeout) for data: this process (pid ")
     assert "reads '/mnt/day.parquet, row group 7' for " in said[0]
     warnings = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
-    assert (
-        len(warnings) == 1
-        and "waiting for data for 0 s in 'step 3, input': this process" in warnings[0]
-    )
+    assert len(warnings) == 1 and " s in 'step 3, input': this process" in warnings[0]
 
 
 def test_a_hung_write_is_named(
     said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: time.sleep(3 * TIMEOUT))  # a mount that is away
+    monkeypatch.setattr("os.fsync", lambda _: wait_until(said))  # a mount that is away
     with span("step 3"), writing(tmp_path):
         write_file(tmp_path / "metrics.json", "{}")
     assert len(said) == 1
