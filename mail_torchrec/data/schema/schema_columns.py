@@ -63,13 +63,7 @@ class SchemaColumns(ConfiguredColumns):
         Args:
             groups: by default attributes, context and items.
         """
-        groups = groups or (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
-        return [
-            name
-            for group in groups
-            for name in self.names(group)
-            if self.columns[name].kind is Kind.NUMERIC
-        ]
+        return self._of_kind(Kind.NUMERIC, groups)
 
     def vectors(self, *groups: Group) -> list[str]:
         """Returns the vector columns of these groups, group by group.
@@ -79,13 +73,12 @@ class SchemaColumns(ConfiguredColumns):
         Args:
             groups: by default attributes, context and items.
         """
+        return self._of_kind(Kind.VECTOR, groups)
+
+    def _of_kind(self, kind: Kind, groups: tuple[Group, ...]) -> list[str]:
         groups = groups or (Group.ATTRIBUTE, Group.CONTEXT, Group.ITEM)
-        return [
-            name
-            for group in groups
-            for name in self.names(group)
-            if self.columns[name].kind is Kind.VECTOR
-        ]
+        names = (name for group in groups for name in self.names(group))
+        return [name for name in names if self.columns[name].kind is kind]
 
     def field_dim(self, group: Group) -> int:
         """Returns the dimension of a group's fields, `dim` where it has none of ids."""
