@@ -1,6 +1,7 @@
 """Fixtures for more than one folder of tests."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,36 +9,61 @@ from hypothesis import settings
 
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.process_group import process_group
-from mail_torchrec.train import trainer
+from mail_torchrec.train import evaluation
 from tests.support import plain
 from tests.support.blank_pictures import leave_pictures_blank
 from tests.support.exported_models import exported
 from tests.support.small_rows import write_rows
 
-_draw_loss_curves = trainer.draw_loss_curves
+_draw_loss_curves = evaluation.draw_loss_curves
 
 __all__ = ["exported"]  # a fixture, shared by folders
 
-# By time, the first over half a minute on one core: what remains at the end is short, so that all
-# of pytest-xdist's processes end together.
+# By time, the last over a quarter of a minute on one core, some of it waiting for processes: what
+# remains at the end is short, so that all of pytest-xdist's processes end together.
 _LONGEST_FIRST = [
     "data/test_many_containers.py",
     "data/test_many_damages.py",
+    "launch/test_two_hosts.py",
+    "checkpoint/test_resume.py",
+    "distributed/test_heartbeat.py",
+    "train/test_trainer.py",
+    "export/test_calibration.py",
+    "export/test_export.py",
+    "train/test_names.py",
     "distributed/test_faults.py",
     "launch/test_slurm.py",
-    "launch/test_two_hosts.py",
-    "checkpoint/test_reshard.py",
-    "export/test_export.py",
-    "train/test_trainer.py",
-    "checkpoint/test_resume.py",
     "export/test_onnx_graph.py",
-    "synthetic/test_synthetic_world.py",
-    "checkpoint/test_ranks.py",
+    "distributed/test_lost_processes.py",
+    "cli/test_object_store.py",
     "launch/test_local.py",
-    "tools/test_bench.py",
     "prepare/test_prepare.py",
-    "reproduce/test_figures.py",
+    "export/test_served_best.py",
+    "predict/test_predict.py",
+    "checkpoint/test_ranks.py",
+    "train/test_tasks.py",
+    "tools/test_bench.py",
+    "distributed/test_equal_ranks.py",
+    "checkpoint/test_reshard.py",
+    "profiling/test_profiled_runs.py",
+    "export/test_served_vectors.py",
+    "train/test_validation.py",
+    "metrics/test_details.py",
+    "train/test_every_fault.py",
+    "pages/test_readme.py",
+    "inference/test_hostile_artefacts.py",
 ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keeps the garbage collector from what stays: modules and tests, a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,7 +103,7 @@ def blank_loss_curves() -> Iterator[None]:
 @pytest.fixture
 def drawn_loss_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run draws its loss curves after all."""
-    monkeypatch.setattr(trainer, "draw_loss_curves", _draw_loss_curves)
+    monkeypatch.setattr(evaluation, "draw_loss_curves", _draw_loss_curves)
 
 
 @pytest.fixture(scope="session")

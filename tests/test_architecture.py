@@ -21,20 +21,38 @@ LAYERS = [
     {"data/derived", "data/content"},
     {"data"},
     {"data/weights"},
+    {"data/checks"},
     {"data/reading"},
-    {"distributed", "reporting", "trackers"},
+    {"distributed", "reporting", "trackers", "continuation"},
     {"metrics"},
     {"towers/layers"},
     {"towers"},
     {"towers/tasks"},
     {"baselines"},
     {"embeddings"},
+    {"embeddings/touched"},
     {"model"},
     {"optim", "profiling"},
+    {"inference/tables"},
     {"checkpoint", "inference", "predictions"},
-    {"config", "train"},
+    {"deltas"},
+    {"config"},
+    {"train/cost"},
+    {"train"},
     {"predict"},
-    {"doctor", "planning", "reproduce", "sweep", "export", "prepare", "synthetic", "data_check"},
+    {
+        "doctor",
+        "planning",
+        "reproduce",
+        "sweep",
+        "export",
+        "prepare",
+        "synthetic",
+        "data_check",
+        "daily",
+        "known_ids",
+    },
+    {"publishing"},
     {"abtest", "vectors", "serve", "triton", "prepare/events"},
     {"cli"},
     {"__main__"},
@@ -42,7 +60,16 @@ LAYERS = [
 """Lower to higher: a room may import rooms of lower layers, and none beside it."""
 PLAIN_TENSORS = {"towers", "towers/layers", "towers/tasks", "losses", "baselines"}
 """Rooms that see tensors and nothing of data, tables or training."""
-BEHIND_AN_ARTEFACT = {"inference", "serve", "triton", "vectors", "abtest"}
+BEHIND_AN_ARTEFACT = {
+    "inference",
+    "inference/tables",
+    "deltas",
+    "publishing",
+    "serve",
+    "triton",
+    "vectors",
+    "abtest",
+}
 """Rooms that score and compare what was exported: they import no torch."""
 UNDER_AN_ARTEFACT = {
     "utils",
@@ -62,10 +89,13 @@ UNDER_AN_ARTEFACT = {
     *BEHIND_AN_ARTEFACT,
 }
 LIBRARY_HOMES = {
-    "torchrec.distributed": {"embeddings", "distributed", "train", "planning"},
+    "torchrec.distributed": {
+        *("embeddings", "embeddings/touched", "distributed", "train", "planning"),
+    },
     "torchrec": {
         *("data/reading", "embeddings", "distributed", "model", "optim", "train"),
-        *("planning", "export"),
+        "embeddings/touched",
+        *("train/cost", "planning", "export"),
     },
     "torchx": {"sweep"},
     "ibis": {"prepare", "prepare/events"},

@@ -3,8 +3,9 @@
     python tools/bench_columns.py --out tools/results/columns.md
 
 Rows are those of the shop's log (``shop_log.py``) with full histories, since the planner counts
-full lists. A kind and the base train in turns within one process, and read in turns; a ratio is the
-median over pairs of turns. Beside them stand the planner's bytes and those that were measured.
+full lists. A kind and a base of its own, equally old, train in turns within one process, the first
+of a pair by turns too, and read in turns; a ratio is the median over pairs of turns. Beside them
+stand the planner's bytes and those that were measured.
 """
 
 import math
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import pyarrow as pa
@@ -33,8 +34,8 @@ from mail_torchrec.planning.estimator import estimate_scenario
 from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.dense_cost import batch_bytes, bytes_kept
-from mail_torchrec.train.memory_usage import memory_usage
+from mail_torchrec.train.cost.dense_cost import batch_bytes, bytes_kept
+from mail_torchrec.train.cost.memory_usage import memory_usage
 from tools.benchmark.throughput import timed_turn
 from tools.benchmark.trainers import ProjectTrainer, fit_training_encoders
 from tools.benchmark.workload import Variant, Workload
@@ -44,14 +45,17 @@ from tools.shop import VECTOR_DIM, Shop
 from tools.shop_log import write_shop
 from tools.tool_command import ToolCommand
 
+Item = TypeVar("Item")
+
 _HEAD = """# Cost of each kind of column, table and task
 
 `python tools/bench_columns.py` on {rows:,} rows of the shop's log with full histories ({length}):
 dimension {dim}, batches of {batch_size}, one rank on CPU. The base has columns of ids, a number and
-one sequence of behaviours. Times are ratios to the base's: medians over {repeats} pairs of turns of
-{steps} steps (reading: of {epochs} epochs), 95 % intervals; `base` beside itself tells how far they
-stray. Memory is `planner / measured = ratio`: towers with gradients and moments of Adam, the
-activations of a step with the ids that the kernels keep, and two batches.
+one sequence of behaviours. Times are ratios to those of a base as new as the kind's model: medians
+over {repeats} pairs of turns of {steps} steps (reading: of {epochs} epochs), the first of a pair by
+turns, 95 % intervals; `base` beside itself tells how far they stray. Memory is
+`planner / measured = ratio`: towers with gradients and moments of Adam, the activations of a step
+with the ids that the kernels keep, and two batches.
 """
 
 
@@ -114,37 +118,52 @@ class Ratio:
 def step_ratios(
     base: ProjectTrainer, other: ProjectTrainer, repeats: int, steps: int
 ) -> tuple[Ratio, Ratio, float]:
-    """Trains in turns: ratios of a step's time with and without reading, and its milliseconds."""
+    """Trains in turns: ratios of a step's time with and without reading, and its milliseconds.
+
+    Args:
+        base: trained as many steps as the other: a model that has learnt its rows by heart has
+            gradients in the range of denormal numbers, which CPUs multiply slowly.
+        other: compared with it.
+        repeats: pairs of turns.
+        steps: of a turn.
+    """
     whole, without, milliseconds = [], [], []
-    for trainer in (base, other):
+    pair = (base, other)
+    for trainer in pair:
         timed_turn(trainer, 3)
-    for _ in range(repeats):
-        turns = []
-        for trainer in (base, other):
+    for repeat in range(repeats):
+        turns = {}
+        for trainer in swapped(pair, repeat):
             trainer.step()
-            turns.append(timed_turn(trainer, steps))
-        first, second = turns
+            turns[trainer] = timed_turn(trainer, steps)
+        first, second = (turns[trainer] for trainer in pair)
         whole.append(second.seconds / first.seconds)
-        rests = [turn.seconds - turn.input_seconds for turn in turns]
+        rests = [turn.seconds - turn.input_seconds for turn in (first, second)]
         without.append(rests[1] / rests[0])
         milliseconds.append(1e3 * second.seconds / steps)
     return Ratio.of(whole), Ratio.of(without), statistics.median(milliseconds)
 
 
+def swapped(pair: tuple[Item, Item], repeat: int) -> tuple[Item, Item]:
+    """Returns a pair in the order of a repeat: every other one has the second first."""
+    return (pair[1], pair[0]) if repeat % 2 else pair
+
+
 def reading_ratio(base: ProjectTrainer, other: ProjectTrainer, epochs: int) -> tuple[Ratio, float]:
     """Reads epochs in turns: ratio of the time, and rows a second of the second one."""
-    seconds: list[list[float]] = [[], []]
-    rows = 0
+    pair = (base, other)
+    ratios, speeds = [], []
     for epoch in range(epochs + 1):
-        for trainer, found in zip((base, other), seconds, strict=True):
+        rows, seconds = 0, {}
+        for trainer in swapped(pair, epoch):
             split = trainer.input.split
             split.reader.set_epoch(epoch)
             start = time.perf_counter()
             rows = sum(len(batch) for batch in split.loader)
-            found.append(time.perf_counter() - start)
-    first, second = (found[1:] for found in seconds)
-    ratios = [two / one for one, two in zip(first, second, strict=True)]
-    return Ratio.of(ratios), rows / statistics.median(second)
+            seconds[trainer] = time.perf_counter() - start
+        ratios.append(seconds[other] / seconds[base])
+        speeds.append(rows / seconds[other])
+    return Ratio.of(ratios[1:]), statistics.median(speeds[1:])
 
 
 def _storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -167,7 +186,8 @@ def _states(groups: Iterable[OptimizerGroup]) -> Iterator[Any]:
 def measured_memory(trainer: ProjectTrainer) -> dict[str, float]:
     """Measures bytes by purpose; the trainer should have trained a step before."""
     model, groups = trainer.assembled.model, [*trainer.assembled.optimizer]
-    usage = memory_usage(trainer.assembled)
+    of_run = trainer.assembled
+    usage = memory_usage(of_run.model, of_run.optimizer, of_run.device)
     # The kernels of the tables keep weights and optimizer state for the backward pass.
     with bytes_kept(_local([*model.state_dict().values(), *_states(groups)])) as kept:
         trainer.step()
@@ -213,9 +233,9 @@ class Turns:
 
 def _measure_tower(folder: Path, tower: str, kinds: Sequence[str], turns: Turns) -> str:
     """Returns the tables of one tower, in Markdown."""
-    base = make_trainer(folder, tower, BASE, turns.batch_size)
     steps, memory = [], []
     for name in (BASE, *kinds):
+        base = make_trainer(folder, tower, BASE, turns.batch_size)
         other = make_trainer(folder, tower, name, turns.batch_size)
         whole, without, milliseconds = step_ratios(base, other, turns.repeats, turns.steps)
         reading, speed = reading_ratio(base, other, turns.epochs)
@@ -237,9 +257,9 @@ def _measure_tower(folder: Path, tower: str, kinds: Sequence[str], turns: Turns)
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rows", type=click.IntRange(100), default=40_000, show_default=True)
 @click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=11, show_default=True, help="Turns.")
-@click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Of a turn.")
-@click.option("--epochs", type=click.IntRange(1), default=6, show_default=True, help="Of reading.")
+@click.option("--repeats", type=click.IntRange(1), default=31, show_default=True, help="Turns.")
+@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Of a turn.")
+@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of reading.")
 @click.option("--tower", "towers", type=click.Choice(list(TOWERS)), multiple=True)
 @click.option("--kind", "kinds", type=click.Choice(list(KINDS)), multiple=True)
 @click.option("--out", type=Path, required=True)

@@ -21,12 +21,13 @@ from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.profiling.bottleneck import RunFacts
 from mail_torchrec.profiling.step_watch import StepWatch
 from mail_torchrec.train.assembly import assemble, config_feature_tables
-from mail_torchrec.train.data_splits import DataSplit, TimedBatches, load_split
-from mail_torchrec.train.steps import run_steps
+from mail_torchrec.train.data_splits import DataSplit, load_split
+from mail_torchrec.train.steps import TimedBatches, run_steps
 from tools.benchmark.throughput import synchronise
 
 
-def _batches(split: DataSplit) -> Iterator[Batch]:
+def batches_without_end(split: DataSplit) -> Iterator[Batch]:
+    """Yields the batches of epoch after epoch."""
     epoch = 0
     while True:
         split.reader.set_epoch(epoch, followed=True)
@@ -60,7 +61,7 @@ def _measure(
     assembled = assemble(config, encoders, device)
     assembled.train_mode()
     tables = config_feature_tables(config)
-    batches = _batches(load_split(config, encoders, tables, source, training=True))
+    batches = batches_without_end(load_split(config, encoders, tables, source, training=True))
     facts = RunFacts(1, 0, False, True, False, "float32", device.type, 1, 1)
     watch = StepWatch(None, Path(), 0, 10**9, device, facts)
     seconds: dict[bool, list[float]] = {False: [], True: []}

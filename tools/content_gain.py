@@ -3,9 +3,10 @@
     python tools/shop_log.py --out runs/shop --rows 60000
     python tools/content_gain.py --log runs/shop --out runs/content
 
-Four methods, each with several seeds, trained on all days but the last two and tested on these:
+Methods, each with several seeds, trained on all days but the last two and tested on these:
 ``none``, ``vectors`` (the item's content as a column), ``init_from`` (the item table begins with
-it), and ``both``. What they cost in time and memory is measured by ``bench_columns.py``.
+it), ``both``, and ``both_scaled`` (the table begins with a tenth of it). What they cost in time and
+memory is measured by ``bench_columns.py``.
 """
 
 from pathlib import Path
@@ -30,6 +31,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vectors": (CONTENT, {}),
     "init_from": ({}, BEGUN),
     "both": (CONTENT, BEGUN),
+    "both_scaled": (CONTENT, {"item": {"init_from": BEGUN["item"]["init_from"] | {"scale": 0.1}}}),
 }
 """Columns and tables that each method adds to the schema."""
 COLUMNS: dict[str, Any] = {

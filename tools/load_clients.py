@@ -1,4 +1,4 @@
-"""Clients of tools/load_serving.py: processes that send requests and check every score."""
+"""Clients of load_serving.py and bench_deltas.py: processes that check every score they get."""
 
 import os
 import time
@@ -45,6 +45,10 @@ class ClientReport:
     protocol: str
     seconds: list[float] = field(default_factory=list)
     """Latency of each response."""
+    ends: list[float] = field(default_factory=list)
+    """Time of each response, on the clock of ``time.perf_counter``, which all processes share."""
+    max_difference: float = 0.0
+    """Largest difference of a score from the one that was expected."""
     candidates: int = 0
     """Candidates sent."""
     responses: Counter[str] = field(default_factory=Counter)
@@ -131,7 +135,9 @@ def _send(
     start = time.perf_counter()
     try:
         result = to.infer(NAME, inputs)
-        report.seconds.append(time.perf_counter() - start)
+        end = time.perf_counter()
+        report.seconds.append(end - start)
+        report.ends.append(end)
         response = result.get_response()
         is_json = isinstance(response, dict)
         version = response["model_version"] if is_json else response.model_version
@@ -143,6 +149,7 @@ def _send(
         report.failures.append(f"{report.protocol}, case {case}: {type(error).__name__}: {error}")
         return
     report.responses[version] += 1
+    report.max_difference = max(report.max_difference, difference)
     if not difference <= TOLERANCE:
         report.failures.append(
             f"{report.protocol}, case {case}: version {version} is {difference:.2g} away from its "

@@ -91,14 +91,14 @@ def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
         for part in ("train", "test"):
             write_rows(out / "rows" / part, 256)
         (out / "config.yaml").write_text(yaml.safe_dump(config(out / "rows", rows, dim, tower)))
-        _call("train", "--config", str(out / "config.yaml"), "--run-dir", str(run))
+        run_command("train", "--config", str(out / "config.yaml"), "--run-dir", str(run))
     model = out / f"model-{tables}-{os.getpid()}"
     start = time.perf_counter()
-    peak = _call("export", "--run-dir", str(run), "--out", str(model), "--tables", tables)
+    peak = run_command("export", "--run-dir", str(run), "--out", str(model), "--tables", tables)
     if vectors:
         pq.write_table(pa.table({"item": np.arange(rows)}), out / "items.parquet")
         start, files = time.perf_counter(), out / f"vectors-{os.getpid()}"
-        peak = _call(
+        peak = run_command(
             "vectors",
             "--model",
             str(model),
@@ -122,7 +122,7 @@ def main(rows: int, dim: int, tables: str, vectors: bool, out: Path) -> None:
     print(json.dumps(result))
 
 
-def _call(*arguments: str) -> int:
+def run_command(*arguments: str) -> int:
     """Runs a command of this project; returns its peak resident memory in bytes."""
     process = subprocess.Popen([sys.executable, "-m", "mail_torchrec", *arguments])
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,4 +1,4 @@
-"""torchrun and its ranks, forked from a process that has imported torch and the trainer.
+"""torchrun with its ranks, and other commands, as forks of a process that has imported the trainer.
 
 Fresh interpreters import for several seconds before a rank reads its configuration; forks begin at
 once. They run torchrun's own code, the parent of a rank is its torchrun, and each rank starts a
@@ -23,24 +23,30 @@ from mail_torchrec.distributed.parent import PARENT_VARIABLE
 
 PRELOAD = ["torch.distributed.run", "mail_torchrec.cli", "mail_torchrec.train.trainer"]
 PRELOAD += ["matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
-_POPEN = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen"
+SUBPROCESS_OF_TORCHRUN = (
+    "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen"
+)
+"""What to put :class:`ForkedPopen` in the place of."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class PreloadedTorchrun:
-    """``python -m torch.distributed.run`` as a fork, with the methods of ``subprocess.Popen``.
+class Preloaded:
+    """Program as a fork, with the methods of ``subprocess.Popen``.
 
     The first one starts the process that all are forked from, in this process's environment.
 
     Args:
+        target: called with the words and the log.
         words: of its command line.
-        log: file that its standard error, and that of the ranks, is appended to.
+        log: file that its standard error, and that of its children, is appended to.
     """
 
-    def __init__(self, words: list[str], log: Path) -> None:
+    def __init__(
+        self, target: Callable[[list[str], Path], None], words: list[str], log: Path
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        self._process = context.Process(target=_run_torchrun, args=(words, log))
+        self._process = context.Process(target=target, args=(words, log))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -64,8 +70,27 @@ class PreloadedTorchrun:
         """
         self._process.join(timeout)
         if (code := self._process.exitcode) is None:
-            raise subprocess.TimeoutExpired("torchrun", timeout or 0)
+            raise subprocess.TimeoutExpired("the fork", timeout or 0)
         return code
+
+
+class PreloadedTorchrun(Preloaded):
+    """``python -m torch.distributed.run``; arguments as there."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        super().__init__(_run_torchrun, words, log)
+
+
+class PreloadedCommand(Preloaded):
+    """``mail-torchrec`` in one process; arguments as there."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        super().__init__(_run_command, words, log)
+
+
+def _run_command(words: list[str], log: Path) -> None:
+    _redirect(log)
+    os._exit(_run_rank(["mail_torchrec", *words], dict(os.environ)))
 
 
 def _run_torchrun(words: list[str], log: Path) -> None:
@@ -73,7 +98,7 @@ def _run_torchrun(words: list[str], log: Path) -> None:
     _redirect(log)
     from torch.distributed.run import main
 
-    with patch(_POPEN, _ForkedPopen):
+    with patch(SUBPROCESS_OF_TORCHRUN, ForkedPopen):
         main(words)
 
 
@@ -85,7 +110,7 @@ def _redirect(log: Path) -> None:
         os.close(descriptor)
 
 
-class _ForkedPopen(subprocess.Popen[bytes]):
+class ForkedPopen(subprocess.Popen[bytes]):
     """A rank: ``python -u -m mail_torchrec ...`` in a fork of torchrun."""
 
     def _execute_child(self, args: tuple[str, ...], *others: Any) -> None:

@@ -71,7 +71,7 @@ class Running:
 
 @contextmanager
 def running(
-    model: Path,
+    model: Path | str,
     log: Path,
     *options: str,
     max_files: int | None = None,
@@ -80,7 +80,7 @@ def running(
     """Runs a server on free ports, without torch; it has to end cleanly by SIGTERM.
 
     Args:
-        model: exported model, or a folder of versions.
+        model: exported model, a folder of versions, or where they are published.
         log: file of its log.
         options: further options of ``mail-torchrec serve``.
         max_files: its hard limit of open files (``ulimit -n``).

@@ -5,11 +5,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mail_torchrec"
-SPLIT_ROOMS = ("data", "towers", "prepare")
+SPLIT_ROOMS = ("data", "towers", "prepare", "train", "embeddings")
 """Folders whose subfolders are rooms of their own."""
 _RIDDLE = re.compile(r"(What|How|Whether|Who|Whom|Which|Whose)\b")
 _TENSOR_TYPES = {"Tensor", "NDArray", "ndarray", "Ints", "Floats", "Bools", "Array", "Arrays"}
@@ -54,6 +55,7 @@ def sources(folder: Path = PACKAGE) -> list[Source]:
     return [Source(path, text := path.read_text(), ast.parse(text)) for path in paths]
 
 
+@cache
 def imported_modules(source: Source) -> set[str]:
     """Dotted names that a module imports, inside functions too.
 

@@ -47,7 +47,7 @@ def newest_intact_checkpoint(checkpoints: Checkpoints, *, quarantine: bool = Fal
     damaged: dict[Path, list[str]] = {}
     for path in reversed(broadcast_from_rank_0(checkpoints.published)):
         broadcast_from_rank_0(partial(check_format, path))
-        faults = _faults(path)
+        faults = faults_over_ranks(path)
         if faults:
             damaged[path] = faults
             continue
@@ -85,7 +85,7 @@ def intact_model_checkpoint(checkpoints: Checkpoints) -> Path | None:
 def checked_model_checkpoint(checkpoints: Checkpoints, newest: Path) -> Path:
     """Finds it beside an intact newest checkpoint; arguments and errors as there."""
     folder = broadcast_from_rank_0(lambda: model_checkpoint(checkpoints, newest))
-    if folder != newest and (faults := _faults(folder)):
+    if folder != newest and (faults := faults_over_ranks(folder)):
         raise ValueError(
             f"'{folder}', the best checkpoint of the run, is damaged; bring it back from a copy, "
             "or train the run again:\n  " + "\n  ".join(faults)
@@ -120,8 +120,8 @@ def model_checkpoint(checkpoints: Checkpoints, newest: Path) -> Path:
     return max(found, key=step_of)
 
 
-def _faults(folder: Path) -> list[str]:
-    """Lists the faults of a checkpoint, the same on every rank.
+def faults_over_ranks(folder: Path) -> list[str]:
+    """Lists the faults of a checkpoint, the same on every rank, each of which checks some files.
 
     Raises:
         CheckpointReadError: on every rank, a file cannot be read.

@@ -1,6 +1,7 @@
 """Manifest of a checkpoint: ``manifest.json``, which describes the state beside its tensors."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from mail_torchrec.data.fingerprint import FileFingerprint
 from mail_torchrec.data.reading.partition import DataPosition
+from mail_torchrec.records.checksums import CHECKSUMS, sha256
 from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format
 from mail_torchrec.utils.safe_paths import read_document
@@ -60,6 +62,8 @@ class CheckpointManifest(Settings):
     """Rows of the training data."""
     data: tuple[FileFingerprint, ...]
     """Fingerprints of the training data's files."""
+    day: str | None = Field(default=None, exclude_if=lambda day: day is None)
+    """Day of the training data, such as 2024-05-31, where the files tell one."""
     validation_rows: Count = 0
     """Validation rows; 0 where the run has none."""
     validation_data: tuple[FileFingerprint, ...] = ()
@@ -78,9 +82,19 @@ class CheckpointManifest(Settings):
         return self
 
 
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that a model depends on."""
+    return {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
+
+
 def manifest_text(manifest: CheckpointManifest) -> str:
     """Formats a manifest as the text of its file."""
     return manifest.model_dump_json(indent=1) + "\n"
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Computes the SHA-256 of a checkpoint's list of checksums, and so of all its files."""
+    return sha256(folder / CHECKSUMS)
 
 
 def check_format(folder: Path) -> None:

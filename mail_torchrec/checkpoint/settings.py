@@ -33,6 +33,13 @@ class CheckpointSettings(Settings):
     restart_state: list[str] = []
     """Tables whose optimizer state starts anew on resuming instead of being read from the
     checkpoint, for tables whose saved state does not fit the sharding."""
+    touched_rows: bool | None = None
+    """Record in each checkpoint which rows of the tables training has touched since the run began,
+    for deltas of exported models; null: in continued runs."""
+
+    def records_touched(self, *, is_continued: bool) -> bool:
+        """Returns ``touched_rows``, or its default for a run that continues another or none."""
+        return is_continued if self.touched_rows is None else self.touched_rows
 
     def steps_between(self, steps_per_epoch: int) -> int:
         """Returns ``every``, or its default for epochs of so many steps."""

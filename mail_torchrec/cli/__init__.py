@@ -11,7 +11,10 @@ from click.exceptions import Exit
 from mail_torchrec.cli import (
     configuration,
     data,
+    days,
+    delivery,
     experiments,
+    ids,
     inference,
     online,
     retrieval,
@@ -110,10 +113,11 @@ def doctor() -> None:
 
 for command in (
     *(data.synthesize, data.prepare, data.init, data.check),
-    *(runs.train, runs.compare, runs.checkpoint),
+    *(runs.train, runs.compare, days.days, runs.checkpoint, ids.ids),
     *(scoring.evaluate, scoring.predict, scoring.importance),
     *(experiments.plan, experiments.reproduce, experiments.sweep),
-    *(inference.export, inference.serve, inference.triton, retrieval.vectors),
+    *(inference.export, inference.triton, retrieval.vectors),
+    *(delivery.apply, delivery.publish, delivery.serve),
     *(online.abtest, configuration.config),
 ):
     main.add_command(command)

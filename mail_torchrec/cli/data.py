@@ -14,10 +14,16 @@ from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OUTPUT_FIL
     "--out",
     type=OUTPUT_DIR,
     required=True,
-    help="Folder to write; its train/ and test/ must not exist yet.",
+    help="Folder to write; its train/, test/ and days must not exist yet.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(1),
+    help="Write so many days, a folder each, on which users and items come and go and tastes "
+    "drift, in place of train/ and test/.",
 )
 @OVERRIDES
-def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
+def synthesize(out: Path, days: int | None, overrides: tuple[str, ...]) -> None:
     """Write a synthetic click log whose ground truth is known.
 
     Attributes decide interests through a non-linear map, histories reveal interests, clicks are few
@@ -28,11 +34,20 @@ def synthesize(out: Path, overrides: tuple[str, ...]) -> None:
     mail-torchrec synthesize --out worlds/demo
     mail-torchrec train --config launch/configs/synthetic.yaml --run-dir runs/demo \\
       data.root=worlds/demo
+    mail-torchrec synthesize --out worlds/days --days 9
     """  # noqa: D301
     from mail_torchrec.config import parse_settings
-    from mail_torchrec.synthetic.writer import WorldSettings, write_world
 
-    write_world(parse_settings(WorldSettings, list(overrides)), out)
+    if days is None:
+        from mail_torchrec.synthetic.writer import WorldSettings, write_world
+
+        write_world(parse_settings(WorldSettings, list(overrides)), out)
+        return
+    from mail_torchrec.synthetic.daily_writer import DailyWorldSettings, write_days
+
+    if any(override.startswith("days=") for override in overrides):
+        raise click.UsageError("--days is the number of days; leave out days=...")
+    write_days(parse_settings(DailyWorldSettings, [*overrides, f"days={days}"]), out)
 
 
 ENGINE_OPTIONS = (

@@ -1,4 +1,4 @@
-"""Commands that export and serve a trained model."""
+"""Commands that export a trained model, for any server and for Triton."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,20 @@ from mail_torchrec.cli.options import ALLOW_TOWER, LOCAL_PATH, OUTPUT_DIR
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="Type of the tables' elements; int8 has a scale and an offset a row.",
+    help="Type of the tables' elements; int8 has a scale and an offset a row; a delta takes its "
+    "base's.",
+)
+@click.option(
+    "--spare",
+    type=click.FloatRange(0),
+    metavar="SHARE",
+    help="Leave spare rows in each table's files (0.2: a fifth of its rows), for deltas.",
+)
+@click.option(
+    "--delta-of",
+    type=LOCAL_PATH,
+    metavar="VERSION",
+    help="Write what has changed since this version alone: an export with --spare, or a delta.",
 )
 @click.option(
     "--calibrate",
@@ -65,6 +78,7 @@ def export(
 
     \b
     mail-torchrec export --run-dir runs/demo --out models/demo
+    mail-torchrec export --run-dir runs/day9 --delta-of models/day8 --out deltas/day9
     python -c "from pathlib import Path; from mail_torchrec.inference.scorer import Scorer;
     print(Scorer(Path('models/demo')).max_difference())"
     """  # noqa: D301
@@ -79,146 +93,6 @@ def export(
             f"the trainer's probabilities {parity.max_difference:.1g} (at most "
             f"{parity.tolerance:g})"
         )
-
-
-@click.command()
-@click.option(
-    "--model",
-    type=LOCAL_PATH,
-    required=True,
-    help="An exported model, or a folder of exported versions.",
-)
-@click.option(
-    "--name", help="The model's name for clients; by default the newest version's run name."
-)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; there is no TLS and no login.",
-)
-@click.option(
-    "--http-port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="Port of the REST server; 0 takes a free one.",
-)
-@click.option(
-    "--grpc-port",
-    type=click.IntRange(0, 65535),
-    default=8081,
-    show_default=True,
-    help="Port of the gRPC server; 0 takes a free one.",
-)
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(1),
-    default=4 * 2**20,
-    show_default=True,
-    help="Most bytes of a request.",
-)
-@click.option(
-    "--max-candidates",
-    type=click.IntRange(1),
-    default=2000,
-    show_default=True,
-    help="Most candidates of a request.",
-)
-@click.option(
-    "--max-waiting-bytes",
-    type=click.IntRange(1),
-    default=64 * 2**20,
-    show_default=True,
-    help="Most bytes of all requests in the server, as they arrive; beyond it 429.",
-)
-@click.option(
-    "--max-requests",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Most requests in the server; beyond it 429.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Requests that are decoded and scored at once; others wait; by default one a core, at "
-    "most four.",
-)
-@click.option(
-    "--max-connections",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Most connections of HTTP, and of gRPC; fewer where `ulimit -n` leaves less.",
-)
-@click.option(
-    "--receive-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Most seconds that a request may take to arrive.",
-)
-@click.option(
-    "--keep-alive",
-    type=click.IntRange(1),
-    default=620,
-    show_default=True,
-    help="Seconds that an idle connection is kept; of gRPC at most 300.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="ONNX Runtime's threads for a request; by default it uses the machine's cores.",
-)
-@click.option(
-    "--poll",
-    type=click.FloatRange(0),
-    default=5.0,
-    show_default=True,
-    help="Seconds between scans of the folder for versions; 0: never.",
-)
-@click.option(
-    "--split",
-    metavar="VERSION=SHARE",
-    help="Serve this share of users (0.1: a tenth) by VERSION (or its folder's name).",
-)
-@click.option(
-    "--split-salt",
-    default="split",
-    show_default=True,
-    help="Another salt gives another set of users to VERSION.",
-)
-@click.option(
-    "--copy-to",
-    type=LOCAL_PATH,
-    help="Folder for private copies of versions (/dev/shm: memory); then nothing that happens to "
-    "the original files reaches requests.",
-)
-@click.option(
-    "--allow-schema-change",
-    is_flag=True,
-    help="Load a new version although it takes other columns, types or outputs than the one that "
-    "serves.",
-)
-def serve(model: Path, split: str | None, split_salt: str, **options: Any) -> None:
-    """Serve exported models by the Open Inference Protocol v2, REST and gRPC.
-
-    A request is one tensor `request` (BYTES, one element): JSON of one user and its candidates,
-    raw values; or the tensors that the manifest lists. /metrics is for Prometheus, /openapi.json
-    describes the REST side. In a folder of versions the newest serves; a version that is added is
-    checked against its golden requests and loaded while the others go on serving.
-
-    \b
-    mail-torchrec serve --model models/demo
-    mail-torchrec serve --model models --split candidate=0.1
-    """  # noqa: D301
-    from mail_torchrec.inference.traffic_split import TrafficSplit
-    from mail_torchrec.serve.command import ServeOptions
-    from mail_torchrec.serve.command import serve as run_server
-
-    traffic_split = None if split is None else TrafficSplit.parse(split, split_salt)
-    run_server(ServeOptions(model, split=traffic_split, **options))
 
 
 @click.command()

@@ -5,16 +5,28 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mail_torchrec.cli.interrupts import InterruptHandler
-from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.cli.options import ALLOW_TOWER, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.distributed.launcher import num_restarts
+
+if TYPE_CHECKING:
+    from mail_torchrec.config import Config
 
 
 @click.command()
-@CONFIG
+@click.option(
+    "--config",
+    "config_path",
+    type=LOCAL_PATH,
+    help=(
+        "YAML file; launch/configs/ holds examples. With --continue or --init-from the parent's "
+        "configuration is taken where none is given."
+    ),
+)
 @click.option(
     "--run-dir",
     type=OUTPUT_DIR,
@@ -37,6 +49,27 @@ from mail_torchrec.distributed.launcher import num_restarts
     ),
 )
 @click.option(
+    "--continue",
+    "continued",
+    type=LOCAL_PATH,
+    metavar="RUN",
+    help=(
+        "Go on from the run in this directory with other training data: weights, optimizers, "
+        "steps and vocabularies."
+    ),
+)
+@click.option(
+    "--init-from",
+    type=LOCAL_PATH,
+    metavar="RUN",
+    help="Begin with the weights of the run in this directory, at step 0 with fresh optimizers.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="With --continue: train even on files that the run or one before it was trained on.",
+)
+@click.option(
     "--preset",
     help=(
         "Settings that come with the package: 'tuned', for new users. Your overrides take "
@@ -53,14 +86,18 @@ from mail_torchrec.distributed.launcher import num_restarts
     is_flag=True,
     help="Print the whole configuration, defaults and overrides included, and stop.",
 )
+@ALLOW_TOWER
 @OVERRIDES
 @click.pass_obj
 def train(
     interrupts: InterruptHandler,
-    config_path: Path,
+    config_path: Path | None,
     run_dir: Path | None,
     resume: bool,
     from_scratch: bool,
+    continued: Path | None,
+    init_from: Path | None,
+    again: bool,
     preset: str | None,
     plan: Path | None,
     print_config: bool,
@@ -78,21 +115,31 @@ def train(
     code of the signal; --resume goes on from there. A second Ctrl-C ends at once, and says what is
     lost.
     """  # noqa: D301
-    from mail_torchrec.config import dump_config, load_config, preset_overrides
+    from mail_torchrec.config import dump_config, preset_overrides
 
-    config = load_config(config_path, [*(preset_overrides(preset) if preset else []), *overrides])
+    if continued is not None and init_from is not None:
+        raise click.UsageError("--continue and --init-from name a run's one parent; give one.")
+    if again and continued is None:
+        raise click.UsageError("--again is for --continue.")
+    is_restart = num_restarts() > 0
+    overrides = (*(preset_overrides(preset) if preset else []), *overrides)
+    resumed = run_dir if resume or is_restart else None
+    config = _run_config(config_path, resumed, continued or init_from, overrides)
     if print_config:
         click.echo(dump_config(config), nl=False)
         return
     if run_dir is None:
         raise click.UsageError("Missing option '--run-dir'.")
     from mail_torchrec.reporting.run_summary import run_summary
+    from mail_torchrec.train.continuation import ParentRun
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
     if resume and from_scratch:
         raise click.UsageError("--resume goes on with a run and --from-scratch begins; give one.")
-    is_restart = num_restarts() > 0
+    parent = None
+    if (path := continued or init_from) is not None:
+        parent = ParentRun(path, "continue" if continued else "init-from", again)
     interrupts.describe_losses = partial(_losses_between_steps, run_dir)
     metrics = run(
         config,
@@ -100,10 +147,26 @@ def train(
         plan,
         resume=resume or is_restart,
         from_scratch=from_scratch and not is_restart,
+        parent=parent,
     )
     if _is_first_rank():
         click.echo(run_summary(metrics, run_dir), err=True)
         click.echo(json.dumps({config.name: metrics}))
+
+
+def _run_config(
+    path: Path | None, resumed: Path | None, parent: Path | None, overrides: tuple[str, ...]
+) -> "Config":
+    """Loads the configuration of a run: of a file, else of the run itself, else of its parent."""
+    from mail_torchrec.config import RUN_CONFIG, load_config, load_run_config
+
+    if path is not None:
+        return load_config(path, list(overrides))
+    if resumed is not None and (resumed / RUN_CONFIG).exists():
+        return load_run_config(resumed, overrides)
+    if parent is None:
+        raise click.UsageError("Missing option '--config'.")
+    return load_run_config(parent, overrides)
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """Fits the encoders of ids and numbers in one pass over the training files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits
 from mail_torchrec.data.ids.counts import IdCounts
+from mail_torchrec.data.ids.policy import IdEncoder, IdPolicy, NewOwners
 from mail_torchrec.data.numeric import Moments, numeric_values
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
@@ -31,6 +33,7 @@ def fit_encoders(
     schema: Schema,
     cold_start: ColdStartSettings,
     *,
+    day: date | None = None,
     observers: Sequence[RowObserver] = (),
     progress: bool = False,
 ) -> Encoders:
@@ -43,12 +46,61 @@ def fit_encoders(
         source: training files.
         schema: their columns, and the id policies of the tables.
         cold_start: settings of the simulation.
+        day: of the training files, for policies by which ids expire; None where none is known.
         observers: get every row group too.
         progress: show a progress bar.
 
     Raises:
         ValueError: a bad value in a column of numbers or vectors.
     """
+    return _fitter_of(source, schema, cold_start, observers, progress=progress).encoders(day)
+
+
+def update_encoders(
+    source: Source,
+    schema: Schema,
+    cold_start: ColdStartSettings,
+    parent: Encoders,
+    day: date | None,
+    *,
+    observers: Sequence[RowObserver] = (),
+    progress: bool = False,
+) -> tuple[Encoders, dict[str, NewOwners]]:
+    """Updates the encoders of a run that is continued on other files.
+
+    Each table's policy decides which ids have rows; the scales of numbers and vectors stay as they
+    are.
+
+    Args:
+        source: the new training files.
+        schema: their columns, and the id policies of the tables.
+        cold_start: settings of the simulation.
+        parent: encoders of the run that is continued; they are not changed.
+        day: of the new files, by which ids expire; None where none is known.
+        observers: get every row group too.
+        progress: show a progress bar.
+
+    Returns:
+        The encoders, and the rows of each table that have new owners.
+
+    Raises:
+        ValueError: a bad value in a column of numbers or vectors, or ids of another type.
+    """
+    fitter = _fitter_of(source, schema, cold_start, observers, progress=progress)
+    tables = fitter.updated_tables(parent, day)
+    owners = {name: encoder.new_owners(parent.tables[name]) for name, encoder in tables.items()}
+    return Encoders(tables, parent.scales, parent.vectors), owners
+
+
+def _fitter_of(
+    source: Source,
+    schema: Schema,
+    cold_start: ColdStartSettings,
+    observers: Sequence[RowObserver],
+    *,
+    progress: bool,
+) -> "_Fitter":
+    """Reads all row groups."""
     fitter = _Fitter(schema, cold_start, observers)
     bar = progress_bar(
         source.row_groups,
@@ -63,7 +115,7 @@ def fit_encoders(
         except ValueError:
             fitter.add([source.whole(group)], file)  # with the row's number in the row group
             raise
-    return fitter.encoders()
+    return fitter
 
 
 class _Fitter:
@@ -123,10 +175,28 @@ class _Fitter:
             )
         return moments.scale()
 
-    def encoders(self) -> Encoders:
+    def updated_tables(self, parent: Encoders, day: date | None) -> dict[str, IdEncoder]:
+        """Returns the id encoders of a run that continues another one, by table."""
+        return self._tables(
+            lambda name, policy, counts: policy.update(parent.tables[name], counts, day)
+        )
+
+    def _tables(
+        self, build: Callable[[str, IdPolicy, IdCounts], IdEncoder]
+    ) -> dict[str, IdEncoder]:
+        """Builds the id encoder of each table; errors name the table."""
+        tables = {}
+        for name, policy in self._policies.items():
+            try:
+                tables[name] = build(name, policy, self._counts[name])
+            except ValueError as error:
+                raise ValueError(f"schema.tables.{name}: {error}") from error
+        return tables
+
+    def encoders(self, day: date | None) -> Encoders:
         """Returns the fitted encoders."""
         return Encoders(
-            {name: policy.fit(self._counts[name]) for name, policy in self._policies.items()},
+            self._tables(lambda name, policy, counts: policy.fit(counts, day)),
             {name: moments.scale() for name, moments in self._moments.items()},
             {name: self._vector_scale(name) for name in self._vectors},
         )

@@ -5,7 +5,7 @@ that each class is sampled from its logit (Bengio and Senecal 2008, "Adaptive im
 accelerate training of a neural probabilistic language model"; Jean et al. 2015, arXiv:1412.2007;
 for retrieval Yi et al. 2019, "Sampling-bias-corrected neural modeling").
 
-Shapes: ``K`` negatives of a batch, ``V`` rows of the item table from ``FIRST_ROW`` on, ``N`` ids.
+Shapes: ``K`` negatives of a batch, ``V`` rows of the item table that are drawn, ``N`` ids.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from mail_torchrec.data.ids.policy import FIRST_ROW, IdEncoder
+from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.parquet.arrow import Floats, Ints
 
 
@@ -49,16 +49,17 @@ class NegativeSampler:
         self.num_samples = num_samples
         probabilities_V = _probabilities(distribution, encoder, table)
         self._cumulative_V: npt.NDArray[np.float64] = np.cumsum(probabilities_V)
+        self._rows_V = encoder.rows_V
         # Unknown and missing ids are never drawn; their correction is that of the rarest id.
-        rarest = np.full(FIRST_ROW, probabilities_V.min())
-        expected = num_samples * np.concatenate([rarest, probabilities_V])
+        expected = np.full(encoder.num_rows, num_samples * probabilities_V.min())
+        expected[self._rows_V] = num_samples * probabilities_V
         self._log_expected_counts: Floats = np.log(expected).astype(np.float32)
 
     def sample(self, random: np.random.Generator) -> Ints:
         """Draws table rows [K]."""
         points_K = random.random(self.num_samples) * self._cumulative_V[-1]
         found_K = np.searchsorted(self._cumulative_V, points_K, side="right")
-        rows_K: Ints = np.minimum(found_K, len(self._cumulative_V) - 1) + FIRST_ROW
+        rows_K: Ints = self._rows_V[np.minimum(found_K, len(self._cumulative_V) - 1)]
         return rows_K
 
     def log_expected_counts(self, rows_N: Ints) -> Floats:
@@ -69,8 +70,8 @@ class NegativeSampler:
 def _probabilities(
     distribution: NegativeDistribution, encoder: IdEncoder, table: str
 ) -> npt.NDArray[np.float64]:
-    """Returns the probability of each row of the table from ``FIRST_ROW`` on, [V]."""
-    num_values = encoder.num_rows - FIRST_ROW
+    """Returns the probability of each row that is drawn, [V]."""
+    num_values = len(encoder.rows_V)
     if not num_values:
         raise ValueError(
             f"table '{table}' should hold values to draw negatives from, its vocabulary is "
@@ -90,7 +91,7 @@ def _probabilities(
     return _log_uniform(counts_V)
 
 
-def _log_uniform(counts_V: Ints) -> npt.NDArray[np.float64]:
+def _log_uniform(counts_V: Ints | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Returns the log-uniform probabilities of values by their frequency ranks, [V]."""
     ranks_V = np.empty(len(counts_V), dtype=np.int64)
     ranks_V[np.argsort(-counts_V, kind="stable")] = np.arange(len(counts_V))

@@ -1,6 +1,7 @@
 """Settings of the section ``data``: where the rows are and how they are read."""
 
 import math
+from datetime import date
 from typing import overload
 
 from pydantic import Field
@@ -27,6 +28,10 @@ class DataSettings(Settings):
     validation: ValidationSettings | None = None
     """Rows that measure the model while it trains and choose its best checkpoint; null: none, and
     the last checkpoint is the model."""
+    day: date | None = Field(default=None, exclude_if=lambda day: day is None)
+    """Day of the training data, by which managed ids expire and their counts decay; by default the
+    newest day in the names of the files' folders (`day=2024-05-31/`), or else in UTC of the times
+    that columns have a `part` or `age_of` of."""
     negatives_kept: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of the unclicked rows that `train` still has, 0.1 where negatives were downsampled 1 to
     10. The reported and exported probabilities of a click, and of what follows it, are corrected

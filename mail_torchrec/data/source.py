@@ -80,7 +80,7 @@ class Source:
             unread = {*unread, *schema.names(Group.POSITION), *self._absent_weights(schema, unread)}
         self._names = [name for name in schema.read_columns if name not in unread]
         self.columns = sorted({raw for name in self._names for raw in schema.raw_columns(name)})
-        self._constants = {
+        self.constants = {
             schema.file_column(name): _CONSTANTS.get(schema.columns[name].group, pa.scalar(0.0))
             for name in unread
             if schema.file_column(name) not in self.columns
@@ -135,6 +135,11 @@ class Source:
         return fingerprints(self._files, sorted({*self.columns, *splitting}))
 
     @property
+    def schema(self) -> Schema:
+        """Columns that are read."""
+        return self._schema
+
+    @property
     def files(self) -> list[ParquetFile]:
         """Files, in the order of their names."""
         return self._files
@@ -157,7 +162,7 @@ class Source:
         names = self.columns if columns is None else self._stored(columns)
         stored = self._files[group.file].read(self._needed(names), group.index)
         table = self._plain(self._kept(stored, names, group), group)
-        return table.select(columns) if columns is not None else self._with_constants(table)
+        return table.select(columns) if columns is not None else self.with_constants(table)
 
     def whole(self, group: RowGroup) -> pa.Table:
         """Reads all rows of a row group as :meth:`read` does, those that are not kept included.
@@ -168,7 +173,7 @@ class Source:
             ValueError: as :meth:`read`.
         """
         stored = self._files[group.file].read(self.columns, group.index)
-        return self._with_constants(self._plain(stored, group))
+        return self.with_constants(self._plain(stored, group))
 
     def select(self, row_groups: Sequence[RowGroup], kept: RowFilter | None = None) -> "Source":
         """Returns a source of some rows alone.
@@ -210,7 +215,7 @@ class Source:
         for stored in file.batches(self._needed(self.columns), PIECE_ROWS, group.index):
             kept = self._kept(stored, self.columns, group)
             if len(kept):
-                yield self._with_constants(self._plain(kept, group))
+                yield self.with_constants(self._plain(kept, group))
 
     def _stored(self, columns: list[str]) -> list[str]:
         """Returns the columns of the files that some columns are read or computed from."""
@@ -237,8 +242,8 @@ class Source:
         table = with_derived(table, self._schema, self.file(group))
         return drop_padding(table, self._schema)
 
-    def _with_constants(self, table: pa.Table) -> pa.Table:
-        """Appends the columns that are not read."""
-        for name, value in self._constants.items():
+    def with_constants(self, table: pa.Table) -> pa.Table:
+        """Appends the columns that are not read, ``constants``."""
+        for name, value in self.constants.items():
             table = table.append_column(name, pa.repeat(value, len(table)))
         return table

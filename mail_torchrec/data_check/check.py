@@ -13,10 +13,11 @@ from mail_torchrec.data_check.column_counts import ColumnCounts, report_columns
 from mail_torchrec.data_check.history_checks import HistoryCounts
 from mail_torchrec.data_check.row_counts import RowCounts, compare_parts
 from mail_torchrec.data_check.scan import Part, open_part
+from mail_torchrec.model.unused_settings import unused_settings
 
 
 def check_data(config: Config, max_rows: int) -> CheckReport:
-    """Looks at the rows of training and test.
+    """Looks at the rows of training, of validation where they have files of their own, and of test.
 
     Args:
         config: names the files, and what their columns are.
@@ -26,13 +27,21 @@ def check_data(config: Config, max_rows: int) -> CheckReport:
     train = open_part("training", data.path(data.train), schema, None, max_rows, report)
     types = None if train is None else train.types
     test = open_part("test", data.path(data.test), schema, types or {}, max_rows, report)
-    report.head = "\n".join(_head(part) for part in (train, test) if part is not None)
+    validation = None
+    if data.validation is not None and data.validation.path is not None:
+        path = data.path(data.validation.path)
+        validation = open_part("validation", path, schema, types or {}, max_rows, report)
+    report.head = "\n".join(_head(part) for part in (train, validation, test) if part is not None)
+    for unused in unused_settings(config.model, schema):
+        report.warn("unused", unused)
     if train is None:
         return report
     encoders = _encoders(train, config, report)
     if encoders is not None:
         _check_ids_of_settings(train, config, encoders, report)
     counts = _scan(train, config, None, report)
+    if validation is not None:
+        _scan(validation, config, encoders, report)
     of_test = None if test is None else _scan(test, config, encoders, report)
     if of_test is not None:
         compare_parts(counts[0], of_test[0], report)

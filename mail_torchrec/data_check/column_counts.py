@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits
-from mail_torchrec.data.ids.policy import UNKNOWN_ROW
 from mail_torchrec.data.parquet.arrow import Bools
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.data_check.check_report import CheckReport, FoundTable
@@ -80,8 +79,8 @@ class ColumnCounts:
         for name in self.schema.id_columns:
             if name in self.names:
                 ids = limits.shown_ids(rows.table, name, rows.where)[0]
-                encoded = encoders.tables[self.schema.table_of(name)].encode(ids)
-                unknown = int(np.count_nonzero(encoded == UNKNOWN_ROW))
+                encoder = encoders.tables[self.schema.table_of(name)]
+                unknown = int(np.count_nonzero(encoder.is_unknown(encoder.encode(ids))))
                 self.ids[name] = self.ids.get(name, 0) + len(ids)
                 self.unknown[name] = self.unknown.get(name, 0) + unknown
 

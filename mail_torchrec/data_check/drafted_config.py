@@ -122,7 +122,8 @@ def _tables(schema: DraftedSchema) -> Iterator[str]:
     yield "  tables:"
     for name, rows in schema.hashed.items():
         settings = {"ids": "hash", "rows": rows}
-        yield _line(f"    {flow(name)}: {flow(settings)}", "too many ids for a vocabulary")
+        reason = "too many ids for a vocabulary; 'managed' ones suit training every day"
+        yield _line(f"    {flow(name)}: {flow(settings)}", reason)
     for name in actions:
         yield _line(f"    {flow(name)}: {flow({'init_mean': 1.0})}", "it multiplies item vectors")
 
@@ -133,6 +134,8 @@ def _model(schema: DraftedSchema) -> Iterator[str]:
     if schema.hashed:
         yield _line("  tower_options: {negatives: uniform}", "hashed ids have no frequencies")
     yield _line("  zero_shot: {variant: full}", "behaviours of new users from attributes")
+    if "conversion" in schema.groups:
+        yield _line("  multi_task: {}", "learns the conversion too; null for clicks alone")
     yield _line("train: {epochs: 1, batch_size: 256}", "then try others, on validation rows")
 
 

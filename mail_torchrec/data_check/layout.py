@@ -8,6 +8,7 @@ from typing import Any
 
 from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.parquet_file import ParquetFile
+from mail_torchrec.utils.uris import without_credentials
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "eval", "evaluation")
 
@@ -50,7 +51,7 @@ def find_layout(path: str) -> Layout:
     base, _, options = path.partition("?")
     base = base.rstrip("/")
     suffix = f"?{options}" if options else ""
-    below = [_below(file.path, base) for file in files]
+    below = [_below(file.path, without_credentials(base)) for file in files]
     tops = list(dict.fromkeys(parts[0] for parts in below if parts))
     if not tops or len(tops) == 1:
         return _one_place(path, base, suffix, tops, below, files)

@@ -1,4 +1,4 @@
-"""Sampled rows of the training or test files, with labels and days.
+"""Sampled rows of the training, validation or test files, with labels and days.
 
 Shapes: ``R`` rows that are read together, ``G`` rows of a row group.
 """
@@ -9,19 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from mail_torchrec.data.checks.values import check_values
 from mail_torchrec.data.column_types import ColumnTypes
-from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.history import HistoryLimits, column_ids, find_misaligned_row
-from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.parquet.arrow import Bools, Ints, binary
 from mail_torchrec.data.parquet.selection import DataPart
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
-from mail_torchrec.data.task_labels import task_labels
 from mail_torchrec.data.validation_split import RowSplit, ValidationSettings
-from mail_torchrec.data.weights.list_weights import list_weights
-from mail_torchrec.data.weights.row_weights import row_weights
 from mail_torchrec.data_check.check_report import CheckReport
 from mail_torchrec.data_check.column_profile import ColumnProfile
 from mail_torchrec.data_check.sample import read_sample
@@ -52,10 +47,10 @@ class ScannedRows:
 
 @dataclass(frozen=True)
 class Part:
-    """Training or test files, and the row groups that are looked at.
+    """Training, validation or test files, and the row groups that are looked at.
 
     Args:
-        name: ``training`` or ``test``.
+        name: ``training``, ``validation`` or ``test``.
         source: selected row groups.
         num_rows: rows of all files.
         day: reads the day of each row; None where no column holds it.
@@ -107,8 +102,6 @@ class Part:
         if self.day is not None:
             stored = source.files[group.file].read([self.day.column], group.index)
             days_R = self.day.numbers(stored, self.types, where)[: len(table)]
-        if (wrong := find_misaligned_row(table, schema)) is not None:
-            raise ValueError(f"{where}, row {wrong.row}: {wrong}; repair or drop it")
         check_values(table, schema, encoders, where)
         clicked_R = binary(table[label], file=where, name=label)
         return ScannedRows(table, path, where, clicked_R, days_R)
@@ -125,37 +118,6 @@ class Part:
         return pa.concat_tables(tables).slice(0, _GROUP_ROWS)
 
 
-def check_values(table: pa.Table, schema: Schema, encoders: Encoders | None, where: str) -> None:
-    """Checks the values that training and evaluations refuse, beside the label.
-
-    Args:
-        table: rows of one row group with the files' columns, in plain types.
-        schema: columns.
-        encoders: of the training rows, which know how long vectors are; None for training itself.
-        where: file and row group.
-
-    Raises:
-        ValueError: a bad value; the message names column, row, value and remedy.
-    """
-    row_weights(table, schema, where)
-    task_labels(table, schema, where)
-    if schema.conversion is not None:
-        column = schema.file_column(schema.conversion)
-        binary(table[column], file=where, name=column)
-    limits = HistoryLimits.served(schema, len(table))
-    for name in schema.list_weights:
-        list_weights(table, limits, name, where)
-    for name in schema.bucketed:
-        column_ids(table, schema, name, where)
-    for name in schema.numeric():
-        column, transform = schema.file_column(name), schema.columns[name].transform
-        numeric_values(table[column], transform, file=where, name=column)
-    for name in schema.vectors():
-        column = schema.file_column(name)
-        length = schema.columns[name].length if encoders is None else encoders.vectors[name].dim
-        vector_values(table[column], length, file=where, name=column, rows="of its row group")
-
-
 def open_part(
     name: str,
     path: DataPart,
@@ -164,10 +126,10 @@ def open_part(
     max_rows: int,
     report: CheckReport,
 ) -> Part | None:
-    """Opens the files of training or test; None, and an error in the report, where it cannot.
+    """Opens the files of a part; None, and an error in the report, where it cannot.
 
     Args:
-        name: ``training`` or ``test``.
+        name: ``training``, ``validation`` or ``test``.
         path: of the files.
         schema: columns.
         known: types of the training files' columns; None for training itself.

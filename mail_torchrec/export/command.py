@@ -1,6 +1,7 @@
 """The ``mail-torchrec export`` command: a finished run to a checked artefact."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,21 +14,20 @@ from mail_torchrec.data.ids.policy import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.weights.positions import position_rows
 from mail_torchrec.export.compact_tables import CompactTables
+from mail_torchrec.export.delta import DeltaBase, write_delta
 from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.export.inference_model import InferenceModel, buffer_name
 from mail_torchrec.export.parity import check_parity, golden_batch, trainer_scores
+from mail_torchrec.export.spare_rows import add_spare_rows, artifact_checksums, spare_info
 from mail_torchrec.export.table_files import GatherTable, TableFiles, TableType
-from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES, checksums
+from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
-from mail_torchrec.inference.manifest import (
-    ArtifactManifest,
-    NumericInfo,
-    TableInfo,
-    VectorInfo,
-)
+from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import Request, graph_output, input_specs
+from mail_torchrec.inference.tables.table_info import NumericInfo, TableInfo, VectorInfo
+from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.atomic_dir import atomic_dir
@@ -63,6 +63,10 @@ class ExportOptions:
     """Parquet file or folder that it is fitted on; None takes the run's validation rows."""
     aoti: bool = False
     """Also compile a package that needs torch alone."""
+    spare: float | None = None
+    """Spare rows in each table's files, as a share of its rows, for deltas; None for none."""
+    delta_of: Path | None = None
+    """Artefact with spare rows, or delta, to write what changed since; None writes all of it."""
 
 
 def export(options: ExportOptions) -> ArtifactManifest:
@@ -72,21 +76,43 @@ def export(options: ExportOptions) -> ArtifactManifest:
         ValueError: no finished run, ``out`` exists, a library is missing, a tower cannot be traced,
             or scores differ from the trainer's.
     """
-    _check_libraries()
+    _check_options(options)
     if options.aoti:
         from mail_torchrec.export.aoti import check_compiler
 
         check_compiler()
+    base = None if options.delta_of is None else DeltaBase.open(options.delta_of)
     with atomic_dir(options.out) as folder:
-        return _write(FinishedRun.open(options.run_dir), options, folder)
+        run = FinishedRun.open(options.run_dir)
+        if base is None:
+            return _write(run, options, folder, run.capacities(options.spare))
+        options = replace(options, table_type=base.manifest.table_type)
+        # The whole artefact, for its checksums and its parity; then what is new of it.
+        with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
+            manifest = _write(run, options, Path(whole), base.capacities)
+            write_delta(base, Path(whole), manifest, options.run_dir.path, folder)
+        return manifest
 
 
-def _write(run: FinishedRun, options: ExportOptions, folder: Path) -> ArtifactManifest:
+def _write(
+    run: FinishedRun, options: ExportOptions, folder: Path, capacities: Mapping[str, int] | None
+) -> ArtifactManifest:
+    """Writes a checked artefact into a folder.
+
+    Args:
+        run: the finished run.
+        options: of the export.
+        folder: folder of the artefact.
+        capacities: rows of each table's files, for spare ones; None for none.
+    """
     requests, types = _golden_requests(run, options)
     calibration = _fit_calibration(options)
     calibrator = calibration.calibrator if calibration is not None else None
     compact = _compact_tables(run, requests, types)
-    tables = run.write_tables(folder / "tables", options.table_type, compact.copy_shard)
+    place = folder / ("tables" if capacities is None else SPARE_TABLES)
+    tables = run.write_tables(place, options.table_type, compact.copy_shard)
+    if capacities is not None:
+        tables = add_spare_rows(tables, capacities, folder)
     scores = trainer_scores(compact, run.towers, calibrator)
     _write_models(run, tables, folder, calibrator, aoti=options.aoti)
     run.encoders.save(folder / VOCABULARIES)
@@ -170,7 +196,7 @@ def _write_models(
     buffers = {
         buffer_name(name, part): file
         for name, files in tables.items()
-        for part, file in files.by_name.items()
+        for part, file in files.buffers.items()
     }
     outputs = [graph_output(spec.name, inputs) for spec in run.towers.output_specs()]
     program = export_program(model, tower)
@@ -196,6 +222,8 @@ def _manifest(
     """Describes the artefact; its parity is still to be measured."""
     schema = run.config.schema_
     max_behaviours = run.config.data.new_user_max_behaviours
+    infos = {name: _table_info(run, name, parts, folder) for name, parts in tables.items()}
+    has_spare = any(parts.positions is not None for parts in tables.values())
     return ArtifactManifest(
         name=run.config.name,
         version="",  # derived when it is written
@@ -212,7 +240,8 @@ def _manifest(
         unknown_row=UNKNOWN_ROW,
         missing_row=MISSING_ROW,
         first_row=FIRST_ROW,
-        tables={name: _table_info(run, name, parts, folder) for name, parts in tables.items()},
+        tables=infos,
+        checkpoint=run.checkpoint if has_spare else None,
         numeric=_numeric_info(run),
         vectors={
             name: VectorInfo(dim=dim, scales=f"{VOCABULARIES}/{VECTOR_SCALES}")
@@ -221,7 +250,7 @@ def _manifest(
         value_types=types,
         schema=schema,
         parity={},
-        files=checksums(folder),
+        files=artifact_checksums(folder, infos),
     )
 
 
@@ -241,13 +270,18 @@ def _table_info(run: FinishedRun, table: str, files: TableFiles, folder: Path) -
     encoding = run.encoders.tables[name].manifest_entry(VOCABULARIES, name)
     return TableInfo(
         **encoding._asdict(),
-        rows=files.weight.shape[0],
+        rows=run.encoders.num_rows[name],
         dim=settings.dim or run.config.schema_.dim,
         files={part: str(file.path.relative_to(folder)) for part, file in files.by_name.items()},
+        spare=spare_info(files, folder),
     )
 
 
-def _check_libraries() -> None:
+def _check_options(options: ExportOptions) -> None:
+    if options.spare is not None and options.delta_of is not None:
+        raise ValueError("--spare is of full exports; leave it out, a delta has that of its base")
+    if options.aoti and (options.spare is not None or options.delta_of is not None):
+        raise ValueError("--aoti compiles full exports without spare rows; leave it out")
     needed = ("onnx", "onnxscript", "onnxruntime")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise ValueError(f"export needs {', '.join(missing)}: pip install 'mail-torchrec[export]'")

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mail_torchrec.checkpoint.manifest import checkpoint_digest
 from mail_torchrec.config import Config, load_run_config
 from mail_torchrec.data.column_types import ColumnTypes, load_column_types
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
+from mail_torchrec.export.spare_rows import capacity_of
 from mail_torchrec.export.stored_weights import ShardConsumer, StoredWeights, weights_folder
 from mail_torchrec.export.table_files import TableFile, TableFiles, TableType, convert_table
 from mail_torchrec.model.mail import Towers
@@ -74,6 +76,19 @@ class FinishedRun:
         _load_towers(towers, stored)
         metrics = json.loads(read_recorded(run_dir.path, run_dir.metrics.name))
         return FinishedRun(config, encoders, types, feature_tables, towers, stored, metrics)
+
+    @property
+    def checkpoint(self) -> str:
+        """Digest of the checkpoint with the weights."""
+        return checkpoint_digest(self.stored.folder)
+
+    def capacities(self, spare: float | None) -> dict[str, int] | None:
+        """Computes the rows of each table's files with a share of spare ones; None without."""
+        if spare is None:
+            return None
+        tables = table_keys(self.config, self.feature_tables, self.encoders).values()
+        num_rows = self.encoders.num_rows
+        return {name: capacity_of(num_rows[self.schema_table(name)], spare) for name in tables}
 
     def schema_table(self, table: str) -> str:
         """Finds the schema's table of a table that may be an output-side one."""

@@ -18,6 +18,8 @@ _DTYPES = {
     "float32": onnx_ir.DataType.FLOAT,
     "float16": onnx_ir.DataType.FLOAT16,
     "uint8": onnx_ir.DataType.UINT8,
+    "int32": onnx_ir.DataType.INT32,
+    "int64": onnx_ir.DataType.INT64,
 }
 _ALIGNMENT = 64
 _SMALL = 1024  # bytes; smaller constants stay in the graph

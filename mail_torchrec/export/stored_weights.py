@@ -55,7 +55,7 @@ class StoredWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         metadata = read_tensor_metadata(folder)
         self._sizes = {key: tuple(item.size) for key, item in metadata.items()}
 
@@ -67,7 +67,7 @@ class StoredWeights:
         """
         if key not in self._sizes:
             raise ValueError(
-                f"'{self._folder}' holds no '{key}': it is of another model than the "
+                f"'{self.folder}' holds no '{key}': it is of another model than the "
                 "configuration beside it"
             )
         return self._sizes[key]
@@ -89,7 +89,7 @@ class StoredWeights:
         for key, value in like.items():
             if self.size(key) != tuple(value.shape):
                 raise ValueError(
-                    f"'{self._folder}': '{key}' should be of size {tuple(value.shape)}, found "
+                    f"'{self.folder}': '{key}' should be of size {tuple(value.shape)}, found "
                     f"{self.size(key)}"
                 )
         state = {key: torch.empty_like(value, device="cpu") for key, value in like.items()}
@@ -106,7 +106,7 @@ class StoredWeights:
         self._read({key: size_only}, _StreamingPlanner(consume))
 
     def _read(self, state: dict[str, Tensor], planner: DefaultLoadPlanner | None) -> None:
-        read_tensors(state, self._folder, planner=planner)
+        read_tensors(state, self.folder, planner=planner)
 
 
 class _StreamingPlanner(DefaultLoadPlanner):

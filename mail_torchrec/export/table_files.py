@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TableType = Literal["float32", "float16", "int8"]
-FileDtype = Literal["float32", "float16", "uint8"]
-_TORCH = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+FileDtype = Literal["float32", "float16", "uint8", "int32", "int64"]
+_TORCH = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "uint8": torch.uint8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -97,10 +103,18 @@ class TableFiles:
     """[rows, 1]."""
     first_order: TableFile | None = None
     """First-order weights [rows, 1], which are not quantised."""
+    positions: TableFile | None = None
+    """Place of each row in the files above [rows, 1]; None where they hold the rows in order."""
+
+    @property
+    def buffers(self) -> dict[str, TableFile]:
+        """Files that a lookup reads, by field."""
+        positions = {} if self.positions is None else {"positions": self.positions}
+        return positions | self.by_name
 
     @property
     def by_name(self) -> dict[str, TableFile]:
-        """Files that the table has, by field."""
+        """Files that hold the parts of the table's elements, by field."""
         parts = {
             "weight": self.weight,
             "scale": self.scale,
@@ -181,11 +195,13 @@ class GatherTable(nn.Module):
     """Of int8, [rows, 1]."""
     first_order: Tensor
     """First-order weights stored apart, [rows, 1]."""
+    positions: Tensor
+    """Place of each row, where the rows are not in order, [rows, 1]."""
 
     def __init__(self, files: TableFiles) -> None:
         super().__init__()
-        self._parts = set(files.by_name)
-        for name, file in files.by_name.items():
+        self._parts = set(files.buffers)
+        for name, file in files.buffers.items():
             self.register_buffer(name, file.tensor())
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -197,6 +213,8 @@ class GatherTable(nn.Module):
         Returns:
             float32 [..., columns].
         """
+        if "positions" in self._parts:
+            ids = functional.embedding(ids, self.positions).squeeze(-1)
         vectors = functional.embedding(ids, self.weight).float()
         if "scale" in self._parts:
             scale, offset = (functional.embedding(ids, x) for x in (self.scale, self.offset))

@@ -1,6 +1,7 @@
 """Files of an exported model: their names and checksums."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import Field
@@ -31,10 +32,15 @@ def checksum(path: Path) -> FileInfo:
         return FileInfo(bytes=file.tell(), sha256=sha256)
 
 
-def checksums(folder: Path) -> dict[str, FileInfo]:
-    """Computes the checksums of every file below a folder, by path inside it."""
+def checksums(folder: Path, skipped: Collection[str] = ()) -> dict[str, FileInfo]:
+    """Computes the checksums of every file below a folder, by path inside it.
+
+    Args:
+        folder: the folder.
+        skipped: folders in it to leave out.
+    """
     return {
         str(path.relative_to(folder)): checksum(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] not in skipped
     }

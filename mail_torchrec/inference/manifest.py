@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mail_torchrec.calibration.calibrator import Calibration
-from mail_torchrec.data.schema.columns import IdPolicyName
 from mail_torchrec.data.schema.schema import Kind, Schema, Transform
 from mail_torchrec.inference.artifact_files import (
     DENSE_WEIGHTS,
@@ -25,6 +24,8 @@ from mail_torchrec.inference.requests import (
     list_of_weights,
     request_columns,
 )
+from mail_torchrec.inference.tables.table_info import NumericInfo, TableInfo, VectorInfo
+from mail_torchrec.inference.tables.table_rows import content_checksum
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.output_spec import OutputSpec, Role
@@ -32,41 +33,6 @@ from mail_torchrec.utils.safe_paths import PlainPath, read_document
 
 FORMAT = 3
 """Format version of the manifest that this code writes and reads."""
-
-
-class TableInfo(Settings):
-    """Id policy, size and files of one embedding table."""
-
-    ids: IdPolicyName
-    rows: int
-    dim: int
-    vocabulary: PlainPath | None = None
-    """File of the values in the order of their rows; None for hashed ids."""
-    salt: str | None = None
-    """Salt of the hash; None for a vocabulary."""
-    edges: list[float] | None = Field(default=None, exclude_if=lambda edges: edges is None)
-    """Edges of the buckets: a number has row ``first_row`` plus the number of edges that it
-    reaches; None for other ids."""
-    files: dict[str, PlainPath]
-    """File of each part of an element: ``weight`` (in int8 the element is ``scale * weight +
-    offset``), and ``first_order`` where it is stored apart."""
-
-
-class NumericInfo(Settings):
-    """Encoding of a numeric column: ``(transform(value) - mean) / deviation``, 0 for a null."""
-
-    transform: Literal["none", "log"]
-    mean: float
-    deviation: float
-
-
-class VectorInfo(Settings):
-    """Encoding of a column of vectors: ``(element - mean) / deviation`` of each, 0 for a null."""
-
-    dim: int
-    """Number of elements."""
-    scales: PlainPath
-    """JSON file with the ``mean`` and ``deviation`` of each element, by column."""
 
 
 class ParityInfo(Settings):
@@ -108,6 +74,9 @@ class ArtifactManifest(Settings):
     for."""
     calibration: Calibration | None = Field(default=None, exclude_if=lambda found: found is None)
     """Calibration of the clicks; None for none."""
+    checkpoint: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    """Digest of the trained checkpoint, which runs that continue it name as their parent; None
+    where no deltas to this version can be made."""
     inputs: list[InputSpec]
     """Inputs in the graph's order."""
     outputs: list[OutputSpec]
@@ -220,6 +189,21 @@ class ArtifactManifest(Settings):
             if known.get(spec.name) != (spec.axis, spec.size, spec.dtype)
         ]
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of all other files of the version, those that have no checksum here included."""
+        tables = self.tables.values()
+        return [*self.files, *(one.spare.positions for one in tables if one.spare is not None)]
+
+    def checksum(self, folder: Path, name: str) -> FileInfo:
+        """Computes size and checksum of a file; of one with spare rows, of this version's rows."""
+        for table in self.tables.values():
+            for part, file in table.files.items():
+                if file == name and table.spare is not None:
+                    size, sha256 = content_checksum(folder, table, part)
+                    return FileInfo(bytes=size, sha256=sha256)
+        return checksum(folder / name)
+
     def _raw_columns(self) -> dict[str, str]:
         """Describes the values of each raw column of a request."""
         schema, raw = self.schema_, request_columns(self.schema_)
@@ -264,7 +248,7 @@ class ArtifactManifest(Settings):
         """
         for name, expected in self.files.items():
             try:
-                found = checksum(folder / name)
+                found = self.checksum(folder, name)
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise ValueError(
                     f"'{folder}' should hold '{name}': it is missing; copy the folder whole"

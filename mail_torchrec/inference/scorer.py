@@ -9,11 +9,12 @@ import numpy.typing as npt
 import onnxruntime
 
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
+from mail_torchrec.inference.artifact_files import MANIFEST, ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.request_encoder import RequestEncoder
 from mail_torchrec.inference.requests import Request, graph_output
+from mail_torchrec.inference.tables.version_lock import VersionLock
 from mail_torchrec.utils.output_spec import SCORES
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -34,6 +35,8 @@ class Scorer:
 
     def __init__(self, folder: Path, *, threads: int | None = None, verify: bool = True) -> None:
         self.folder, self.manifest = folder, ArtifactManifest.read(folder)
+        if any(table.spare is not None for table in self.manifest.tables.values()):
+            self._lock = VersionLock(folder / MANIFEST)
         if verify:
             self.manifest.check_files(folder)
         schema = self.manifest.schema_

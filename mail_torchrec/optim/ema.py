@@ -43,6 +43,12 @@ class AveragedWeights:
         average(list(self.averages.values()), list(self._live.values()), number)
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Begins again with the weights as they are."""
+        for name, value in self._live.items():
+            self.averages[name].copy_(value)
+
+    @torch.no_grad()
     def load_into_model(self) -> None:
         """Replaces the model's weights by their averages, for good."""
         for name, value in self._live.items():

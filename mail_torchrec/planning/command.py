@@ -8,7 +8,7 @@ from mail_torchrec.planning.report import findings, summary_table, write_report
 from mail_torchrec.planning.scenarios import ScenarioGrid
 from mail_torchrec.planning.suggestions import suggest
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.dense_cost import DenseCost, dense_cost
+from mail_torchrec.train.cost.dense_cost import DenseCost, dense_cost
 
 
 def estimate_grid(grid: ScenarioGrid) -> list[PlanEstimate]:

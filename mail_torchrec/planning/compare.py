@@ -20,7 +20,7 @@ from mail_torchrec.train.run_dir import RunDir
 
 
 class _Usage(Settings):
-    """Memory that the ranks of a run took, see ``train/memory_usage.py``."""
+    """Memory that the ranks of a run took, see ``train/cost/memory_usage.py``."""
 
     device: str
     table_weights: list[int] = Field(min_length=1)

@@ -16,7 +16,7 @@ from mail_torchrec.embeddings.sharding_plan import build_sharding_plan
 from mail_torchrec.embeddings.storage import MemoryKind, optimizer_state_bytes, weight_bytes
 from mail_torchrec.embeddings.workload import Workload
 from mail_torchrec.planning.scenarios import Scenario
-from mail_torchrec.train.dense_cost import DenseCost
+from mail_torchrec.train.cost.dense_cost import DenseCost
 
 TABLE_PARTS = ("table weights", "optimizer state", "caches, inputs and outputs")
 _MMD = "mmd over all ranks"

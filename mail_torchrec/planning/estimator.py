@@ -27,7 +27,7 @@ from mail_torchrec.embeddings.tables import build_tables
 from mail_torchrec.planning.estimate import PlanEstimate
 from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.dense_cost import DenseCost, build_workload, dense_cost
+from mail_torchrec.train.cost.dense_cost import DenseCost, build_workload, dense_cost
 
 
 def estimate_scenario(scenario: Scenario, cost: DenseCost | None = None) -> PlanEstimate:

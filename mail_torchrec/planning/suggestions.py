@@ -13,7 +13,7 @@ from mail_torchrec.embeddings.settings import (
 from mail_torchrec.planning.estimate import PlanEstimate, Suggestion
 from mail_torchrec.planning.estimator import estimate_scenario
 from mail_torchrec.planning.scenarios import Scenario
-from mail_torchrec.train.dense_cost import DenseCost
+from mail_torchrec.train.cost.dense_cost import DenseCost
 
 _MOST_RANKS = 4096
 _MOST_TIMES_RANKS = 16

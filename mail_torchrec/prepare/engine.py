@@ -3,6 +3,7 @@
 Both read lines of text, write Parquet, and run the SQL that Ibis compiles.
 """
 
+import glob
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,7 +107,8 @@ class DuckDBEngine:
 
     def stored(self, path: Path, columns: dict[str, str]) -> Table:
         """See :class:`QueryEngine`."""
-        files = _quoted(path / "*" / "*.parquet") if path.is_dir() else _quoted(path)
+        found = Path(glob.escape(str(path.absolute())))  # DuckDB takes it for a pattern
+        files = _quoted(found / "*" / "*.parquet") if path.is_dir() else _quoted(found)
         return self._view(f"read_parquet({files}, hive_partitioning = {path.is_dir()})", columns)
 
     def write(self, table: Table, path: Path, by: str | None = None) -> None:

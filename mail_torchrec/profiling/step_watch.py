@@ -3,7 +3,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +64,7 @@ class StepWatch:
         self._sampled_seconds = self._seconds = 0.0
         self._since: float | None = None
         self._lines: list[str] = []
+        self._settle: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         if self._settings and (warning := self._settings.warning(self._done, self._num_steps)):
@@ -78,13 +79,21 @@ class StepWatch:
     ) -> None:
         if self._profiler is not None:  # the run ends amid the profiled steps
             profiler, self._profiler = self._profiler, None
+            if isinstance(error, SystemExit):  # of all ranks together, after a signal
+                self._settle()
             stop_profiler(profiler, self._device, self._folder)
         if error is None:
             for line in self._lines:
                 logger.info("%s", line)
 
-    def steps(self, steps: Iterator[T]) -> Iterator[T]:
-        """Yields the results of steps, which run while the next one is asked for."""
+    def steps(self, steps: Iterator[T], settle: Callable[[], None] = lambda: None) -> Iterator[T]:
+        """Yields the results of steps, which run while the next one is asked for.
+
+        Args:
+            steps: that begin as their results are asked for.
+            settle: waits for collectives that a step leaves under way.
+        """
+        self._settle = settle
         while True:
             self._before_step()
             start = time.perf_counter()
@@ -166,6 +175,9 @@ class StepWatch:
         if self._done < self._settings.last and not at_end:
             return
         profiler, self._profiler = self._profiler, None
+        # A thread of Gloo that begins a collective meanwhile adds to the records that torch reads
+        # without a lock: spans are lost, or the process is.
+        self._settle()
         with span("writing the profile", patient=True):
             own = stop_profiler(profiler, self._device, self._folder)
             ranks = gather_objects(own)

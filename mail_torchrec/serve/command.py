@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from mail_torchrec.inference.traffic_split import TrafficSplit
+from mail_torchrec.publishing.follower import Follower, following
 from mail_torchrec.serve.grpc_service import start_grpc
 from mail_torchrec.serve.limits.admission import Admission
 from mail_torchrec.serve.limits.grpc_calls import grpc_options
@@ -40,8 +41,11 @@ _STALLED_SECONDS = 60.0
 class ServeOptions:
     """Options of the server."""
 
-    model: Path
-    """Exported model, or a folder of exported versions."""
+    model: str
+    """Exported model, a folder of exported versions, or a folder or URI to which versions are
+    published."""
+    cache: Path | None = None
+    """Folder for published versions, kept when the server ends; None takes a temporary one."""
     name: str | None = None
     """Name of the model for clients; None takes the serving version's."""
     host: str = "127.0.0.1"
@@ -83,9 +87,16 @@ def serve(options: ServeOptions) -> None:
         ValueError: no good version to serve, or an address that cannot be listened on.
     """
     _log_with_times()
+    with following(options.model, options.cache) as follower:
+        if follower is not None:
+            _fetch_first(follower)
+        _serve(options, follower)
+
+
+def _serve(options: ServeOptions, follower: Follower | None) -> None:
     metrics = ServerMetrics()
     versions = ModelVersions(
-        options.model,
+        follower.current if follower is not None else Path(options.model),
         metrics,
         threads=options.threads,
         split=options.split,
@@ -118,7 +129,7 @@ def serve(options: ServeOptions) -> None:
         ),
         options.receive_seconds,
     )
-    stop = _start_watcher(versions, options.poll)
+    stop = _start_watcher(versions, options.poll, follower)
     http_port = http_socket.getsockname()[1]
     LOG.info("serving model '%s': http://%s:%d, gRPC %s:%d", name, host, http_port, host, grpc_port)
     # What is there now stays as long as the server: a collection need not walk through it, while
@@ -194,33 +205,66 @@ def _listen(host: str, port: int) -> Listener:
     return listening
 
 
-def _start_watcher(versions: ModelVersions, seconds: float) -> threading.Event:
+def _fetch_first(follower: Follower) -> None:
+    """Fetches the published version; where that fails, the one in the cache serves."""
+    LOG.info("following %s", follower.store.name)
+    try:
+        follower.update()
+    except (ValueError, OSError) as error:
+        if not follower.current.exists():
+            raise
+        LOG.error("%s; the version in %s serves", error, follower.root)
+
+
+def _start_watcher(
+    versions: ModelVersions, seconds: float, follower: Follower | None = None
+) -> threading.Event:
     """Starts the thread that scans for versions; the event that is returned stops it."""
     stop = threading.Event()
     if seconds > 0:
-        threading.Thread(target=_watch, args=(versions, seconds, stop), daemon=True).start()
+        arguments = (versions, seconds, stop, follower)
+        threading.Thread(target=_watch, args=arguments, daemon=True).start()
     return stop
 
 
-def _watch(versions: ModelVersions, seconds: float, stop: threading.Event) -> None:
+def _watch(
+    versions: ModelVersions, seconds: float, stop: threading.Event, follower: Follower | None
+) -> None:
     """Scans again and again, in a thread of its own: a file system may leave a read hanging."""
     while not stop.wait(seconds):
-        scan = threading.Thread(target=_scan, args=(versions,), daemon=True)
+        fetched = follower and follower.num_bytes
+        scan = threading.Thread(target=_scan, args=(versions, follower), daemon=True)
         scan.start()
         scan.join(seconds)  # with the wait before it two polls
         start = time.monotonic()
         while scan.is_alive() and not stop.is_set():
-            versions.metrics.loads.labels("stalled").inc()
-            waited = seconds + time.monotonic() - start
-            LOG.error(
-                "%s is being read for %.0f s; what is loaded goes on serving", versions.root, waited
-            )
+            if fetched == (fetched := follower and follower.num_bytes):  # no download that goes on
+                versions.metrics.loads.labels("stalled").inc()
+                waited = seconds + time.monotonic() - start
+                name = follower.store.name if follower else versions.root
+                LOG.error(
+                    "%s is being read for %.0f s; what is loaded goes on serving", name, waited
+                )
             scan.join(_STALLED_SECONDS)
 
 
-def _scan(versions: ModelVersions) -> None:
+def _scan(versions: ModelVersions, follower: Follower | None) -> None:
+    if follower is not None:
+        _fetch(versions, follower)
     try:
         versions.refresh()
     except Exception:  # loaded versions go on serving, and so does the watcher
         versions.metrics.loads.labels("refused").inc()
         LOG.exception("looking at %s failed", versions.root)
+
+
+def _fetch(versions: ModelVersions, follower: Follower) -> None:
+    """Fetches what was published; an error is told once until an update succeeds again."""
+    try:
+        follower.update(versions.in_use())
+    except Exception as error:  # loaded versions go on serving, and so does the watcher
+        serving = versions.serving.manifest.version
+        state = ("not_fetched", follower.num_updates, str(error))
+        versions.report("not_fetched", state, f"{error}; version {serving} goes on serving")
+        if not isinstance(error, ValueError | OSError):
+            LOG.exception("following %s failed", follower.store.name)

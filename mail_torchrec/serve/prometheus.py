@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from mail_torchrec.data.ids.policy import is_unknown
 from mail_torchrec.data.schema.schema import Kind, Schema
 from mail_torchrec.inference.datatypes import Array
 from mail_torchrec.inference.manifest import ArtifactManifest
@@ -38,7 +39,7 @@ class ServerMetrics:
         self.candidates = counter("mail_candidates", "Candidates scored.", ["version"])
         self.ids = counter("mail_ids", "Ids received.", ["version", "column"])
         self.unknown_ids = counter(
-            "mail_unknown_ids", "Of them those outside the vocabulary.", ["version", "column"]
+            "mail_unknown_ids", "Of them those without a row of their own.", ["version", "column"]
         )
         self.refused = counter(
             "mail_refused", "Requests that were not answered; 499: the client hung up.", ["status"]
@@ -67,7 +68,9 @@ class ServerMetrics:
         self.candidates.labels(version).inc(len(inputs[USER_OF_CANDIDATE]))
         for name, ids in _ids(inputs, manifest.schema_):
             self.ids.labels(version, name).inc(ids.size)
-            self.unknown_ids.labels(version, name).inc(int((ids == manifest.unknown_row).sum()))
+            table = manifest.tables[manifest.schema_.table_of(name)]
+            unknown = is_unknown(ids, manifest.first_row + (table.fallback_rows or 0))
+            self.unknown_ids.labels(version, name).inc(int(unknown.sum()))
 
 
 def cold_users(inputs: Mapping[str, Array], manifest: ArtifactManifest) -> Array:

@@ -10,12 +10,14 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from mail_torchrec.inference.artifact_files import MANIFEST
+from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
+from mail_torchrec.publishing.follower import CURRENT
 
-CURRENT = "current"
-"""Name of the link that chooses the serving version where there are several links."""
 Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
-"""Path, device, inode, size, times of modification and of change (0 for folders, which change when
-they are renamed) of a folder and its files."""
+"""Path, device, inode, size, times of modification and of change of a folder and its files.
+
+The time of change is 0 for folders, which change when they are renamed. Both are 0 for files with
+spare rows: other versions share them and are given rows there, which this one does not look up."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def version_folders(root: Path) -> list[VersionFolder]:
 def linked_version(folders: Sequence[VersionFolder], candidate: str | None) -> str | None:
     """Returns the name of the link that chooses the serving version; None: no link does.
 
-    It is the only link to a version that is listed beside it, or :data:`CURRENT` of several.
+    It is the only link to a version that is listed beside it, or ``CURRENT`` of several.
 
     Args:
         folders: all versions of a root folder.
@@ -92,9 +94,10 @@ def _fingerprint(folder: Path) -> Fingerprint:
             stat = path.stat()
         except OSError:  # being replaced, or a link to nothing
             continue
-        change = 0 if S_ISDIR(stat.st_mode) else stat.st_ctime_ns
-        state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, change)
-        found.append((str(place), *state))
+        times = stat.st_mtime_ns, 0 if S_ISDIR(stat.st_mode) else stat.st_ctime_ns
+        if place.parts[:1] == (SPARE_TABLES,):
+            times = 0, 0
+        found.append((str(place), stat.st_dev, stat.st_ino, stat.st_size, *times))
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from weakref import WeakSet
 
 from mail_torchrec.inference.artifact_files import MANIFEST
 from mail_torchrec.inference.errors import InvalidRequestError
@@ -76,6 +77,7 @@ class ModelVersions:
         self.allow_schema_change, self.copy_to = allow_schema_change, copy_to
         self._failed: set[Fingerprint] = set()
         self._reported: set[object] = set()
+        self._alive = WeakSet[Scorer]()
         self._served: ServedVersions | None = None
         self._refresh_lock = threading.Lock()
         problems = self.refresh()
@@ -105,6 +107,10 @@ class ModelVersions:
     def serving(self) -> Scorer:
         """Version that serves whoever asks for none."""
         return self.served.serving.scorer
+
+    def in_use(self) -> set[str]:
+        """Lists the versions in memory: loaded, or with requests that have not ended."""
+        return {scorer.manifest.version for scorer in self._alive}
 
     def refresh(self) -> list[str]:
         """Scans the root folder once: loads new versions, unloads deleted ones.
@@ -183,6 +189,7 @@ class ModelVersions:
         if self._served is not None and not self.allow_schema_change:
             check_requests(self._served.serving.manifest, ArtifactManifest.read(folder.target))
         version = load_version(folder, self.threads, self.copy_to)
+        self._alive.add(version.scorer)
         self.metrics.loads.labels("loaded").inc()
         LOG.info("version %s loaded from %s", version.manifest.version, folder.path)
         if version.created > datetime.now(UTC) + _CLOCK_SKEW:
@@ -206,7 +213,7 @@ class ModelVersions:
             if version is None or not files:
                 continue
             others = [one for one in loaded.values() if one.fingerprint != version.fingerprint]
-            self._report(
+            self.report(
                 "changed",
                 (version.fingerprint, folder.fingerprint),
                 f"files of version {version.manifest.version} were written to while it is served: "
@@ -224,13 +231,13 @@ class ModelVersions:
             one.manifest.version for one in served.by_name.values() if one.fingerprint in prints
         }
         if version not in on_disk and not self._failed:
-            self._report(
+            self.report(
                 "gone",
                 (version, frozenset(prints)),
                 f"version {version} serves, and {self.root} has it no more",
             )
 
-    def _report(self, result: str, state: object, message: str) -> None:
+    def report(self, result: str, state: object, message: str) -> None:
         """Logs and counts an error once for a state of the folders."""
         if state not in self._reported:
             self._reported.add(state)
@@ -263,8 +270,9 @@ class ModelVersions:
         ]
         serving = others[-1] if others else distinct[-1]
         name = linked_version(folders, self.split.version if self.split else None)
-        if name is not None and any(is_same_version(one, loaded[name]) for one in others):
-            serving = loaded[name]
+        linked = None if name is None else loaded.get(name)  # a bad one was never loaded
+        if linked is not None and any(is_same_version(one, linked) for one in others):
+            serving = linked
         if self._served is None or not is_same_version(serving, self._served.serving):
             LOG.info("version %s serves", serving.manifest.version)
         self._served = ServedVersions(loaded, serving, candidate)

@@ -11,72 +11,31 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from mail_torchrec.settings import Settings
+from mail_torchrec.synthetic.settings import GroundTruthSettings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NUM_DEVICES = 3
-_STREAMS = ("items", "item_columns", "map", "users", "histories", "train", "test")
+_STREAMS = (
+    *("items", "item_columns", "map", "users", "histories", "train", "test"),
+    *("day_items", "day_users", "day_rows"),
+)
 
 
-class WorldSettings(Settings):
-    """Settings of a synthetic click log.
+def random_stream(
+    settings: GroundTruthSettings, name: str, index: int = 0, *more: int
+) -> np.random.Generator:
+    """Opens the random stream of one part of the world.
 
-    The defaults give about 60,000 training and 20,000 test rows.
+    Args:
+        settings: with the seed.
+        name: of the part.
+        index: chunk of users, or day.
+        more: numbers that tell further streams of the part apart.
     """
-
-    seed: int = Field(default=0, ge=0)
-    """Another seed is another world; the same seed gives the same bits."""
-    users: int = Field(default=15_000, ge=1)
-    """Number of users; all of them have training rows."""
-    items: int = Field(default=400, ge=2)
-    """Number of items."""
-    categories: int = Field(default=10, ge=1)
-    """Number of item clusters; an item's vector is its category's plus a part of its own."""
-    interest_dim: int = Field(default=6, ge=1)
-    """Dimension of interests and of item vectors; as many pairs of attributes decide them."""
-    personal_share: float = Field(default=0.15, ge=0.0, le=1.0)
-    """Share of the variance of interests that the attributes do not decide."""
-    own_share: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of the variance of item vectors that the category does not decide."""
-    popularity_exponent: float = Field(default=0.6, ge=0.0)
-    """Exponent of Zipf's law: the k-th item is shown in proportion to ``k ** -exponent``."""
-    max_history: int = Field(default=50, ge=1)
-    """Longest history; lengths are uniform from ``min_history`` to ``max_history``."""
-    min_history: int = Field(default=20, ge=0)
-    """Shortest history."""
-    history_sharpness: float = Field(default=3.0, ge=0.0)
-    """Factor of the affinity in the softmax of histories; 0 makes histories ignore interests."""
-    train_rows_per_user: float = Field(default=4.0, ge=1.0)
-    """Mean training impressions a user: one plus a Poisson number."""
-    test_users: float = Field(default=1 / 3, gt=0.0, le=1.0)
-    """Share of users who come back on the test day."""
-    test_rows_per_user: float = Field(default=4.0, ge=1.0)
-    """Mean test impressions of a user who comes back."""
-    click_bias: float = -0.45
-    """Logit of a click at affinity 0 and neutral context."""
-    click_scale: float = Field(default=1.25, ge=0.0)
-    """Factor of the affinity (mean 0, variance 1) in the logit of a click."""
-    context_scale: float = Field(default=0.3, ge=0.0)
-    """Factor of the effect of hour and device (mean 0, variance 1) in the logit of a click."""
-    train_days: int = Field(default=7, ge=1)
-    """Days of training rows; the test day follows them."""
-    files: int = Field(default=4, ge=1)
-    """Parquet files of the training rows; the test rows have half as many."""
-    row_group_rows: int = Field(default=4096, ge=1)
-    """Rows a Parquet row group."""
-    chunk_values: int = Field(default=2_000_000, ge=1)
-    """User-item pairs that are sampled at a time, which bounds the memory."""
-    hide_share: float = Field(default=0.4, ge=0.0, le=1.0)
-    """Share of users hidden by the simulated cold start, for ``world.json``'s best AUC alone."""
-
-
-def random_stream(settings: WorldSettings, name: str, index: int = 0) -> np.random.Generator:
-    """Opens the random stream of one part of the world; ``index`` is the chunk of users."""
-    return np.random.default_rng([settings.seed, _STREAMS.index(name), index])
+    return np.random.default_rng([settings.seed, _STREAMS.index(name), index, *more])
 
 
 @dataclass(frozen=True)
@@ -114,23 +73,36 @@ class InterestMap:
         return np.stack(units, axis=1) @ self.rotation_KK
 
 
-def sample_items(settings: WorldSettings) -> Items:
+def sample_items(settings: GroundTruthSettings) -> Items:
     """Samples items around the centres of their categories, with Zipf-like popularity."""
     rng = random_stream(settings, "items")
     centres = rng.standard_normal((settings.categories, settings.interest_dim))
     category = rng.integers(settings.categories, size=settings.items)
     own = rng.standard_normal((settings.items, settings.interest_dim))
-    vectors = (
-        np.sqrt(1 - settings.own_share) * centres[category] + np.sqrt(settings.own_share) * own
-    )
     popularity = rng.permutation(np.arange(1, settings.items + 1) ** -settings.popularity_exponent)
     popularity /= popularity.sum()
-    vectors -= popularity @ vectors
-    vectors /= np.sqrt(popularity @ vectors**2)
+    vectors = item_vectors(settings, centres[category], own, popularity)
     return Items(vectors, category, popularity)
 
 
-def sample_interest_map(settings: WorldSettings, shares: list[Floats]) -> InterestMap:
+def item_vectors(
+    settings: GroundTruthSettings, centre_NK: Floats, own_NK: Floats, popularity_N: Floats
+) -> Floats:
+    """Computes item vectors ``[N, K]``, of mean 0 and variance 1 over what is shown.
+
+    Args:
+        settings: with the share of the own part.
+        centre_NK: the centre of each item's category.
+        own_NK: each item's own part.
+        popularity_N: probability that an item is shown.
+    """
+    share = settings.own_share
+    vectors_NK = np.sqrt(1 - share) * centre_NK + np.sqrt(share) * own_NK
+    vectors_NK -= popularity_N @ vectors_NK
+    return np.asarray(vectors_NK / np.sqrt(popularity_N @ vectors_NK**2))
+
+
+def sample_interest_map(settings: GroundTruthSettings, shares: list[Floats]) -> InterestMap:
     """Samples an interest map; ``shares`` holds the users' share ``[L]`` of each level."""
     rng = random_stream(settings, "map")
     pairs = rng.permutation(list(combinations(range(len(shares)), 2)))
@@ -162,7 +134,7 @@ def sample_attributes(shares: list[Floats], rng: np.random.Generator, num_users:
 
 
 def sample_interests(
-    settings: WorldSettings,
+    settings: GroundTruthSettings,
     interest_map: InterestMap,
     attributes_UA: Ints,
     rng: np.random.Generator,
@@ -202,21 +174,43 @@ def sample_columns(
 
 
 def sample_histories(
-    settings: WorldSettings, items: Items, affinity_UN: Floats, rng: np.random.Generator
+    settings: GroundTruthSettings, items: Items, affinity_UN: Floats, rng: np.random.Generator
 ) -> tuple[Ints, Ints, Ints]:
-    """Samples histories, oldest first, and actions: 3 liked, 2 watched long, 1 otherwise.
+    """Samples histories, oldest first, and their actions.
 
     Returns:
         Lengths ``[U]``; items and actions ``[E]`` of all users, end to end.
     """
     shortest, longest = settings.min_history, settings.max_history
     lengths_U = rng.integers(shortest, longest, size=len(affinity_UN), endpoint=True)
+    return lengths_U, *sample_events(settings, items, affinity_UN, lengths_U, rng)
+
+
+def sample_events(
+    settings: GroundTruthSettings,
+    items: Items,
+    affinity_UN: Floats,
+    lengths_U: Ints,
+    rng: np.random.Generator,
+) -> tuple[Ints, Ints]:
+    """Samples events of users, and actions: 3 liked, 2 watched long, 1 otherwise.
+
+    Args:
+        settings: with the sharpness of histories.
+        items: the catalogue.
+        affinity_UN: affinity of these users to every item.
+        lengths_U: number of each user's events.
+        rng: random stream of the events.
+
+    Returns:
+        Items and actions ``[E]`` of all users, end to end.
+    """
     logits_UN = settings.history_sharpness * affinity_UN
     weights_UN = items.popularity_N * np.exp(logits_UN - logits_UN.max(axis=1, keepdims=True))
     users_E, items_E = sample_columns(weights_UN, lengths_U, rng)
     satisfaction_E = affinity_UN[users_E, items_E] + rng.standard_normal(len(users_E))
     actions_E = 1 + (satisfaction_E > 1.0).astype(np.int64) + (satisfaction_E > 2.5)
-    return lengths_U, items_E, actions_E
+    return items_E, actions_E
 
 
 def context_effect(hour_R: Ints, device_R: Ints) -> Floats:
@@ -228,7 +222,9 @@ def context_effect(hour_R: Ints, device_R: Ints) -> Floats:
     return np.asarray(effect / np.sqrt(0.5 + 2 / 3))
 
 
-def click_probability(settings: WorldSettings, affinity_R: Floats, context_R: Floats) -> Floats:
+def click_probability(
+    settings: GroundTruthSettings, affinity_R: Floats, context_R: Floats
+) -> Floats:
     """Computes the true probability ``[R]`` of a click."""
     logits_R = (
         settings.click_bias + settings.click_scale * affinity_R + settings.context_scale * context_R
@@ -239,3 +235,10 @@ def click_probability(settings: WorldSettings, affinity_R: Floats, context_R: Fl
 def sample_impression_counts(rng: np.random.Generator, num_users: int, mean: float) -> Ints:
     """Samples the impressions ``[U]`` of users: one plus a Poisson number each."""
     return 1 + rng.poisson(mean - 1, size=num_users)
+
+
+def user_chunks(settings: GroundTruthSettings, users: Ints) -> list[Ints]:
+    """Splits users into chunks that bound the memory, at least one chunk a file."""
+    by_memory = settings.chunk_values // settings.items
+    size = max(1, min(by_memory, -(-len(users) // settings.files)))
+    return np.split(users, np.arange(size, len(users), size))

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
 from mail_torchrec.metrics.auc import auc
 from mail_torchrec.synthetic.rows import World, sample_impressions, sample_users
-from mail_torchrec.synthetic.world import Ints, WorldSettings
+from mail_torchrec.synthetic.settings import WorldSettings
+from mail_torchrec.synthetic.world import user_chunks
 from mail_torchrec.utils.local_path import make_output_dir
 
 __all__ = ["WorldSettings", "write_world"]
@@ -50,8 +51,16 @@ so they show them well; clicks are few and noisy.
 """
 
 
-class _PartFiles:
-    """The Parquet files of training or test rows, each of consecutive chunks of users."""
+class PartFiles:
+    """Parquet files of a folder, each of consecutive chunks of users.
+
+    Args:
+        folder: the folder, which is made.
+        num_files: number of files.
+        num_chunks: number of chunks that will be written.
+        row_group_rows: rows a row group.
+        stack: closes the files.
+    """
 
     def __init__(
         self, folder: Path, num_files: int, num_chunks: int, row_group_rows: int, stack: ExitStack
@@ -97,12 +106,12 @@ def write_world(settings: WorldSettings, out: Path) -> None:
 def _write_rows(settings: WorldSettings, out: Path) -> pa.Table:
     """Writes ``train/`` and ``test/``; returns users, clicks and probabilities of the test rows."""
     world = World.sample(settings)
-    chunks = _user_chunks(settings)
+    chunks = user_chunks(settings, np.arange(settings.users))
     num_files = {"train": settings.files, "test": max(1, settings.files // 2)}
     truth = []
     with ExitStack() as stack:
         files = {
-            part: _PartFiles(out / part, number, len(chunks), settings.row_group_rows, stack)
+            part: PartFiles(out / part, number, len(chunks), settings.row_group_rows, stack)
             for part, number in num_files.items()
         }
         for chunk, users in enumerate(chunks):
@@ -112,14 +121,6 @@ def _write_rows(settings: WorldSettings, out: Path) -> pa.Table:
                 files[part].write(chunk, rows)
             truth.append(rows.select(_TRUTH_COLUMNS))
     return pa.concat_tables(truth)
-
-
-def _user_chunks(settings: WorldSettings) -> list[Ints]:
-    """Splits user numbers into chunks that bound the memory, at least one chunk a file."""
-    by_memory = settings.chunk_values // settings.items
-    size = max(1, min(by_memory, -(-settings.users // settings.files)))
-    users = np.arange(settings.users)
-    return np.split(users, np.arange(size, settings.users, size))
 
 
 def _best_auc(settings: WorldSettings, truth: pa.Table) -> dict[str, float | None]:

@@ -24,7 +24,10 @@ from mail_torchrec.embeddings.initial_weights import initialise_tables, overwrit
 from mail_torchrec.embeddings.plan_file import plan_text
 from mail_torchrec.embeddings.sharding import build_sharders, plan_sharding, shard
 from mail_torchrec.embeddings.tables import build_tables, collection_key, table_sizes
+from mail_torchrec.embeddings.touched.lookups import record_lookups
+from mail_torchrec.embeddings.touched.rows import TouchedRows
 from mail_torchrec.model.mail import Mail, Towers
+from mail_torchrec.model.precision import set_matmul_precision, tower_dtype
 from mail_torchrec.optim.building import build_optimizer_groups
 from mail_torchrec.optim.freezing import (
     freeze_parameters,
@@ -33,8 +36,7 @@ from mail_torchrec.optim.freezing import (
 )
 from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.towers.registry import needs_first_order, needs_match
-from mail_torchrec.train.dense_cost import build_workload, dense_cost
-from mail_torchrec.train.precision import set_matmul_precision, tower_dtype
+from mail_torchrec.train.cost.dense_cost import build_workload, dense_cost
 from mail_torchrec.train.steps import ShardedPipeline, StepPipeline, UnshardedPipeline
 from mail_torchrec.utils.host_memory import keep_freed_memory
 from mail_torchrec.utils.spans import span
@@ -55,6 +57,8 @@ class AssembledModel:
     """The plan as text, see ``embeddings/plan_file.py``."""
     frozen: list[nn.Module] = field(default_factory=list)
     """Modules that are not trained, and stay in evaluation mode."""
+    touched: TouchedRows | None = None
+    """Rows that training touches; None where they are not recorded."""
 
     def train_mode(self) -> None:
         """Puts the model in training mode, except what is frozen."""
@@ -101,7 +105,7 @@ class _AssemblyInputs:
 
     def initialise_tables(self, model: nn.Module) -> None:
         """Draws the initial weights of all tables, and reads those that begin with vectors."""
-        keys = _table_keys(self.config, self.feature_tables, self.num_rows)
+        keys = table_keys(self.config, self.feature_tables, self.encoders)
         initialise_tables(model, keys, self.config.schema_, self.config.train.seed)
         if self.reads_vectors:
             of_ids, path = self.encoders.tables, self.config.data.path
@@ -109,7 +113,7 @@ class _AssemblyInputs:
 
     def freeze(self, model: Mail) -> frozenset[str]:
         """Freezes parameters of the model before its tables are sharded; returns their names."""
-        keys = _table_keys(self.config, self.feature_tables, self.num_rows)
+        keys = table_keys(self.config, self.feature_tables, self.encoders)
         schema_tables = self.config.schema_.table_names
         of_output = {output_table(name): name for name in schema_tables}
         tables = {
@@ -144,6 +148,7 @@ def assemble(
     plan: Path | None = None,
     *,
     reads_vectors: bool = False,
+    records_touched: bool = False,
 ) -> AssembledModel:
     """Assembles a model that can train, on every rank.
 
@@ -154,6 +159,7 @@ def assemble(
         plan: a plan file to shard by; None plans anew.
         reads_vectors: read the vectors that tables begin with (`init_from`); False where weights
             are loaded anyway.
+        records_touched: record which rows training touches.
 
     Raises:
         ValueError: a tower, an optimizer or a sharding constraint that cannot be had, or a plan
@@ -174,6 +180,9 @@ def assemble(
     assembled = (
         _assemble_sharded(inputs, plan) if config.sharding.enabled else _assemble_unsharded(inputs)
     )
+    if records_touched:
+        keys = table_keys(config, feature_tables, encoders)
+        assembled.touched = record_lookups(assembled.model, keys, device)
     assembled.train_mode()
     # Parameters are equal on all ranks, dropout is not.
     torch.manual_seed(config.train.seed * 1_000_003 + rank())
@@ -184,18 +193,10 @@ def _build_towers(
     config: Config, feature_tables: FeatureTables, encoders: Encoders, device: torch.device
 ) -> Towers:
     """Builds the towers, compiled where the configuration asks for it."""
-    dtype = tower_dtype(config.train, device)
-    set_matmul_precision(config.train, device)
-    kept = config.data.negatives_kept
-    towers = Towers(
-        config.model,
-        config.schema_,
-        feature_tables,
-        encoders.num_rows,
-        dtype,
-        kept,
-        encoders.vector_dims,
-    )
+    dtype = tower_dtype(config.train.precision, device)
+    set_matmul_precision(config.train.precision, device)
+    of_run = config.model, config.schema_, feature_tables, encoders.num_rows
+    towers = Towers(*of_run, dtype, config.data.negatives_kept, encoders.vector_dims)
     if config.train.compile:
         # It would cut the towers at gradient buckets, of which they fill one or two.
         torch._dynamo.config.optimize_ddp = False
@@ -205,12 +206,6 @@ def _build_towers(
 
 def table_keys(config: Config, feature_tables: FeatureTables, encoders: Encoders) -> dict[str, str]:
     """Returns the table's name of every state-dict key that is a table."""
-    return _table_keys(config, feature_tables, encoders.num_rows)
-
-
-def _table_keys(
-    config: Config, feature_tables: FeatureTables, num_rows: dict[str, int]
-) -> dict[str, str]:
     pooled = set(feature_tables.pooled.values())
     return {
         (
@@ -218,7 +213,7 @@ def _table_keys(
             if name in pooled
             else f"unpooled_tables.embeddings.{collection_key(name)}.weight"
         ): name
-        for name in table_sizes(config.schema_, feature_tables, num_rows)
+        for name in table_sizes(config.schema_, feature_tables, encoders.num_rows)
     }
 
 

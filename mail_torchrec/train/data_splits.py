@@ -1,7 +1,6 @@
 """Training and evaluation rows of a run: reader, loader, negatives, and counts of the rows read."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -9,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.column_types import ColumnTypes, save_column_types
+from mail_torchrec.continuation.days import training_day
+from mail_torchrec.data.checks.evaluated_rows import check_evaluated_rows
+from mail_torchrec.data.column_types import save_column_types
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.list_shapes import ListShapes
 from mail_torchrec.data.negatives import NegativeDistribution, NegativeSampler
 from mail_torchrec.data.new_users import NewUserCounter, no_new_rows
@@ -30,6 +30,7 @@ from mail_torchrec.distributed.collectives import (
     world_size,
 )
 from mail_torchrec.distributed.reader_processes import ReaderProcesses, start_fork_server
+from mail_torchrec.model.unused_settings import unused_settings
 from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import get_logger
@@ -42,7 +43,7 @@ _PREFETCHED_BATCHES = 4
 _WORKER_MODULES = ("mail_torchrec.train.trainer",)
 
 _COUNT_MESSAGES = {
-    "unknown": ("ids outside the vocabulary, looked up in row 0", ""),
+    "unknown": ("ids without a row of their own", ""),
     "cut": ("lists cut to their newest max_length entries", " rows"),
     "distinct": ("different users of each batch, summed up", ""),
     "states": (
@@ -187,36 +188,6 @@ def negative_samplers(
     return samplers
 
 
-class TimedBatches:
-    """Iterates over the batches of a loader, and measures how long they were waited for.
-
-    Args:
-        loader: of one epoch.
-    """
-
-    def __init__(self, loader: "DataLoader[Batch]") -> None:
-        self._loader, self._batches, self._waited = loader, iter(()), 0.0
-        self._has_begun = False
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        start = time.perf_counter()
-        try:
-            with span("input", reads=True):
-                if not self._has_begun:
-                    self._batches, self._has_begun = iter(self._loader), True
-                return next(self._batches)
-        finally:
-            self._waited += time.perf_counter() - start
-
-    def waited(self) -> float:
-        """Returns the seconds of waiting since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
-
 def reduce_counts(reader: Reader, counts: torch.Tensor) -> dict[str, int]:
     """Sums the counts of all ranks, by name, without zeros.
 
@@ -247,26 +218,27 @@ def log_counts(where: str, counts: dict[str, int]) -> None:
             logger.info("%s: %s: %s", where, message, ", ".join(found))
 
 
-def fit_run_encoders(config: Config, source: Source, types: ColumnTypes, run_dir: RunDir) -> None:
-    """Fits the encoders on rank 0, and writes them and the columns' types to the run directory."""
+def fit_run_encoders(
+    config: Config, sources: Sources, run_dir: RunDir, fit_on: Callable[..., Encoders]
+) -> None:
+    """Fits the encoders on rank 0, checks the evaluated rows, and writes the vocabularies."""
+    source = sources.train
 
     def fit() -> None:
         new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
         weights = WeightSum(config.schema_)
         with span("reading", reads=True):
-            encoders = fit_encoders(
-                source,
-                config.schema_,
-                config.data.cold_start,
-                observers=[new_users, shapes, weights],
-                progress=True,
-            )
+            of_data = source, config.schema_, config.data.cold_start
+            day, observers = training_day(config.data, source), [new_users, shapes, weights]
+            encoders = fit_on(*of_data, day=day, observers=observers, progress=True)
         weights.check(source.path)
         position_rows(config.schema_, encoders)  # checks position_value now, not after the training
+        check_evaluated_rows((sources.validation, sources.test), config.schema_, encoders)
         encoders.save(run_dir.vocabularies)
-        save_column_types(types, run_dir.vocabularies)
-        for warning in shapes.warnings():
-            logger.warning("'%s': %s", source.path, warning)
+        save_column_types(sources.test.types, run_dir.vocabularies)
+        of_lists = [f"'{source.path}': {warning}" for warning in shapes.warnings()]
+        for warning in (*unused_settings(config.model, config.schema_), *of_lists):
+            logger.warning("%s", warning)
         warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
 
     with span("fitting the vocabularies"):

@@ -3,7 +3,8 @@
 Shape: ``B`` rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mail_torchrec.calibration.negatives import logits_of_sample, product_logits
-from mail_torchrec.checkpoint.data_record import ScoredRows
+from mail_torchrec.checkpoint.data_record import DataRecord, ScoredRows
 from mail_torchrec.config import Config
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.reader import Reader
@@ -29,17 +29,24 @@ from mail_torchrec.metrics.cohorts import (
     MetricsReport,
     TaskScores,
 )
-from mail_torchrec.metrics.details import DetailedMetrics, MetricsDetails
+from mail_torchrec.metrics.details import DetailedMetrics, MetricsDetails, write_details
 from mail_torchrec.model.step import StepOutputs
 from mail_torchrec.predictions.scored_batch import ScoredBatch
 from mail_torchrec.predictions.writer import PredictionFormat, write_predictions
+from mail_torchrec.reporting.loss_curves import draw_loss_curves
 from mail_torchrec.towers.multi_task import CONVERSION_TASKS
 from mail_torchrec.towers.outputs import CLICK_TASK, probability_name
 from mail_torchrec.towers.tasks.layout import TaskLayout, task_specs
 from mail_torchrec.train.assembly import AssembledModel
-from mail_torchrec.train.data_splits import TimedBatches, reduce_counts
-from mail_torchrec.train.steps import run_steps
+from mail_torchrec.train.data_splits import Sources, reduce_counts
+from mail_torchrec.train.resume import CHECKPOINT
+from mail_torchrec.train.run_dir import RunDir
+from mail_torchrec.train.steps import TimedBatches, run_steps
+from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import progress_bar
+from mail_torchrec.utils.run_files import write_file
+
+logger = get_logger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +64,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     assembled: AssembledModel,
     reader: Reader,
-    loader: "DataLoader[Batch]",
+    loader: Iterable[Batch],
     on_batch: Callable[[ScoredBatch], None] | None = None,
     detailed: DetailedMetrics | None = None,
 ) -> Evaluation:
@@ -72,6 +79,32 @@ def evaluate(
         detailed: computes metrics by column, of tenths and of constants too; None for cohorts
             alone.
     """
+    scored = score_rows(assembled, reader, loader, on_batch)
+    rows, users = scored.rows, scored.rows.users_R
+    checksums = ScoredRows.of(rows.labels_R, users, rows.is_new_R)
+    if detailed is None:
+        return Evaluation(MetricsReport.of(rows).cohorts, scored.counts, checksums, None)
+    metrics, details = detailed.compute(rows, scored.numbers)
+    return Evaluation(metrics, scored.counts, checksums, details)
+
+
+class ScoredData(NamedTuple):
+    """Scored rows of this rank."""
+
+    rows: EvaluatedRows
+    numbers: list[range]
+    """Numbers of the rows in the data, in the order of the files."""
+    counts: dict[str, int]
+    """The reader's counts, over all ranks."""
+
+
+def score_rows(
+    assembled: AssembledModel,
+    reader: Reader,
+    loader: Iterable[Batch],
+    on_batch: Callable[[ScoredBatch], None] | None = None,
+) -> ScoredData:
+    """Scores the rows of all ranks; arguments as those of :func:`evaluate`."""
     columns: list[_Columns] = []
     numbers: list[range] = []
     layout = TaskLayout()
@@ -85,17 +118,12 @@ def evaluate(
         counts += batch.counts
     own = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     summed = reduce_counts(reader, torch.from_numpy(counts).to(assembled.device))
-    rows = _evaluated_rows(own, layout, reader)
-    checksums = ScoredRows.of(own["labels"], own["users"], own["is_new"])
-    if detailed is None:
-        return Evaluation(MetricsReport.of(rows).cohorts, summed, checksums, None)
-    metrics, details = detailed.compute(rows, numbers)
-    return Evaluation(metrics, summed, checksums, details)
+    return ScoredData(_evaluated_rows(own, layout, reader), numbers, summed)
 
 
 @torch.no_grad()
 def score_batches(
-    assembled: AssembledModel, reader: Reader, loader: "DataLoader[Batch]", name: str = "evaluate"
+    assembled: AssembledModel, reader: Reader, loader: Iterable[Batch], name: str = "evaluate"
 ) -> Iterator[ScoredBatch]:
     """Scores this rank's rows, in the order of its batches; every rank iterates to the end.
 
@@ -121,6 +149,11 @@ def score_names(config: Config) -> tuple[str, ...]:
     tasks = (CLICK_TASK, *(CONVERSION_TASKS if config.model.multi_task is not None else ()))
     further = task_specs(config.model.tasks)
     return (*map(probability_name, tasks), *(spec.name for spec in further))
+
+
+def detailed_metrics(config: Config, sources: Sources) -> DetailedMetrics:
+    """Makes what computes the metrics of test rows, see :class:`DetailedMetrics`."""
+    return DetailedMetrics(sources.test, config.schema_, config.metrics, sources.train)
 
 
 @contextmanager
@@ -167,6 +200,25 @@ def evaluation_format(config: Config, origin: Mapping[str, str] | None = None) -
         schema.conversion is not None,
         origin or {"run": config.name},
     )
+
+
+def write_results(
+    config: Config, run_dir: RunDir, sources: Sources, found: Evaluation, best_step: int | None
+) -> None:
+    """Writes plot and metrics, and the step of the weights where validation rows chose it.
+
+    A plot that cannot be written is no reason to lose the metrics.
+    """
+    try:
+        draw_loss_curves([run_dir.log], run_dir.curves)
+    except (OSError, ValueError) as error:
+        logger.warning("the loss curves could not be drawn: %s", error)
+    write_details(found.details, run_dir.path)
+    DataRecord.of(*sources, found.rows).write(run_dir.data)
+    chosen = {CHECKPOINT: {"step": best_step}} if best_step is not None else {}
+    metrics = json.dumps(dict(found.metrics) | chosen, indent=2) + "\n"
+    run_dir.record_results(metrics, has_predictions=config.train.save_predictions)
+    write_file(run_dir.metrics, metrics)
 
 
 def _scored(outputs: StepOutputs, worker: int, rows: range) -> ScoredBatch:

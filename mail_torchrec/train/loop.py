@@ -3,26 +3,36 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 
 import torch
 
-from mail_torchrec.checkpoint.manifest import CheckpointManifest, LogPosition, RankProgress
+from mail_torchrec.checkpoint.manifest import (
+    CheckpointManifest,
+    LogPosition,
+    RankProgress,
+    package_versions,
+)
 from mail_torchrec.checkpoint.saver import CheckpointSaver
 from mail_torchrec.checkpoint.writer import Snapshot
-from mail_torchrec.config import Config
+from mail_torchrec.config import Config, flat_settings
+from mail_torchrec.continuation.days import training_day
+from mail_torchrec.continuation.parent_record import PARENT_FILE
+from mail_torchrec.continuation.progressive_record import PROGRESSIVE_FILE
 from mail_torchrec.data.reading.partition import DataPosition
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank, world_size
 from mail_torchrec.distributed.preemption import PreemptionHandler
+from mail_torchrec.metrics.details import DETAILS
 from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.optim.moving_rows import mark_moving_rows
 from mail_torchrec.profiling.bottleneck import RunFacts
 from mail_torchrec.profiling.step_watch import StepWatch, num_cores
+from mail_torchrec.trackers.run_trackers import RunTrackers
+from mail_torchrec.trackers.tracker import RunDescription
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import (
     DataSplit,
     Sources,
-    TimedBatches,
     log_counts,
     reduce_counts,
 )
@@ -30,7 +40,7 @@ from mail_torchrec.train.metrics_writer import MetricsWriter
 from mail_torchrec.train.resume import vocabulary_checksums
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import run_state
-from mail_torchrec.train.steps import run_steps
+from mail_torchrec.train.steps import TimedBatches, run_steps
 from mail_torchrec.train.validator import EvaluationInterruptedError, Validator
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
@@ -45,15 +55,11 @@ ManifestFactory = Callable[
 validation."""
 
 
-def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that a model depends on."""
-    return {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
-
-
 def manifest_factory(config: Config, sources: Sources, run_dir: RunDir) -> ManifestFactory:
     """Makes the function that describes each checkpoint of a run; every rank calls it."""
     checksums = broadcast_from_rank_0(lambda: vocabulary_checksums(run_dir))
     train, held_out = sources.train, sources.validation
+    day = training_day(config.data, train)
 
     def make_manifest(
         step: int,
@@ -72,6 +78,7 @@ def manifest_factory(config: Config, sources: Sources, run_dir: RunDir) -> Manif
             versions=package_versions(),
             num_rows=train.num_stored_rows,
             data=tuple(train.fingerprints),
+            day=None if day is None else str(day),
             validation_rows=held_out.num_rows if held_out else 0,
             validation_data=tuple(held_out.fingerprints) if held_out else (),
             validation=validation,
@@ -98,6 +105,21 @@ def step_watch(
     )
     steps = writer.num_done, writer.num_steps
     return StepWatch(config.train.profile, run_dir.profile, *steps, device, facts)
+
+
+def trackers_of_run(config: Config, run_dir: RunDir, *, goes_on: bool) -> RunTrackers:
+    """Makes the trackers of a run on rank 0; elsewhere there are none.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        goes_on: whether the run is resumed.
+    """
+    described = RunDescription(config.name, run_dir.path, flat_settings(config), package_versions())
+    paths = (run_dir.config, run_dir.plan, run_dir.data, run_dir.curves, run_dir.metrics)
+    files = [*(path.name for path in paths), *DETAILS, PARENT_FILE, PROGRESSIVE_FILE]
+    settings = config.trackers if rank() == 0 else []
+    return RunTrackers(settings, described, files, goes_on=goes_on)
 
 
 @dataclass
@@ -131,6 +153,8 @@ class TrainingLoop:
             SystemExit: the run was preempted, and is saved.
         """
         self._position, self._counts = position, self._zero_counts()
+        if self.assembled.touched is not None:
+            mark_moving_rows(self.assembled.optimizer, self.assembled.touched)
         if counts:
             self._counts += torch.tensor(counts, device=self._counts.device)
         for epoch in range(position.epoch, self.num_epochs):
@@ -156,7 +180,7 @@ class TrainingLoop:
             # The pipeline prefetches no batch from behind the step of an evaluation.
             following = islice(batches, self._steps_to_evaluation(epoch))
             steps = run_steps(self.assembled.pipeline, following, self.writer.num_done + 1)
-            for outputs in self.watch.steps(steps):
+            for outputs in self.watch.steps(steps, self.assembled.pipeline.settle):
                 num_done += 1
                 self._position = DataPosition(epoch=epoch, consumed=reader.consumed(num_done))
                 self._after_step(outputs, batches.waited())

@@ -142,8 +142,20 @@ class MetricsWriter:
             seconds: that the evaluation took, which do not count as time of the training.
         """
         self._reported_at += seconds
-        self.write_event({"validation": metrics, "seconds": round(seconds, 2)})
-        self._record_scalars(named_metrics("validation", metrics))
+        self.record_metrics("validation", metrics, seconds)
+
+    def record_metrics(
+        self, part: str, metrics: Mapping[str, Mapping[str, Any]], seconds: float
+    ) -> None:
+        """Writes the metrics of rows under the name of a part, such as ``validation``.
+
+        Args:
+            part: name of the rows.
+            metrics: by cohort and name.
+            seconds: that the evaluation took.
+        """
+        self.write_event({part: metrics, "seconds": round(seconds, 2)})
+        self._record_scalars(named_metrics(part, metrics))
 
     def _record_scalars(self, scalars: dict[str, float]) -> None:
         """Tells TensorBoard and the trackers of numbers, on rank 0."""
@@ -225,6 +237,7 @@ def writer_of_run(
     optimizer: OptimizerGroups,
     point: ResumePoint | None,
     trackers: RunTrackers,
+    first_step: int = 0,
 ) -> MetricsWriter:
     """Makes the writer of a run's records, and tells the schedules how many steps there are.
 
@@ -235,13 +248,14 @@ def writer_of_run(
         optimizer: of the run.
         point: where the run resumes; None where it begins.
         trackers: of the run.
+        first_step: steps of the runs that a run which begins goes on from.
     """
     every = config.train.steps_between_reports(len(reader))
     told: dict[str, Any] = {"optimizer_record": optimizer.record, "trackers": trackers}
     if point is None:
-        num_steps = config.train.epochs * len(reader)
+        num_steps = first_step + config.train.epochs * len(reader)
         optimizer.plan(num_steps)
-        return MetricsWriter(run_dir, num_steps, every, **told)
+        return MetricsWriter(run_dir, num_steps, every, **told, num_done=first_step)
     manifest = point.manifest
     left = reader.steps_left + (config.train.epochs - manifest.position.epoch - 1) * len(reader)
     logger.info(

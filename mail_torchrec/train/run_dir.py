@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mail_torchrec.checkpoint.folder import Checkpoints
 from mail_torchrec.checkpoint.intact import FROM_SCRATCH
+from mail_torchrec.continuation.parent_record import PARENT_FILE
+from mail_torchrec.continuation.progressive_record import PROGRESSIVE_FILE
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.launcher import num_restarts
 from mail_torchrec.metrics.details import DETAILS
@@ -48,6 +50,7 @@ class RunDir:
         run.json             format of this directory, the version that made it, first checkpoint
         config.yaml          the resolved configuration
         vocabularies/        raw values -> table rows, scales of numeric columns
+        parent.json          runs that it goes on from; progressive.json has the last one's metrics
         plan.json            which rank holds which part of which table
         SHA256SUMS           checksums of these, and at the end of the files of a finished run
         metrics.jsonl        losses and rows/s during the training
@@ -57,8 +60,7 @@ class RunDir:
         profile/             traces and table of the steps that train.profile names
         predictions/         scores of all test rows, where train.save_predictions asks for them
         data.json            fingerprints of the training and test data, checksum of the test rows
-        metrics_details.json metrics by column, calibration by tenth of the rows, constants
-        calibration.png      the calibration as a picture
+        metrics_details.json metrics by column and tenth of the rows; calibration.png is the latter
         trackers.json        ids of the run at MLflow and other trackers
         metrics.json         final metrics of new, old and all rows; written last
         earlier-1/           all of these, of a run before that was begun anew
@@ -250,7 +252,8 @@ class RunDir:
         files = (self.path / RUN_FILE, self.vocabularies, self.plan, self.log, self.curves)
         folders = (self.tensorboard, self.checkpoints.path, self.profile)
         results = (self.predictions, self.data, self.metrics, self.record)
-        others = (self.path / name for name in (*DETAILS, TRACKERS_FILE))
+        names = *DETAILS, TRACKERS_FILE, PARENT_FILE, PROGRESSIVE_FILE
+        others = (self.path / name for name in names)
         everything = (*files, *folders, *results, *others, self.config)
         return [path for path in everything if os.path.lexists(path)]
 

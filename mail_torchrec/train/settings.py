@@ -55,6 +55,9 @@ class TrainSettings(OptimizerSettings):
     """Number of validation rows of such an evaluation, about: the first rows of evenly spaced row
     groups, the same each time; `all`: all of them; null: a fortieth of the training rows, at least
     2,000 and at most 262,144, so that four evaluations an epoch score a tenth of its rows."""
+    progressive_rows: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
+    """Number of new training rows that the parent of a continued run scores before the training,
+    chosen as those of `evaluate_rows`; `all`: all of them; 0: none."""
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     """Metric of the validation rows that chooses the best checkpoint, and patience."""
 

@@ -2,8 +2,8 @@
 
 Keys are ``model.PARAMETER``, ``optimizer.GROUP.PARAMETER.STATE`` (the groups of
 ``optim/groups.py``) and ``random.RANK.DEVICE``; with ``train.ema`` also ``ema.PARAMETER`` and,
-between two updates of ``train.accumulate``, ``gradient.RANK.PARAMETER``. Schedules have no state
-but the step.
+between two updates of ``train.accumulate``, ``gradient.RANK.PARAMETER``; where they are recorded,
+``touched.TABLE``. Schedules have no state but the step.
 """
 
 from collections.abc import Callable
@@ -62,6 +62,7 @@ def run_state(assembled: AssembledModel) -> StateDict:
         | optimizer_state(assembled)
         | gradient_state(assembled)
         | random_state()
+        | ({} if assembled.touched is None else assembled.touched.state)
     )
 
 

@@ -5,7 +5,8 @@ Its spans (see ``utils/spans.py``) are ``lookup``, ``zero_shot`` and ``ranking``
 then ``backward`` and ``optimizer``; ``input`` and ``communication`` lie around them.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Protocol
 
@@ -31,6 +32,9 @@ class StepPipeline(Protocol):
     def is_prefetching(self) -> bool:
         """Returns whether every collection of sharded tables is prefetched for."""
 
+    def settle(self) -> None:
+        """Waits until no exchange of a next batch is under way."""
+
 
 class UnshardedPipeline:
     """Runs one step after another: unsharded tables have no communication to hide.
@@ -52,6 +56,9 @@ class UnshardedPipeline:
     def is_prefetching(self) -> bool:
         """Returns True: there is nothing to prefetch."""
         return True
+
+    def settle(self) -> None:
+        """Does nothing: steps exchange nothing ahead."""
 
 
 class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
@@ -94,6 +101,13 @@ class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
         It silently leaves out a collection whose input is changed before the call.
         """
         return len(self._pipelined_modules) == _NUM_COLLECTIONS
+
+    def settle(self) -> None:
+        """Waits until no exchange of a next batch is under way; a step waits once more for it."""
+        for context in self.contexts:
+            for request in context.input_dist_tensors_requests.values():
+                for part in request.awaitables:
+                    part.wait()
 
     def _finish_input_exchange(self) -> None:
         """Starts the exchange of the next batch's ids, whose lengths have arrived by now."""
@@ -177,3 +191,33 @@ def run_steps(
             "a table collection was not prefetched for: was its input changed before the call?"
         )
         yield outputs
+
+
+class TimedBatches:
+    """Iterates over the batches of a loader, and measures how long they were waited for.
+
+    Args:
+        loader: of one epoch.
+    """
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self._loader, self._batches, self._waited = loader, iter(()), 0.0
+        self._has_begun = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            with span("input", reads=True):
+                if not self._has_begun:
+                    self._batches, self._has_begun = iter(self._loader), True
+                return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def waited(self) -> float:
+        """Returns the seconds of waiting since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited

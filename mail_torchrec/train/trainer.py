@@ -1,35 +1,42 @@
 """Trains and evaluates runs: opens the run directory, loads, trains, evaluates, saves."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from mail_torchrec.checkpoint.data_record import DataRecord
 from mail_torchrec.checkpoint.manifest import CONFIG, PLAN
 from mail_torchrec.checkpoint.saver import CheckpointSaver
-from mail_torchrec.config import Config, dump_config, flat_settings
+from mail_torchrec.checkpoint.touched import load_touched
+from mail_torchrec.config import Config, dump_config
+from mail_torchrec.continuation.parent_record import PARENT_FILE
+from mail_torchrec.continuation.progressive_record import PROGRESSIVE_FILE
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.reading.partition import DataPosition
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.preemption import PreemptionHandler
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics
-from mail_torchrec.metrics.details import DETAILS, DetailedMetrics, write_details
 from mail_torchrec.profiling.step_watch import StepWatch
 from mail_torchrec.records.run_record import begin_record
-from mail_torchrec.reporting.loss_curves import draw_loss_curves
 from mail_torchrec.trackers.registry import check_trackers
 from mail_torchrec.trackers.run_trackers import RunTrackers
-from mail_torchrec.trackers.tracker import RunDescription
 from mail_torchrec.train.assembly import (
     AssembledModel,
     assemble,
     config_feature_tables,
     table_keys,
 )
+from mail_torchrec.train.continuation import (
+    Continuation,
+    ParentRun,
+    check_same_parent,
+    is_continued,
+    open_parent,
+)
+from mail_torchrec.train.cost.memory_usage import memory_usage
 from mail_torchrec.train.data_splits import (
     DataSplit,
     Sources,
@@ -42,15 +49,15 @@ from mail_torchrec.train.data_splits import (
 )
 from mail_torchrec.train.evaluation import (
     Evaluation,
+    detailed_metrics,
     evaluate,
     evaluation_format,
+    write_results,
     writing_predictions,
 )
-from mail_torchrec.train.loop import TrainingLoop, manifest_factory, package_versions, step_watch
-from mail_torchrec.train.memory_usage import memory_usage
+from mail_torchrec.train.loop import TrainingLoop, manifest_factory, step_watch, trackers_of_run
 from mail_torchrec.train.metrics_writer import MetricsWriter, writer_of_run
 from mail_torchrec.train.resume import (
-    CHECKPOINT,
     ResumePoint,
     find_resume_point,
     load_best_weights,
@@ -84,6 +91,8 @@ class _TrainingJob:
     assembled: AssembledModel
     resume_point: ResumePoint | None
     """None for a run that begins."""
+    continuation: Continuation | None
+    """None for a run that begins without a parent, or is resumed."""
 
 
 def train(
@@ -93,6 +102,7 @@ def train(
     *,
     resume: bool = False,
     from_scratch: bool = False,
+    parent: ParentRun | None = None,
 ) -> dict[str, CohortMetrics]:
     """Trains and evaluates one run; every rank calls it.
 
@@ -103,6 +113,7 @@ def train(
         resume: continue from the newest intact checkpoint; begin where there never was one. A
             finished run returns its metrics.
         from_scratch: move a run that the directory holds into a folder of its own, and begin.
+        parent: run whose weights the run begins with; None for none, or the one that it has.
 
     Returns:
         The final metrics by cohort, as in metrics.json.
@@ -115,25 +126,36 @@ def train(
         process_group(config.train.device, config.train.timeout) as device,
         run_dir.lock(resume=resume),
     ):
+        if not from_scratch:
+            broadcast_from_rank_0(lambda: check_same_parent(run_dir, parent))
         finished = broadcast_from_rank_0(lambda: open_run(config, run_dir, resume, from_scratch))
         if finished is not None:
             return finished
-        job = _prepare_job(config, run_dir, device, plan, resume)
-        with _trackers(job) as trackers:
+        job = _prepare_job(config, run_dir, device, plan, parent, resume)
+        with trackers_of_run(config, run_dir, goes_on=job.resume_point is not None) as trackers:
             with (
                 _metrics_writer(job, trackers) as writer,
                 step_watch(config, run_dir, writer, device) as watch,
             ):
                 model_step = _run_training(job, writer, watch)
-                writer.write_event({"usage": memory_usage(job.assembled)} | watch.finish())
+                model, optimizer = job.assembled.model, job.assembled.optimizer
+                usage = memory_usage(model, optimizer, device)
+                writer.write_event({"usage": usage} | watch.finish())
                 found = _evaluate_job(job, writer)
-            broadcast_from_rank_0(lambda: _write_results(job, found, model_step))
+            chosen = None if job.validation_data is None else model_step
+            of_run = config, run_dir, job.sources, found, chosen
+            broadcast_from_rank_0(lambda: write_results(*of_run))
             trackers.log_metrics("test", found.metrics, model_step)
         return found.metrics
 
 
 def _prepare_job(
-    config: Config, run_dir: RunDir, device: torch.device, plan: Path | None, resume: bool
+    config: Config,
+    run_dir: RunDir,
+    device: torch.device,
+    plan: Path | None,
+    parent: ParentRun | None,
+    resume: bool,
 ) -> _TrainingJob:
     """Loads the data, assembles the model, and writes configuration and plan."""
     check_validation_settings(config)
@@ -141,11 +163,14 @@ def _prepare_job(
     sources = open_sources(config)
     if config.train.save_predictions:
         evaluation_format(config).row_keys(sources.test)  # checks it now, not after the training
-    _detailed_metrics(config, sources)
+    detailed_metrics(config, sources)  # checks them now
     resume_point = find_resume_point(config, run_dir, sources) if resume else None
     sources = split_validation_rows(sources)
+    begun = None
     if resume_point is None:
-        fit_run_encoders(config, sources.train, sources.test.types, run_dir)
+        begun = open_parent(config, run_dir, sources.train, parent)
+        fit_on = fit_encoders if begun is None else begun.fit_encoders
+        fit_run_encoders(config, sources, run_dir, fit_on)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     feature_tables = config_feature_tables(config)
     load = partial(load_split, config, encoders, feature_tables)
@@ -154,7 +179,11 @@ def _prepare_job(
         position = resume_point.manifest.position
         train_data.reader.set_epoch(position.epoch, position.consumed)
     train_data.reader.prefetch()  # beside the assembly
-    assembled = assemble(config, encoders, device, plan, reads_vectors=resume_point is None)
+    records = config.checkpoint.records_touched(is_continued=is_continued(run_dir))
+    begins = resume_point is None
+    assembled = assemble(
+        config, encoders, device, plan, reads_vectors=begins, records_touched=records
+    )
     validation_data = None
     if sources.validation is not None:
         num_rows = config.train.validation_rows(sources.train.num_rows)
@@ -163,7 +192,7 @@ def _prepare_job(
     test_data = load(sources.test, training=False)
     broadcast_from_rank_0(lambda: _write_documents(config, run_dir, assembled))
     data = train_data, validation_data, test_data
-    return _TrainingJob(config, run_dir, sources, encoders, *data, assembled, resume_point)
+    return _TrainingJob(config, run_dir, sources, encoders, *data, assembled, resume_point, begun)
 
 
 def _write_documents(config: Config, run_dir: RunDir, assembled: AssembledModel) -> None:
@@ -171,7 +200,9 @@ def _write_documents(config: Config, run_dir: RunDir, assembled: AssembledModel)
     run_dir.metrics.unlink(missing_ok=True)  # of fewer epochs
     write_file(run_dir.plan, assembled.plan_file)
     write_file(run_dir.config, dump_config(config))
-    begin_record(run_dir.path, (run_dir.config.name, run_dir.plan.name, run_dir.vocabularies.name))
+    names = [run_dir.config.name, run_dir.plan.name, run_dir.vocabularies.name]
+    of_parent = (name for name in (PARENT_FILE, PROGRESSIVE_FILE) if (run_dir.path / name).exists())
+    begin_record(run_dir.path, [*names, *of_parent])
 
 
 def _run_training(job: _TrainingJob, writer: MetricsWriter, watch: StepWatch) -> int:
@@ -209,6 +240,9 @@ def _run_training(job: _TrainingJob, writer: MetricsWriter, watch: StepWatch) ->
             validator,
         )
         if point is None:
+            if job.continuation is not None:
+                of_run = job.assembled, config, job.encoders, job.sources.train
+                job.continuation.begin(*of_run, job.run_dir, writer, preemption)
             loop.run(DataPosition(epoch=0), [])
         else:
             _restore(job, point)
@@ -242,51 +276,25 @@ def _restore(job: _TrainingJob, point: ResumePoint) -> None:
     restart = set(job.config.checkpoint.restart_state)
     with span("loading the checkpoint"):
         restore(job.assembled, point.folder, point.manifest.step, tables, restart)
+        if job.assembled.touched is not None:
+            load_touched(job.assembled.touched, point.folder)
 
 
 def _metrics_writer(job: _TrainingJob, trackers: RunTrackers) -> MetricsWriter:
     """Makes the writer of a run's records, from the step where the run begins or resumes."""
     of_run = job.config, job.run_dir, job.train_data.reader, job.assembled.optimizer
-    return writer_of_run(*of_run, job.resume_point, trackers)
-
-
-def _trackers(job: _TrainingJob) -> RunTrackers:
-    """Makes the trackers of a run on rank 0; elsewhere there are none."""
-    run_dir, config = job.run_dir, job.config
-    described = RunDescription(config.name, run_dir.path, flat_settings(config), package_versions())
-    settings = config.trackers if rank() == 0 else []
-    paths = (run_dir.config, run_dir.plan, run_dir.data, run_dir.curves, run_dir.metrics)
-    files = [*(path.name for path in paths), *DETAILS]
-    return RunTrackers(settings, described, files, goes_on=job.resume_point is not None)
+    first_step = 0 if job.continuation is None else job.continuation.first_step
+    return writer_of_run(*of_run, job.resume_point, trackers, first_step)
 
 
 def _evaluate_job(job: _TrainingJob, writer: MetricsWriter) -> Evaluation:
     """Evaluates the trained model on the test rows, and records the metrics."""
     folder = job.run_dir.predictions if job.config.train.save_predictions else None
     with span("evaluation"), writing_predictions(folder, job.sources.test, job.config) as on_batch:
-        detailed, test_data = _detailed_metrics(job.config, job.sources), job.test_data
+        detailed, test_data = detailed_metrics(job.config, job.sources), job.test_data
         found = evaluate(job.assembled, test_data.reader, test_data.loader, on_batch, detailed)
     writer.write_event({"evaluation": found.metrics, "counts": found.counts})
     log_counts("test", found.counts)
     num_new, num_rows = (found.metrics[cohort]["rows"] for cohort in ("new", "all"))
     warn_without_new_rows(job.config, job.sources.test.path, num_new, num_rows)
     return found
-
-
-def _detailed_metrics(config: Config, sources: Sources) -> DetailedMetrics:
-    return DetailedMetrics(sources.test, config.schema_, config.metrics, sources.train)
-
-
-def _write_results(job: _TrainingJob, found: Evaluation, model_step: int) -> None:
-    """Writes plot and metrics; a plot that cannot be written is no reason to lose the metrics."""
-    run_dir = job.run_dir
-    try:
-        draw_loss_curves([run_dir.log], run_dir.curves)
-    except (OSError, ValueError) as error:
-        logger.warning("the loss curves could not be drawn: %s", error)
-    write_details(found.details, run_dir.path)
-    DataRecord.of(*job.sources, found.rows).write(run_dir.data)
-    chosen = {CHECKPOINT: {"step": model_step}} if job.validation_data is not None else {}
-    metrics = json.dumps(dict(found.metrics) | chosen, indent=2) + "\n"
-    run_dir.record_results(metrics, has_predictions=job.config.train.save_predictions)
-    write_file(run_dir.metrics, metrics)

@@ -16,6 +16,7 @@ from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
 from mail_torchrec.inference.requests import InputSpec
 from mail_torchrec.inference.scorer import Scorer, open_session
+from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
 from mail_torchrec.triton.module_copy import copy_modules
 from mail_torchrec.triton.names import EXPORTED, Backend
 from mail_torchrec.utils.local_path import make_output_dir
@@ -61,7 +62,8 @@ def write_repository(options: RepositoryOptions) -> Path:
     """Writes a version's folder, and the model's folder around it where there is none.
 
     The version is there whole and checked, or not at all. Files are hard links, or copies where
-    links are impossible (another file system); where the export has links, of what they lead to.
+    links are impossible (another file system) or deltas may write into the file (spare rows); where
+    the export has links, of what they lead to.
 
     Returns:
         The version's folder.
@@ -85,7 +87,7 @@ def write_repository(options: RepositoryOptions) -> Path:
         (part / CONFIG).write_text(config)
         version = part / str(options.version)
         exported = version / EXPORTED
-        for file in (MANIFEST, *manifest.files):
+        for file in (MANIFEST, *manifest.paths):
             _link(options.model / file, exported / file)
         _write_version(options.backend, exported, version)
         if model.exists():
@@ -180,7 +182,8 @@ def _write_graph(scorer: Scorer, version: Path) -> None:
 
     manifest = scorer.manifest
     tables = [file for table in manifest.tables.values() for file in table.files.values()]
-    for name in (MANIFEST, DENSE_WEIGHTS, *tables):
+    positions = [table.spare.positions for table in manifest.tables.values() if table.spare]
+    for name in (MANIFEST, DENSE_WEIGHTS, *tables, *positions):
         _link(scorer.folder / name, version / name)
     outputs = manifest.outputs_of(*SCORES)
     path = version / ONNX_MODEL
@@ -202,6 +205,9 @@ def _check_graph(scorer: Scorer, path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if SPARE_TABLES in source.parts:  # deltas write into these, once no version has rows there
+        shutil.copy2(source, target)
+        return
     try:  # what a link leads to: the link itself would lead nowhere from another place
         os.link(source.resolve(), target)
     except OSError:

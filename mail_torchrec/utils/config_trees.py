@@ -1,6 +1,7 @@
 """Differences of configurations as trees, and the settings that cannot change a run's metrics."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 NEUTRAL_SETTINGS = (
     "trackers",
@@ -9,6 +10,7 @@ NEUTRAL_SETTINGS = (
     "checkpoint.mode",
     "checkpoint.on_failure",
     "checkpoint.grace",
+    "checkpoint.touched_rows",
     "metrics.",
     "sharding.",
     "data.root",
@@ -53,8 +55,15 @@ def tree_differences(found: object, wanted: object) -> dict[str, tuple[object, o
 
 
 def is_setting_of(key: str, settings: tuple[str, ...]) -> bool:
-    """Returns whether a dotted key is one of these settings, or lies in one of these sections."""
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in settings)
+    """Returns whether a dotted key is one of these settings, or lies in one of these sections.
+
+    Args:
+        key: of a setting.
+        settings: keys, in which ``*`` stands for any name; sections end with a dot.
+    """
+    return any(
+        key.startswith(name) if name.endswith(".") else fnmatchcase(key, name) for name in settings
+    )
 
 
 def _leaves(tree: object, key: str = "") -> dict[str, object]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mail_torchrec.data.ids.policy import FIRST_ROW, UNKNOWN_ROW
 from mail_torchrec.data.parquet.arrow import Floats, Ints
 from mail_torchrec.data.schema.schema import Group
 from mail_torchrec.inference.golden_file import read_golden
@@ -69,7 +68,7 @@ class Embedder:
                 f"the ids of '{self.item_column}' are hashed, so the model does not know them: "
                 "name a file of them by --items"
             )
-        return ids, np.arange(FIRST_ROW, self._id_encoder.num_rows)
+        return ids, self._id_encoder.rows_V
 
     def known_items(self, ids: pa.Array) -> tuple[pa.Array, Ints]:
         """Selects the raw ids that the model knows (hashed ids: all), with their table rows [N].
@@ -85,7 +84,7 @@ class Embedder:
         """
         rows_N = self._id_encoder.encode(ids)
         order_N = np.argsort(rows_N, kind="stable")
-        order_N = order_N[rows_N[order_N] != UNKNOWN_ROW]
+        order_N = order_N[~self._id_encoder.is_unknown(rows_N[order_N])]
         return ids.take(pa.array(order_N)), rows_N[order_N]
 
     def items(self, rows_N: Ints) -> Floats:

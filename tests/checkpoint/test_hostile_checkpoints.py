@@ -244,9 +244,9 @@ def test_an_index_that_lies_is_refused(place: Path, whole: Path) -> None:
 
 @pytest.mark.long
 def test_thousands_of_hostile_checkpoints(place: Path, whole: Path) -> None:
-    many_pickles(place, whole, 2_500)
-    many_harms(place, whole, 3_500)
-    many_indices(place, whole, 2_000)
+    many_pickles(place, whole, 1_200)
+    many_harms(place, whole, 1_800)
+    many_indices(place, whole, 1_000)
 
 
 LINES: dict[str, Callable[[str], str]] = {

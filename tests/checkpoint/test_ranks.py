@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from tests.checkpoint.test_resume import (
     log,
     tensors,
 )
+from tests.support.preloaded import ROOT, PreloadedProcess, torchrun
 from tests.support.processes import free_port, without_launcher
 from tests.support.ranks import run_ranks
 from tests.support.small_rows import write_rows
@@ -70,19 +72,55 @@ def test_two_ranks_end_as_if_never_stopped(tmp_path: Path) -> None:
     assert log(alone)[-1]["step"] > log(straight)[-1]["step"]
 
 
+class ForkedTorchrun:
+    """torchrun whose ranks are forks, with some methods of ``subprocess.Popen``."""
+
+    def __init__(self, command: list[str], log: IO[bytes]) -> None:
+        streams = (log.fileno(), log.fileno())
+        words = command[1:]
+        self._process = PreloadedProcess(torchrun, (words, str(ROOT)), None, *streams)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        self._process.join(timeout)
+        return self._process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to torchrun alone, as a cluster does."""
+        os.kill(self._process.pid or 0, number)
+
+
+class Torchrun(subprocess.Popen[bytes]):
+    """torchrun and its ranks, fresh interpreters."""
+
+    def __init__(self, command: list[str], log: IO[bytes]) -> None:
+        super().__init__(command, stdout=log, stderr=log, start_new_session=True)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to all of them, as Ctrl-C does in a terminal."""
+        os.killpg(self.pid, number)
+
+
 @pytest.mark.parametrize(
-    ("number", "num_ranks"),
+    ("launcher", "number", "num_ranks"),
     [
-        (signal.SIGTERM, 2),
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
-        pytest.param(signal.SIGINT, 2, marks=pytest.mark.long),
+        (ForkedTorchrun, signal.SIGTERM, 2),
+        pytest.param(Torchrun, signal.SIGTERM, 2, marks=pytest.mark.long),
+        pytest.param(Torchrun, signal.SIGINT, 1, marks=pytest.mark.long),
+        pytest.param(Torchrun, signal.SIGINT, 2, marks=pytest.mark.long),
     ],
 )
 def test_torchrun_hands_a_signal_on_and_every_rank_ends_as_if_never_stopped(
-    tmp_path: Path, number: signal.Signals, num_ranks: int
+    tmp_path: Path,
+    launcher: type[ForkedTorchrun | Torchrun],
+    number: signal.Signals,
+    num_ranks: int,
 ) -> None:
     """With reader processes, which torchrun signals as well; the run goes on without them."""
-    write_rows(tmp_path / "rows/train/a.parquet", 4000, seed=1)
+    write_rows(tmp_path / "rows/train/a.parquet", 2000, seed=1)
     write_rows(tmp_path / "rows/test/b.parquet", 60, seed=2)
     root = tmp_path / "rows"
     config = configuration(
@@ -92,7 +130,7 @@ def test_torchrun_hands_a_signal_on_and_every_rank_ends_as_if_never_stopped(
         train={"epochs": 1},
     )
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    torchrun = [
+    words = [
         str(Path(sys.executable).with_name("torchrun")),
         "--standalone",
         "--nproc-per-node",
@@ -101,10 +139,10 @@ def test_torchrun_hands_a_signal_on_and_every_rank_ends_as_if_never_stopped(
         "mail_torchrec",
         "train",
     ]
-    command = [*torchrun, "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
+    command = [*words, "--config", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
     checkpoints = RunDir(tmp_path / "run").checkpoints
     with (tmp_path / "log").open("wb") as output:
-        started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        started = launcher(command, output)
         try:
             deadline = time.monotonic() + 240
             while (
@@ -113,16 +151,16 @@ def test_torchrun_hands_a_signal_on_and_every_rank_ends_as_if_never_stopped(
                 and time.monotonic() < deadline
             ):
                 time.sleep(0.05)
-            os.killpg(started.pid, number)  # as Ctrl-C does, in a terminal
+            started.signal(number)
             assert started.wait(120) != 0
         finally:
             if started.poll() is None:
-                os.killpg(started.pid, signal.SIGKILL)
+                started.signal(signal.SIGKILL)
     text = (tmp_path / "log").read_text()
     [step] = re.findall(r"told to stop: saved after step (\d+)", text)
     assert checkpoints.published()[-1].name == f"step-{int(step):08d}", text
     assert not RunDir(tmp_path / "run").metrics.exists()
-    resume = [*command[len(torchrun) - 1 :], "--resume", "data.num_workers=0"]
+    resume = [*command[len(words) - 1 :], "--resume", "data.num_workers=0", "checkpoint.every=0"]
     ranks = without_launcher(num_ranks, *resume)
     assert {rank.code for rank in ranks} == {0}, ranks
     assert f"going on after step {step}, in epoch 1" in ranks[0].output

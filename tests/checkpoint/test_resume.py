@@ -154,11 +154,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": config_tree(Path())["model"] | {"tasks": TASKS, "experts": MMOE},
     },
     "workers": {"data": {"num_workers": 2}, "train": {"epochs": 1}, "schema": WEIGHTED},
-    "unsharded_adam": {"sharding": {"enabled": False}, "train": {"tables": {"name": "adam"}}},
-    "rowwise_adagrad": {"train": {"tables": {"name": "rowwise_adagrad"}}},
-    "sync": {"checkpoint": {"mode": "sync"}, "schema": with_parts("sum")},
+    "unsharded_adam": {
+        "sharding": {"enabled": False},
+        "train": {"epochs": 1, "tables": {"name": "adam"}},
+    },
+    "rowwise_adagrad": {"train": {"epochs": 1, "tables": {"name": "rowwise_adagrad"}}},
+    "sync": {"checkpoint": {"mode": "sync"}, "schema": with_parts("sum"), "train": {"epochs": 1}},
     "llae": baseline_tree("llae", solve_every=3),
-    "meta_emb": baseline_tree("meta_emb") | {"data": {"group_by_user": True}},
+    "meta_emb": baseline_tree("meta_emb")
+    | {"data": {"group_by_user": True}, "train": {"epochs": 1}},
 }
 
 
@@ -471,7 +475,15 @@ LOSSES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "they were deleted",
+        "they were, and nothing else tells",
+        pytest.param("their folder was deleted", marks=pytest.mark.long),
+        pytest.param("they were set aside", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(
     root: Path, finished: Path, tmp_path: Path, loss: str
 ) -> None:
@@ -489,8 +501,9 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(
     train(configuration(root), RunDir(killed), from_scratch=True)
     assert_equal_runs(finished, killed)
     assert (killed / "earlier-1/metrics.jsonl").read_bytes() == records
-    train(configuration(root), RunDir(killed), from_scratch=True)
-    assert_equal_runs(killed, killed / "earlier-2")
+    if loss == "they were deleted":  # once is enough for what comes after
+        train(configuration(root), RunDir(killed), from_scratch=True)
+        assert_equal_runs(killed, killed / "earlier-2")
 
 
 def test_a_run_without_a_checkpoint_begins_anew_and_says_so(

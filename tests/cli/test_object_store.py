@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from mail_torchrec.cli import main
 from mail_torchrec.data.parquet.files import parquet_files
+from mail_torchrec.data_check.layout import find_layout
 from mail_torchrec.distributed.launcher import report_error_to_launcher
 from mail_torchrec.utils.logging import get_logger, write_unlocked
 from tests.support.object_store import ObjectStore, object_store
@@ -107,6 +108,14 @@ def test_partition_columns_and_delta_tables_are_read_from_the_store(store: Objec
     assert test.num_rows == 101
     with pytest.raises(ValueError, match="lies in 'clicks/kr/test', a table of Delta"):
         parquet_files(store.uri("kr/test/" + test.path.rpartition("/")[2]), "")
+
+
+def test_a_draft_finds_training_and_test_where_the_uri_holds_credentials(
+    store: ObjectStore, no_credentials: None
+) -> None:
+    layout = find_layout(store.uri("kr/train"))
+    assert (layout.train, layout.test) == (["day=1"], "day=2")
+    assert [file.path for file in layout.files] == ["s3://clicks/kr/train/day=1/a.parquet"]
 
 
 @pytest.mark.parametrize(

@@ -160,13 +160,13 @@ def assert_names(message: str, column: str) -> None:
     assert any(f"'{name}'" in message or f".{name}" in message for name in names), message
 
 
-@fuzz(200)
+@fuzz(100)
 def test_any_container_gives_the_figures_of_the_plain_form(seed: int) -> None:
     with TemporaryDirectory() as folder:
         check_containers(Path(folder), Random(seed))
 
 
-@fuzz(200)
+@fuzz(100)
 def test_a_changed_column_is_read_or_refused_by_file_and_name(seed: int) -> None:
     with TemporaryDirectory() as folder:
         check_damaged_columns(Path(folder), Random(seed))

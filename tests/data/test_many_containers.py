@@ -1,4 +1,4 @@
-"""The long form of ``test_containers.py``: 6,000 containers."""
+"""The long form of ``test_containers.py``: 1,500 containers."""
 
 from pathlib import Path
 from random import Random
@@ -11,7 +11,7 @@ from tests.data.test_containers import check_containers, fuzz
 
 @pytest.mark.slow
 @pytest.mark.long
-@fuzz(6_000)
-def test_6000_containers_give_the_figures_of_the_plain_form(seed: int) -> None:
+@fuzz(1_500)
+def test_1500_containers_give_the_figures_of_the_plain_form(seed: int) -> None:
     with TemporaryDirectory() as folder:
         check_containers(Path(folder), Random(seed))

@@ -1,6 +1,7 @@
 """Checks of data: every finding is planted and found, and absent where the data is clean."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,11 +286,29 @@ def test_ids_of_settings_that_the_data_has_not_are_told(
 
 def test_labels_of_tasks_are_looked_at_as_others_are(shop: SmallShop) -> None:
     overrides = ["schema.columns.price.group=task_label", "schema.columns.price.transform=none"]
+    clicks = ["model.multi_task=null", "schema.columns.bought=null"]
     tasks = "model.tasks={paid: {label: price, type: log_normal}}"
-    assert check(shop, shop.folder, *overrides, tasks).findings == []
+    assert check(shop, shop.folder, *overrides, tasks, *clicks).findings == []
     label = "schema.columns.price={group: task_label}"
-    report = check(shop, shop.folder, label, "model.tasks={paid: {label: price}}")
+    report = check(shop, shop.folder, label, "model.tasks={paid: {label: price}}", *clicks)
     assert found(report, Level.ERROR, "values", "column 'price' (a task's label) should be 0, 1 or")
+
+
+def test_validation_rows_are_looked_at_where_they_have_files_of_their_own(
+    shop: SmallShop, tmp_path: Path
+) -> None:
+    [path] = sorted((shop.folder / "test").rglob("*.parquet"))
+    table = pq.ParquetFile(path).read()
+    pq.write_table(with_column(table, "bought", [2] * len(table)), tmp_path / "later.parquet")
+    later = os.path.relpath(tmp_path / "later.parquet", shop.folder)
+    report = check(shop, shop.folder, f"data.validation={{path: {later}}}")
+    assert f"validation: {len(table)} rows in " in report.head
+    assert found(report, Level.ERROR, "values", "later.parquet, row group 0: column 'bought'")
+
+
+def test_settings_that_change_nothing_are_told(shop: SmallShop) -> None:
+    report = check(shop, shop.folder, "model.multi_task=null")
+    assert found(report, Level.WARNING, "unused", "columns.bought: nothing learns this conversion")
 
 
 def test_rows_users_and_items_are_counted(shop: SmallShop) -> None:

@@ -232,7 +232,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         pytest.param("mail_dmr", "row_wise", 2, marks=pytest.mark.long),
         pytest.param("mail_dmr", "column_wise", 2, marks=pytest.mark.long),
         ("mail_base_dnn", "row_wise", 3),
-        ("dmr_multi_task", "row_wise", 2),
+        pytest.param("dmr_multi_task", "row_wise", 2, marks=pytest.mark.long),
         ("tasks", "table_wise", 2),
         ("parts", "column_wise", 2),
         pytest.param("parts", "row_wise", 2, marks=pytest.mark.long),

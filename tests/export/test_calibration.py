@@ -22,6 +22,9 @@ from tests.support.small_rows import config_tree, write_rows
 from tests.support.uncompiled_package import without_compiling
 
 KEPT = 0.1
+# A small graph, for its conversion takes most of the time.
+MODEL = {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}}
+MODEL |= {"multi_task": {}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "all": {},
     "sampled": {"negatives_kept": KEPT},
@@ -43,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tree = config_tree(
             folder,
             data={"root": str(folder)} | data,
-            model={"multi_task": {}},
+            model=MODEL,
             train=learns if name == "split" else {},
         )
         train(Config.model_validate(tree), RunDir(folder / name))
@@ -93,8 +96,9 @@ def test_manifests_without_them_say_nothing_of_either(root: Path) -> None:
 def test_metrics_are_of_true_probabilities_or_of_those_in_the_sample(root: Path) -> None:
     found = {name: evaluate_run(RunDir(root / name), None, [])["all"] for name in SETTINGS}
     whole, corrected, both = (found[name] for name in ("all", "sampled", "both"))
-    for name in ("auc", "gauc", "cvr_auc", "cvr_log_loss"):
-        assert corrected[name] == pytest.approx(whole[name], rel=1e-6)
+    for name, bound in {"auc": 2e-4, "gauc": 1e-6, "cvr_auc": 1e-6, "cvr_log_loss": 1e-6}.items():
+        # Scores that hardly differ may be rounded to one: a pair of rows counts a half then.
+        assert corrected[name] == pytest.approx(whole[name], abs=bound)
     assert corrected["calibration"] < 0.6 * whole["calibration"]
     # Rows that are sampled as the training rows are follow the probabilities before correction.
     for name, value in whole.items():

@@ -276,7 +276,7 @@ def small(root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return RunDir(folder / "run")
 
 
-@pytest.mark.parametrize("table_type", ["float16", "int8"])
+@pytest.mark.parametrize("table_type", [pytest.param("float16", marks=pytest.mark.long), "int8"])
 def test_smaller_tables_stay_within_their_bounds(
     small: RunDir, tmp_path: Path, table_type: str
 ) -> None:

@@ -87,7 +87,15 @@ def test_small_tables_of_equal_rows_are_looked_up_all_the_same(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "case",
-    ["dmr", "tasks-own-dmr", "two-sequences-dmr", "mean_fill", "tasks-base_dnn", "tasks-deepfm"],
+    [
+        "tasks-own-dmr",
+        "two-sequences-dmr",
+        "mean_fill",
+        # Parts of these by themselves, or of what test_export.py exports.
+        pytest.param("tasks-deepfm", marks=pytest.mark.long),
+        pytest.param("dmr", marks=pytest.mark.long),
+        pytest.param("tasks-base_dnn", marks=pytest.mark.long),
+    ],
 )
 def test_onnx_runtime_scores_rows_as_the_trainer_does(
     root: Path, tmp_path: Path, case: str

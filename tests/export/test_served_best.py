@@ -21,7 +21,7 @@ from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.metrics.cohorts import CohortMetrics
 from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.predict.opened_run import finished_config, open_run
-from mail_torchrec.synthetic.world import WorldSettings
+from mail_torchrec.synthetic.settings import WorldSettings
 from mail_torchrec.synthetic.writer import write_world
 from mail_torchrec.train.evaluation import score_batches
 from mail_torchrec.train.run_dir import RunDir

@@ -36,7 +36,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / f"{part}.parquet"
         write_rows(path, 150, seed=seed)
         pq.write_table(with_vectors(pq.read_table(path), seed), path)
-    tree = config_tree(root, schema=VECTORED, data={"root": str(root), "group_by_user": True})
+    data = {"root": str(root), "group_by_user": True}
+    tower = {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}}
+    tree = config_tree(root, schema=VECTORED, data=data, model=tower)
     train(Config.model_validate(tree), RunDir(root / "run"))
     with pytest.MonkeyPatch.context() as patch:
         without_compiling(patch)

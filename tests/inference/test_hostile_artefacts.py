@@ -107,9 +107,9 @@ def test_a_changed_manifest_is_refused_or_says_the_same(exported: Path, tmp_path
 
 
 @pytest.mark.long
-def test_thousands_of_hostile_artefacts(exported: Path, tmp_path: Path) -> None:
-    many_harms(exported / "first", tmp_path, 1_000)
-    many_manifests(exported / "first", tmp_path, 1_000)
+def test_a_thousand_hostile_artefacts(exported: Path, tmp_path: Path) -> None:
+    many_harms(exported / "first", tmp_path, 500)
+    many_manifests(exported / "first", tmp_path, 500)
 
 
 OUTSIDE = ["../moved", "../../moved", "/tmp/moved", "tables/../../moved", ""]

@@ -7,7 +7,7 @@ from pathlib import Path
 import mail_torchrec
 
 PACKAGE = Path(mail_torchrec.__file__).parent
-ROOMS = ("inference", "serve", "triton", "vectors", "abtest")
+ROOMS = ("inference", "deltas", "serve", "triton", "vectors", "abtest")
 
 IMPORT_ALL = """
 import importlib, sys, types

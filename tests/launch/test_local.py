@@ -12,6 +12,7 @@ from tests.support.pages import commands
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_readme_s_command_trains_on_two_ranks(folder: Path) -> None:
     [command] = commands(
         "torchx run -s local_cwd components/mail.py:train --config launch/configs/synthetic.yaml "

@@ -89,6 +89,19 @@ def test_the_readme_s_command_trains_on_two_nodes(cluster: Hosts) -> None:
     assert ranks_of_plan(run) == {0, 1}
 
 
+def test_slurm_takes_the_job_of_every_night_and_submits_the_next_one(cluster: Hosts) -> None:
+    words = ["launch/slurm/nightly.sbatch", "mine.yaml", "no-such-folder", "no-day"]
+    app = cluster.run("head", "sbatch", "--parsable", *words).strip()
+    wait_for(
+        lambda: "2" in accounted(cluster, app, "ExitCode")[0].partition(":")[0],
+        "the job to refuse the day",
+        also=lambda: cluster.run("head", "cat", f"nightly-{app}.log"),
+    )
+    [waiting] = cluster.run("head", "squeue", "--noheader", "--format=%j %T").splitlines()
+    assert waiting.split() == ["mail-nightly", "PENDING"]
+    cluster.run("head", "scancel", "--name", "mail-nightly")
+
+
 @pytest.mark.long
 def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_requeued(cluster: Hosts) -> None:
     run = cluster.folder / "runs" / "requeued"

@@ -21,7 +21,7 @@ from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
 from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.dense_cost import dense_cost
+from mail_torchrec.train.cost.dense_cost import dense_cost
 from tests.support.small_rows import config_tree, write_rows
 
 ROWS = {"age": 5, "city": 100, "hour": 24, "item": 4_000_000, "actions": 9, "tags": 50_000}

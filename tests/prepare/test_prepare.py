@@ -267,7 +267,7 @@ def test_pyspark_gives_the_rows_that_duckdb_gives(
 
 
 @pytest.mark.parametrize(
-    "options", [["--buckets", "1"], ["--buckets", "9", "--memory-limit", "500MB"]]
+    "options", [["--buckets", "1"], ["--buckets", "6", "--memory-limit", "500MB"]]
 )
 def test_rows_do_not_depend_on_the_buckets(
     prepared: Callable[[str], Path], options: list[str], tmp_path: Path

@@ -100,7 +100,7 @@ CASES += [
 @pytest.mark.parametrize(("path", "mode"), CASES)
 def test_every_answer_is_as_described(api: Any, path: str, mode: GenerationMode) -> None:
     operation = api[path]["post" if path.endswith("/infer") else "get"]
-    num_examples, statuses = 60 if path == INFER else 8, set()
+    num_examples, statuses = 30 if path == INFER else 4, set()
 
     @settings(max_examples=num_examples, suppress_health_check=CALM, derandomize=True)
     @given(operation.as_strategy(generation_mode=mode))
@@ -208,7 +208,7 @@ def test_no_grpc_message_is_a_fault_of_the_server(server: Running, exported: Pat
         ask = stubs.GRPCInferenceServiceStub(channel).ModelInfer
         assert len(ask(good).outputs) == 3
 
-        @settings(max_examples=400, suppress_health_check=CALM)
+        @settings(max_examples=200, suppress_health_check=CALM)
         @given(messages() | spoilt(good))
         def check(message: pb.ModelInferRequest) -> None:
             try:

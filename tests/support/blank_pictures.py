@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mail_torchrec.metrics import details
-from mail_torchrec.train import trainer
+from mail_torchrec.train import evaluation
 
 
 def _draw_loss_curves(logs: Sequence[Path], out_png: Path) -> None:
@@ -23,5 +23,5 @@ def leave_pictures_blank(set_attribute: Any = setattr) -> None:
     Args:
         set_attribute: in the place of :func:`setattr`, as one that is undone.
     """
-    set_attribute(trainer, "draw_loss_curves", _draw_loss_curves)
+    set_attribute(evaluation, "draw_loss_curves", _draw_loss_curves)
     set_attribute(details, "draw_calibration", _draw_calibration)

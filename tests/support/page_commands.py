@@ -15,7 +15,7 @@ from components import mail
 from mail_torchrec.cli import main
 from mail_torchrec.cli.config_json_schema import config_json_schema
 from mail_torchrec.cli.config_reference import config_sections
-from mail_torchrec.synthetic.world import WorldSettings
+from mail_torchrec.synthetic.settings import DailyWorldSettings, WorldSettings
 from tools.update_pages import ROOT
 
 _OPERATORS = {"|", "||", "&", "&&", ";"}
@@ -122,7 +122,8 @@ def _check_click(command: click.Command, name: str, arguments: Sequence[str]) ->
     params = context.params
     if name == "synthesize":
         keys = [override.partition("=")[0] for override in params["overrides"]]
-        if unknown := set(keys) - set(WorldSettings.model_fields):
+        world = WorldSettings if params["days"] is None else DailyWorldSettings
+        if unknown := set(keys) - set(world.model_fields):
             raise ValueError(f"unknown keys {sorted(unknown)}")
     else:
         _check_overrides([*params.get("overrides", ()), *(params.get("vary") or ())])

@@ -5,6 +5,7 @@ test process, on one thread, and forks itself for each process that is asked for
 shares no random state, process group, thread or environment with the one before it.
 """
 
+import gc
 import importlib
 import os
 import runpy
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tools.preloaded_torchrun import SUBPROCESS_OF_TORCHRUN, ForkedPopen
+
 ROOT = Path(__file__).parents[2]
 BLANK_PICTURES = "tests.support.blank_pictures"  # imports the trainer, so not above
 MODULES = [
@@ -24,6 +27,8 @@ MODULES = [
     "matplotlib.backends.backend_agg",
     "pytest",
     "sklearn.metrics",
+    "tools.preloaded_torchrun",
+    "torch.distributed.run",
     "torch.utils.tensorboard",
     BLANK_PICTURES,
     "tests.support.small_rows",
@@ -102,6 +107,7 @@ def _forked(
         os.close(stream.descriptor)
     os.environ.clear()
     os.environ |= environment
+    gc.freeze()  # what was imported stays
     importlib.import_module(BLANK_PICTURES).leave_pictures_blank()
     target(*args)
 
@@ -112,3 +118,10 @@ def command(arguments: list[str], cwd: str) -> None:
     sys.path.insert(0, cwd)
     sys.argv = ["mail_torchrec", *arguments]
     runpy.run_module("mail_torchrec", run_name="__main__", alter_sys=True)
+
+
+def torchrun(words: list[str], cwd: str) -> None:
+    """``torchrun`` with forked ranks of the package; to be called in a preloaded process."""
+    os.chdir(cwd)
+    with patch(SUBPROCESS_OF_TORCHRUN, ForkedPopen):
+        importlib.import_module("torch.distributed.run").main(words)

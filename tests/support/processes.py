@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from mail_torchrec.distributed.parent import PARENT_VARIABLE
-from tests.support.preloaded import ROOT, PreloadedProcess, command
+from tests.support.preloaded import ROOT, PreloadedProcess, command, torchrun
 
 
 @dataclass
@@ -108,15 +109,22 @@ def free_port() -> int:
 def under_torchrun(
     world_size: int, *arguments: str, options: tuple[str, ...] = (), timeout: float = 180
 ) -> Ended:
-    """``mail-torchrec`` under a real torchrun on this host, in fresh interpreters."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, f"--nproc-per-node={world_size}", *options, "-m", "mail_torchrec", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-    )
-    return Ended(done.returncode, done.stdout)
+    """``mail-torchrec`` under torchrun on this host, its ranks forks; waits for all of them.
+
+    ``tools/preloaded_torchrun.py`` says what is torchrun's own of it: all but the imports.
+    """
+    words = ["--standalone", f"--nproc-per-node={world_size}", *options]
+    words += ["-m", "mail_torchrec", *arguments]
+    reading, writing = os.pipe()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = PreloadedProcess(torchrun, (words, str(ROOT)), environment, writing, writing)
+    launcher.start()
+    os.close(writing)
+    limit = threading.Timer(timeout, launcher.kill)  # with which its ranks end
+    limit.start()
+    with os.fdopen(reading) as pipe:
+        output = pipe.read()
+    launcher.join()
+    assert limit.is_alive(), f"torchrun ran longer than {timeout} s:\n{output}"
+    limit.cancel()
+    return Ended(launcher.exitcode, output)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_virtual_behaviours_help_new_users_and_leave_old_ones_alone(tmp_path: Path) -> None:
     """Holds the README's claim on a smaller world of another seed, with a far smaller margin."""
     settings = WorldSettings(users=4_000, seed=4, min_history=10, max_history=20)

@@ -1,12 +1,14 @@
 """Cost of kinds of columns: each is a configuration, and the planner's bytes are right."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.config import Config
-from tools.bench_columns import Ratio, main
+from tools.bench_columns import Ratio, main, step_ratios
 from tools.column_kinds import KINDS, TOWERS, configuration
 
 KINDS_RUN = ("list, weighted", "vector column", "three parts, sum", "tasks, PLE")
@@ -38,3 +40,22 @@ def test_an_interval_of_a_median_holds_it_with_95_percent() -> None:
     values = [float(number) for number in range(1, 16)]
     assert Ratio.of(values) == Ratio(8, 4, 12)  # binomial: P(3 or fewer of 15) is .0176
     assert Ratio.of(values[:4]) == Ratio(2.5, 1, 4)
+
+
+class _Recorder:
+    """Stands for a trainer, and writes down its steps."""
+
+    def __init__(self, name: str, steps: list[str]) -> None:
+        self.name, self._steps = name, steps
+        self.input: Any = SimpleNamespace(seconds=0.0)
+
+    def step(self) -> int:
+        self._steps.append(self.name)
+        return 1
+
+
+def test_each_of_a_pair_begins_every_other_turn_and_both_train_alike() -> None:
+    steps: list[str] = []
+    pair: Any = _Recorder("a", steps), _Recorder("b", steps)
+    step_ratios(*pair, repeats=3, steps=1)
+    assert "".join(steps) == "aaabbb" + "aabb" + "bbaa" + "aabb"

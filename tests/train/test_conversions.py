@@ -27,13 +27,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    root: Path, run_dir: Path, schema: dict[str, Any] = SCHEMA, **model: Any
+    root: Path, run_dir: Path, schema: dict[str, Any] = SCHEMA, epochs: int = 1, **model: Any
 ) -> dict[str, CohortMetrics]:
-    tree = config_tree(
-        root,
-        schema=schema,
-        train={"epochs": 4, "learning_rate": 0.01, "tables": {"learning_rate": 0.1}},
-    )
+    rates = {"learning_rate": 0.01, "tables": {"learning_rate": 0.1}}
+    tree = config_tree(root, schema=schema, train=rates | {"epochs": epochs})
     tree["model"] |= model
     return train(Config.model_validate(tree), RunDir(run_dir))
 
@@ -45,7 +42,7 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
 def test_conversions_are_learnt_beside_clicks(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = run(root, tmp_path / "run", multi_task={})
+    metrics = run(root, tmp_path / "run", epochs=4, multi_task={})
     first, *_, last = (line for line in log(tmp_path / "run") if "loss/L_rt" in line)
     assert {key for key in first if key.startswith("loss/")} == {
         f"loss/{name}" for name in ("L_rt", "L_ctcvr", "L_match", "L_a", "L_v", "L_d")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sampled": {"loss_sample_share": 0.1},
     "sum": {"reduction": "sum"},
 }
+assert len(VARIANTS) >= len(TOWERS), "each of both is in a pair"
 BASELINES = ("mean_fill", "llae", "meta_emb")
 
 
@@ -52,7 +54,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def of_tower(name: str, variant: str = "full") -> dict[str, Any]:
+def of_tower(name: str, variant: str) -> dict[str, Any]:
     zero_shot = config_tree(Path())["model"]["zero_shot"] | {"dropout": 0.5} | VARIANTS[variant]
     schema = SCHEMA | {"dim": 1 if name == "emblr" else SCHEMA["dim"]}
     options = OPTIONS.get(name, HIDDEN)
@@ -65,8 +67,10 @@ def of_tower(name: str, variant: str = "full") -> dict[str, Any]:
 @pytest.mark.parametrize(
     "sections",
     [
-        *(pytest.param(of_tower(name), id=name) for name in TOWERS),
-        *(pytest.param(of_tower("base_dnn", name), id=name) for name in VARIANTS if name != "full"),
+        *(
+            pytest.param(of_tower(tower, variant), id=f"{tower}-{variant}")
+            for tower, variant in zip(cycle(TOWERS), VARIANTS, strict=False)
+        ),
         *(pytest.param(baseline_tree(name), id=name) for name in BASELINES),
     ],
 )

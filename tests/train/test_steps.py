@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mail_torchrec.train import steps
-from mail_torchrec.train.data_splits import TimedBatches
+from mail_torchrec.train.steps import TimedBatches
 from mail_torchrec.utils.spans import STEP_SPANS, collect_spans
 from tests.model.test_wall import build
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from mail_torchrec.model.precision import has_native_bfloat16
 from mail_torchrec.model.step import StepOutputs
-from mail_torchrec.train.precision import has_native_bfloat16
 from tests.model.test_wall import build
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -45,7 +45,7 @@ def assert_close(found: list[StepOutputs], expected: list[StepOutputs], toleranc
             )  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("grouped", [pytest.param(False, marks=pytest.mark.long), True])
 def test_compiled_towers_train_alike_and_are_compiled_once(
     small_root: Path, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,7 @@ def test_every_task_is_learnt_judged_and_chosen_by(
     assert best == min(validations) and len(validations) == 3
 
 
-@pytest.mark.parametrize("table_type", ["float32", "int8"])
+@pytest.mark.parametrize("table_type", ["float32", pytest.param("int8", marks=pytest.mark.long)])
 def test_predictions_and_an_exported_model_have_all_tasks_on_their_own_scale(
     root: Path, metrics: dict[str, CohortMetrics], tmp_path: Path, table_type: Any
 ) -> None:

@@ -15,9 +15,9 @@ from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.source import Source
 from mail_torchrec.metrics.auc import auc
 from mail_torchrec.train.assembly import assemble, config_feature_tables
-from mail_torchrec.train.data_splits import DataSplit, TimedBatches, load_split
+from mail_torchrec.train.data_splits import DataSplit, load_split
 from mail_torchrec.train.evaluation import evaluate
-from mail_torchrec.train.steps import run_steps
+from mail_torchrec.train.steps import TimedBatches, run_steps
 from mail_torchrec.utils.spans import span
 from tools.benchmark.reference.model import Reference
 from tools.benchmark.reference.padded_batch import pad_batch

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mail_torchrec.data.content.vector_values import Vectors, vector_values
-from mail_torchrec.data.ids.policy import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW, IdEncoder
+from mail_torchrec.data.ids.policy import MISSING_ROW, IdEncoder
 from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints
 from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.logical_types import plain_ids
@@ -47,7 +47,7 @@ class TableVectors:
             remedy = f"name another in {self._where}.id and {self._where}.vector"
             file.check_columns([settings.id, settings.vector], remedy)
         self._is_found_R = np.zeros(encoder.num_rows, np.bool_)
-        self._num_unknown = 0
+        self._num_unknown, self._squares = 0, 0.0
 
     def __iter__(self) -> Iterator[tuple[Ints, Floats]]:
         """Yields rows of the table [N] and their vectors [N, D].
@@ -56,7 +56,7 @@ class TableVectors:
             ValueError: an id twice, vectors of another length than D, elements that are no finite
                 numbers, or no id that the table knows; with file, column and row.
         """
-        self._is_found_R[:], self._num_unknown = False, 0
+        self._is_found_R[:], self._num_unknown, self._squares = False, 0, 0.0
         for file in self._files:
             start = 0
             for part in file.batches([self._settings.id, self._settings.vector], _BATCH_ROWS):
@@ -72,10 +72,11 @@ class TableVectors:
     def summary(self) -> str:
         """Numbers of ids with and without a vector, once all are read, in words."""
         num_found = int(np.count_nonzero(self._is_found_R))
+        size = (self._squares / max(1, num_found * self._dim)) ** 0.5
         return (
-            f"{num_found:,} of {self._encoder.num_rows - FIRST_ROW:,} ids begin with their vector "
+            f"{num_found:,} of {len(self._encoder.rows_V):,} ids begin with their vector "
             f"of '{self._path}', the others at random; {self._num_unknown:,} ids of the file are "
-            "none of the table's"
+            f"none of the table's; root mean square of their numbers: {size:.3g}"
         )
 
     def _known(self, part: pa.Table, file: ParquetFile, start: int) -> tuple[Ints, Floats]:
@@ -83,8 +84,9 @@ class TableVectors:
         vectors_ND = self._vectors(part, file, start)
         rows_N = self._rows(part, file, start)
         is_given_N = ~np.isnan(vectors_ND[:, 0])
-        is_known_N = (rows_N != UNKNOWN_ROW) & is_given_N
-        self._num_unknown += int(np.count_nonzero((rows_N == UNKNOWN_ROW) & is_given_N))
+        is_unknown_N = self._encoder.is_unknown(rows_N)
+        is_known_N = is_given_N & ~is_unknown_N
+        self._num_unknown += int(np.count_nonzero(is_given_N & is_unknown_N))
         is_again_N = is_known_N & (self._is_found_R[rows_N] | _is_repeated(rows_N))
         if is_again_N.any():
             place = int(np.argmax(is_again_N))
@@ -94,7 +96,9 @@ class TableVectors:
                 "one vector of each id"
             )
         self._is_found_R[rows_N[is_known_N]] = True
-        return rows_N[is_known_N], vectors_ND[is_known_N].astype(np.float32)
+        weights_ND = vectors_ND[is_known_N] * self._settings.scale
+        self._squares += float(np.square(weights_ND).sum())
+        return rows_N[is_known_N], weights_ND.astype(np.float32)
 
     def _vectors(self, part: pa.Table, file: ParquetFile, start: int) -> Vectors:
         name = self._settings.vector
@@ -129,13 +133,13 @@ def open_table_vectors(
 
     Args:
         schema: columns and tables.
-        encoders: of the ids, by table.
+        encoders: of the ids, by table; of the tables that are asked for.
         data_path: gives the path of a file below ``data.root``.
 
     Raises:
         ValueError: no such file, or a column is missing.
     """
-    tables = {name: schema.table(name) for name in schema.table_names}
+    tables = {name: schema.table(name) for name in encoders}
     return {
         name: TableVectors(
             name, data_path(file.path), file, encoders[name], table.dim or schema.dim

@@ -3,6 +3,7 @@
 Shapes: ``N`` numbers, ``E`` edges.
 """
 
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class BucketPolicy(IdPolicy):
         assert buckets is not None
         return FIRST_ROW + (buckets if isinstance(buckets, int) else len(buckets) + 1)
 
-    def fit(self, counts: IdCounts) -> BucketedNumbers:
+    def fit(self, counts: IdCounts, day: date | None = None) -> BucketedNumbers:
         """Takes the edges of the settings, or the quantiles of the counted numbers."""
         buckets = self.settings.buckets
         if isinstance(buckets, int):

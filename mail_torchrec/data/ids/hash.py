@@ -3,6 +3,7 @@
 Shapes: ``N`` ids.
 """
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ class HashPolicy(IdPolicy):
         assert self.settings.rows is not None
         return self.settings.rows
 
-    def fit(self, counts: IdCounts) -> HashedIds:
+    def fit(self, counts: IdCounts, day: date | None = None) -> HashedIds:
         """Builds the encoder from the settings alone."""
         return HashedIds(self.table, self.rows_without_data)
 

@@ -2,19 +2,22 @@
 
 Row 0 of every table is for unknown ids, row 1 for nulls; the ids' own rows begin at row 2.
 
-Shapes: ``N`` ids, ``V`` rows of a table from :data:`FIRST_ROW` on.
+Shapes: ``N`` ids, ``V`` ids that have a row (where none are known: rows that ids can have).
 """
 
 from abc import ABC, abstractmethod
+from datetime import date
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.ids.counts import IdCounts
 from mail_torchrec.data.ids.settings import IdSettings
-from mail_torchrec.data.parquet.arrow import Ints
+from mail_torchrec.data.parquet.arrow import Bools, Ints
 
 UNKNOWN_ROW = 0
 """Table row of an id that the encoder does not know."""
@@ -35,6 +38,20 @@ class IdManifestEntry(NamedTuple):
     """Salt of the hash."""
     edges: list[float] | None = None
     """Edges of the buckets."""
+    fallback_rows: int | None = None
+    """Rows that ids without a row of their own share by the hash."""
+
+
+class NewOwners(NamedTuple):
+    """Rows of a table that an update of its encoder gave to other ids.
+
+    They begin with fresh weights and without optimizer state.
+    """
+
+    rows_N: Ints
+    """Table rows, rising."""
+    generations_N: Ints
+    """Number of ids that owned each row before."""
 
 
 class IdEncoder(ABC):
@@ -51,8 +68,18 @@ class IdEncoder(ABC):
         """Known ids [V] in the order of their rows; None where the encoder stores none."""
 
     @property
+    def rows_V(self) -> Ints:
+        """Table rows of the known ids; of all ids where none are known."""
+        return np.arange(FIRST_ROW, self.num_rows)
+
+    @property
+    def first_own_row(self) -> int:
+        """First row that one id can have for itself; unknown ids share those before it."""
+        return FIRST_ROW
+
+    @property
     @abstractmethod
-    def counts_V(self) -> Ints | None:
+    def counts_V(self) -> Ints | npt.NDArray[np.float64] | None:
         """Occurrences of each known id in the training data; None where none were counted."""
 
     @abstractmethod
@@ -69,6 +96,14 @@ class IdEncoder(ABC):
         Raises:
             ValueError: the ids are of another type than those of the training data.
         """
+
+    def is_unknown(self, rows_N: Ints) -> Bools:
+        """Marks encoded ids [N] that have no row of their own."""
+        return is_unknown(rows_N, self.first_own_row)
+
+    def new_owners(self, parent: "IdEncoder") -> NewOwners:
+        """Returns the rows that belong to other ids than in the encoder it was updated from."""
+        return NewOwners(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     @abstractmethod
     def save(self, folder: Path, table: str) -> None:
@@ -116,12 +151,26 @@ class IdPolicy(ABC):
         """Number of rows as far as the settings tell (a vocabulary's maximum); None: unknown."""
 
     @abstractmethod
-    def fit(self, counts: IdCounts) -> IdEncoder:
+    def fit(self, counts: IdCounts, day: date | None = None) -> IdEncoder:
         """Builds the encoder.
 
         Args:
             counts: of the ids of all training files; empty unless :attr:`needs_counts`.
+            day: of the training files; None where none is known.
         """
+
+    def update(self, parent: IdEncoder, counts: IdCounts, day: date | None) -> IdEncoder:
+        """Builds the encoder of a run that continues another one; by default it stays as it is.
+
+        Args:
+            parent: encoder of the run that is continued; it is not changed.
+            counts: of the ids of the new training files; empty unless :attr:`needs_counts`.
+            day: of the new files; None where none is known.
+
+        Raises:
+            ValueError: the ids are of another type than the parent's.
+        """
+        return parent
 
     @abstractmethod
     def load(self, folder: Path) -> IdEncoder:
@@ -130,6 +179,17 @@ class IdPolicy(ABC):
         Raises:
             FileNotFoundError: a file is missing.
         """
+
+
+def is_unknown(rows_N: Ints, first_own_row: int | Ints) -> Bools:
+    """Marks table rows that unknown ids share: those before the first own one but nulls'.
+
+    Args:
+        rows_N: of any shape.
+        first_own_row: of the table; or ``[columns, 1]``, of each row of ``rows_N``.
+    """
+    marked_N: Bools = (rows_N < first_own_row) & (rows_N != MISSING_ROW)
+    return marked_N
 
 
 def fill_missing_rows(rows_N: Ints, ids: pa.Array) -> Ints:

@@ -2,12 +2,14 @@
 
 from mail_torchrec.data.ids.buckets import BucketPolicy
 from mail_torchrec.data.ids.hash import HashPolicy
+from mail_torchrec.data.ids.managed import ManagedPolicy
 from mail_torchrec.data.ids.policy import IdPolicy
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.ids.vocabulary import VocabularyPolicy
 
 ID_POLICIES: dict[str, type[IdPolicy]] = {
     VocabularyPolicy.name: VocabularyPolicy,
+    ManagedPolicy.name: ManagedPolicy,
     HashPolicy.name: HashPolicy,
     BucketPolicy.name: BucketPolicy,
 }

@@ -4,6 +4,7 @@ Shapes: ``N`` ids, ``V`` values of a vocabulary.
 """
 
 import os
+from datetime import date
 from functools import cached_property
 from io import BufferedReader
 from itertools import count
@@ -127,7 +128,7 @@ class VocabularyPolicy(IdPolicy):
         """Maximum number of rows; None where the settings name none."""
         return self.settings.rows
 
-    def fit(self, counts: IdCounts) -> Vocabulary:
+    def fit(self, counts: IdCounts, day: date | None = None) -> Vocabulary:
         """Takes the most frequent values, ties in the order of their values."""
         kept = counts.table.filter(pc.field("count") >= self.settings.min_count)
         kept = kept.sort_by([("count", "descending"), ("value", "ascending")])

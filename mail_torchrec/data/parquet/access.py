@@ -12,7 +12,7 @@ from mail_torchrec.utils.uris import redact
 _CREDENTIALS = (
     "check the credentials (for s3 in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN "
     "or a profile, or key:secret@ in the URI, percent-encoded; saved configurations hold none) and "
-    "what they may read"
+    "what they may read or write"
 )
 _STORES = {
     r"configured region|PermanentRedirect|MovedPermanently|HTTP status 30\d|"
@@ -63,7 +63,7 @@ def reading(file: str, row_group: int | None = None) -> Iterator[None]:
 def unreadable_file(file: str, error: Exception) -> ValueError:
     """Makes the error to raise where a file or folder cannot be read."""
     text = redact(str(error).partition("\n")[0]) or type(error).__name__
-    if (advice := _advice(error)) is not None:
+    if (advice := store_advice(error)) is not None:
         return ValueError(f"{file} cannot be read: {text}; {advice}")
     return ValueError(
         f"{file} cannot be read as Parquet (truncated, damaged, another format?): {text}; write "
@@ -71,7 +71,7 @@ def unreadable_file(file: str, error: Exception) -> ValueError:
     )
 
 
-def _advice(error: Exception) -> str | None:
+def store_advice(error: Exception) -> str | None:
     """Returns what to do about an error; None for damage.
 
     Damage found by Arrow's reader is an ArrowInvalid, or an OSError that no system call gave.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -41,6 +42,25 @@ def folder_of_column(file: str, column: str) -> str | None:
         if equals and unquote(name) == column:
             return folder.name
     return None
+
+
+def day_of_file(file: str, column: str = "day") -> date | None:
+    """Reads the day of a file from the folder above it that holds a partition column.
+
+    Args:
+        file: whole path.
+        column: of the day, as 2024-05-01 or 20240501.
+
+    Returns:
+        None where no folder names a day.
+    """
+    folder = folder_of_column(file, column)
+    if folder is None:
+        return None
+    try:
+        return date.fromisoformat(unquote(folder.partition("=")[2]))
+    except ValueError:
+        return None
 
 
 def _texts(file: str) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mail_torchrec.data.parquet.arrow import Ints
+from mail_torchrec.data.parquet.arrow import Bools, Ints
 
 
 @dataclass
@@ -91,12 +91,11 @@ class JaggedArray:
         last_R[is_full_R] = self.stored[(self.starts + self.lengths - 1)[is_full_R]]
         return last_R
 
-    def count(self, value: int) -> Ints:
-        """Counts in each row [R] how many of its values are ``value``."""
-        is_value_V = self.values == value
-        if not is_value_V.any():
+    def count(self, marked_V: Bools) -> Ints:
+        """Counts in each row [R] how many of its values are marked."""
+        if not marked_V.any():
             return np.zeros_like(self.lengths)
-        before, ends_R = np.concatenate([[0], np.cumsum(is_value_V)]), np.cumsum(self.lengths)
+        before, ends_R = np.concatenate([[0], np.cumsum(marked_V)]), np.cumsum(self.lengths)
         counts_R: Ints = before[ends_R] - before[ends_R - self.lengths]
         return counts_R
 

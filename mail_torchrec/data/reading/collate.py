@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.reading.batch import Batch, DedupIndices
@@ -30,6 +31,7 @@ class BatchCollator:
 
     Args:
         schema: columns.
+        encoders: of the ids, by table.
         feature_tables: features of a batch.
         samplers: samplers of the negatives of each sequence; none outside training.
         group_by_user: deduplicate user-side features.
@@ -38,6 +40,7 @@ class BatchCollator:
     def __init__(
         self,
         schema: Schema,
+        encoders: Mapping[str, IdEncoder],
         feature_tables: FeatureTables,
         samplers: Mapping[str, NegativeSampler],
         *,
@@ -50,7 +53,7 @@ class BatchCollator:
             self._user_side |= set(schema.names(*USER_SIDE_GROUPS))
             self._user_side |= {features.last for features in feature_tables.match.values()}
         self._match = MatchCollator(schema, feature_tables, samplers)
-        self._count = RowCounter(schema, self._user_side, group_by_user=group_by_user)
+        self._count = RowCounter(schema, encoders, self._user_side, group_by_user=group_by_user)
 
     @property
     def count_names(self) -> list[str]:

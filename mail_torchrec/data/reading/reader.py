@@ -104,7 +104,11 @@ class Reader(IterableDataset[Batch]):
         self.has_weights = source.has_weights
         """Whether the rows have weights of their own."""
         self._collate = BatchCollator(
-            schema, feature_tables, samplers or {}, group_by_user=settings.group_by_user
+            schema,
+            encoders.tables,
+            feature_tables,
+            samplers or {},
+            group_by_user=settings.group_by_user,
         )
         is_of_training = source.split is not None  # validation rows of the training files
         self.negatives_kept = (

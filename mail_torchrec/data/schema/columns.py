@@ -169,6 +169,9 @@ class VectorFileSettings(Settings):
     """Column of the ids, of the type that they have in the training data."""
     vector: str = "vector"
     """Column of the vectors, lists of as many numbers as the table has dimensions."""
+    scale: float = Field(default=1.0, gt=0.0, exclude_if=lambda scale: scale == 1)
+    """Factor of the vectors. Towers learn best from vectors of about the size of the others: where
+    the numbers of the file deviate by 1 or more, 0.1 is a good begin."""
 
 
 class EmbeddingTableSettings(IdSettings):
@@ -176,8 +179,9 @@ class EmbeddingTableSettings(IdSettings):
 
     ids: IdPolicyName = "vocabulary"
     """Id policy, which turns raw ids into table rows: `vocabulary` (one row for each value of the
-    training data, saved with the model) or `hash` (a fixed number of rows that all values share;
-    needs `rows`)."""
+    training data, saved with the model), `managed` (a fixed number of rows that ids get and lose as
+    runs continue; needs `rows`), `hash` (a fixed number of rows that all values share; needs
+    `rows`) or `buckets` (numbers, one row for each interval; needs `buckets`)."""
     dim: Dim | None = None
     """Embedding dimension; by default `schema.dim`. `auto` chooses it as `schema.dim: auto` does,
     but no more than `schema.dim` where that is a number."""

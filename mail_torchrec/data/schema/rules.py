@@ -175,14 +175,22 @@ def _check_sequence(schema: SchemaColumns, name: str) -> None:
     if len(targets) != 1:
         raise ValueError(
             f"{_setting(name, schema.columns[name])}: exactly one item column must share table "
-            f"'{schema.table_of(name)}' with this behaviour "
-            f"(the target item), found {targets or 'none'}; set its 'table'"
+            f"'{schema.table_of(name)}' with this behaviour (the target item), found "
+            f"{targets or 'none'}; set its 'table'{_first_part(schema, name)}"
         )
     actions = schema.actions_of(name)
     if name not in schema.declared_sequences and len(actions) > 1:
         raise ValueError(
             f"schema.columns.{name}: at most one column may be action_of it, found {actions}"
         )
+
+
+def _first_part(schema: SchemaColumns, name: str) -> str:
+    """Says that the first part counts, since tools that sort the keys of a YAML file change it."""
+    if (declared := schema.declared_sequences.get(name)) is None or len(declared.parts) == 1:
+        return ""
+    parts = list(declared.parts)
+    return f", or write the sequence's main part first: '{parts[0]}' is now (of {', '.join(parts)})"
 
 
 def _check_pooled_list(schema: SchemaColumns, name: str) -> None:

@@ -1,6 +1,7 @@
 """Behaviour sequences with side information: aligned lists that make one vector a behaviour."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -112,6 +113,7 @@ def with_part_columns(
                 f"schema.sequences.{sequence}: should have a part at least, received none; name "
                 f"its lists, {{item: {sequence}_item}} for example"
             )
+        _check_part_names(sequence, settings)
         for index, (part, given) in enumerate(settings.parts.items()):
             name = f"{sequence}_{part}" if index else sequence
             if name in columns:
@@ -136,3 +138,16 @@ def with_part_columns(
                 zone=given.zone,
             )
     return columns
+
+
+def _check_part_names(sequence: str, settings: SequenceSettings) -> None:
+    """Checks that no part is a mistyped key of the sequence's own."""
+    texts = {"join": set(Join), "match": set(settings.parts)}
+    for part, given in settings.parts.items():
+        [key] = get_close_matches(part, SequenceSettings.model_fields, 1, 0.5) or [""]
+        is_padding = key == "padding" and not (given.column or "").isidentifier()
+        if is_padding or given.column in texts.get(key, ()):
+            raise ValueError(
+                f"schema.sequences.{sequence}: '{part}: {given.column}' should be a part and its "
+                f"column, or the key '{key}'; correct the name"
+            )

@@ -21,10 +21,10 @@ def check_vectors(schema: SchemaColumns) -> None:
                 f"'{column.kind}'; a list has 'max_length'"
             )
     for name, table in schema.tables.items():
-        if table.init_from is not None and table.ids != "vocabulary":
+        if table.init_from is not None and table.ids not in ("vocabulary", "managed"):
             raise ValueError(
-                f"schema.tables.{name}: init_from needs ids 'vocabulary', of which each has a row "
-                f"of its own, received ids '{table.ids}'; change one of the two"
+                f"schema.tables.{name}: init_from needs ids 'vocabulary' or 'managed', which "
+                f"have rows of their own, received ids '{table.ids}'; change one of the two"
             )
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.ids.hashing import mix64
-from mail_torchrec.data.ids.policy import MISSING_ROW, UNKNOWN_ROW
+from mail_torchrec.data.ids.policy import MISSING_ROW
 from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.schema.schema import Group, Schema
 
@@ -34,18 +34,18 @@ def _row(schema: Schema, encoders: Encoders, name: str) -> int:
     if value is None:
         return MISSING_ROW
     ids = pa.array([value], pa.int64() if isinstance(value, int) else pa.large_string())
-    reason = ""
+    encoder, reason = encoders.tables[schema.table_of(name)], ""
     try:
-        row = int(encoders.tables[schema.table_of(name)].encode(ids)[0])
+        rows = encoder.encode(ids)
     except ValueError as error:
-        row, reason = UNKNOWN_ROW, f" ({error})"
-    if row == UNKNOWN_ROW:
+        rows, reason = None, f" ({error})"
+    if rows is None or encoder.is_unknown(rows)[0]:
         raise ValueError(
             f"schema.columns.{name}.position_value: should be a value of column "
             f"'{schema.file_column(name)}' in the training data, received {value!r}{reason}; "
             "correct it, or leave it out for null"
         )
-    return row
+    return int(rows[0])
 
 
 def hide_positions(schema: Schema, scalars_CR: Ints, users_R: Ints) -> None:

@@ -31,6 +31,7 @@ from mail_torchrec.prepare.events.table_plans import (
     SelectedColumn,
     TablePlan,
     TimeColumn,
+    check_unit,
     engine_type,
 )
 from mail_torchrec.prepare.events.times import check_time_type
@@ -105,6 +106,7 @@ class _Planner:
         time = _time_column(
             files, source, settings.unit or self.settings.unit, f"{label}.time", True
         )
+        check_unit(files, settings.unit, [time], label)
         _check_key_type(files.type(key, f"{label}.user"), files.paths[0], key, f"{label}.user")
         renamed, drops = _renamed(settings), settings.drop_duplicates
         return TablePlan(files, index, key, time, None, renamed, True, False, drops)
@@ -115,6 +117,7 @@ class _Planner:
         unit = settings.unit or self.settings.unit
         since = _time_column(files, settings.valid_from, unit, f"{label}.valid_from", False)
         until = _time_column(files, settings.valid_until, unit, f"{label}.valid_until", False)
+        check_unit(files, settings.unit, [since, until], label)
         kind = files.type(settings.key, f"{label}.key")
         _check_key_type(kind, files.paths[0], settings.key, f"{label}.key")
         logs = [self.impressions, *self.events.values()]

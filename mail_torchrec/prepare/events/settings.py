@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mail_torchrec.settings import Settings, readable_faults
 from mail_torchrec.utils.unique_keys import parse_yaml
 
 _UNITS_US = {"ms": 1_000, "s": 10**6, "m": 60 * 10**6, "h": 3_600 * 10**6, "d": 86_400 * 10**6}
-_DURATION = re.compile(r"[0-9]+(ms|s|m|h|d)")
+_DURATION = re.compile(r"[0-9]{1,15}(ms|s|m|h|d)")
+_LONGEST_US = 36_525 * _UNITS_US["d"]
 
 
 def _duration(value: object) -> object:
-    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+    is_duration = isinstance(value, str) and _DURATION.fullmatch(value)
+    if not is_duration or duration_us(str(value)) > _LONGEST_US:
         raise ValueError(
-            "should be a whole number and its unit (ms, s, m, h or d), such as 30s or 7d, "
-            f"received {value!r}"
+            "should be a whole number and its unit (ms, s, m, h or d), such as 30s or 7d, and at "
+            f"most 36525d, received {value!r:.60}"
         )
     return value
 
@@ -105,7 +107,7 @@ class SelectionSettings(Settings):
 class HistorySettings(SelectionSettings):
     """Aligned lists of the newest events that were known strictly before an impression."""
 
-    max_length: PositiveInt = 100
+    max_length: int = Field(default=100, ge=1, le=2**31 - 1)
     """Most entries of a list."""
     parts: dict[Name, Name] = Field(min_length=1)
     """What each list holds: a column of the log, one of a catalogue as of the event
@@ -155,6 +157,9 @@ class EventsSettings(Settings):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        first, last = self.time_range
+        if last < first:
+            raise ValueError(f"time_range should begin before it ends, received {first}, {last}")
         if EVENT in self.catalogues:
             raise ValueError(f"a catalogue should not be called '{EVENT}'; choose another name")
         for section, selections in (("histories", self.histories), ("labels", self.labels)):

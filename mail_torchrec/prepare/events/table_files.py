@@ -139,7 +139,7 @@ def find_files(label: str, settings: InputSettings) -> InputFiles:
     """Finds the files of a table.
 
     Raises:
-        ValueError: there are none, files of both formats, or a URI.
+        ValueError: there are none, files of both formats, a URI, or types of other columns.
     """
     check_local(settings.path, f"{label}.path")
     path = Path(settings.path)
@@ -161,7 +161,10 @@ def find_files(label: str, settings: InputSettings) -> InputFiles:
             f"{label}.types: Parquet files have types of their own; leave this out, and write the "
             "files with other types where these are not right"
         )
-    return InputFiles(label, tuple(files), types)
+    found = InputFiles(label, tuple(files), types)
+    for name in types:
+        found.type(name, f"{label}.types")
+    return found
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

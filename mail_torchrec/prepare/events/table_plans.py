@@ -5,6 +5,7 @@ Their values are integers of 64 bits (times in microseconds since 1970, UTC), fl
 the types of the files come back in the rows that are written.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -122,6 +123,33 @@ class TablePlan:
         return types | {
             column.query_name: engine_type(column.type) for column in self.selected.values()
         }
+
+
+def check_unit(
+    files: InputFiles, unit: TimeUnit | None, times: Sequence[TimeColumn | None], label: str
+) -> None:
+    """Checks that a table's own unit has a time of numbers, which alone it is for.
+
+    Args:
+        files: of the table.
+        unit: its own, if it has one.
+        times: its columns of times.
+        label: the table's place in the settings.
+
+    Raises:
+        ValueError: no time is a number.
+    """
+    named = [time for time in times if time is not None]
+    kinds = [files.type(time.source, time.role) for time in named]
+    if unit is None or any(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds
+    ):
+        return
+    found = ", ".join(f"'{time.source}' is {kind}" for time, kind in zip(named, kinds, strict=True))
+    raise ValueError(
+        f"{label}.unit: '{unit}' should be the unit of a time that is a number, and "
+        f"{found or 'the table names no time'} in {files.paths[0]}; leave unit out"
+    )
 
 
 def engine_type(kind: pa.DataType) -> pa.DataType | None:

@@ -29,7 +29,17 @@ def test_known_ids_have_their_vectors_and_others_are_counted(tmp_path: Path) -> 
     assert rows.tolist() == [4, 2]  # the first value of a vocabulary has row 2
     assert vectors.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     assert found.summary.startswith("2 of 4 ids begin with their vector of '")
-    assert found.summary.endswith("the others at random; 1 ids of the file are none of the table's")
+    assert "the others at random; 1 ids of the file are none of the table's; " in found.summary
+    assert found.summary.endswith("root mean square of their numbers: 4.06")
+
+
+def test_vectors_are_scaled_where_told(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"scale": 0.1})
+    vectors_of(tmp_path, [7], [[0.0, 1.0]])
+    found = TableVectors("item", str(tmp_path / "items.parquet"), settings, KNOWN, 2)
+    [(_, vectors)] = found
+    assert vectors.tolist() == [[0.0, np.float32(0.1)]]
+    assert "scale" not in SETTINGS.model_dump()
 
 
 @pytest.mark.parametrize(

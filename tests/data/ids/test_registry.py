@@ -1,5 +1,6 @@
 """Registry of id policies: one entry makes a policy known to schema, fitting and planning."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class ModuloPolicy(IdPolicy):
     def rows_without_data(self) -> None:
         return None
 
-    def fit(self, counts: IdCounts) -> Modulo:
+    def fit(self, counts: IdCounts, day: date | None = None) -> Modulo:
         return Modulo(2 + len(counts.table))
 
     def load(self, folder: Path) -> Modulo:
@@ -121,6 +122,6 @@ def test_negatives_ask_the_encoder_for_its_counts() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(
-        ValidationError, match="should be one of vocabulary, hash, buckets, received 'md5'"
+        ValidationError, match="should be one of vocabulary, managed, hash, buckets, received 'md5'"
     ):
         schema_of(ids="md5")

@@ -72,6 +72,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "first part": ({"item": {"joined": False}}, "the first part should be joined"),
     "no target": ({"item": {"table": "hour"}}, r"share table 'hour' .*\(the target item\)"),
     "two targets": ({"shelf": {"table": "tags"}}, "holds behaviours, which a pooled list cannot"),
+    "mistyped join": ({"jion": "sum"}, r"past: 'jion: sum' should be a part .* or the key 'join'"),
+    "mistyped match": ({"macth": "shelf"}, "'macth: shelf' should be .* or the key 'match'"),
+    "mistyped padding": ({"paddding": "-1"}, "'paddding: -1' should be .* or the key 'padding'"),
     "part": ({"action": {"colum": "actions"}}, "Extra inputs are not permitted"),
 }
 
@@ -81,6 +84,20 @@ def test_a_broken_sequence_is_refused_with_the_remedy(case: str) -> None:
     change, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         Schema.model_validate(with_parts("concat", **change))
+
+
+def test_parts_that_look_like_keys_are_parts_where_their_columns_do_not() -> None:
+    parts = {"watch": "watched_seconds", "joint": "joints", "pad": "pads"}
+    schema = Schema.model_validate(with_parts("concat", **parts))
+    assert list(schema.declared_sequences["past"].parts)[-3:] == list(parts)
+
+
+def test_sorted_keys_are_named_as_the_cause_of_another_main_part() -> None:
+    tree = with_parts("concat")
+    tree["sequences"]["past"] = dict(sorted(tree["sequences"]["past"].items()))
+    message = r"main part first: 'action' is now \(of action, item, shelf\)"
+    with pytest.raises(ValueError, match=message):
+        Schema.model_validate(tree)
 
 
 def test_names_that_are_taken_and_sequences_without_parts_are_refused() -> None:

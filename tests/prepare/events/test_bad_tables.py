@@ -138,6 +138,45 @@ def faults() -> Iterator[tuple[str, dict[str, Any], dict[str, Any], str]]:
         {"events": {"clicks": SETTINGS["events"]["clicks"] | {"lag": 30}}},
         r"clicks.lag: should be a whole number and its unit \(ms, s, m, h or d\), .*, received 30",
     )
+    for lag in ("36526d", "9" * 5000 + "s"):
+        yield (
+            f"a lag of centuries, {lag[:6]}",
+            {},
+            {"events": {"clicks": SETTINGS["events"]["clicks"] | {"lag": lag}}},
+            rf"clicks.lag: should be a whole number and its unit .* at most 36525d, .*{lag[:5]}",
+        )
+    yield (
+        "a history without an end",
+        {},
+        {"histories": {"seen": SETTINGS["histories"]["seen"] | {"max_length": 2**31}}},
+        r"histories.seen.max_length: .*less than or equal to 2147483647",
+    )
+    yield (
+        "a range of times that ends before it begins",
+        {},
+        {"time_range": ["2025-01-01", "2024-01-01"]},
+        "time_range should begin before it ends, received 2025-01-01, 2024-01-01",
+    )
+    yield (
+        "the unit of a timestamp",
+        {},
+        {"events": {"clicks": SETTINGS["events"]["clicks"] | {"unit": "s"}}},
+        r"events.clicks.unit: 's' should be the unit of a time that is a number, and 'time' is "
+        r"timestamp\[us, tz=UTC\] in clicks.parquet; leave unit out",
+    )
+    yield (
+        "the unit of a catalogue without numbers",
+        {},
+        {"catalogues": {"items": SETTINGS["catalogues"]["items"] | {"unit": "s"}}},
+        r"catalogues.items.unit: 's' should be .* and 'since' is timestamp.* leave unit out",
+    )
+    yield (
+        "a URI",
+        {},
+        {"impressions": {"path": "s3://key:secret@bucket/shown"}},
+        r"impressions.path should be a path on this machine or on storage mounted here, received a "
+        r"URI \(s3:...\); give a local path",
+    )
     yield (
         "values of another type in a filter",
         {},
@@ -184,3 +223,31 @@ def test_a_bad_line_of_a_csv_file_is_told_with_its_row(
     )
     with pytest.raises(ValueError, match=message):
         prepare(Path("events.yaml"), Path("out"))
+
+
+def test_types_of_columns_that_a_csv_file_lacks_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shown.csv").write_text("user_id,time,item_id\n1,2024-05-01T12:00:00Z,7\n")
+    shown = {"path": "shown.csv", "types": {"item": "string"}}
+    Path("events.yaml").write_text(yaml.safe_dump({"impressions": shown}))
+    message = r"column 'item' \(impressions.types\) should be in the file; .*, perhaps 'item_id'"
+    with pytest.raises(ValueError, match=message):
+        prepare(Path("events.yaml"), Path("out"))
+
+
+def test_the_name_of_the_output_folder_is_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, columns in TABLES.items():
+        pq.write_table(pa.table(columns), f"{name}.parquet")
+    Path("events.yaml").write_text(yaml.safe_dump(SETTINGS))
+    for out in ("o[1]*?'", "plain"):
+        prepare(Path("events.yaml"), Path(out))
+    first, second = (
+        [path.read_bytes() for path in sorted(Path(out).rglob("rows/*/*.parquet"))]
+        for out in ("o[1]*?'", "plain")
+    )
+    assert first == second and first

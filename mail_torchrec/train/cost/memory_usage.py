@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from mail_torchrec.distributed.collectives import gather_objects
-from mail_torchrec.train.assembly import AssembledModel
+from mail_torchrec.optim.groups import OptimizerGroups
 
 
-def memory_usage(assembled: AssembledModel) -> dict[str, Any]:
+def memory_usage(
+    model: nn.Module, optimizer: OptimizerGroups, device: torch.device
+) -> dict[str, Any]:
     """Measures bytes by purpose, a list over ranks each; every rank calls it.
 
     ``peak`` is the largest amount that CUDA's allocator gave out, on a CPU the process's largest
@@ -20,19 +23,19 @@ def memory_usage(assembled: AssembledModel) -> dict[str, Any]:
     """
     fused_states = (
         value
-        for group in assembled.optimizer
+        for group in optimizer
         if group.is_fused
         for state in group.state.values()
         for value in state.values()
     )
     own = {
-        "table_weights": _local_bytes(assembled.model.state_dict().values()),
+        "table_weights": _local_bytes(model.state_dict().values()),
         "optimizer_state": _local_bytes(fused_states),
-        "peak": _peak_bytes(assembled.device),
+        "peak": _peak_bytes(device),
     }
     ranks = gather_objects(own)
     usage: dict[str, Any] = {name: [of_rank[name] for of_rank in ranks] for name in own}
-    return usage | {"device": assembled.device.type}
+    return usage | {"device": device.type}
 
 
 def _local_bytes(values: Iterable[Any]) -> int:

@@ -2,13 +2,12 @@
 
 import torch
 
-from mail_torchrec.train.settings import TrainSettings
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 
-def tower_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
+def tower_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Returns the type that the towers' matrix products are computed in during training.
 
     Changes no state; see :func:`set_matmul_precision` for ``tf32``, which is a mode of float32.
@@ -16,22 +15,22 @@ def tower_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: tf32 on a CPU.
     """
-    if settings.precision == "tf32" and device.type != "cuda":
+    if precision == "tf32" and device.type != "cuda":
         raise ValueError(
             "train.precision: tf32 is a precision of GPUs, and this run is on a CPU; choose "
             "float32, or bfloat16 with AMX"
         )
-    return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def set_matmul_precision(settings: TrainSettings, device: torch.device) -> None:
+def set_matmul_precision(precision: str, device: torch.device) -> None:
     """Switches TF32 for float32 matrix products on or off, for the whole process.
 
     Warns where bfloat16 was chosen and the device only emulates it.
     """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
-    if settings.precision == "bfloat16" and not has_native_bfloat16(device):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision == "bfloat16" and not has_native_bfloat16(device):
         logger.warning(
             "train.precision=bfloat16, and this %s has no units for it: it is emulated, far "
             "slower than float32",

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mail_torchrec.train.precision import set_matmul_precision, tower_dtype
-from mail_torchrec.train.settings import TrainSettings
+from mail_torchrec.model.precision import set_matmul_precision, tower_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -15,17 +14,16 @@ def test_computing_the_type_changes_no_state(
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", changed.append)
-    settings = TrainSettings.model_validate({"precision": precision})
     expected = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    assert tower_dtype(settings, CUDA) is expected
+    assert tower_dtype(precision, CUDA) is expected
     assert changed == [] and capsys.readouterr().err == ""
     if precision != "tf32":
-        assert tower_dtype(settings, CPU) is expected
+        assert tower_dtype(precision, CPU) is expected
 
 
 def test_the_mode_is_set_for_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", changed.append)
     for precision, device in (("tf32", CUDA), ("float32", CUDA), ("float32", CPU)):
-        set_matmul_precision(TrainSettings.model_validate({"precision": precision}), device)
+        set_matmul_precision(precision, device)
     assert changed == ["high", "highest"]

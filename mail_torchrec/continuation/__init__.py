@@ -1,0 +1,1 @@
+"""Records of runs that continue others: their parents, and what these scored on new rows."""

@@ -1,0 +1,1 @@
+"""Chains of continued runs, day by day."""

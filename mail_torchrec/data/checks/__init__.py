@@ -1,0 +1,1 @@
+"""Checks of values before they are trained on or evaluated."""

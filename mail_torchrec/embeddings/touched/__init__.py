@@ -1,0 +1,1 @@
+"""Rows that training touches, recorded on the rank that owns them."""

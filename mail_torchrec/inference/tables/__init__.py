@@ -1,0 +1,1 @@
+"""Tables of an exported model: their description, and rows that are not in the order of ids."""

@@ -1,0 +1,1 @@
+"""Published models: exports and deltas in an object store, and servers that follow them."""

@@ -1,0 +1,1 @@
+"""Cost of a run: memory and arithmetic, estimated for the planner and measured."""
