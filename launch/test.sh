@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Format, lint, types, tests on all cores. Arguments go to pytest:
 #   launch/test.sh -m 'not slow' -k doctor
-# The few tests that take over half a minute are left to CI; -m '' runs them too.
+# The tests that tests/README.md lists are left to CI; -m '' runs them too.
 set -euo pipefail
 
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."

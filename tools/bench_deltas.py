@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,13 @@ class Load:
         expected = {link.version: chain.scores(link.number) for link in links}
         self._stop, self._results = context.Event(), context.Queue()
         count = context.Value("q", 0)
-        shared = (chain.item(0), cases, expected, self._stop, count, self._results)
+        # Kept: a process that starts late still opens their semaphores.
+        self._shared = (chain.item(0), cases, expected, self._stop, count, self._results)
         addresses = {"REST": server.http, "gRPC": server.grpc}
         self._processes = [
             context.Process(  # a daemon: where this process fails, its clients end
                 target=run_client,
-                args=(addresses[name], ClientReport(name), *shared),
+                args=(addresses[name], ClientReport(name), *self._shared),
                 daemon=True,
             )
             for name in PROTOCOLS
@@ -110,7 +112,7 @@ def serve_chain(
             for link in bar:
                 start = time.perf_counter()
                 publish(chain.item(link.number), place)
-                wait_for(lambda link=link: link.version in _loaded(server))
+                wait_for(partial(_is_loaded, server, link.version))
                 served.append(time.perf_counter() - start)
         load.begin_phase()
         time.sleep(seconds)
@@ -125,10 +127,9 @@ def serve_chain(
     return reports, load.phases(reports), served
 
 
-def _loaded(server: Running) -> list[str]:
-    """Lists the loaded versions by the server's own metadata."""
-    versions: list[str] = server.ask(f"/v2/models/{NAME}")[1]["versions"]
-    return versions
+def _is_loaded(server: Running, version: str) -> bool:
+    """Tells if a version is loaded, by the server's own metadata."""
+    return version in server.ask(f"/v2/models/{NAME}")[1]["versions"]
 
 
 def find_problems(reports: Sequence[ClientReport], links: Sequence[ChainLink]) -> list[str]:

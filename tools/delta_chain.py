@@ -95,10 +95,10 @@ class DeltaChain:
         days = (f"data.train={_day(number)}", f"data.test={_day(number + 1)}")
         if number == 0:
             sizes = (f"data.root={self.folder / 'world'}", f"schema.tables.item.rows={self.rows}")
-            origin = ("--config", str(_CONFIG), *sizes)
+            origin = ["--config", str(_CONFIG), *sizes]
             kind = ("--spare", str(self.spare))
         else:
-            origin = ("--continue", str(before))
+            origin = ["--continue", str(before)]
             kind = ("--delta-of", str(self.item(number - 1)))
         trained = self._run("train", *origin, "--run-dir", str(run), *days)
         last_day = str(self.folder / "world" / _day(self.num_deltas + 1))
@@ -115,10 +115,7 @@ class DeltaChain:
     def _write_scores(self, number: int, full: Path) -> None:
         scorer = Scorer(full, threads=1)
         found = [scorer.run(scorer.encode(case.requests)) for case in self.cases()]
-        arrays = {
-            f"{i:03}-{name}": array for i, by in enumerate(found) for name, array in by.items()
-        }
-        np.savez(self._scores(number), **arrays)
+        np.savez(self._scores(number), *(array for by_name in found for array in by_name.values()))
 
     def _scores(self, number: int) -> Path:
         return self.folder / f"{number:03}.npz"

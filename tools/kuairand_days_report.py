@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mail_torchrec.daily.chain import read_chains
 from mail_torchrec.metrics.auc import auc
 from mail_torchrec.reporting.figure_style import TEXT_COLOUR, save_figure, style_axes
 from mail_torchrec.reporting.intervals import Interval, seed_interval
@@ -69,11 +70,14 @@ def read_scores(
     return scores
 
 
-def read_seconds(seeds: Sequence[Path], arm: str, day: str) -> Interval | None:
-    """Averages the seconds of the commands that made an arm's model of a day."""
+def read_seconds(
+    seeds: Sequence[Path], arm: str, day: str
+) -> tuple[Interval | None, Interval | None]:
+    """Averages the seconds of an arm's commands of a day, and of the training steps in them."""
     name = f"{arm.replace(' ', '-')}-{day}"
     marks = [json.loads((seed / f"{name}.json").read_text()) for seed in seeds]
-    return seed_interval([mark["seconds"] for mark in marks])
+    steps = [read_chains([seed / name])[0].runs[-1].seconds for seed in seeds]
+    return seed_interval([mark["seconds"] for mark in marks]), seed_interval(steps)
 
 
 def write_page(
@@ -99,7 +103,7 @@ def write_page(
         _day_table(scores, arms, days[1:], "all", cohorts),
         "**AUC by cohort, mean of the days**, and differences from `continued` paired by seed",
         _cohort_table(scores, arms, days[1:]),
-        "**Seconds of a day's command**, from its start to its end, and rows that it trained on",
+        "**Seconds of a day's command** and of its training steps, and rows that it trained on",
         _time_table(seeds, arms, days, cohorts),
     ]
     page.write_text("\n\n".join(block.rstrip() for block in blocks) + "\n", encoding="utf-8")
@@ -118,7 +122,7 @@ def _head(num_seeds: int, picture: str) -> list[str]:
         "```bash\npython tools/kuairand_days.py --data FOLDER --out runs/kuairand-days "
         f"--seeds {num_seeds} --jobs 2 --page tools/results/kuairand-days.md\n```",
         f"Means of {num_seeds} seeds; ± is half a 95 % interval over seeds. A new user, or a new "
-        "item, has no row on an earlier day.",
+        "item, has no row on an earlier day. On the second day all are the first day's model.",
         f"![AUC of all rows by day]({picture})",
     ]
 
@@ -158,15 +162,16 @@ def _time_table(
 ) -> str:
     trained = [arm for arm in arms if arm != "frozen"]
     rows = {day: len(cohorts[day]["all"]) for day in days}
-    header = ["day", *(f"{arm}: {what}" for arm in trained for what in ("rows", "seconds"))]
+    shown_of_arm = ("rows", "seconds", "of steps")
+    header = ["day", *(f"{arm}: {what}" for arm in trained for what in shown_of_arm)]
     lines = []
     for number, day in enumerate(days[1:-1], start=1):
         line = [day]
         for arm in trained:
             shown = days[: number + 1] if arm == "retrained" else [day]
-            seconds = read_seconds(seeds, arm, day)
-            mean = "-" if seconds is None else f"{seconds.mean:.1f}{_half(seconds, 1)}"
-            line += [f"{sum(rows[one] for one in shown):,}", mean]
+            line.append(f"{sum(rows[one] for one in shown):,}")
+            for one in read_seconds(seeds, arm, day):
+                line.append("-" if one is None else f"{one.mean:.1f}{_half(one, 1)}")
         lines.append(line)
     return markdown_table(header, lines)
 

@@ -75,7 +75,9 @@ class CheckReport:
             f"{finding.level.upper()} {finding.check}: {finding.message}"
             for finding in self._sorted()
         ]
-        return "\n\n".join([*parts, self._summary()])
+        text = "\n\n".join([*parts, self._summary()])
+        # Names of columns and files may hold commands of terminals.
+        return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
     def markdown(self) -> str:
         """Formats the report as Markdown, findings first."""

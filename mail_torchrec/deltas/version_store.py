@@ -38,7 +38,7 @@ class StoredVersion:
 
     @property
     def is_retired(self) -> bool:
-        """Whether it is there for its last readers alone."""
+        """True where it is there for its last readers alone."""
         return self.folder.name.startswith(_RETIRED)
 
 

@@ -68,7 +68,7 @@ class DeltaBase:
 
     @property
     def has_tables(self) -> bool:
-        """Whether the tables are in the folder."""
+        """True where the tables are in the folder."""
         return not (self.folder / DELTA).exists() or all(
             (self.folder / file).exists()
             for table in self.manifest.tables.values()

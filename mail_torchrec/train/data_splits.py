@@ -236,9 +236,10 @@ def fit_run_encoders(
         check_evaluated_rows((sources.validation, sources.test), config.schema_, encoders)
         encoders.save(run_dir.vocabularies)
         save_column_types(sources.test.types, run_dir.vocabularies)
-        of_lists = [f"'{source.path}': {warning}" for warning in shapes.warnings()]
-        for warning in (*unused_settings(config.model, config.schema_), *of_lists):
-            logger.warning("%s", warning)
+        for unused in unused_settings(config.model, config.schema_):
+            logger.info("%s", unused)
+        for warning in shapes.warnings():
+            logger.warning("'%s': %s", source.path, warning)
         warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
 
     with span("fitting the vocabularies"):

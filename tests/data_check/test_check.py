@@ -306,6 +306,12 @@ def test_validation_rows_are_looked_at_where_they_have_files_of_their_own(
     assert found(report, Level.ERROR, "values", "later.parquet, row group 0: column 'bought'")
 
 
+def test_names_write_nothing_but_text_to_a_terminal() -> None:
+    report = CheckReport()
+    report.warn("constant", "column '\x1b[2Jage\r' holds one value")
+    assert "column '?[2Jage?' holds one value\n" in report.text()
+
+
 def test_settings_that_change_nothing_are_told(shop: SmallShop) -> None:
     report = check(shop, shop.folder, "model.multi_task=null")
     assert found(report, Level.WARNING, "unused", "columns.bought: nothing learns this conversion")

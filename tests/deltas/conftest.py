@@ -27,7 +27,7 @@ def _make(root: Path) -> None:
     from mail_torchrec.config import Config
     from mail_torchrec.export.command import ExportOptions, export
     from mail_torchrec.export.delta import DeltaBase, write_delta
-    from mail_torchrec.train.continuation import parent_run
+    from mail_torchrec.train.continuation import ParentRun
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train
 
@@ -37,8 +37,7 @@ def _make(root: Path) -> None:
         tree = config_tree(root, schema={"tables": TABLES}, model={"zero_shot": None})
         tree["data"] |= {"train": f"log/day={day}"}
         tree["train"] |= {"tables": {"name": "adagrad", "learning_rate": 0.2}}
-        before = root / f"run{day - 1}" if day > 1 else None
-        parent = parent_run(before, None, again=False)
+        parent = None if day == 1 else ParentRun(root / f"run{day - 1}")
         train(Config.model_validate(tree), RunDir(root / f"run{day}"), parent=parent)
     first, second, last = (RunDir(root / f"run{day}") for day in (1, 2, 3))
     export(ExportOptions(first, root / "full/day1", spare=0.2))

@@ -249,7 +249,7 @@ def _apply_until(event: int, delta: Path, models: Path) -> bool:
     """Applies a delta in a process that is killed at its n-th change of the file system.
 
     Returns:
-        Whether it was killed before the end.
+        True where it was killed before the end.
     """
     pid = os.fork()
     if pid:

@@ -79,6 +79,7 @@ def programs(cluster: Hosts) -> str:
     return "\n".join(line for line in listed.splitlines() if "mail_torchrec" in line)
 
 
+@pytest.mark.long
 def test_the_readme_s_command_trains_on_two_nodes(cluster: Hosts) -> None:
     [command] = commands("torchx run -s slurm")
     job = submit(cluster, command)

@@ -71,6 +71,7 @@ def test_the_worked_example_trains(worked_example: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_the_worked_example_is_exported_served_and_scored(
     worked_example: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

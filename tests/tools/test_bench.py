@@ -269,6 +269,7 @@ def test_ranks_take_their_turns_together(tmp_path: Path) -> None:
     assert turn.peak_bytes > 2**27
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("preloaded_trainers")
 def test_a_small_run_leaves_its_report(tmp_path: Path) -> None:
     parts = [

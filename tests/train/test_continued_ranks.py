@@ -46,7 +46,7 @@ def continue_on_ranks(root: str, folder: str, ports: list[str]) -> None:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_go_on_as_one_rank(tmp_path: Path) -> None:
-    """Each step has as many rows; the parent's figures are those of one rank, untouched rows its bits."""
+    """The parent's figures are those of one rank, and rows that nobody looked up its bits."""
     for day in (1, 2, 3):
         write_rows(tmp_path / f"rows/day=2024-05-0{day}/a.parquet", 100, seed=day)
     root, ports = tmp_path / "rows", [str(free_port()) for _ in range(2)]

@@ -58,6 +58,7 @@ TRAINED = {
     "own": OWN,
     "graphs": IN_GRAPHS,
 }
+MORE_RESERVED = [kind for kind in TRAINED if kind.startswith("reserved")][1:]
 EXPORTED = [  # one of each kind that once failed in an exported model, and their like
     *"val_1 embedding mul_15 clamp items type to pctr weight first_order a-b a_b 日本".split(),
     *('"q"', "it's", "\\"),
@@ -84,7 +85,13 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         return trained(tmp_path_factory.mktemp("ordinary"), ORDINARY, monkeypatch)
 
 
-@pytest.mark.parametrize("names", TRAINED.values(), ids=TRAINED.keys())
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, id=kind, marks=[pytest.mark.long] if kind in MORE_RESERVED else [])
+        for kind, names in TRAINED.items()
+    ],
+)
 def test_a_run_has_the_figures_of_ordinary_names(
     names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary: RunDir
 ) -> None:

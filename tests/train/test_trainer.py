@@ -186,22 +186,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_
 
 
 def test_weights_are_saved_before_the_test_data_can_go_wrong(root: Path, tmp_path: Path) -> None:
-    table = pq.read_table(root / "test" / "c.parquet")
-    nulls = pa.array([None, *table["clicked"].to_pylist()[1:]], pa.int64())
-    (tmp_path / "bad").mkdir()
-    pq.write_table(
-        table.set_column(table.schema.get_field_index("clicked"), "clicked", nulls),
-        tmp_path / "bad/c.parquet",
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"c.parquet, row group 0: column 'clicked' should be 0 or 1, received null in row 0",
-    ):
-        run(
-            root,
-            tmp_path / "run",
-            data={"root": str(root), "test": "../" * 20 + str(tmp_path / "bad")},
-        )
+    gone = patch("mail_torchrec.train.trainer._evaluate_job", side_effect=OSError("gone"))
+    with gone, pytest.raises(OSError, match="gone"):
+        run(root, tmp_path / "run")
     metrics = evaluate_run(RunDir(tmp_path / "run"), str(root / "test"), [])
     assert metrics["all"]["rows"] == 120
 

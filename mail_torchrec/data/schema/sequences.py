@@ -142,11 +142,11 @@ def with_part_columns(
 
 def _check_part_names(sequence: str, settings: SequenceSettings) -> None:
     """Checks that no part is a mistyped key of the sequence's own."""
-    texts = {"join": set(Join), "match": set(settings.parts)}
+    texts: dict[str, set[str]] = {"join": set(Join), "match": set(settings.parts)}
     for part, given in settings.parts.items():
         [key] = get_close_matches(part, SequenceSettings.model_fields, 1, 0.5) or [""]
-        is_padding = key == "padding" and not (given.column or "").isidentifier()
-        if is_padding or given.column in texts.get(key, ()):
+        is_number = given.column is not None and not given.column.strip("-0123456789")
+        if (is_number and key == "padding") or given.column in texts.get(key, ()):
             raise ValueError(
                 f"schema.sequences.{sequence}: '{part}: {given.column}' should be a part and its "
                 f"column, or the key '{key}'; correct the name"

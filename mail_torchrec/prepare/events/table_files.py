@@ -161,10 +161,10 @@ def find_files(label: str, settings: InputSettings) -> InputFiles:
             f"{label}.types: Parquet files have types of their own; leave this out, and write the "
             "files with other types where these are not right"
         )
-    found = InputFiles(label, tuple(files), types)
+    table = InputFiles(label, tuple(files), types)
     for name in types:
-        found.type(name, f"{label}.types")
-    return found
+        table.type(name, f"{label}.types")
+    return table
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

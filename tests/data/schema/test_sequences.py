@@ -87,7 +87,7 @@ def test_a_broken_sequence_is_refused_with_the_remedy(case: str) -> None:
 
 
 def test_parts_that_look_like_keys_are_parts_where_their_columns_do_not() -> None:
-    parts = {"watch": "watched_seconds", "joint": "joints", "pad": "pads"}
+    parts = {"watch": "watched_seconds", "joint": "joints", "spending": {"table": "t"}}
     schema = Schema.model_validate(with_parts("concat", **parts))
     assert list(schema.declared_sequences["past"].parts)[-3:] == list(parts)
 
