@@ -15,6 +15,7 @@ from mail_torchrec.distributed.launcher import num_restarts
 
 if TYPE_CHECKING:
     from mail_torchrec.config import Config
+    from mail_torchrec.train.continuation import ParentRun
 
 
 @click.command()
@@ -117,29 +118,22 @@ def train(
     """  # noqa: D301
     from mail_torchrec.config import dump_config, preset_overrides
 
-    if continued is not None and init_from is not None:
-        raise click.UsageError("--continue and --init-from name a run's one parent; give one.")
-    if again and continued is None:
-        raise click.UsageError("--again is for --continue.")
+    parent = _parent_run(continued, init_from, again=again)
     is_restart = num_restarts() > 0
     overrides = (*(preset_overrides(preset) if preset else []), *overrides)
     resumed = run_dir if resume or is_restart else None
-    config = _run_config(config_path, resumed, continued or init_from, overrides)
+    config = _run_config(config_path, resumed, parent.path if parent else None, overrides)
     if print_config:
         click.echo(dump_config(config), nl=False)
         return
     if run_dir is None:
         raise click.UsageError("Missing option '--run-dir'.")
     from mail_torchrec.reporting.run_summary import run_summary
-    from mail_torchrec.train.continuation import ParentRun
     from mail_torchrec.train.run_dir import RunDir
     from mail_torchrec.train.trainer import train as run
 
     if resume and from_scratch:
         raise click.UsageError("--resume goes on with a run and --from-scratch begins; give one.")
-    parent = None
-    if (path := continued or init_from) is not None:
-        parent = ParentRun(path, "continue" if continued else "init-from", again)
     interrupts.describe_losses = partial(_losses_between_steps, run_dir)
     metrics = run(
         config,
@@ -152,6 +146,21 @@ def train(
     if _is_first_rank():
         click.echo(run_summary(metrics, run_dir), err=True)
         click.echo(json.dumps({config.name: metrics}))
+
+
+def _parent_run(
+    continued: Path | None, init_from: Path | None, *, again: bool
+) -> "ParentRun | None":
+    """Returns the run that another one continues or begins with the weights of, if any."""
+    from mail_torchrec.train.continuation import ParentRun
+
+    if continued is not None and init_from is not None:
+        raise click.UsageError("--continue and --init-from name a run's one parent; give one.")
+    if again and continued is None:
+        raise click.UsageError("--again is for --continue.")
+    if continued is not None:
+        return ParentRun(continued, "continue", again)
+    return ParentRun(init_from, "init-from", again) if init_from is not None else None
 
 
 def _run_config(

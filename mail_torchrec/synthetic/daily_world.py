@@ -71,7 +71,11 @@ class Population:
         self.actions_UH[users] = np.take_along_axis(actions, newest, axis=1)
 
     def histories(self, users: Ints) -> tuple[Ints, Ints, Ints]:
-        """Returns lengths ``[U]``, items and actions ``[E]`` of these users' histories."""
+        """Returns lengths ``[U]``, items and actions ``[E]`` of these users' histories.
+
+        Args:
+            users: their places, [U].
+        """
         is_event = self.items_UH[users] != NO_ITEM
         items_E, actions_E = self.items_UH[users][is_event], self.actions_UH[users][is_event]
         return is_event.sum(axis=1), items_E, actions_E
@@ -117,7 +121,12 @@ class DailyWorld:
         self._replace_items()
 
     def affinity(self, users: Ints, items: Items) -> Floats:
-        """Computes the affinity ``[U, N]`` of the users in these places to every item."""
+        """Computes the affinity ``[U, N]`` of users to every item.
+
+        Args:
+            users: their places, [U].
+            items: of the day.
+        """
         share, people = self.settings.personal_share, self.users
         decided_UK = self.interest_map(people.attributes_UA[users])
         interests_UK = np.sqrt(1 - share) * decided_UK

@@ -238,7 +238,12 @@ def sample_impression_counts(rng: np.random.Generator, num_users: int, mean: flo
 
 
 def user_chunks(settings: GroundTruthSettings, users: Ints) -> list[Ints]:
-    """Splits users into chunks that bound the memory, at least one chunk a file."""
+    """Splits users into chunks that bound the memory, at least one chunk a file.
+
+    Args:
+        settings: bounds of a chunk, and the number of files.
+        users: [U].
+    """
     by_memory = settings.chunk_values // settings.items
     size = max(1, min(by_memory, -(-len(users) // settings.files)))
     return np.split(users, np.arange(size, len(users), size))
