@@ -187,14 +187,14 @@ class SeedRuns:
 
 
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--data", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Seeds at a time."
 )
 @click.option("--arm", "arms", type=click.Choice(ARMS), multiple=True, help="By default all.")
-@click.option("--page", type=click.Path(path_type=Path), help="Markdown to write, and a picture.")
+@click.option("--page", type=Path, help="Markdown to write, and a picture.")
 def main(
     data: Path, out: Path, seeds: int, jobs: int, arms: tuple[str, ...], page: Path | None
 ) -> None:

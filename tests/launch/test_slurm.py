@@ -94,7 +94,7 @@ def test_slurm_takes_the_job_of_every_night_and_submits_the_next_one(cluster: Ho
     words = ["launch/slurm/nightly.sbatch", "mine.yaml", "no-such-folder", "no-day"]
     app = cluster.run("head", "sbatch", "--parsable", *words).strip()
     wait_for(
-        lambda: "2" in accounted(cluster, app, "ExitCode")[0].partition(":")[0],
+        lambda: accounted(cluster, app, "ExitCode") == ["2:0"],
         "the job to refuse the day",
         also=lambda: cluster.run("head", "cat", f"nightly-{app}.log"),
     )
