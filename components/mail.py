@@ -199,6 +199,41 @@ def plan(
     )
 
 
+def plan_ranks(
+    folder: str,
+    j: str = "1x2",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "mail-torchrec:latest",
+    mounts: Optional[List[str]] = None,
+    env: Optional[Dict[str, str]] = None,
+    rdzv_port: int = 29500,
+) -> AppDef:
+    """Runs the ranks of mail-torchrec plan --measure or --calibrate, which writes their job.
+
+    Args:
+        folder: the folder of the job, on storage that all hosts share
+        j: hosts x ranks a host, such as 1x2 or 4x8
+        cpu: CPU cores a host
+        gpu: GPUs a host; at least the ranks a host where the model trains on GPUs
+        memMB: memory a host, MB
+        h: a resource registered with TorchX, in place of cpu, gpu and memMB
+        image: the container image, for schedulers that run one
+        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
+            EFS) or type=bind,src=PATH,dst=PATH
+        env: environment variables of the ranks, such as OMP_NUM_THREADS=8
+        rdzv_port: the port on the first host where several hosts meet
+    """
+    placement: Dict[str, Any] = dict(
+        j=j, cpu=cpu, gpu=gpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env,
+        rdzv_port=rdzv_port,
+    )  # fmt: skip
+    _check_local(folder=folder)
+    return _torchrun("plan", "--rank-job", folder, max_retries=0, **placement)
+
+
 def export(
     run_dir: str,
     out: str,

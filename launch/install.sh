@@ -16,7 +16,9 @@ installed.
 Environment:
   PYTHON           the Python 3.11 or 3.12 to use (default: the first of python3.11, python3.12,
                    python3 that works)
-  TORCH            2.13 (default) or 2.11: which triple of launch/lock/torch-*.txt
+  TORCH            2.13 (default), 2.14 or 2.11: which triple of launch/lock/torch-*.txt
+  DEVICE           cuda or cpu: which build of FBGEMM (default: cuda where there is an NVIDIA
+                   driver); for an image that is built on another machine than it runs on
   TORCH_INDEX_URL  a package index that has the build of torch that you want, such as a small CPU
                    build; asked for torch only
 HELP
@@ -86,9 +88,13 @@ venv=$PWD/.venv
 python=$venv/bin/python
 log=$venv/install.log
 triple=launch/lock/torch-${TORCH:-2.13}.txt
-[[ -f $triple ]] || die "TORCH should be 2.13 or 2.11, received '$TORCH'"
-fbgemm=fbgemm-gpu-cpu other_fbgemm=fbgemm-gpu
-if has_driver; then fbgemm=fbgemm-gpu other_fbgemm=fbgemm-gpu-cpu; fi
+[[ -f $triple ]] || die "TORCH should be 2.14, 2.13 or 2.11, received '$TORCH'"
+here=$(has_driver && echo cuda || echo cpu)
+case ${DEVICE:=$here} in
+  cpu) fbgemm=fbgemm-gpu-cpu other_fbgemm=fbgemm-gpu ;;
+  cuda) fbgemm=fbgemm-gpu other_fbgemm=fbgemm-gpu-cpu ;;
+  *) die "DEVICE should be cuda, cpu or unset, received '$DEVICE'" ;;
+esac
 
 # A line of .venv/installed for each thing that was installed whole.
 stamp() {
@@ -143,6 +149,11 @@ quiet_pip --no-deps --constraint "$triple" "$fbgemm" torchrec
 step "mail-torchrec, editable"
 quiet_pip --no-deps --no-build-isolation --editable .
 
-step "check"
-"$python" -m mail_torchrec.doctor
+if [[ $DEVICE == "$here" ]]; then
+  step "check"
+  "$python" -m mail_torchrec.doctor
+else
+  step "no check: this is for a machine $([[ $DEVICE == cuda ]] && echo with || echo without) an" \
+    "NVIDIA driver; call mail-torchrec doctor there"
+fi
 printf '%s\n' "${stamps[@]}" >"$venv/installed"

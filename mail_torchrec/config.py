@@ -68,6 +68,15 @@ class Config(Settings):
         """
         return self.model_copy(update={"schema_": self.schema_.with_dims(num_rows)})
 
+    def on_device(self, device: str, num_cores: int) -> Self:
+        """Returns the configuration with the defaults of a device, ``cpu`` or ``cuda``.
+
+        Args:
+            device: of the ranks.
+            num_cores: processor cores that each rank may use for itself.
+        """
+        return self.model_copy(update={"data": self.data.on_device(device, num_cores)})
+
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         data, weight = self.data, self.schema_.weight

@@ -50,6 +50,7 @@ _LONGEST_FIRST = [
     "train/test_validation.py",
     "metrics/test_details.py",
     "train/test_every_fault.py",
+    "train/test_pretend_gpu.py",
     "pages/test_readme.py",
     "inference/test_hostile_artefacts.py",
 ]

@@ -120,6 +120,17 @@ def test_an_override_does_not_reach_through_an_alias(file: Path) -> None:
     assert (schema.table("hour").min_count, schema.table("age").min_count) == (5, 2)
 
 
+@pytest.mark.parametrize(("cores", "readers"), [(1, 1), (2, 1), (6, 5), (64, 8)])
+def test_on_a_gpu_processes_read_unless_their_number_is_set(
+    file: Path, cores: int, readers: int
+) -> None:
+    unset, none = load_config(file, []), load_config(file, ["data.num_workers=0"])
+    assert unset.on_device("cuda", cores).data.num_workers == readers
+    assert unset.on_device("cpu", cores) == unset == none
+    assert none.on_device("cuda", cores) == none
+    assert unset.on_device("cuda", cores).schema_ is unset.schema_
+
+
 def test_what_is_dumped_is_loaded_equal(file: Path, tmp_path: Path) -> None:
     config = load_config(
         file,

@@ -8,8 +8,6 @@ r"""Measures training speed: this project and a direct reference in turns, the m
 ``bench.json``, ``.md``, ``.html`` and plots are written anew after each part of ``benchmark/``.
 """
 
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.utils.logging import silence_third_parties
 from tools.benchmark.fuxictr.comparison import check_source, compare_with_fuxictr
-from tools.benchmark.machine_limits import machine_limits
+from tools.benchmark.machine_limits import describe_machine, machine_limits
 from tools.benchmark.quality import compare_auc
 from tools.benchmark.random_rows import RowSettings, write_rows
 from tools.benchmark.reader_throughput import measure_reader
@@ -159,34 +157,17 @@ def _cost_of_a_batch(trainer: ProjectTrainer | ReferenceTrainer) -> StepCost:
     )
 
 
-def _generate_workload(folder: Path, overrides: tuple[str, ...], small: bool) -> Workload:
-    """Writes random rows and the configuration for them."""
+def _generate_workload(
+    folder: Path, overrides: tuple[str, ...], variants: list[Variant], small: bool
+) -> Workload:
+    """Writes random rows, enough for the largest batch, and the configuration for them."""
     tree = base_config_tree(max_length=8) if small else base_config_tree()
     workload = Workload.write(folder, tree, *(SMALL if small else ()), *overrides)
-    rows = RowSettings(users=128, test_users=64, items=200) if small else RowSettings()
+    batch_size = max(workload.config(variant).train.batch_size for variant in variants)
+    large = RowSettings.of_batches(batch_size)
+    rows = RowSettings(users=128, test_users=64, items=200) if small else large
     write_rows(folder, workload.config().schema_, rows)
     return workload
-
-
-def _describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
-    return {
-        "device": device.type,
-        "processor": _processor(device),
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{next(names, platform.processor())} ({capability})"
 
 
 @contextmanager
@@ -204,10 +185,10 @@ def _open_bench(
             workload = Workload(config, overrides)
             check_measurable(workload.config())
         else:
-            workload = _generate_workload(Path(folder), overrides, options["small"])
+            workload = _generate_workload(Path(folder), overrides, variants, options["small"])
         encoders = fit_training_encoders(workload.config())
         results: Results = {
-            "machine": _describe_machine(own_device, options["threads"]),
+            "machine": describe_machine(own_device, options["threads"]),
             "command": " ".join(sys.argv[1:]),
         }
         yield Bench(workload, overrides, variants, encoders, own_device, out, options, results)

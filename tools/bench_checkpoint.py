@@ -7,6 +7,7 @@ times in both modes in one run, and prints medians: seconds that a save keeps th
 and seconds a step while an asynchronous one is written.
 """
 
+import gc
 import json
 import os
 import statistics
@@ -39,6 +40,7 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.train.assembly import AssembledModel, assemble
 from mail_torchrec.train.state import run_state
 from mail_torchrec.utils.logging import silence_third_parties
+from tools.benchmark.throughput import synchronise
 from tools.tool_command import ToolCommand
 
 DIM, NUM_ROWS, BATCH_SIZE = 64, 20_000, 256
@@ -91,19 +93,27 @@ def endless_batches(reader: Reader) -> Iterator[Batch]:
         yield from reader
 
 
-def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) -> None:
+def measure(
+    rank: int, ranks: int, folder: str, gigabytes: float, repeats: int, device_name: str
+) -> None:
     """Measures on one rank; rank 0 writes the result."""
     silence_third_parties()
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(ranks)}
     rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    device = torch.device(device_name, *([rank] if device_name == "cuda" else []))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=ranks)
     # Half of the state is Adagrad's.
     config = configuration(Path(folder), int(gigabytes * 2**30 / DIM / 4 / 2))
-    assembled, batches = _assemble(config, RankInfo(rank, ranks))
+    assembled, batches = _assemble(config, RankInfo(rank, ranks), device)
     found: dict[str, list[float]] = {}
     with _saver(Path(folder), "async") as concurrent, _saver(Path(folder), "sync") as blocking:
+        before = _resident_bytes()
         concurrent.prepare(run_state(assembled))
+        buffers = _resident_bytes() - before
         for number in range(repeats + 1):
             times = _measure_round(assembled, batches, concurrent, blocking, number)
             # The first round warms up.
@@ -111,14 +121,25 @@ def measure(rank: int, ranks: int, folder: str, gigabytes: float, repeats: int) 
                 found.setdefault(name, []).append(value)
     if rank == 0:
         medians = {name: statistics.median(values) for name, values in found.items()}
+        del concurrent, blocking
+        gc.collect()
+        medians |= {"buffer_bytes": buffers, "kept_bytes": _resident_bytes() - before}
         (Path(folder) / "result.json").write_text(json.dumps(medians))
     dist.destroy_process_group()
 
 
-def _assemble(config: Config, rank_info: RankInfo) -> tuple[AssembledModel, Iterator[Batch]]:
+def _resident_bytes() -> int:
+    """Returns this process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _assemble(
+    config: Config, rank_info: RankInfo, device: torch.device
+) -> tuple[AssembledModel, Iterator[Batch]]:
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
-    assembled = assemble(config, encoders, torch.device("cpu"))
+    assembled = assemble(config, encoders, device)
     reader = Reader(
         source,
         config.schema_,
@@ -170,8 +191,10 @@ def _measure_round(
 
 def measure_seconds(action: Callable[[], None]) -> float:
     """Measures the seconds that an action takes."""
+    synchronise()
     start = time.perf_counter()
     action()
+    synchronise()
     return time.perf_counter() - start
 
 
@@ -206,7 +229,8 @@ def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
     show_default=True,
     help="Size of the state in GiB: a table and its optimizer's.",
 )
-@click.option("--ranks", default=1, show_default=True, help="Processes, over gloo.")
+@click.option("--ranks", default=1, show_default=True, help="Processes.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--repeats", default=5, show_default=True, help="Measured rounds; one before them warms up."
 )
@@ -215,7 +239,7 @@ def _make_manifest(ranks: list[RankProgress]) -> CheckpointManifest:
     type=OUTPUT_DIR,
     help="Folder for the checkpoints; by default a temporary one.",
 )
-def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:
+def main(gigabytes: float, ranks: int, device: str, repeats: int, out: Path | None) -> None:
     """Measure how long training waits for a checkpoint.
 
     \b
@@ -225,7 +249,7 @@ def main(gigabytes: float, ranks: int, repeats: int, out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         write_rows(Path(folder) / "train")
-        arguments = (ranks, folder, gigabytes, repeats)
+        arguments = (ranks, folder, gigabytes, repeats, device)
         mp.start_processes(measure, arguments, nprocs=ranks, start_method="spawn")
         found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
     share = found["async"] / found["sync"]

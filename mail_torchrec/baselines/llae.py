@@ -83,12 +83,17 @@ class LLAE(BehaviourFiller):
         self.register_buffer("map_PQ", torch.zeros(num_attributes, num_pooled))
         self.register_buffer("offset_Q", torch.zeros(num_pooled))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        # The same number on the host, which would wait for a GPU to read it: read once a run.
+        self._num_steps: int | None = None
 
     def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
         """Updates the moments; solves the equation again every ``solve_every`` steps."""
         self.moments.update(torch.cat([attributes_NP, pooled_NQ], dim=1), weights_N)
-        if int(self.num_steps) % self.settings.solve_every == 0:
+        if self._num_steps is None:
+            self._num_steps = int(self.num_steps)
+        if self._num_steps % self.settings.solve_every == 0:
             self._solve()
+        self._num_steps += 1
         self.num_steps += 1
 
     def predict_pooled(self, attributes_NP: Tensor) -> Tensor:

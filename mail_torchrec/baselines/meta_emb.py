@@ -151,7 +151,7 @@ def pair_rows(users_B: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
     order_B = order_B[torch.argsort(skipped_B, stable=True)]
     users_B, places_B = users_B[order_B], torch.arange(len(users_B), device=users_B.device)
     is_first_B = ~counts_B[order_B]
-    is_first_B[0] = True
+    is_first_B[:1] = True  # a slice is filled, a single element copied from the host
     is_first_B[1:] |= users_B[1:] != users_B[:-1]
     first_B = torch.where(is_first_B, places_B, 0).cummax(0).values
     next_B = torch.where(is_first_B.roll(-1), first_B, places_B + 1)

@@ -1,7 +1,6 @@
 """Manifest of a checkpoint: ``manifest.json``, which describes the state beside its tensors."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -11,7 +10,7 @@ from mail_torchrec.data.fingerprint import FileFingerprint
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.records.checksums import CHECKSUMS, sha256
 from mail_torchrec.settings import Settings, first_fault
-from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format
+from mail_torchrec.utils.formats import CHECKPOINT_FORMAT, check_checkpoint_format, package_version
 from mail_torchrec.utils.safe_paths import read_document
 from mail_torchrec.validation.progress import ValidationProgress
 
@@ -84,7 +83,7 @@ class CheckpointManifest(Settings):
 
 def package_versions() -> dict[str, str]:
     """Returns the versions of the packages that a model depends on."""
-    return {name: version(name) for name in ("mail-torchrec", "torch", "torchrec")}
+    return {name: package_version(name) for name in ("mail-torchrec", "torch", "torchrec")}
 
 
 def manifest_text(manifest: CheckpointManifest) -> str:

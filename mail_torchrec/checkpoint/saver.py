@@ -8,6 +8,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 import torch.distributed as dist
 
 from mail_torchrec.checkpoint.folder import Checkpoints
@@ -59,6 +60,8 @@ class CheckpointSaver:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._stager = Stager()
         self._thread: Thread | None = None
+        # None where this process has not used CUDA.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.published_step = published_step
         """Step of the newest checkpoint; None before the first."""
         self._write_error: CheckpointWriteError | None = None
@@ -104,7 +107,7 @@ class CheckpointSaver:
             self._handle_failure(must_succeed=wait)
         else:
             staged = replace(snapshot, state=self._stager.copy(snapshot.state))
-            self._thread = Thread(target=self._write, args=(staged,), daemon=True)
+            self._thread = Thread(target=self._write_beside, args=(staged,), daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
@@ -127,6 +130,12 @@ class CheckpointSaver:
             self._record_event({"checkpoint_failed": str(error)})
             if must_succeed or self._settings.on_failure == "stop":
                 raise error
+
+    def _write_beside(self, snapshot: Snapshot) -> None:
+        """Writes from another thread, whose device would else be the first of the host."""
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
+        self._write(snapshot)
 
     def _write(self, snapshot: Snapshot) -> None:
         # With several ranks it waits for the others too, whom the group's timeout is for.

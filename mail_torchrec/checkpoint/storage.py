@@ -148,10 +148,11 @@ def write_tensors(state: StateDict, folder: Path, group: dist.ProcessGroup | Non
         folder: folder to write into.
         group: the ranks that write together; None writes from this process alone.
     """
-    # One thread: DCP loses an error of any other.
+    # One thread: DCP loses an error of any other. Copying ahead would open CUDA on the first GPU,
+    # whatever the device of this rank.
     dcp.save(
         state,
-        storage_writer=_IndexedWriter(folder, thread_count=1),
+        storage_writer=_IndexedWriter(folder, thread_count=1, per_thread_copy_ahead=0),
         planner=_SavePlanner(False, False),
         process_group=group,
         no_dist=group is None,

@@ -8,15 +8,16 @@ from types import TracebackType
 import click
 from click.exceptions import Exit
 
+from mail_torchrec import __version__
 from mail_torchrec.cli import (
     configuration,
     data,
-    days,
     delivery,
     experiments,
     ids,
     inference,
     online,
+    plans,
     retrieval,
     runs,
     scoring,
@@ -78,7 +79,7 @@ def _print_error(
 @click.group(
     cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
-@click.version_option(package_name="mail-torchrec")
+@click.version_option(__version__)
 @click.option("--traceback", is_flag=True, help="Show where an error was raised.")
 @click.option(
     "--log-level",
@@ -113,9 +114,9 @@ def doctor() -> None:
 
 for command in (
     *(data.synthesize, data.prepare, data.init, data.check),
-    *(runs.train, runs.compare, days.days, runs.checkpoint, ids.ids),
+    *(runs.train, runs.compare, scoring.days, runs.checkpoint, ids.ids),
     *(scoring.evaluate, scoring.predict, scoring.importance),
-    *(experiments.plan, experiments.reproduce, experiments.sweep),
+    *(plans.plan, experiments.reproduce, experiments.sweep),
     *(inference.export, inference.triton, retrieval.vectors),
     *(delivery.apply, delivery.publish, delivery.serve),
     *(online.abtest, configuration.config),

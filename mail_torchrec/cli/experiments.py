@@ -1,4 +1,4 @@
-"""Commands of what-if questions: plan (shardings), reproduce (methods), sweep (settings)."""
+"""Commands of many trainings: reproduce (methods) and sweep (settings)."""
 
 import os
 import shlex
@@ -8,102 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mail_torchrec.cli.options import ALLOW_TOWER, CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES
+from mail_torchrec.cli.options import CONFIG, LOCAL_PATH, OUTPUT_DIR, OVERRIDES, parse_pair
 from mail_torchrec.utils.uris import redact
 
 if TYPE_CHECKING:
     from mail_torchrec.reproduce.command import ReproduceOptions
-
-
-@click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=LOCAL_PATH,
-    help="YAML file; launch/configs/ holds examples. Or a run: the sizes of its tables are known.",
-)
-@click.option("--hardware", help="Hardware of a rank: a100-40, a100-80, h100, h200, b200, cpu.")
-@click.option("--ranks", help="Numbers of ranks, such as 8,16,64.")
-@click.option(
-    "--batch-size", help="Rows a rank, such as 1024,4096; by default the configuration's."
-)
-@click.option(
-    "--vary",
-    multiple=True,
-    help=(
-        "Settings to try: 'train.tables.name=adagrad;rowwise_adagrad'. May be given several times."
-    ),
-)
-@click.option(
-    "--rows",
-    multiple=True,
-    help="TABLE=N, rows of a vocabulary that no run has built. May be given several times.",
-)
-@click.option(
-    "--set",
-    "hardware_overrides",
-    multiple=True,
-    help="A number of the hardware, such as hbm_gib=96. May be given several times.",
-)
-@click.option(
-    "--out",
-    type=OUTPUT_DIR,
-    help="Folder for the report (HTML, Markdown, JSON), its plots and plan files.",
-)
-@click.option(
-    "--compare",
-    type=LOCAL_PATH,
-    help="A finished run, to show its estimate beside its measured memory and speed.",
-)
-@ALLOW_TOWER
-@OVERRIDES
-def plan(
-    config_path: Path | None,
-    hardware: str | None,
-    ranks: str | None,
-    batch_size: str | None,
-    vary: tuple[str, ...],
-    rows: tuple[str, ...],
-    hardware_overrides: tuple[str, ...],
-    out: Path | None,
-    compare: Path | None,
-    overrides: tuple[str, ...],
-) -> None:
-    """Estimate whether the tables fit, by which plan and how fast, and suggest changes.
-
-    It runs on any machine, without GPU or data.
-
-    \b
-    mail-torchrec plan --config launch/configs/billions.yaml --hardware h100 --ranks 8,64 \\
-      --out runs/plan
-    torchrun --nproc-per-node 8 -m mail_torchrec train --config FILE --run-dir DIR \\
-      --plan runs/plan/plan-8x4096.json
-    mail-torchrec plan --compare DIR --hardware h100
-    """  # noqa: D301
-    if compare is not None:
-        from mail_torchrec.planning.compare import compare_run
-        from mail_torchrec.train.run_dir import RunDir
-
-        click.echo(compare_run(RunDir(compare), hardware, hardware_overrides))
-        return
-    if config_path is None or hardware is None or ranks is None:
-        raise click.UsageError(
-            "Missing option '--config', '--hardware' or '--ranks' (or '--compare')."
-        )
-    from mail_torchrec.planning.command import plan as plan_grid
-    from mail_torchrec.planning.scenarios import parse_grid
-
-    grid = parse_grid(
-        config_path,
-        overrides,
-        hardware_name=hardware,
-        hardware_overrides=hardware_overrides,
-        ranks=ranks,
-        batch_sizes=batch_size,
-        vary=vary,
-        rows=rows,
-    )
-    click.echo(plan_grid(grid, out, redact(shlex.join(["mail-torchrec", *sys.argv[1:]]))))
 
 
 @click.command()
@@ -285,13 +194,6 @@ def sweep(
         overrides,
         keep_checkpoints,
         scheduler,
-        dict(_pair(text) for text in job_arguments),
+        dict(parse_pair("--job", text) for text in job_arguments),
     )
     click.echo(run(options, redact(shlex.join(["mail-torchrec", *sys.argv[1:]]))))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise click.UsageError(f"--job should read NAME=VALUE, received '{text}'")
-    return name, value

@@ -62,6 +62,16 @@ ALLOW_TOWER = click.option(
     expose_value=False,
     help="Import this tower where the run names it; its code runs. The project's need no word.",
 )
+
+
+def parse_pair(option: str, text: str) -> tuple[str, str]:
+    """Splits ``NAME=VALUE`` of an option that may be given several times."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"{option} should read NAME=VALUE, received '{text}'")
+    return name, value
+
+
 CONFIG = click.option(
     "--config",
     "config_path",

@@ -17,6 +17,8 @@ CHANGEABLE_SETTINGS = (
     "data.cold_start.",
     "data.shuffle_buffer_size",
     "data.group_by_user",
+    "sharding.communication",
+    "sharding.communication.",
     "schema.tables.*.admit",
     "schema.tables.*.evict",
     "schema.tables.*.ttl_days",

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mail_torchrec.data.cold_start import ColdStartSettings
@@ -13,12 +14,17 @@ from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits
 from mail_torchrec.data.ids.counts import IdCounts
-from mail_torchrec.data.ids.policy import IdEncoder, IdPolicy, NewOwners
-from mail_torchrec.data.numeric import Moments, numeric_values
+from mail_torchrec.data.ids.policy import IdEncoder, IdPolicy
+from mail_torchrec.data.numeric import Moments, NumericScale, numeric_values
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
-from mail_torchrec.data.source import Source
+from mail_torchrec.data.source import RowGroupPart, Source
 from mail_torchrec.utils.progress import progress_bar
+
+_HELD_BYTES = 2**27
+"""Bytes of counts of all tables that stay in memory; merging them takes some times as many."""
+_MANY_ROWS = 2**18
+"""Rows of a row group from which its numbers are read a column at a time."""
 
 
 class RowObserver(Protocol):
@@ -26,6 +32,9 @@ class RowObserver(Protocol):
 
     def add(self, table: pa.Table, limits: HistoryLimits, file: str, /) -> None:
         """Adds the rows of one row group."""
+
+    def merge(self, other: Any, /) -> None:
+        """Adds what an observer of the same class learnt of the rows that follow."""
 
 
 def fit_encoders(
@@ -53,121 +62,172 @@ def fit_encoders(
     Raises:
         ValueError: a bad value in a column of numbers or vectors.
     """
-    return _fitter_of(source, schema, cold_start, observers, progress=progress).encoders(day)
+    fitter = EncoderFitter(schema, cold_start, observers)
+    fitter.read(source, [RowGroupPart(group) for group in source.row_groups], progress=progress)
+    return fitter.encoders(day)
 
 
-def update_encoders(
-    source: Source,
-    schema: Schema,
-    cold_start: ColdStartSettings,
-    parent: Encoders,
-    day: date | None,
-    *,
-    observers: Sequence[RowObserver] = (),
-    progress: bool = False,
-) -> tuple[Encoders, dict[str, NewOwners]]:
+def update_encoders(fitter: "EncoderFitter", parent: Encoders, day: date | None) -> Encoders:
     """Updates the encoders of a run that is continued on other files.
 
     Each table's policy decides which ids have rows; the scales of numbers and vectors stay as they
     are.
 
     Args:
-        source: the new training files.
-        schema: their columns, and the id policies of the tables.
-        cold_start: settings of the simulation.
+        fitter: has read the new training files.
         parent: encoders of the run that is continued; they are not changed.
         day: of the new files, by which ids expire; None where none is known.
-        observers: get every row group too.
-        progress: show a progress bar.
-
-    Returns:
-        The encoders, and the rows of each table that have new owners.
 
     Raises:
-        ValueError: a bad value in a column of numbers or vectors, or ids of another type.
+        ValueError: ids of another type.
     """
-    fitter = _fitter_of(source, schema, cold_start, observers, progress=progress)
-    tables = fitter.updated_tables(parent, day)
-    owners = {name: encoder.new_owners(parent.tables[name]) for name, encoder in tables.items()}
-    return Encoders(tables, parent.scales, parent.vectors), owners
+    return Encoders(fitter.updated_tables(parent, day), parent.scales, parent.vectors)
 
 
-def _fitter_of(
-    source: Source,
-    schema: Schema,
-    cold_start: ColdStartSettings,
-    observers: Sequence[RowObserver],
-    *,
-    progress: bool,
-) -> "_Fitter":
-    """Reads all row groups."""
-    fitter = _Fitter(schema, cold_start, observers)
-    bar = progress_bar(
-        source.row_groups,
-        desc="vocabularies",
-        unit="row group",
-        disable=not progress,
-    )
-    for group in bar:
-        file = source.file(group)
-        try:
-            fitter.add(source.pieces(group), file)
-        except ValueError:
-            fitter.add([source.whole(group)], file)  # with the row's number in the row group
-            raise
-    return fitter
+class FittedPart(NamedTuple):
+    """Sums of the row groups that one process has read, without counts of ids."""
+
+    numbers: dict[str, list[Moments]]
+    """Of each numeric column, by row group in the order of reading."""
+    vectors: dict[str, list[VectorMoments]]
+    """Of each column of vectors, by piece."""
+    vector_files: dict[str, str]
+    """File and row group of the first vector of each column."""
+    observers: Sequence[RowObserver]
 
 
-class _Fitter:
-    """Counts and sums of the row groups read so far."""
+class EncoderFitter:
+    """Counts and sums of the row groups read so far.
+
+    Args:
+        schema: columns, and the id policies of the tables.
+        cold_start: settings of the simulation.
+        observers: get every row group too.
+    """
 
     def __init__(
-        self, schema: Schema, cold_start: ColdStartSettings, observers: Sequence[RowObserver]
+        self, schema: Schema, cold_start: ColdStartSettings, observers: Sequence[RowObserver] = ()
     ) -> None:
-        self._schema, self._cold_start, self._observers = schema, cold_start, observers
-        self._policies = {name: schema.id_policy(name) for name in schema.table_names}
-        self._counts = {name: IdCounts() for name in schema.table_names}
-        self._moments = {name: Moments() for name in schema.numeric()}
-        self._vectors = {
-            name: VectorMoments(schema.columns[name].length) for name in schema.vectors()
-        }
+        self._schema, self._cold_start = schema, cold_start
+        self.policies = {name: schema.id_policy(name) for name in schema.table_names}
+        self.counts = {name: IdCounts() for name in schema.table_names}
+        self.part = FittedPart(
+            {name: [] for name in schema.numeric()},
+            {name: [] for name in schema.vectors()},
+            {},
+            observers,
+        )
+        self._dims = {name: schema.columns[name].length for name in schema.vectors()}
 
-    def add(self, tables: Iterable[pa.Table], file: str) -> None:
-        """Adds the rows of one row group, in several tables."""
-        numbers: dict[str, list[Any]] = {name: [] for name in self._moments}
+    def read(
+        self, source: Source, parts: Iterable[RowGroupPart], *, progress: bool = False
+    ) -> None:
+        """Reads row groups, or parts of them.
+
+        The numbers of a row group are all read with its first piece, for how a sum is rounded
+        depends on which numbers are summed up together.
+
+        Args:
+            source: training files.
+            parts: of their row groups, in their order.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: a bad value in a column of numbers or vectors.
+        """
+        bar = progress_bar(parts, desc="vocabularies", unit="row group", disable=not progress)
+        for part in bar:
+            file = source.file(part.group)
+            try:
+                self._read(source, part, file)
+            except ValueError:
+                # With the row's number in the row group.
+                self._add([source.whole(part.group)], file, with_numbers=True)
+                raise
+
+    def _read(self, source: Source, part: RowGroupPart, file: str) -> None:
+        is_small = part.is_whole and part.group.num_rows <= _MANY_ROWS
+        self._add(source.pieces(part.group, part=part), file, with_numbers=is_small)
+        for name in self.part.numbers if not (is_small or part.first) else ():
+            column = self._schema.file_column(name)
+            columns = None if column in source.constants else [column]
+            pieces = source.pieces(part.group, columns)
+            numbers_R = np.concatenate([self._numbers(table, name, file) for table in pieces])
+            self.part.numbers[name].append(Moments.of(numbers_R))
+
+    def _add(self, tables: Iterable[pa.Table], file: str, *, with_numbers: bool) -> None:
+        """Adds rows of one row group, in several tables."""
+        numbers: dict[str, list[Any]] = {
+            name: [] for name in (self.part.numbers if with_numbers else ())
+        }
         for table in tables:
             self._add_ids(table, file)
             self._add_vectors(table, file)
-            for name, parts in numbers.items():
-                column, transform = (
-                    self._schema.file_column(name),
-                    self._schema.columns[name].transform,
-                )
-                parts.append(numeric_values(table[column], transform, file=file, name=column))
-        for name, parts in numbers.items():
-            self._moments[name].add(np.concatenate(parts))
+            for name, pieces in numbers.items():
+                pieces.append(self._numbers(table, name, file))
+        for name, pieces in numbers.items():
+            self.part.numbers[name].append(Moments.of(np.concatenate(pieces)))
 
     def _add_ids(self, table: pa.Table, file: str) -> None:
         schema = self._schema
         key = schema.file_column(schema.group_key)
         keys = plain_ids(table[key], file=file, name=key)
         limits = HistoryLimits.simulated(schema, keys, self._cold_start)
-        for observer in self._observers:
+        for observer in self.part.observers:
             observer.add(table, limits, file)
         for name in schema.id_columns:
-            if self._policies[schema.table_of(name)].needs_counts:
-                self._counts[schema.table_of(name)].add(limits.shown_ids(table, name, file)[0])
+            if self.policies[schema.table_of(name)].needs_counts:
+                self.counts[schema.table_of(name)].add(limits.shown_ids(table, name, file)[0])
+        if sum(counts.num_held_bytes for counts in self.counts.values()) > _HELD_BYTES:
+            max(self.counts.values(), key=lambda counts: counts.num_held_bytes).spill()
 
     def _add_vectors(self, table: pa.Table, file: str) -> None:
-        for name, moments in self._vectors.items():
+        for name, parts in self.part.vectors.items():
             column = self._schema.file_column(name)
             vectors = vector_values(
-                table[column], moments.dim, file=file, name=column, rows="of its row group"
+                table[column], self._dims[name], file=file, name=column, rows="of its row group"
             )
-            moments.add(vectors)
+            parts.append(VectorMoments.of(vectors))
+            if parts[-1].count:
+                self._dims[name] = parts[-1].dim
+                self.part.vector_files.setdefault(name, file)
+
+    def _numbers(self, table: pa.Table, name: str, file: str) -> npt.NDArray[np.float64]:
+        column, transform = self._schema.file_column(name), self._schema.columns[name].transform
+        return numeric_values(table[column], transform, file=file, name=column)
+
+    def merge(self, part: FittedPart) -> None:
+        """Adds what another process has read, of rows behind those of this one; without counts.
+
+        Raises:
+            ValueError: its vectors are of another length.
+        """
+        for name, moments in part.numbers.items():
+            self.part.numbers[name].extend(moments)
+        for name, file in part.vector_files.items():
+            dim = next(vectors.dim for vectors in part.vectors[name] if vectors.count)
+            if dim != (known := self._dims[name] or dim):
+                raise ValueError(
+                    f"{file}: column '{self._schema.file_column(name)}' should hold vectors of "
+                    f"{known} numbers, as in {self.part.vector_files[name]}, received {dim}; give "
+                    "all rows vectors of one length"
+                )
+            self._dims[name] = dim
+            self.part.vector_files.setdefault(name, file)
+            self.part.vectors[name].extend(part.vectors[name])
+        for mine, other in zip(self.part.observers, part.observers, strict=True):
+            mine.merge(other)
+
+    def _scale(self, name: str) -> NumericScale:
+        moments = Moments()
+        for part in self.part.numbers[name]:
+            moments.merge(part)
+        return moments.scale()
 
     def _vector_scale(self, name: str) -> VectorScale:
-        moments = self._vectors[name]
+        moments = VectorMoments(self._dims[name])
+        for part in self.part.vectors[name]:
+            moments.merge(part)
         if not moments.count:
             raise ValueError(
                 f"column '{self._schema.file_column(name)}' should hold a vector in the training "
@@ -186,9 +246,9 @@ class _Fitter:
     ) -> dict[str, IdEncoder]:
         """Builds the id encoder of each table; errors name the table."""
         tables = {}
-        for name, policy in self._policies.items():
+        for name, policy in self.policies.items():
             try:
-                tables[name] = build(name, policy, self._counts[name])
+                tables[name] = build(name, policy, self.counts[name])
             except ValueError as error:
                 raise ValueError(f"schema.tables.{name}: {error}") from error
         return tables
@@ -197,6 +257,6 @@ class _Fitter:
         """Returns the fitted encoders."""
         return Encoders(
             self._tables(lambda name, policy, counts: policy.fit(counts, day)),
-            {name: moments.scale() for name, moments in self._moments.items()},
-            {name: self._vector_scale(name) for name in self._vectors},
+            {name: self._scale(name) for name in self.part.numbers},
+            {name: self._vector_scale(name) for name in self.part.vectors},
         )

@@ -40,6 +40,15 @@ class _Filling:
         self.num_elsewhere += int(np.count_nonzero(is_value_RT.sum(axis=1) > runs_R))
         self.longest = max(self.longest, int(runs_R.max()))
 
+    def merge(self, other: "_Filling") -> None:
+        """Adds the runs in other lists, if they are of the same value."""
+        if self.value is None:
+            self.value = other.value
+        if self.value == other.value:
+            self.num_filled += other.num_filled
+            self.num_elsewhere += other.num_elsewhere
+            self.longest = max(self.longest, other.longest)
+
     def is_padding(self, num_rows: int) -> bool:
         """Returns whether the value looks like padding of so many lists."""
         return self.num_filled == num_rows or (
@@ -72,6 +81,12 @@ class _Lists:
             filling.add(is_value_RT[:, ::-1] if end == "end" else is_value_RT)
             if not filling.is_padding(self.num_rows):
                 self.fillings[end] = _Filling()  # another value may be it in later row groups
+
+    def merge(self, other: "_Lists") -> None:
+        """Adds other lists of this length."""
+        self.num_rows += other.num_rows
+        for end, filling in self.fillings.items():
+            filling.merge(other.fillings[end])
 
     def padding(self) -> tuple[str, _Filling] | None:
         """Returns the end that is padded, and with what."""
@@ -111,6 +126,15 @@ class ListShapes:
                 self._watched.remove(name)
                 continue
             lists.add(one_chunk(pc.list_flatten(column)))
+
+    def merge(self, other: "ListShapes") -> None:
+        """Adds what was seen of rows that follow; a value counts where it looked like padding."""
+        for name in list(self._watched):
+            lists, more = self._lists.get(name), other._lists.get(name)
+            if name not in other._watched or (lists and more and lists.length != more.length):
+                self._watched.remove(name)
+            elif more is not None:
+                self._lists.setdefault(name, _Lists(more.length)).merge(more)
 
     def warnings(self) -> list[str]:
         """Words a warning for each column that looks padded."""

@@ -54,6 +54,11 @@ class NewUserCounter:
         self.num_new += int(np.count_nonzero(is_new_R))
         self.num_rows += len(table)
 
+    def merge(self, other: "NewUserCounter") -> None:
+        """Adds the counts of rows that follow."""
+        self.num_new += other.num_new
+        self.num_rows += other.num_rows
+
 
 def no_new_rows(path: str, num_rows: int, schema: Schema, settings: DataSettings) -> str:
     """Words the warning about data without a new user's row: the rule, and likely causes.

@@ -58,18 +58,32 @@ class Moments:
     mean: float = 0.0
     squares: float = 0.0
 
-    def add(self, values_R: npt.NDArray[np.float64]) -> None:
-        """Adds numbers, [R], NaN left out (Chan, Golub and LeVeque 1979).
-
-        The pairwise update subtracts no large sums from each other.
-        """
+    @staticmethod
+    def of(values_R: npt.NDArray[np.float64]) -> "Moments":
+        """Returns the moments of some numbers, [R], NaN left out."""
         values = values_R[~np.isnan(values_R)]
         if not len(values):
+            return Moments()
+        mean = float(values.mean())
+        values -= mean
+        return Moments(len(values), mean, float(np.square(values, out=values).sum()))
+
+    def add(self, values_R: npt.NDArray[np.float64]) -> None:
+        """Adds numbers, [R], NaN left out."""
+        self.merge(Moments.of(values_R))
+
+    def merge(self, part: "Moments") -> None:
+        """Adds the moments of other numbers (Chan, Golub and LeVeque 1979).
+
+        The pairwise update subtracts no large sums from each other. The order of the parts decides
+        how it rounds.
+        """
+        if not part.count:
             return
-        count, mean = self.count + len(values), float(values.mean())
-        between = (mean - self.mean) ** 2 * self.count * len(values) / count
-        self.squares += float(((values - mean) ** 2).sum()) + between
-        self.mean += (mean - self.mean) * len(values) / count
+        count = self.count + part.count
+        between = (part.mean - self.mean) ** 2 * self.count * part.count / count
+        self.squares += part.squares + between
+        self.mean += (part.mean - self.mean) * part.count / count
         self.count = count
 
     def scale(self) -> NumericScale:

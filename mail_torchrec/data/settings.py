@@ -2,7 +2,7 @@
 
 import math
 from datetime import date
-from typing import overload
+from typing import Self, overload
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from mail_torchrec.data.parquet.selection import DataPart, at_root, paths_of
 from mail_torchrec.data.validation_split import ValidationSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.uris import without_credentials
+
+# Of a rank on a GPU by default: each process holds two chunks of shuffled rows.
+_MOST_WORKERS = 8
 
 
 class DataSettings(Settings):
@@ -53,12 +56,24 @@ class DataSettings(Settings):
     is random) and deduplicate the user-side features of each batch: rows that agree in them share
     one lookup and one pass of the towers (RecD, Zhao et al. 2023)."""
     num_workers: int = Field(default=0, ge=0)
-    """Reader processes of each rank; 0 reads in the training process."""
+    """Reader processes of each rank; 0 reads in the training process. Where it is not set, a run on
+    GPUs has one for each processor core but one, at most 8: a rank that reads launches nothing."""
 
     @property
     def training_shift(self) -> float:
         """Difference of the logits of a test row and of a training row that are alike."""
         return math.log(self.negatives_kept) - math.log(self.test_negatives_kept)
+
+    def on_device(self, device: str, num_cores: int) -> Self:
+        """Returns the settings with the defaults of a device, ``cpu`` or ``cuda``.
+
+        Args:
+            device: of the ranks.
+            num_cores: processor cores that each rank may use for itself.
+        """
+        if device != "cuda" or "num_workers" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"num_workers": min(max(num_cores - 1, 1), _MOST_WORKERS)})
 
     @overload
     def path(self, part: str) -> str: ...

@@ -1,9 +1,11 @@
 """Row groups of Parquet files, checked against the schema when opened, read in plain types."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import pyarrow as pa
 
@@ -30,6 +32,8 @@ _CONSTANTS = {Group.GROUP_KEY: pa.scalar(0, pa.int64()), Group.WEIGHT: pa.scalar
 
 PIECE_ROWS = 16_384
 """Rows of a large row group that are decoded at a time, at most."""
+_SPLIT_ROWS = 2**20
+"""Rows of which the one column that decides is decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,22 @@ class RowGroup:
     index: int
     """Index of the row group in the file."""
     num_rows: int
+
+
+@dataclass(frozen=True)
+class RowGroupPart:
+    """Consecutive pieces of one row group, by default all of them."""
+
+    group: RowGroup
+    first: int = 0
+    """Number of the first piece, from 0; see :meth:`Source.pieces`."""
+    stop: int | None = None
+    """Number of the piece behind the last one; None where the row group ends."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Returns whether these are all pieces."""
+        return not self.first and self.stop is None
 
 
 class Source:
@@ -192,30 +212,53 @@ class Source:
     def count_numbers(self, group: RowGroup) -> dict[int, int]:
         """Counts the rows of a row group by the number that the split gives them."""
         assert self.split is not None
-        stored = self._files[group.file].read([self.split.column], group.index)
-        return count_numbers(self.split.numbers(stored, self.types, self.file(group)))
+        counts: Counter[int] = Counter()
+        for stored in self._files[group.file].batches(
+            [self.split.column], _SPLIT_ROWS, group.index
+        ):
+            numbers_R = self.split.numbers(stored, self.types, self.file(group))
+            counts.update(count_numbers(numbers_R))
+        return dict(counts)
 
     @property
     def is_filtered(self) -> bool:
         """Returns whether rows are left out within row groups."""
         return self._filter is not None
 
-    def pieces(self, group: RowGroup) -> Iterator[pa.Table]:
+    def pieces(
+        self, group: RowGroup, columns: list[str] | None = None, part: RowGroupPart | None = None
+    ) -> Iterator[pa.Table]:
         """Reads one row group's columns as :meth:`read` does, ``PIECE_ROWS`` rows at a time.
 
-        The rows of a large row group are never in memory together.
+        The rows of a large row group are never in memory together. Pieces before those of ``part``
+        are decoded and dropped.
+
+        Args:
+            group: of this source.
+            columns: as of :meth:`read`.
+            part: of the row group; None for all of it.
 
         Raises:
             ValueError: as :meth:`read`.
         """
         if group.num_rows <= PIECE_ROWS and not self._reads_parts:
-            yield self.read(group)
+            assert part is None or part.is_whole
+            yield self.read(group, columns)
             return
-        file = self._files[group.file]
-        for stored in file.batches(self._needed(self.columns), PIECE_ROWS, group.index):
-            kept = self._kept(stored, self.columns, group)
+        names = self.columns if columns is None else self._stored(columns)
+        batches = self._files[group.file].batches(self._needed(names), PIECE_ROWS, group.index)
+        for stored in islice(batches, *((0, None) if part is None else (part.first, part.stop))):
+            kept = self._kept(stored, names, group)
             if len(kept):
-                yield self.with_constants(self._plain(kept, group))
+                table = self._plain(kept, group)
+                yield self.with_constants(table) if columns is None else table.select(columns)
+
+    def num_pieces(self, group: RowGroup) -> int:
+        """Returns the number of pieces of a row group, 1 for one that is read whole."""
+        if group.num_rows <= PIECE_ROWS and not self._reads_parts:
+            return 1
+        [stored] = (g for g in self._files[group.file].row_groups if g.id == group.index)
+        return -(-stored.num_rows // PIECE_ROWS)
 
     def _stored(self, columns: list[str]) -> list[str]:
         """Returns the columns of the files that some columns are read or computed from."""

@@ -102,7 +102,8 @@ class Part:
         if self.day is not None:
             stored = source.files[group.file].read([self.day.column], group.index)
             days_R = self.day.numbers(stored, self.types, where)[: len(table)]
-        check_values(table, schema, encoders, where)
+        dims = None if encoders is None else encoders.vector_dims
+        check_values(table, schema, dims, where)
         clicked_R = binary(table[label], file=where, name=label)
         return ScannedRows(table, path, where, clicked_R, days_R)
 

@@ -17,8 +17,12 @@ T = TypeVar("T")
 
 WAITING_FOR_RANK_0 = "waiting for rank 0"
 """Name of the span in which ranks wait for what rank 0 makes."""
-# Rank 0 may read all of the training data while the others wait for its result.
-_RANK_0_TIMEOUT = timedelta(hours=24)
+WAITING_FOR_RANKS = "waiting for the other ranks"
+"""Name of the span in which ranks that are done wait for work of the others."""
+# Ranks may read all of the training data while others wait for their results.
+_WORK_TIMEOUT = timedelta(hours=24)
+# By the process group of the job, which a process of several jobs makes anew.
+_host_groups: dict[Any, dist.ProcessGroup] = {}
 _single_rank: ContextVar[bool] = ContextVar("single_rank", default=False)
 
 
@@ -94,14 +98,30 @@ def gather_rows(rows: Tensor) -> Tensor:
     if rows.dtype is torch.bool:  # not every backend moves booleans
         return gather_rows(rows.to(torch.uint8)).bool()
     with span("communication"):
-        counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
-        counts[rank()] = rows.shape[0]
-        dist.all_reduce(counts)
-        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])  # all_gather: equal shapes
+        counts = _counts_of_ranks(rows.shape[0], rows.device)
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # all_gather: equal shapes
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in range(world_size())]
         dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def _counts_of_ranks(number: int, device: torch.device) -> list[int]:
+    """Returns the number of each rank; hosts tell each other, so that none waits for a GPU."""
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    counts[rank()] = number
+    dist.all_reduce(counts, group=None if device.type == "cpu" else _host_group())
+    numbers: list[int] = counts.tolist()
+    return numbers
+
+
+def _host_group() -> dist.ProcessGroup:
+    """Returns a group for tensors in host memory; every rank has to be the first time here."""
+    job = dist.group.WORLD
+    if job not in _host_groups:
+        _host_groups.clear()
+        _host_groups[job] = dist.new_group(backend="gloo")
+    return _host_groups[job]
 
 
 @torch.no_grad()
@@ -155,7 +175,7 @@ def broadcast_from_rank_0(make: Callable[[], T]) -> T:
         return make()
     # Made before rank 0 begins its work, so that all ranks are connected when it does.
     with span(WAITING_FOR_RANK_0, patient=True):
-        group = dist.new_group(backend="gloo", timeout=_RANK_0_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=_WORK_TIMEOUT)
     error: Exception | None = None
     result: list[Any] = [None, None]
     if rank() == 0:
@@ -172,6 +192,37 @@ def broadcast_from_rank_0(make: Callable[[], T]) -> T:
     if result[1] is not None:
         raise result[1]
     return cast(T, result[0])
+
+
+def results_of_ranks(make: Callable[[], T]) -> list[T]:
+    """Calls a function on every rank at once, and returns all results on every rank, in rank order.
+
+    Ranks that are done wait for the others as long as they work, as in
+    :func:`broadcast_from_rank_0`.
+
+    Raises:
+        Exception: the error of the first rank on which ``make`` raised one; on the other ranks a
+            copy, or a RuntimeError with its text where it cannot be copied.
+    """
+    if world_size() == 1:
+        return [make()]
+    with span(WAITING_FOR_RANKS, patient=True):
+        group = dist.new_group(backend="gloo", timeout=_WORK_TIMEOUT)
+    error: Exception | None = None
+    outcome: list[Any] = [None, None]
+    try:
+        with span(f"as rank {rank()}", patient=True):
+            outcome[0] = make()
+    except Exception as raised:
+        error, outcome[1] = raised, _picklable(raised)
+    outcomes: list[Any] = [None] * world_size()
+    with span(WAITING_FOR_RANKS, patient=True):
+        dist.all_gather_object(outcomes, outcome, group=group)
+    dist.destroy_process_group(group)
+    failed = next((number for number, found in enumerate(outcomes) if found[1] is not None), None)
+    if failed is not None:
+        raise error if failed == rank() and error is not None else outcomes[failed][1]
+    return [found[0] for found in outcomes]
 
 
 def _picklable(error: Exception) -> Exception:

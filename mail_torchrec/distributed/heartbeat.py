@@ -10,7 +10,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
-from mail_torchrec.distributed.collectives import WAITING_FOR_RANK_0
+from mail_torchrec.distributed.collectives import WAITING_FOR_RANK_0, WAITING_FOR_RANKS
 from mail_torchrec.distributed.idle_watchdog import WorkMeter
 from mail_torchrec.distributed.rank_status import place_of_main_thread
 from mail_torchrec.utils.spans import current_span
@@ -90,4 +90,4 @@ def _key(rank: int) -> str:
 
 
 def _waits() -> bool:
-    return current_span().name.endswith(WAITING_FOR_RANK_0)
+    return current_span().name.endswith((WAITING_FOR_RANK_0, WAITING_FOR_RANKS))

@@ -11,13 +11,16 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from mail_torchrec.distributed.device import device_among_ranks, own_device
 from mail_torchrec.distributed.idle_watchdog import IdleWatchdog
 from mail_torchrec.distributed.launcher import report_error_to_launcher
 from mail_torchrec.distributed.parent import kill_with_launcher
 from mail_torchrec.distributed.rendezvous import attempt_store
 from mail_torchrec.distributed.watchdog import LostRankError, Watchdog
-from mail_torchrec.utils.logging import write_unlocked
+from mail_torchrec.utils.logging import get_logger, write_unlocked
 from mail_torchrec.utils.spans import reset_spans
+
+logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
 # Seconds for the error of a failed rendezvous to be raised before the process is ended.
@@ -36,24 +39,25 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
         This process's device.
 
     Raises:
-        ValueError: CUDA was requested and is not available.
+        ValueError: on every rank; CUDA was requested and is not available, or the ranks cannot
+            have a device each, or see devices of different kinds.
         LostRankError: within seconds of another rank's end, or after the timeout; it names the rank
             and its span.
     """
     kill_with_launcher()
-    device = _select_device(device_name)
     reset_spans()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        device = own_device(device_name)
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
         idle_watchdog = IdleWatchdog(timeout, _end_process)
         idle_watchdog.start()
-        try:
-            yield device
-        finally:
-            idle_watchdog.stop()
-            dist.destroy_process_group()
+        with _destroying_group():
+            try:
+                yield device
+            finally:
+                idle_watchdog.stop()
         return
-    _join_process_group(device, timeout)
+    device = _join_process_group(device_name, timeout)
     watchdog = Watchdog(
         _get_default_store(),
         dist.get_rank(),
@@ -65,21 +69,38 @@ def process_group(device_name: str, timeout: float = _TIMEOUT) -> Iterator[torch
     watchdog.start()
     idle_watchdog.start()
     try:
-        yield device
-    except Exception as error:
-        explained = watchdog.explain(error)
-        if explained is error:
-            raise
-        raise explained from None  # the transport's own error names a port at best
+        with _destroying_group():
+            try:
+                yield device
+            except Exception as error:
+                explained = watchdog.explain(error)
+                if explained is error:
+                    raise
+                raise explained from None  # the transport's own error names a port at best
+            finally:
+                idle_watchdog.stop()
     finally:
-        idle_watchdog.stop()
-        dist.destroy_process_group()
         watchdog.stop()
 
 
-def _join_process_group(device: torch.device, timeout: float) -> None:
+@contextmanager
+def _destroying_group() -> Iterator[None]:
+    """Destroys the process group behind the block, whose error is the one that is raised."""
+    try:
+        yield
+    except BaseException:
+        try:
+            dist.destroy_process_group()
+        except Exception as error:  # after an error of CUDA each further call raises another
+            logger.warning("the process group could not be left after an error: %s", error)
+        raise
+    dist.destroy_process_group()
+
+
+def _join_process_group(device_name: str, timeout: float) -> torch.device:
     # NCCL's own watchdog aborts without telling the span, so it gets a longer timeout than ours.
-    store_timeout = timedelta(seconds=timeout + (60 if device.type == "cuda" else 0))
+    on_cuda = device_name != "cpu" and torch.cuda.is_available()
+    store_timeout = timedelta(seconds=timeout + (60 if on_cuda else 0))
     address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     waited = (
         f"rank {os.environ['RANK']} waited {timeout:g} s (train.timeout) at {address} for "
@@ -97,6 +118,7 @@ def _join_process_group(device: torch.device, timeout: float) -> None:
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=store_timeout))
         store = attempt_store(store, rank, world_size, store_timeout)
+        device = device_among_ranks(device_name, store, rank, world_size, store_timeout)
         dist.init_process_group(
             _backend(device), store=store, rank=rank, world_size=world_size, timeout=store_timeout
         )
@@ -104,6 +126,7 @@ def _join_process_group(device: torch.device, timeout: float) -> None:
         raise LostRankError(f"{waited}: {error}") from error
     finally:
         guard.cancel()
+    return device
 
 
 def _end_process(message: str) -> None:
@@ -120,24 +143,3 @@ def _backend(device: torch.device) -> str:
 def local_world_size() -> int:
     """Returns the number of ranks on this host."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _select_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "train.device is 'cuda' and torch sees no CUDA device; `mail-torchrec doctor` says "
-            "why, train.device=cpu trains without"
-        )
-    local_rank, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local_rank >= num_devices:
-        raise ValueError(
-            f"this host runs {local_world_size()} ranks and has {num_devices} CUDA devices; start "
-            "a rank a device, or train.device=cpu"
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -67,8 +67,8 @@ class Watchdog:
         rank: this process's rank.
         world_size: number of ranks.
         timeout: seconds that a collective may wait.
-        enforce_timeout: whether a span that lasts longer than the timeout is a failure by itself,
-            for transports that raise no error.
+        enforce_timeout: whether a span that waits for other ranks longer than the timeout is a
+            failure by itself, for transports that raise no error.
     """
 
     def __init__(
@@ -206,9 +206,13 @@ class Watchdog:
                 self._end_process(self._explanation)
 
     def _is_overdue(self) -> bool:
-        """Returns whether the open span has lasted longer than a collective may wait."""
+        """Returns whether the open span waits for other ranks, for longer than it may.
+
+        Other spans may last: metrics of many rows, the reading of a slow file, a checkpoint.
+        """
         span = current_span()
-        return self._enforce_timeout and not span.patient and span.seconds > self._timeout
+        waits = span.collective and not (span.patient or span.reads)
+        return self._enforce_timeout and waits and span.seconds > self._timeout
 
     def _store_status(self, store: Any) -> None:
         """Stores this rank's open span and its place in the code."""

@@ -1,7 +1,7 @@
 """Sharding constraints: checked against tables and hardware, and converted to TorchRec's."""
 
 from torchrec.distributed.planner import ParameterConstraints
-from torchrec.distributed.types import CacheParams, KeyValueParams
+from torchrec.distributed.types import CacheParams
 
 from mail_torchrec.embeddings.empty_shards import exclude_empty_shards
 from mail_torchrec.embeddings.hardware import Hardware
@@ -26,13 +26,12 @@ def check_constraints(
             f"sharding.constraints: no table is called {unknown}; the tables are "
             f"{', '.join(workload.sizes)}"
         )
-    _check_compute_kernels(settings, workload, hardware)
+    _check_compute_kernels(settings, hardware)
+    _check_prefetch(settings, hardware)
     _check_hosts(settings, hardware, world_size)
 
 
-def _check_compute_kernels(
-    settings: ShardingSettings, workload: Workload, hardware: Hardware
-) -> None:
+def _check_compute_kernels(settings: ShardingSettings, hardware: Hardware) -> None:
     kernels = set(settings.compute_kernels)
     for table in settings.constraints:
         kernels |= set(settings.compute_kernels_of(table))
@@ -41,10 +40,21 @@ def _check_compute_kernels(
             f"sharding.compute_kernels: {sorted(kernels - {'fused'})} exist on CUDA alone, and the "
             "tables lie on CPU; use [fused]"
         )
-    if "key_value" in kernels and workload.optimizer != "rowwise_adagrad":
+
+
+def _check_prefetch(settings: ShardingSettings, hardware: Hardware) -> None:
+    if not settings.prefetch:
+        return
+    if hardware.device == "cpu":
         raise ValueError(
-            "sharding.compute_kernels: key_value tables train with rowwise_adagrad, received "
-            f"train.tables.name={workload.optimizer}"
+            "sharding.prefetch: TorchRec's prefetch pipeline exists on CUDA alone, and the tables "
+            "lie on CPU; leave it out"
+        )
+    allowed = [settings.compute_kernels, *map(settings.compute_kernels_of, settings.constraints)]
+    if not any("fused_uvm_caching" in kernels for kernels in allowed):
+        raise ValueError(
+            "sharding.prefetch fills the caches of fused_uvm_caching tables, which "
+            "sharding.compute_kernels does not allow; add fused_uvm_caching, or leave it out"
         )
 
 
@@ -80,7 +90,6 @@ def parameter_constraints(
 ) -> dict[str, ParameterConstraints]:
     """Converts the settings to TorchRec's constraints of every table, by its key."""
     cache = CacheParams(load_factor=settings.cache_load_factor)
-    ssd = KeyValueParams(ssd_storage_directory=settings.ssd_directory)
     feasible = feasible_sharding_types(settings, workload, world_size, local_world_size)
     constraints = {}
     for table, sharding_types in feasible.items():
@@ -91,6 +100,5 @@ def parameter_constraints(
             min_partition=settings.min_partition,
             pooling_factors=workload.pooling_factors[table],
             cache_params=cache if "fused_uvm_caching" in kernels else None,
-            key_value_params=ssd if "key_value" in kernels else None,
         )
     return constraints

@@ -22,7 +22,7 @@ from torchrec.distributed.types import ModuleSharder, PipelineType
 
 from mail_torchrec.embeddings.settings import OptimizerName
 from mail_torchrec.embeddings.sharding_options import FloatArray, PartitionBy, ShardingOption
-from mail_torchrec.embeddings.storage import optimizer_state_bytes
+from mail_torchrec.embeddings.storage import optimizer_state_bytes, weight_bytes
 from mail_torchrec.embeddings.tables import table_of_key
 
 _SIMPLEST_FIRST = (
@@ -42,6 +42,9 @@ def enumerate_sharding_options(
     topology: torchrec_planner.Topology,
     batch_size: int,
     optimizer: OptimizerName,
+    *,
+    prefetches: bool = False,
+    stages_checkpoints: bool = False,
 ) -> dict[str, list[ShardingOption]]:
     """Enumerates the sharding options of every table, the simplest first.
 
@@ -52,6 +55,9 @@ def enumerate_sharding_options(
         topology: the ranks.
         batch_size: rows a rank.
         optimizer: of the tables.
+        prefetches: whether rows are prefetched into caches, which takes one more batch of inputs.
+        stages_checkpoints: whether the host's memory holds a copy of weights and optimizer state,
+            from which checkpoints are written.
 
     Returns:
         The options by table name.
@@ -61,7 +67,9 @@ def enumerate_sharding_options(
     """
     estimators = [
         EmbeddingPerfEstimator(topology, constraints),
-        _OptimizerStateEstimator(topology, constraints, optimizer),
+        _StateEstimator(
+            topology, constraints, optimizer, prefetches=prefetches, stages=stages_checkpoints
+        ),
     ]
     enumerator = _ShardSizeEnumerator(topology, batch_size, constraints, estimators)
     try:
@@ -102,36 +110,43 @@ class _ShardSizeEnumerator(EmbeddingEnumerator):
         super().populate_estimates(sharding_options)
 
 
-class _OptimizerStateEstimator(EmbeddingStorageEstimator):
-    """Adds the fused optimizer's state to TorchRec's weights, caches, inputs and outputs."""
+class _StateEstimator(EmbeddingStorageEstimator):
+    """Adds the fused optimizer's state, and copies of both for checkpoints, to TorchRec's bytes."""
 
     def __init__(
         self,
         topology: torchrec_planner.Topology,
         constraints: dict[str, ParameterConstraints],
         optimizer: OptimizerName,
+        *,
+        prefetches: bool,
+        stages: bool,
     ) -> None:
+        prefetching = PipelineType.TRAIN_PREFETCH_SPARSE_DIST
         # Outputs count too: the towers keep them for their backward pass.
         super().__init__(
             topology,
             constraints,
-            pipeline_type=PipelineType.TRAIN_SPARSE_DIST,
+            pipeline_type=prefetching if prefetches else PipelineType.TRAIN_SPARSE_DIST,
             run_embedding_at_peak_memory=True,
         )
         self._device, self._optimizer = topology.compute_device, optimizer
+        self._stages = stages
 
     def estimate(
         self, sharding_options: list[torchrec_planner.ShardingOption], *args: Any, **kwargs: Any
     ) -> None:
         super().estimate(sharding_options, *args, **kwargs)
         for option in sharding_options:
-            on_gpu = self._device == "cuda" and option.compute_kernel in ("fused", "key_value")
+            on_gpu = self._device == "cuda" and option.compute_kernel == "fused"
             for shard in option.shards:
                 state = optimizer_state_bytes(self._optimizer, *shard.size)
                 if on_gpu:
                     shard.storage.hbm += state
                 else:  # UVM: the state lies beside the weights in host memory, cached or not
                     shard.storage.ddr += state
+                if self._stages:
+                    shard.storage.ddr += state + weight_bytes(*shard.size)
 
 
 def _convert(option: torchrec_planner.ShardingOption, shards: list[Any]) -> ShardingOption:
@@ -152,7 +167,6 @@ def _convert(option: torchrec_planner.ShardingOption, shards: list[Any]) -> Shar
         memory_S={
             "hbm": _floats([storage.hbm for storage in storages]),
             "host": _floats([storage.ddr for storage in storages]),
-            "ssd": _floats([getattr(storage, "ssd", 0) for storage in storages]),
         },
         lookup_S=_floats(
             [perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute for perf in perfs]

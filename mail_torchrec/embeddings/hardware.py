@@ -1,12 +1,16 @@
 """Hardware of a rank: memory sizes and bandwidths as published, each of which can be overridden."""
 
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torchrec.distributed.planner import Topology
 
+from mail_torchrec.embeddings.rates.hardware_file import SUFFIX, HardwareFile, read_hardware_file
+from mail_torchrec.embeddings.rates.machine_rates import MachineRates
+from mail_torchrec.embeddings.rates.machine_rates import specs as rate_specs
 from mail_torchrec.embeddings.storage import MemoryKind
 
 GIB = 1024**3
@@ -28,8 +32,6 @@ class Hardware:
     """Memory of the GPU as CUDA reports it; 0 on CPU."""
     host_gib: float
     """Memory of the host, divided by its ranks."""
-    ssd_gib: float
-    """Local SSDs of the host for key-value tables, divided by its ranks."""
     hbm_gb_s: float
     """Bandwidth of the GPU's memory."""
     host_gb_s: float
@@ -50,15 +52,18 @@ class Hardware:
     replaced by a measurement."""
     source: str = ""
     """Where the numbers come from."""
+    preset: str = ""
+    """Preset that stands for what was not measured; empty where nothing was."""
+    rates: MachineRates | None = None
+    """Measured rates, by which times are estimated in the place of bandwidths and TFLOP/s."""
 
     @property
     def capacity(self) -> dict[MemoryKind, int]:
-        """Bytes of each memory that a rank may fill; no share of an SSD is reserved."""
+        """Bytes of each memory that a rank may fill."""
         usable = 1 - self.reserved_share
         return {
             "hbm": int(self.hbm_gib * GIB * usable),
             "host": int(self.host_gib * GIB * usable),
-            "ssd": int(self.ssd_gib * GIB),
         }
 
     def topology(self, world_size: int) -> Topology:
@@ -79,7 +84,9 @@ class Hardware:
 
     def specs(self) -> dict[str, object]:
         """Returns every number by its name, for reports."""
-        return asdict(self)
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        rates, preset = found.pop("rates"), found.pop("preset")
+        return found if rates is None else found | {"preset": preset, "rates": rate_specs(rates)}
 
 
 _DGX_A100 = (
@@ -95,7 +102,6 @@ _A100_80 = Hardware(
     local_world_size=8,
     hbm_gib=79.1,
     host_gib=256,
-    ssd_gib=3500,
     hbm_gb_s=2039,
     host_gb_s=51,
     pcie_gb_s=32,
@@ -109,7 +115,6 @@ _H100 = Hardware(
     local_world_size=8,
     hbm_gib=79.1,
     host_gib=256,
-    ssd_gib=3500,
     hbm_gb_s=3350,
     host_gb_s=77,
     pcie_gb_s=64,
@@ -123,7 +128,6 @@ PRESETS: dict[str, Hardware] = {
         _A100_80,
         hbm_gib=39.4,
         host_gib=128,
-        ssd_gib=1750,
         hbm_gb_s=1555,
         source=f"{_DGX_A100}; 1 TB of host memory, 4 x 3.84 TB NVMe",
     ),
@@ -152,7 +156,6 @@ PRESETS: dict[str, Hardware] = {
         local_world_size=2,
         hbm_gib=0,
         host_gib=512,
-        ssd_gib=3500,
         hbm_gb_s=0,
         host_gb_s=307,
         pcie_gb_s=0,
@@ -168,26 +171,68 @@ PRESETS: dict[str, Hardware] = {
 """Hardware by the name that ``--hardware`` takes."""
 
 
+_NO_NUMBERS = ("device", "source", "preset", "rates")
+
+
 def hardware_preset(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Hardware:
-    """Looks up a preset and applies ``key=value`` overrides.
+    """Looks up a preset, or reads a hardware file, and applies ``key=value`` overrides.
 
     Raises:
-        ValueError: no such preset or key, or a value that is no positive number.
+        ValueError: no such preset, file or key, or a value that is no positive number.
     """
+    changes = dict(_parse_override(override) for override in overrides)
+    by_hand = "".join(f"; set by hand: {text}" for text in overrides)
+    if name.endswith(SUFFIX):
+        found = measured_hardware(read_hardware_file(Path(name)), name)
+        return replace(found, **changes, source=found.source + by_hand)  # type: ignore[arg-type]
     if name not in PRESETS:
         raise ValueError(
             f"unknown hardware '{name}'; known are {', '.join(PRESETS)}, and every number can be "
-            "set: --set hbm_gib=96"
+            "set: --set hbm_gib=96; or name the file of plan --calibrate, such as hardware.json"
         )
     preset = PRESETS[name]
-    changes = dict(_parse_override(override) for override in overrides)
-    source = preset.source + "".join(f"; set by hand: {text}" for text in overrides)
-    return replace(preset, **changes, source=source)  # type: ignore[arg-type]
+    return replace(preset, **changes, source=preset.source + by_hand)  # type: ignore[arg-type]
+
+
+def measured_hardware(file: HardwareFile, name: str) -> Hardware:
+    """Converts a hardware file; what it does not hold is as published, less the efficiency.
+
+    Args:
+        file: the content.
+        name: of the file, for reports.
+
+    Raises:
+        ValueError: its preset is not known, or is of another device.
+    """
+    rates, preset = file.rates, PRESETS.get(file.preset)
+    if preset is None or preset.device != rates.device:
+        raise ValueError(
+            f"'{name}' is damaged: no preset of {rates.device} is called '{file.preset}'; make it "
+            "anew: mail-torchrec plan --calibrate"
+        )
+    link = 1 / max(rates.all_to_all.ms_a_mb, 1e-9)  # a MB a millisecond is a GB a second
+    over_hosts = rates.world_size > file.local_world_size
+    return replace(
+        preset,
+        local_world_size=file.local_world_size,
+        hbm_gib=file.hbm_gib,
+        host_gib=file.host_gib,
+        hbm_gb_s=rates.copy_gb_s if rates.device == "cuda" else 0,
+        host_gb_s=rates.host_copy_gb_s,
+        pcie_gb_s=preset.pcie_gb_s * preset.efficiency,
+        intra_gb_s=preset.intra_gb_s * preset.efficiency if over_hosts else link,
+        inter_gb_s=link if over_hosts else preset.inter_gb_s * preset.efficiency,
+        tflops=rates.tower_tflops,
+        efficiency=1.0,
+        source=f"measured on {file.measured_on}; the rest as published: {preset.source}",
+        preset=file.preset,
+        rates=rates,
+    )
 
 
 def _parse_override(override: str) -> tuple[str, float]:
     key, _, text = override.partition("=")
-    known = [field.name for field in fields(Hardware) if field.name not in ("device", "source")]
+    known = [field.name for field in fields(Hardware) if field.name not in _NO_NUMBERS]
     if key not in known:
         raise ValueError(
             f"--set {override}: hardware has no key '{key}'; it has {', '.join(known)}"
@@ -205,24 +250,44 @@ def _parse_override(override: str) -> tuple[str, float]:
     return key, value
 
 
-def detect_hardware(device: torch.device, local_world_size: int) -> Hardware:
+def detect_hardware(
+    device: torch.device, local_world_size: int, file: str | None = None
+) -> Hardware:
     """Describes the hardware of this process.
 
     Memory sizes are those of the device and the host. Bandwidths are those of the preset that the
     GPU's name contains, and of an A100 if no preset matches.
+
+    Args:
+        device: of this rank.
+        local_world_size: ranks of one host.
+        file: a hardware file, whose rates count instead of published bandwidths.
+
+    Raises:
+        ValueError: there is no such file, or it is of another device.
     """
+    published = PRESETS[preset_of(device)]
+    if file is not None:
+        published = hardware_preset(file)
+        if published.device != device.type:
+            raise ValueError(
+                f"sharding.hardware: '{file}' was measured on {published.device}, and this job "
+                f"runs on {device.type}; measure it there, or leave it out"
+            )
     host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / local_world_size
     if device.type == "cpu":
-        return replace(PRESETS["cpu"], local_world_size=local_world_size, host_gib=host_gib)
-    properties = torch.cuda.get_device_properties(device)
-    matching = [
-        preset
-        for name, preset in PRESETS.items()
-        if name.partition("-")[0] in properties.name.lower()
-    ]
+        return replace(published, local_world_size=local_world_size, host_gib=host_gib)
     return replace(
-        (matching or [_A100_80])[0],
+        published,
         local_world_size=local_world_size,
-        hbm_gib=properties.total_memory / GIB,
+        hbm_gib=torch.cuda.get_device_properties(device).total_memory / GIB,
         host_gib=host_gib,
     )
+
+
+def preset_of(device: torch.device) -> str:
+    """Returns the preset that the GPU's name contains, an A100's if none does; ``cpu`` on CPU."""
+    if device.type == "cpu":
+        return "cpu"
+    gpu = torch.cuda.get_device_properties(device).name.lower()
+    return next((name for name in PRESETS if name.partition("-")[0] in gpu), "a100-80")

@@ -9,7 +9,7 @@ first. A table takes the option and the ranks that increase
 Shape letters: ``R`` ranks, ``H`` hosts, ``L`` ranks a host, ``S`` shards of one option.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -17,13 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mail_torchrec.embeddings.rates.shard_times import PlanLatency
 from mail_torchrec.embeddings.sharding_options import FloatArray, ShardingOption
 from mail_torchrec.embeddings.storage import MEMORY_KINDS, MemoryKind
 
 RankArray = NDArray[np.int64]
 
 _MEMORY_WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6)
-_BYTE_COSTS: dict[MemoryKind, float] = {"hbm": 1.0, "host": 0.05, "ssd": 0.01}
+_BYTE_COSTS: dict[MemoryKind, float] = {"hbm": 1.0, "host": 0.05}
 """Cost of a byte of each memory relative to the GPU's. The larger memories should be filled evenly
 too, so that their bytes are not free."""
 # The totals count a little beside the maxima; otherwise the cost of a table that stays below the
@@ -52,8 +53,16 @@ class CandidatePlan:
     """Milliseconds a step in the tables' collectives."""
 
     @classmethod
-    def from_placements(cls, placements: dict[str, Placement], world_size: int) -> "CandidatePlan":
-        """Adds up what each rank carries under the placements."""
+    def from_placements(
+        cls, placements: dict[str, Placement], world_size: int, latency: PlanLatency | None = None
+    ) -> "CandidatePlan":
+        """Adds up what each rank carries under the placements, and what each plan of theirs takes.
+
+        Args:
+            placements: by table name.
+            world_size: R.
+            latency: of measured rates; None where these are not known.
+        """
         memory_R: dict[MemoryKind, FloatArray] = {
             kind: np.zeros(world_size) for kind in MEMORY_KINDS
         }
@@ -63,6 +72,8 @@ class CandidatePlan:
             np.add.at(comms_R, ranks_S, option.comms_S)
             for kind in MEMORY_KINDS:
                 np.add.at(memory_R[kind], ranks_S, option.memory_S[kind])
+        if latency is not None:
+            latency.add(_ranks_of_groups(placements), lookup_R, comms_R)
         return cls(placements, memory_R, lookup_R, comms_R)
 
     @property
@@ -79,23 +90,51 @@ class CandidatePlan:
         return {kind: lacking for kind, lacking in over.items() if lacking > 0}
 
 
+def _ranks_of_groups(placements: dict[str, Placement]) -> dict[tuple[str, str], set[int]]:
+    """Returns the ranks that hold shards of each collection and sharding type."""
+    groups: dict[tuple[str, str], set[int]] = {}
+    for option, ranks_S in placements.values():
+        group = option.module_path, option.sharding_type
+        groups.setdefault(group, set()).update(ranks_S.tolist())
+    return groups
+
+
 def propose_plans(
-    options: dict[str, list[ShardingOption]], world_size: int, local_world_size: int
+    options: dict[str, list[ShardingOption]],
+    world_size: int,
+    local_world_size: int,
+    latency: PlanLatency | None = None,
 ) -> list[CandidatePlan]:
     """Proposes candidate plans, from the fastest to the slowest.
+
+    The greedy search does not see latencies. Where these are known, plans of few sharding types are
+    proposed too.
 
     Args:
         options: sharding options by table name.
         world_size: R.
         local_world_size: L; it divides R.
+        latency: of measured rates; None where these are not known.
     """
     plans = []
-    for by_time, memory_weight in product((True, False), _MEMORY_WEIGHTS):
-        partitioner = _GreedyPartitioner(options, world_size, local_world_size, memory_weight)
+    searched = [options] if latency is None else [options, *_of_few_types(options)]
+    for tried, by_time, memory_weight in product(searched, (True, False), _MEMORY_WEIGHTS):
+        partitioner = _GreedyPartitioner(tried, world_size, local_world_size, memory_weight)
         for table in partitioner.heaviest_first(by_time):
             partitioner.place(table)
-        plans.append(CandidatePlan.from_placements(partitioner.placements, world_size))
+        plans.append(CandidatePlan.from_placements(partitioner.placements, world_size, latency))
     return sorted(plans, key=lambda plan: plan.step_ms)
+
+
+def _of_few_types(
+    options: dict[str, list[ShardingOption]],
+) -> Iterator[dict[str, list[ShardingOption]]]:
+    """Yields the options of one sharding type at a time; tables without it keep all theirs."""
+    for name in dict.fromkeys(one.sharding_type for found in options.values() for one in found):
+        yield {
+            table: [one for one in found if one.sharding_type == name] or found
+            for table, found in options.items()
+        }
 
 
 def fastest_fitting_plan(

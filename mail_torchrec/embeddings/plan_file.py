@@ -167,13 +167,12 @@ def plan_context(tree: dict[str, Any]) -> PlanContext:
     return PlanContext(**given | {"tables": sizes})
 
 
-def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> ShardingPlan:
+def load_plan(path: Path, job: PlanContext) -> ShardingPlan:
     """Loads the plan of a file for a job with the same context.
 
     Args:
         path: the plan file.
         job: context of the job that will use the plan.
-        ssd_directory: folder of key-value tables.
 
     Raises:
         ValueError: the plan was made for another job (every difference is named), or the file is
@@ -188,7 +187,7 @@ def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> Shardi
     modules: dict[str, EmbeddingModuleShardingPlan] = {}
     for name, entry in tree["tables"].items():
         module = modules.setdefault(entry["module"], EmbeddingModuleShardingPlan())
-        module[collection_key(name)] = _parameter_sharding(path, name, entry, job, ssd_directory)
+        module[collection_key(name)] = _parameter_sharding(path, name, entry, job)
     if missing := sorted(job.tables.keys() - tree["tables"].keys()):
         raise ValueError(
             f"{path} is damaged: it does not place {missing}; make it anew with mail-torchrec plan"
@@ -197,7 +196,7 @@ def load_plan(path: Path, job: PlanContext, ssd_directory: str | None) -> Shardi
 
 
 def _parameter_sharding(
-    path: Path, name: str, entry: dict[str, Any], job: PlanContext, ssd_directory: str | None
+    path: Path, name: str, entry: dict[str, Any], job: PlanContext
 ) -> ParameterSharding:
     shards = [
         PlacedShard(rank, [row, column], [rows, columns])
@@ -211,7 +210,6 @@ def _parameter_sharding(
         device=job.device,
         local_world_size=job.local_world_size,
         cache_load_factor=entry.get("cache_load_factor"),
-        ssd_directory=ssd_directory,
     )
 
 

@@ -17,9 +17,16 @@ from torchrec.distributed.model_parallel import (
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    ModuleSharder,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
 
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
+from mail_torchrec.embeddings.communication.codecs import build_codecs
+from mail_torchrec.embeddings.communication.dense_gradients import exchange_in_bfloat16
 from mail_torchrec.embeddings.constraints import check_constraints, feasible_sharding_types
 from mail_torchrec.embeddings.empty_shards import check_no_empty_shard
 from mail_torchrec.embeddings.hardware import Hardware, detect_hardware
@@ -66,7 +73,11 @@ class _RowWiseOnCpuSharder(EmbeddingBagCollectionSharder):
 
 
 def build_sharders(
-    optimizer: TableOptimizerSettings, betas: tuple[float, float], device: torch.device
+    optimizer: TableOptimizerSettings,
+    betas: tuple[float, float],
+    device: torch.device,
+    sharding: ShardingSettings | None = None,
+    batch_size: int = 1,
 ) -> list[ModuleSharder[nn.Module]]:
     """Builds the sharders of both collections, with the fused optimizer.
 
@@ -74,6 +85,8 @@ def build_sharders(
         optimizer: of the tables.
         betas: decay rates of the two Adam optimizers' moments.
         device: of the tables.
+        sharding: number formats of the exchange, and the prefetch into caches; None: defaults.
+        batch_size: rows of a rank.
 
     Raises:
         ValueError: FBGEMM does not have this optimizer on this device.
@@ -98,9 +111,17 @@ def build_sharders(
         fused["weight_decay"] = optimizer.weight_decay
         if optimizer.name == "rowwise_adagrad":
             fused["weight_decay_mode"] = WeightDecayMode.DECOUPLE
+    if device.type == "cuda":
+        # Tables in the host's memory are pages of it that the GPU reads, which do not move to and
+        # fro as those of cudaMallocManaged may, and which every driver has.
+        fused["uvm_host_mapped"] = True
+    sharding = sharding or ShardingSettings()
+    if sharding.prefetch:
+        fused["prefetch_pipeline"] = True
+    codecs = build_codecs(sharding.communication, batch_size)
     return [
-        _RowWiseOnCpuSharder(fused_params=fused),
-        EmbeddingCollectionSharder(fused_params=fused),
+        _RowWiseOnCpuSharder(fused_params=fused, qcomm_codecs_registry=codecs),
+        EmbeddingCollectionSharder(fused_params=fused, qcomm_codecs_registry=codecs),
     ]
 
 
@@ -151,14 +172,14 @@ def plan_sharding(
     context = PlanContext(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
 
     def plan() -> ShardingPlan:
-        hardware = detect_hardware(device, local_world_size)
+        hardware = detect_hardware(device, local_world_size, settings.hardware)
         check_constraints(settings, workload, hardware, world_size())
         if saved is not None:
-            found = load_plan(saved, context, settings.ssd_directory)
+            found = load_plan(saved, context)
         else:
             _log_small_tables(settings, workload, local_world_size)
             options = feasible_options(tables, sharders, settings, workload, hardware, world_size())
-            plans = candidate_plans(options, hardware, world_size())
+            plans = candidate_plans(options, hardware, world_size(), workload.optimizer)
             fitting = _fitting_plan(plans, settings, hardware, dense_bytes)
             found = build_sharding_plan(fitting, settings, kind, local_world_size)
         if kind == "cpu":
@@ -218,6 +239,7 @@ def shard(
     device: torch.device,
     *,
     accumulates: bool = False,
+    dense_in_bfloat16: bool = False,
 ) -> DistributedModelParallel:
     """Shards the tables by a plan and wraps the dense rest in DistributedDataParallel.
 
@@ -229,6 +251,7 @@ def shard(
         sharders: of both collections.
         device: of this rank.
         accumulates: whether gradients stay on their rank in some steps.
+        dense_in_bfloat16: whether the towers' gradients are averaged over ranks in bfloat16.
     """
     group = dist.group.WORLD
     assert group is not None
@@ -237,7 +260,7 @@ def shard(
     if not is_trained:
         for child in dense:
             child.to(device)
-    return DistributedModelParallel(
+    sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(group),
         device=device,
@@ -249,3 +272,6 @@ def shard(
             static_graph=not accumulates, find_unused_parameters=accumulates
         ),
     )
+    if dense_in_bfloat16:
+        exchange_in_bfloat16(sharded)
+    return sharded

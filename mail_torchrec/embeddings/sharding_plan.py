@@ -8,7 +8,6 @@ from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
     EnumerableShardingSpec,
-    KeyValueParams,
     ParameterSharding,
     ShardingPlan,
     ShardMetadata,
@@ -48,7 +47,6 @@ def build_sharding_plan(
             device=device,
             local_world_size=local_world_size,
             cache_load_factor=settings.cache_load_factor if is_cached else None,
-            ssd_directory=settings.ssd_directory,
         )
     return ShardingPlan(dict(modules))
 
@@ -61,7 +59,6 @@ def build_parameter_sharding(
     device: str,
     local_world_size: int,
     cache_load_factor: float | None = None,
-    ssd_directory: str | None = None,
 ) -> ParameterSharding:
     """Builds one table's part of a sharding plan.
 
@@ -72,7 +69,6 @@ def build_parameter_sharding(
         device: ``cuda`` or ``cpu``.
         local_world_size: ranks of one host.
         cache_load_factor: share of the rows that the cache has room for; None without a cache.
-        ssd_directory: folder of key-value tables.
     """
     metadata = [
         ShardMetadata(
@@ -82,14 +78,11 @@ def build_parameter_sharding(
         )
         for shard in shards
     ]
-    is_cached, is_key_value = cache_load_factor is not None, compute_kernel == "key_value"
+    is_cached = cache_load_factor is not None
     return ParameterSharding(
         sharding_type=sharding_type,
         compute_kernel=compute_kernel,
         ranks=[shard.rank for shard in shards],
         sharding_spec=EnumerableShardingSpec(metadata),
         cache_params=CacheParams(load_factor=cache_load_factor) if is_cached else None,
-        key_value_params=(
-            KeyValueParams(ssd_storage_directory=ssd_directory) if is_key_value else None
-        ),
     )

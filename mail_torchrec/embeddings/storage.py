@@ -5,8 +5,8 @@ from typing import Literal
 
 from mail_torchrec.embeddings.settings import OptimizerName
 
-MemoryKind = Literal["hbm", "host", "ssd"]
-MEMORY_KINDS: tuple[MemoryKind, ...] = ("hbm", "host", "ssd")
+MemoryKind = Literal["hbm", "host"]
+MEMORY_KINDS: tuple[MemoryKind, ...] = ("hbm", "host")
 
 _FLOAT_BYTES = 4
 _STATE_VALUES: dict[OptimizerName, tuple[int, int]] = {

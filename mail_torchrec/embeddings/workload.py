@@ -19,6 +19,8 @@ class Workload:
     """Rows a rank."""
     optimizer: OptimizerName
     """Fused optimizer of the tables."""
+    stages_checkpoints: bool = False
+    """Checkpoints are copied to buffers in the host's memory before they are written."""
 
 
 def pooling_factors(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +30,7 @@ from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.atomic_dir import atomic_dir
+from mail_torchrec.utils.formats import package_version
 
 _LIBRARIES = (
     "mail-torchrec",
@@ -228,7 +228,7 @@ def _manifest(
         name=run.config.name,
         version="",  # derived when it is written
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        library_versions={name: version(name) for name in _LIBRARIES},
+        library_versions={name: package_version(name) for name in _LIBRARIES},
         tower=run.config.model.tower,
         table_type=options.table_type,
         metrics=run.metrics,

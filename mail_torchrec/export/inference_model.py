@@ -25,6 +25,7 @@ from mail_torchrec.inference.requests import (
     length_input,
     user_columns,
 )
+from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.model.features import InputAssembler, SequenceEmbeddings
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.model.step import select_by_cold
@@ -92,10 +93,11 @@ class InferenceModel(nn.Module):
         if self.towers.fills_candidates:  # every candidate becomes a user of its own
             users, candidates = candidates.expand_users(users)
             is_cold_U = is_cold_B
-        filled = self.towers.fill_cold_users(users, is_cold_U)
+        filled = self.towers.fill_cold_users(users, ColdUsers(is_cold_U))
         result = self.towers.rank(candidates.join_users(filled))
         if self.towers.cold_ranking is not None:
-            as_cold = self.towers.fill_cold_users(users, is_cold_U, torch.ones_like(is_cold_U))
+            all_U = ColdUsers(is_cold_U, torch.ones_like(is_cold_U))
+            as_cold = self.towers.fill_cold_users(users, all_U)
             cold = self.towers.rank(candidates.join_users(as_cold), as_cold=True)
             result = select_by_cold(is_cold_U, is_cold_B, cold, result)
         if self.calibration is not None:

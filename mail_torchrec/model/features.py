@@ -84,6 +84,10 @@ class SequenceEmbeddings:
     """Number of behaviours (int64)."""
     actions_UT: Tensor | None = None
     """Rows of the action table, 0 behind a user's length; None where there are no actions."""
+    num_behaviours: int | None = None
+    """Behaviours of all users together; None where the host does not know it."""
+    num_row_behaviours: int | None = None
+    """Behaviours of all rows together, those of a user counted in each of the user's rows."""
 
 
 @dataclass
@@ -187,7 +191,15 @@ class InputAssembler:
             shape, device = values_UTD.shape[:2], values_UTD.device
             actions_UT = torch.zeros(shape, dtype=torch.int64, device=device)
         is_virtual_U = torch.zeros_like(stored.lengths_U, dtype=torch.bool)
-        return BehaviourSequence(values_UTD, stored.lengths_U, actions_UT, target_BD, is_virtual_U)
+        return BehaviourSequence(
+            values_UTD,
+            stored.lengths_U,
+            actions_UT,
+            target_BD,
+            is_virtual_U,
+            max_positions=stored.num_behaviours,
+            max_row_positions=stored.num_row_behaviours,
+        )
 
     def target_embedding(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:
         """Returns the target items' vectors [B, D], joined as the behaviours are.

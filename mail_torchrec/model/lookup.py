@@ -86,12 +86,13 @@ class _LookupOutputs:
             part: _padded(self.unpooled[part], lengths_U, max_length)
             for part in self.schema.joined_parts(name)
         }
+        num_behaviours = self.batch.num_behaviours(name)
         if (action := self.schema.action_of(name)) is None:
-            return SequenceEmbeddings(parts, lengths_U)
+            return SequenceEmbeddings(parts, lengths_U, None, *num_behaviours)
         mask_UT = position_mask(lengths_U, max_length)
         ids_UT = torch.zeros(mask_UT.shape, dtype=torch.int64, device=mask_UT.device)
         ids_UT = ids_UT.masked_scatter(mask_UT, self.batch.unpooled[action].values())
-        return SequenceEmbeddings(parts, lengths_U, ids_UT)
+        return SequenceEmbeddings(parts, lengths_U, ids_UT, *num_behaviours)
 
     def match(self, name: str) -> MatchInputs:
         """Collects the output-side vectors and sampling counts of a sequence's match loss."""

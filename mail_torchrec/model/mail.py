@@ -24,7 +24,11 @@ from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.vector_exchange import wait_for_vectors
 from mail_torchrec.model.builders import ModelSettings
-from mail_torchrec.model.cold_rows import with_virtual_behaviours, without_behaviours
+from mail_torchrec.model.cold_rows import (
+    ColdUsers,
+    with_virtual_behaviours,
+    without_behaviours,
+)
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.features import InputAssembler
 from mail_torchrec.model.lookup import feature_embeddings
@@ -129,7 +133,7 @@ class Towers(DenseModules):
 
     def _train(self, step: StepInputs, batch: Batch) -> tuple[Tensor, StepOutputs]:
         fields_UFD = self.zero_shot_fields(step.users)
-        result = self._rank_step(step, self._sample_dropped_users(step))
+        result = self._rank_step(step, step.with_dropped(self.settings.behaviour_dropout))
         with span("ranking"):
             targets = self._targets(batch)
             terms = ranking_terms(result, batch, self.settings, targets)
@@ -148,7 +152,7 @@ class Towers(DenseModules):
         return loss, StepOutputs.detached(result, losses, batch, targets)
 
     def _evaluate(self, step: StepInputs, batch: Batch) -> tuple[Tensor, StepOutputs]:
-        result = self._rank_step(step)
+        result = self._rank_step(step, step.cold)
         if self.cold_ranking is not None:
             cold = self._rank_all_as_cold(step)
             result = select_by_cold(step.is_cold_U, batch.is_cold_B, cold, result)
@@ -167,9 +171,7 @@ class Towers(DenseModules):
             fields = torch.cat([group for group in groups if group.shape[1]], dim=1)
         return fields.detach()  # WALL: no gradient of the zero-shot tower reaches a table.
 
-    def fill_cold_users(
-        self, users: RankingInputs, is_cold_U: Tensor, as_cold_U: Tensor | None = None
-    ) -> RankingInputs:
+    def fill_cold_users(self, users: RankingInputs, cold: ColdUsers) -> RankingInputs:
         """Gives virtual behaviours to cold users (Feng et al. 2021, Eq. 10).
 
         Where the model makes none, cold users keep the few behaviours that they may have, as with
@@ -178,20 +180,19 @@ class Towers(DenseModules):
 
         Args:
             users: one row a user.
-            is_cold_U: users without usable behaviours (bool).
-            as_cold_U: users to be treated like them (bool); None for none.
+            cold: users without usable behaviours, and those to be treated like them.
         """
-        fill_U = is_cold_U if as_cold_U is None else is_cold_U | as_cold_U
         numeric_UM = self._assembler.numeric_attributes(users.numeric_BN)
         if self.meta_emb is not None:
-            users = self.meta_emb.fill_ids(users, numeric_UM, fill_U)
+            users = self.meta_emb.fill_ids(users, numeric_UM, cold.is_filled_U)
         if (source := self.virtual_source) is None:
-            return users if as_cold_U is None else without_behaviours(users, as_cold_U & ~is_cold_U)
-        rows_V = torch.nonzero(fill_U).squeeze(1)
+            dropped_U = cold.dropped_U
+            return users if dropped_U is None else without_behaviours(users, dropped_U)
+        rows_V = cold.rows_V
         with torch.no_grad():  # WALL: virtual behaviours are constants to the ranking tower.
             fields_UFD = self.zero_shot_fields(users)
             virtual = source.virtual_behaviours(fields_UFD[rows_V], numeric_UM[rows_V])
-        return with_virtual_behaviours(users, rows_V, virtual)
+        return with_virtual_behaviours(users, rows_V, virtual, cold.max_rows)
 
     @torch.no_grad()
     def real_and_virtual_behaviours(
@@ -226,23 +227,16 @@ class Towers(DenseModules):
             expand = self.fills_candidates
             return step_inputs(batch, embeddings, self._assembler, expand_users=expand)
 
-    def _sample_dropped_users(self, step: StepInputs) -> Tensor | None:
-        """Draws the warm users [U] whose behaviours are dropped in this step (bool)."""
-        if not self.settings.behaviour_dropout:
-            return None
-        return ~step.is_cold_U & (torch.rand_like(step.weights_U) < self.settings.behaviour_dropout)
-
-    def _rank_step(self, step: StepInputs, as_cold_U: Tensor | None = None) -> RankingResult:
+    def _rank_step(self, step: StepInputs, cold: ColdUsers) -> RankingResult:
         with span("zero_shot"):
-            users = self.fill_cold_users(step.users, step.is_cold_U, as_cold_U)
+            users = self.fill_cold_users(step.users, cold)
         with span("ranking"):
             return self.rank(step.candidates.join_users(users))
 
     def _rank_all_as_cold(self, step: StepInputs) -> RankingResult:
         """Ranks every row as if its user were cold, without auxiliary losses."""
         with span("zero_shot"):
-            as_cold_U = torch.ones_like(step.is_cold_U)
-            users = self.fill_cold_users(step.users, step.is_cold_U, as_cold_U)
+            users = self.fill_cold_users(step.users, step.all_as_cold)
         with span("ranking"):
             candidates = step.candidates.without_negatives()
             result = self.rank(candidates.join_users(users), as_cold=True)
@@ -283,7 +277,7 @@ class Towers(DenseModules):
 
     def _warm_users(self, step: StepInputs, fields_UFD: Tensor, share: float = 1.0) -> WarmUsers:
         """Detached features of a random share of this rank's warm users."""
-        warm_W = torch.nonzero(~step.is_cold_U & (step.weights_U > 0)).squeeze(1)
+        warm_W = step.sets.weighted
         if share < 1:
             order_W = torch.randperm(len(warm_W), device=warm_W.device)
             warm_W = warm_W[order_W[: math.ceil(share * len(warm_W))]]

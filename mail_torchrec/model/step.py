@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mail_torchrec.data.reading.batch import Batch, map_tensors
+from mail_torchrec.data.reading.batch import Batch, RowSets, map_tensors
+from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.behaviours import Behaviours
@@ -27,6 +28,28 @@ class StepInputs:
     """Users without usable behaviours (bool)."""
     weights_U: Tensor
     """The weight of each user's rows together."""
+    sets: RowSets
+    """Indices of cold and warm users."""
+    num_cold_rows: int
+    """Rows of the cold users."""
+
+    @property
+    def cold(self) -> ColdUsers:
+        """Users without usable behaviours."""
+        return ColdUsers(self.is_cold_U, None, self.sets.cold, self.num_cold_rows)
+
+    @property
+    def all_as_cold(self) -> ColdUsers:
+        """All users, to be treated as cold ones."""
+        num_users, device = len(self.is_cold_U), self.is_cold_U.device
+        all_U = torch.arange(num_users, device=device)
+        num_rows = len(self.candidates.numeric_BN)
+        return ColdUsers(self.is_cold_U, torch.ones_like(self.is_cold_U), all_U, num_rows)
+
+    def with_dropped(self, share: float) -> ColdUsers:
+        """Draws a share of the warm users, who are treated as cold ones in this step."""
+        num_rows = len(self.candidates.numeric_BN)
+        return self.cold.with_dropped(self.sets.warm, share, num_rows) if share else self.cold
 
 
 def step_inputs(
@@ -45,8 +68,12 @@ def step_inputs(
     inverse_indices_B = batch.dedup.inverse_indices_B if batch.dedup is not None else None
     candidates = assembler.candidate_inputs(embeddings, batch.numeric_BN, inverse_indices_B)
     if expand_users:
-        return StepInputs(*candidates.expand_users(users), batch.is_cold_B, batch.weights_B)
-    return StepInputs(users, candidates, batch.is_cold_U, batch.weights_U)
+        users, candidates = candidates.expand_users(users)
+        is_cold_U, weights_U, sets = batch.is_cold_B, batch.weights_B, batch.sets
+    else:
+        is_cold_U, weights_U, sets = batch.is_cold_U, batch.weights_U, batch.sets_U
+    num_cold_rows = len(batch.sets.cold)
+    return StepInputs(users, candidates, is_cold_U, weights_U, sets, num_cold_rows)
 
 
 class WarmUsers(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from mail_torchrec.embeddings.partitioner import CandidatePlan, Placement
 from mail_torchrec.embeddings.plan_file import PlanContext, plan_text
+from mail_torchrec.embeddings.rates.machine_rates import MachineRates
 from mail_torchrec.embeddings.sharding_options import FloatArray
 from mail_torchrec.embeddings.sharding_plan import build_sharding_plan
 from mail_torchrec.embeddings.storage import MemoryKind, optimizer_state_bytes, weight_bytes
@@ -18,7 +19,12 @@ from mail_torchrec.embeddings.workload import Workload
 from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.train.cost.dense_cost import DenseCost
 
-TABLE_PARTS = ("table weights", "optimizer state", "caches, inputs and outputs")
+TABLE_PARTS = (
+    "table weights",
+    "optimizer state",
+    "caches, inputs and outputs",
+    "copies for checkpoints",
+)
 _MMD = "mmd over all ranks"
 _NOTABLE_SHARE = 0.05
 
@@ -67,7 +73,8 @@ class PlanEstimate:
     def dense_memory(self) -> dict[str, float]:
         """Bytes of the towers on every rank, by purpose."""
         batch_size = self.scenario.config.train.batch_size
-        return self.dense_cost.memory(batch_size, self.scenario.world_size)
+        scenario = self.scenario
+        return self.dense_cost.memory(batch_size, scenario.world_size, scenario.hardware.device)
 
     @cached_property
     def table_memory_R(self) -> dict[str, FloatArray]:
@@ -81,10 +88,11 @@ class PlanEstimate:
             for rank, (rows, columns) in zip(ranks_S, option.sizes_S2.tolist(), strict=True):
                 if option.compute_kernel == "fused":
                     weights_R[rank] += weight_bytes(rows, columns)
-                if option.compute_kernel in ("fused", "key_value"):
                     state_R[rank] += optimizer_state_bytes(self.workload.optimizer, rows, columns)
-        other_R = self.plan.memory_R[self.main_memory] - weights_R - state_R
-        return dict(zip(TABLE_PARTS, (weights_R, state_R, other_R), strict=True))
+        is_staged = self.workload.stages_checkpoints and self.main_memory == "host"
+        staged_R = (weights_R + state_R) * is_staged
+        other_R = self.plan.memory_R[self.main_memory] - weights_R - state_R - staged_R
+        return dict(zip(TABLE_PARTS, (weights_R, state_R, other_R, staged_R), strict=True))
 
     @property
     def peak_memory(self) -> float:
@@ -104,6 +112,8 @@ class PlanEstimate:
         """
         hardware, world_size = self.scenario.hardware, self.scenario.world_size
         batch_size = self.scenario.config.train.batch_size
+        if hardware.rates is not None:
+            return self._measured_step_time(hardware.rates)
         on_one_host = world_size <= hardware.local_world_size
         link = hardware.intra_gb_s if on_one_host else hardware.inter_gb_s
         # A ring all-reduce sends and receives each gradient twice.
@@ -117,6 +127,21 @@ class PlanEstimate:
             float(self.plan.lookup_R.max()),
             float(self.plan.comms_R.max()) + collectives,
             arithmetic,
+        )
+
+    def _measured_step_time(self, rates: MachineRates) -> StepTime:
+        """Estimates the time of a step by measured rates."""
+        world_size, cost = self.scenario.world_size, self.dense_cost
+        batch_size = self.scenario.config.train.batch_size
+        collectives = 0.0
+        if world_size > 1:
+            gathered = 8 * batch_size * (world_size - 1) * cost.code_dim
+            collectives = rates.all_reduce.ms(cost.gradient_bytes())
+            collectives += rates.all_to_all.ms(gathered, calls=2 if gathered else 0)
+        return StepTime(
+            float(self.plan.lookup_R.max()),
+            float(self.plan.comms_R.max()) + collectives,
+            cost.flops(batch_size, world_size) / (rates.tower_tflops * 1e9),
         )
 
     @property
@@ -141,9 +166,11 @@ class PlanEstimate:
         mmd = self.dense_memory.get(_MMD, 0.0)
         if mmd <= _NOTABLE_SHARE * self.capacity:
             return []
+        on_gpu = self.scenario.hardware.device == "cuda"
+        growth = "the rows of all ranks" if on_gpu else "ranks times the square of the batch"
         return [
             f"L_d over the rows of all ranks takes {mmd / 2**30:.1f} GiB of each rank, and grows "
-            "with ranks times the square of the batch: model.mmd_over_all_ranks=false compares "
+            f"with {growth}: model.mmd_over_all_ranks=false compares "
             "each rank's own rows"
         ]
 
@@ -175,7 +202,6 @@ class PlanEstimate:
             "capacity": self.capacity,
             "peak_memory": self.peak_memory,
             "host_memory": float(self.plan.memory_R["host"].max()),
-            "ssd": float(self.plan.memory_R["ssd"].max()),
             "dense_memory": self.dense_memory,
             "table_memory_of_ranks": {
                 part: bytes_R.round().tolist() for part, bytes_R in self.table_memory_R.items()

@@ -18,6 +18,7 @@ from mail_torchrec.embeddings.planner import (
     candidate_plans,
     describe_shortage,
     feasible_options,
+    plan_latency,
     table_capacity,
 )
 from mail_torchrec.embeddings.settings import TableConstraints
@@ -41,27 +42,59 @@ def estimate_scenario(scenario: Scenario, cost: DenseCost | None = None) -> Plan
         ValueError: a constraint cannot be met.
     """
     inputs = _PlanningInputs(scenario, cost)
-    plans = candidate_plans(inputs.options, scenario.hardware, scenario.world_size)
+    plans = inputs.candidates()
     fitting = fastest_fitting_plan(plans, inputs.capacity)
     return inputs.estimate(fitting or least_excess_plan(plans, inputs.capacity))
 
 
-def estimate_saved_plan(scenario: Scenario, tree: dict[str, Any]) -> PlanEstimate:
+def estimate_best_plans(scenario: Scenario, cost: DenseCost, most: int) -> list[PlanEstimate]:
+    """Estimates the fastest distinct plans of a scenario that fit, the fastest first.
+
+    Args:
+        scenario: the job.
+        cost: of the towers.
+        most: number of plans at most.
+
+    Raises:
+        ValueError: a constraint cannot be met.
+    """
+    inputs = _PlanningInputs(scenario, cost)
+    found: dict[tuple[Any, ...], PlanEstimate] = {}
+    for plan in inputs.candidates():
+        key = tuple(sorted((table, *_place(one)) for table, one in plan.placements.items()))
+        if key not in found and not plan.excess(inputs.capacity):
+            found[key] = inputs.estimate(plan)
+        if len(found) == most:
+            break
+    return list(found.values())
+
+
+def _place(placement: Placement) -> tuple[Any, ...]:
+    option, ranks_S = placement
+    shapes = tuple(option.sizes_S2.ravel().tolist())
+    return option.sharding_type, option.compute_kernel, shapes, tuple(ranks_S.tolist())
+
+
+def estimate_saved_plan(
+    scenario: Scenario, tree: dict[str, Any], cost: DenseCost | None = None
+) -> PlanEstimate:
     """Estimates memory and time of a scenario under a saved plan.
 
     Args:
         scenario: the job.
         tree: content of the plan file.
+        cost: of the towers, if it is known already.
 
     Raises:
         ValueError: the plan was not made for this scenario's tables.
     """
-    inputs = _PlanningInputs(replace(scenario, config=_constrained(scenario.config, tree)), None)
+    inputs = _PlanningInputs(replace(scenario, config=_constrained(scenario.config, tree)), cost)
     placements = {
         table: _saved_placement(table, entry, inputs.options.get(table, []))
         for table, entry in tree["tables"].items()
     }
-    return inputs.estimate(CandidatePlan.from_placements(placements, scenario.world_size))
+    latency = plan_latency(scenario.hardware, inputs.workload.optimizer)
+    return inputs.estimate(CandidatePlan.from_placements(placements, scenario.world_size, latency))
 
 
 def _constrained(config: Config, tree: dict[str, Any]) -> Config:
@@ -94,11 +127,13 @@ class _PlanningInputs:
     def __init__(self, scenario: Scenario, cost: DenseCost | None) -> None:
         config, hardware = scenario.config, scenario.hardware
         feature_tables = config_feature_tables(config)
+        of_run = config.sharding, config.train.batch_size
+        device = torch.device(hardware.device)
         self.scenario = scenario
         self.workload = build_workload(config, feature_tables, scenario.num_rows)
         self.options = feasible_options(
             _build_collections(scenario, feature_tables),
-            build_sharders(config.train.tables, config.train.betas, torch.device(hardware.device)),
+            build_sharders(config.train.tables, config.train.betas, device, *of_run),
             config.sharding,
             self.workload,
             hardware,
@@ -106,8 +141,13 @@ class _PlanningInputs:
         )
         dims = scenario.vector_dims
         self.cost = cost or dense_cost(config, feature_tables, scenario.num_rows, dims)
-        dense_memory = self.cost.memory(config.train.batch_size, scenario.world_size)
+        sizes = config.train.batch_size, scenario.world_size
+        dense_memory = self.cost.memory(*sizes, hardware.device)
         self.capacity = table_capacity(hardware, sum(dense_memory.values()))
+
+    def candidates(self) -> list[CandidatePlan]:
+        hardware, world_size = self.scenario.hardware, self.scenario.world_size
+        return candidate_plans(self.options, hardware, world_size, self.workload.optimizer)
 
     def estimate(self, plan: CandidatePlan) -> PlanEstimate:
         shortage = describe_shortage(plan, self.capacity)

@@ -23,6 +23,7 @@ _COLOURS = {
     "table weights": "#2f6690",
     "optimizer state": "#81a4cd",
     "caches, inputs and outputs": "#c9d7e8",
+    "copies for checkpoints": "#e4ebf3",
     "towers": "#e0a458",
     "activations": "#c8553d",
     "mmd over all ranks": "#8f2d56",
@@ -74,7 +75,8 @@ def _draw_capacity(axes: Any, estimate: PlanEstimate) -> None:
 
 def _memory_parts_R(estimate: PlanEstimate) -> dict[str, FloatArray]:
     """Returns the GiB of every rank by purpose, the tables' first."""
-    parts_R = {part: estimate.table_memory_R[part] / _GIB for part in TABLE_PARTS}
+    of_tables_R = estimate.table_memory_R
+    parts_R = {part: of_tables_R[part] / _GIB for part in TABLE_PARTS if of_tables_R[part].any()}
     dense = dict(estimate.dense_memory)
     ones_R = np.ones(estimate.scenario.world_size)
     parts_R["activations"] = ones_R * dense.pop("activations") / _GIB

@@ -29,7 +29,7 @@ def suggest(estimate: PlanEstimate) -> list[Suggestion]:
         The changes that help, fastest first, then those that do not.
     """
     suggestions = []
-    for change, scenario in _changed_scenarios(estimate.scenario):
+    for change, scenario in (*_unstaged(estimate), *_changed_scenarios(estimate.scenario)):
         found = estimate_scenario(scenario, _changed_cost(estimate.dense_cost, scenario.config))
         # If no table uses the new kernel, the change is the same as the one without the kernel.
         if "compute_kernels" in change and found.fits and not _leaves_main_memory(found):
@@ -43,6 +43,14 @@ def suggest(estimate: PlanEstimate) -> list[Suggestion]:
             suggestion.estimate.step_time.total,
         ),
     )
+
+
+def _unstaged(estimate: PlanEstimate) -> Iterator[tuple[str, Scenario]]:
+    """Yields the change that needs no copies for checkpoints, where the host's memory is short."""
+    scenario = estimate.scenario
+    if scenario.config.checkpoint.mode == "async" and "host memory" in estimate.shortage:
+        changed = _with(scenario.config, "checkpoint", mode="sync")
+        yield "checkpoint.mode=sync", replace(scenario, config=changed)
 
 
 def _leaves_main_memory(estimate: PlanEstimate) -> bool:
@@ -97,16 +105,14 @@ def _changed_kernels(config: Config, lean: Config) -> Iterator[tuple[str, Config
     """
     sharding = config.sharding
     lifted, overrides = _lift(sharding, "compute_kernels")
-    kernels: tuple[ComputeKernelName, ...] = ("fused_uvm_caching", "fused_uvm", "key_value")
+    kernels: tuple[ComputeKernelName, ...] = ("fused_uvm_caching", "fused_uvm")
     for kernel in kernels:
         if kernel in sharding.compute_kernels:
             continue
         allowed = list(dict.fromkeys([*sharding.compute_kernels, kernel]))
         change = f"sharding.compute_kernels=[{', '.join(allowed)}]{overrides}"
         update = {"compute_kernels": allowed, "constraints": lifted}
-        # Key-value tables train with row-wise Adagrad only.
-        if kernel != "key_value" or config.train.tables.name == "rowwise_adagrad":
-            yield change, _with(config, "sharding", **update)
+        yield change, _with(config, "sharding", **update)
         if kernel != "fused_uvm" and lean is not config:
             both = f"train.tables.name=rowwise_adagrad {change}"
             yield both, _with(lean, "sharding", **update)
@@ -155,7 +161,8 @@ def _fewest_ranks(estimate: PlanEstimate, config: Config) -> PlanEstimate | None
     cost, world_size = _changed_cost(estimate.dense_cost, config), estimate.scenario.world_size
     most = min(_MOST_TIMES_RANKS * world_size, _MOST_RANKS)
     while (world_size := 2 * world_size) <= most:
-        dense_memory = cost.memory(config.train.batch_size, world_size)
+        device = estimate.scenario.hardware.device
+        dense_memory = cost.memory(config.train.batch_size, world_size, device)
         if sum(dense_memory.values()) > estimate.capacity:
             return None
         scenario = replace(estimate.scenario, config=config, world_size=world_size)

@@ -1,7 +1,6 @@
 """gRPC service ``inference.GRPCInferenceService``, with the messages that tritonclient ships."""
 
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version as version_of
 from typing import Any
 
 import grpc
@@ -14,6 +13,7 @@ from mail_torchrec.serve.limits.admission import Admission
 from mail_torchrec.serve.limits.grpc_calls import BoundedCalls
 from mail_torchrec.serve.ranker import InferenceCall, Ranker
 from mail_torchrec.serve.tensors import datatype_of, from_bytes, from_json, to_bytes
+from mail_torchrec.utils.formats import package_version
 
 _THREADS = 32
 """Calls that are received at once; each may hold one message."""
@@ -72,7 +72,9 @@ class _GrpcServicer(stubs.GRPCInferenceServiceServicer):
         return pb.ServerReadyResponse(ready=True)
 
     def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return pb.ServerMetadataResponse(name="mail-torchrec", version=version_of("mail-torchrec"))
+        return pb.ServerMetadataResponse(
+            name="mail-torchrec", version=package_version("mail-torchrec")
+        )
 
     def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._metadata(request)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from importlib.metadata import version as version_of
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,6 +22,7 @@ from mail_torchrec.serve.http_body import (
 from mail_torchrec.serve.limits.admission import RETRY_AFTER, Admission, AdmittedRequest
 from mail_torchrec.serve.openapi import describe_api
 from mail_torchrec.serve.ranker import InferenceCall, Ranker
+from mail_torchrec.utils.formats import package_version
 
 _HUNG_UP = 499
 """Status of metrics for a client that closed the connection before it had its answer."""
@@ -66,7 +66,7 @@ class _Routes:
     async def server(self, request: Request) -> Response:
         content = {
             "name": "mail-torchrec",
-            "version": version_of("mail-torchrec"),
+            "version": package_version("mail-torchrec"),
             "extensions": ["binary_tensor_data"],
         }
         return JSONResponse(content)

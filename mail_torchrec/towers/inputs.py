@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mail_torchrec.towers.layers.gathering import gather
 from mail_torchrec.towers.layers.sequences import (
     BehaviourSequence,
     DedupSequence,
@@ -189,9 +190,7 @@ class CandidateInputs:
         )
 
     def _to_rows(self, x_U: Tensor) -> Tensor:
-        return (
-            x_U if self.inverse_indices_B is None else x_U.index_select(0, self.inverse_indices_B)
-        )
+        return x_U if self.inverse_indices_B is None else gather(x_U, self.inverse_indices_B)
 
 
 def replace_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> RankingInputs:

@@ -37,7 +37,7 @@ from mail_torchrec.optim.freezing import (
 from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.towers.registry import needs_first_order, needs_match
 from mail_torchrec.train.cost.dense_cost import build_workload, dense_cost
-from mail_torchrec.train.steps import ShardedPipeline, StepPipeline, UnshardedPipeline
+from mail_torchrec.train.steps import StepPipeline, UnshardedPipeline, sharded_pipeline
 from mail_torchrec.utils.host_memory import keep_freed_memory
 from mail_torchrec.utils.spans import span
 
@@ -222,7 +222,8 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
     config, device = inputs.config, inputs.device
     model = inputs.build_model(torch.device("meta"))
     frozen = inputs.freeze(model)
-    sharders = build_sharders(config.train.tables, config.train.betas, device)
+    of_run = config.sharding, config.train.batch_size
+    sharders = build_sharders(config.train.tables, config.train.betas, device, *of_run)
     with span("planning"):
         plan, plan_context = plan_sharding(
             model,
@@ -236,7 +237,9 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
         )
     with span("sharding the tables"):
         accumulates = config.train.accumulate > 1
-        sharded = shard(model, plan, sharders, device, accumulates=accumulates)
+        in_bfloat16 = config.sharding.averages_in_bfloat16
+        options = {"accumulates": accumulates, "dense_in_bfloat16": in_bfloat16}
+        sharded = shard(model, plan, sharders, device, **options)
     freeze_sharded_tables(sharded)
     inputs.initialise_tables(sharded)
     optimizer = build_optimizer_groups(
@@ -246,7 +249,7 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
         fused=sharded.fused_optimizer,
         frozen=frozen,
     )
-    pipeline = ShardedPipeline(sharded, optimizer, device)
+    pipeline = sharded_pipeline(sharded, optimizer, device, prefetches=config.sharding.prefetch)
     return AssembledModel(
         sharded,
         optimizer,
@@ -265,7 +268,8 @@ def _dense_bytes(inputs: _AssemblyInputs) -> int:
         return 0
     dims = inputs.encoders.vector_dims
     cost = dense_cost(inputs.config, inputs.feature_tables, inputs.num_rows, dims)
-    return int(sum(cost.memory(inputs.config.train.batch_size, world_size()).values()))
+    sizes = inputs.config.train.batch_size, world_size()
+    return int(sum(cost.memory(*sizes, inputs.device.type).values()))
 
 
 def _assemble_unsharded(inputs: _AssemblyInputs) -> AssembledModel:

@@ -1,6 +1,5 @@
 """Beginning of a run that goes on from another one: its checkpoint, vocabularies and state."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -21,11 +20,9 @@ from mail_torchrec.continuation.parent_record import (
     read_parent,
 )
 from mail_torchrec.continuation.progressive_record import write_progressive
-from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.column_types import load_column_types
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.fitting import RowObserver, fit_encoders, update_encoders
-from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.data.fitting import EncoderFitter, update_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.preemption import PreemptionHandler
@@ -78,33 +75,22 @@ class Continuation:
         """Step that the run begins after."""
         return self.record.parent.step if self.goes_on else 0
 
-    def fit_encoders(
-        self,
-        source: Source,
-        schema: Schema,
-        cold_start: ColdStartSettings,
-        *,
-        day: date | None = None,
-        observers: Sequence[RowObserver] = (),
-        progress: bool = False,
-    ) -> Encoders:
+    def fit_encoders(self, fitter: EncoderFitter, day: date | None) -> Encoders:
         """Updates the parent's encoders, or fits new ones with the scales that its towers know.
 
-        Arguments as those of ``data.fitting.fit_encoders``.
+        Args:
+            fitter: has read the training rows.
+            day: of the rows, by which ids expire; None where none is known.
         """
-        of_data = source, schema, cold_start
         if not self.goes_on:
-            fitted = fit_encoders(*of_data, day=day, observers=observers, progress=progress)
+            fitted = fitter.encoders(day)
             scales, vectors = self.encoders.scales, self.encoders.vectors
             return Encoders(
                 fitted.tables,
                 {name: scales.get(name, scale) for name, scale in fitted.scales.items()},
                 {name: vectors.get(name, scale) for name, scale in fitted.vectors.items()},
             )
-        found, _ = update_encoders(
-            *of_data, self.encoders, day, observers=observers, progress=progress
-        )
-        return found
+        return update_encoders(fitter, self.encoders, day)
 
     def begin(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from mail_torchrec.continuation.days import training_day
 from mail_torchrec.data.checks.evaluated_rows import check_evaluated_rows
 from mail_torchrec.data.column_types import save_column_types
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.data.fitting import EncoderFitter
 from mail_torchrec.data.list_shapes import ListShapes
 from mail_torchrec.data.negatives import NegativeDistribution, NegativeSampler
 from mail_torchrec.data.new_users import NewUserCounter, no_new_rows
@@ -19,6 +21,7 @@ from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.partition import RankInfo
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.validation_split import RowFilter, RowSplit
 from mail_torchrec.data.weights.positions import position_rows
@@ -27,6 +30,7 @@ from mail_torchrec.distributed.collectives import (
     broadcast_from_rank_0,
     gather_rows,
     rank,
+    results_of_ranks,
     world_size,
 )
 from mail_torchrec.distributed.reader_processes import ReaderProcesses, start_fork_server
@@ -35,6 +39,8 @@ from mail_torchrec.towers.registry import tower_settings
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.spans import span
+from mail_torchrec.vocabularies.reading import read_over_ranks
+from mail_torchrec.vocabularies.shares import row_group_shares
 
 logger = get_logger(__name__)
 
@@ -97,7 +103,7 @@ def open_sources(config: Config) -> Sources:
 def split_validation_rows(sources: Sources) -> Sources:
     """Splits the validation rows from the training files, where they hold any.
 
-    Every rank calls it; rank 0 reads the column that decides.
+    Every rank calls it, and reads the column that decides of a share of the row groups.
 
     Raises:
         ValueError: no rows would be left for training or validation, or a bad time.
@@ -105,10 +111,12 @@ def split_validation_rows(sources: Sources) -> Sources:
     train = sources.train
     if (split := train.split) is None:
         return sources
-    with span("splitting the validation rows", reads=True):
-        numbers = broadcast_from_rank_0(
-            lambda: [train.count_numbers(group) for group in train.row_groups]
-        )
+
+    def count() -> list[dict[int, int]]:
+        with span("splitting the validation rows", reads=True):
+            return [*map(train.count_numbers, row_group_shares(train, world_size())[rank()])]
+
+    numbers = [counts for of_rank in results_of_ranks(count) for counts in of_rank]
     first = split.first((number for counts in numbers for number in counts), train.path)
 
     def rows(kept: RowFilter) -> Source:
@@ -151,17 +159,18 @@ def load_split(
         seed=config.train.seed,
         samplers=negative_samplers(config, encoders, feature_tables) if training else {},
     )
-    return DataSplit(reader, _loader(reader, config.data.num_workers))
+    pins = config.train.device != "cpu" and torch.cuda.is_available()  # pinning opens CUDA
+    return DataSplit(reader, _loader(reader, config.data.num_workers, pins=pins))
 
 
-def _loader(reader: Reader, workers: int) -> "DataLoader[Batch]":
+def _loader(reader: Reader, workers: int, *, pins: bool) -> "DataLoader[Batch]":
     if workers:
         start_fork_server(_WORKER_MODULES)
     return DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pins,
         prefetch_factor=_PREFETCHED_BATCHES if workers else None,
         # A plain fork copies CUDA and S3 clients, which do not survive it.
         multiprocessing_context="forkserver" if workers else None,
@@ -219,22 +228,33 @@ def log_counts(where: str, counts: dict[str, int]) -> None:
 
 
 def fit_run_encoders(
-    config: Config, sources: Sources, run_dir: RunDir, fit_on: Callable[..., Encoders]
+    config: Config,
+    sources: Sources,
+    run_dir: RunDir,
+    fit_on: Callable[[EncoderFitter, date | None], Encoders],
 ) -> None:
-    """Fits the encoders on rank 0, checks the evaluated rows, and writes the vocabularies."""
-    source = sources.train
+    """Fits the encoders, checks the evaluated rows, and writes the vocabularies; all ranks read.
 
-    def fit() -> None:
-        new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
-        weights = WeightSum(config.schema_)
-        with span("reading", reads=True):
-            of_data = source, config.schema_, config.data.cold_start
-            day, observers = training_day(config.data, source), [new_users, shapes, weights]
-            encoders = fit_on(*of_data, day=day, observers=observers, progress=True)
+    Args:
+        config: of the run.
+        sources: its files.
+        run_dir: gets the vocabularies.
+        fit_on: fits encoders on what was read, and the day of the training rows.
+    """
+    source = sources.train
+    new_users, shapes = NewUserCounter(config.data), ListShapes(config.schema_)
+    weights = WeightSum(config.schema_)
+
+    fitted: list[Encoders] = []  # of rank 0
+
+    def fit() -> dict[str, int]:
         weights.check(source.path)
-        position_rows(config.schema_, encoders)  # checks position_value now, not after the training
-        check_evaluated_rows((sources.validation, sources.test), config.schema_, encoders)
-        encoders.save(run_dir.vocabularies)
+        fitted.append(fit_on(fitter, training_day(config.data, source)))
+        position_rows(config.schema_, fitted[0])  # checks position_value now, not after training
+        return fitted[0].vector_dims
+
+    def save() -> None:
+        fitted[0].save(run_dir.vocabularies)
         save_column_types(sources.test.types, run_dir.vocabularies)
         for unused in unused_settings(config.model, config.schema_):
             logger.info("%s", unused)
@@ -243,7 +263,20 @@ def fit_run_encoders(
         warn_without_new_rows(config, source.path, new_users.num_new, source.num_rows)
 
     with span("fitting the vocabularies"):
-        broadcast_from_rank_0(fit)
+        of_data = source, config.schema_, config.data.cold_start
+        fitter = read_over_ranks(*of_data, [new_users, shapes, weights])
+        vector_dims = broadcast_from_rank_0(fit)
+        results_of_ranks(lambda: _check_evaluated_rows(sources, config.schema_, vector_dims))
+        broadcast_from_rank_0(save)
+
+
+def _check_evaluated_rows(sources: Sources, schema: Schema, vector_dims: dict[str, int]) -> None:
+    """Checks this rank's share of the validation and test rows."""
+    with span("checking the evaluated rows", reads=True):
+        for source in (sources.validation, sources.test):
+            if source is not None:
+                groups = row_group_shares(source, world_size())[rank()]
+                check_evaluated_rows(source, schema, vector_dims, groups, progress=not rank())
 
 
 def warn_without_new_rows(config: Config, path: str, num_new: int, num_rows: int) -> None:

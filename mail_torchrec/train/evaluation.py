@@ -45,6 +45,7 @@ from mail_torchrec.train.steps import TimedBatches, run_steps
 from mail_torchrec.utils.logging import get_logger
 from mail_torchrec.utils.progress import progress_bar
 from mail_torchrec.utils.run_files import write_file
+from mail_torchrec.utils.spans import span
 
 logger = get_logger(__name__)
 
@@ -221,13 +222,13 @@ def write_results(
     write_file(run_dir.metrics, metrics)
 
 
+@span("results", collective=True)
 def _scored(outputs: StepOutputs, worker: int, rows: range) -> ScoredBatch:
     """Copies the scores of a step to the host, without those of the row that fills it up."""
     batch = outputs.batch
 
     def real(values_B: Tensor) -> NDArray[Any]:
-        array: NDArray[Any] = values_B[: len(rows)].cpu().numpy()  # such a row is the last one
-        return array
+        return np.asarray(values_B[: len(rows)].cpu())  # such a row is the last one
 
     scores = outputs.layout.scores(outputs.logits_B, outputs.tasks)
     scored = ScoredBatch(

@@ -222,6 +222,7 @@ class MetricsWriter:
         if world_size() > 1:
             with span("communication"):
                 dist.all_reduce(sums)
+                sums = sums.cpu()  # a GPU waits for the other ranks here
         *losses, rows, waited = sums.tolist()
         means = {
             name: loss / self._steps_since_report / world_size()

@@ -45,6 +45,8 @@ _NEUTRAL_TO_RESULTS = tuple(name for name in NEUTRAL_SETTINGS if name != "metric
 _CHANGEABLE_SETTINGS = (
     *NEUTRAL_SETTINGS,
     "checkpoint.restart_state",
+    "sharding.communication",
+    "sharding.communication.",
     "data.shuffle_buffer_size",
     "train.epochs",
     "train.batch_size",

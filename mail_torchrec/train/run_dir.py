@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mail_torchrec.utils.formats import (
     RUN_FILE,
     check_run_format,
     first_checkpoint,
+    package_version,
     record_checkpoint,
     write_run_format,
 )
@@ -171,7 +171,7 @@ class RunDir:
             if not resume:
                 raise ValueError(self._occupied())
             check_run_format(self.path)
-        write_run_format(self.path, version("mail-torchrec"))
+        write_run_format(self.path, package_version("mail-torchrec"))
         for part in self.path.glob(".*.part"):  # unfinished files of a killed run
             if part.is_dir():
                 shutil.rmtree(part)

@@ -12,7 +12,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import (
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
 
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.model.step import StepOutputs
@@ -61,7 +64,29 @@ class UnshardedPipeline:
         """Does nothing: steps exchange nothing ahead."""
 
 
-class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
+class _ExchangingPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
+    """Common part of the pipelines whose stages are TorchRec's."""
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerGroups, device: torch.device) -> None:
+        super().__init__(model, optimizer, device)
+        self._step_model, self._step_optimizer = model, optimizer
+
+    def is_prefetching(self) -> bool:
+        """Returns whether TorchRec prefetches for both collections of tables.
+
+        It silently leaves out a collection whose input is changed before the call.
+        """
+        return len(self._pipelined_modules) == _NUM_COLLECTIONS
+
+    def settle(self) -> None:
+        """Waits until no exchange of a next batch is under way; a step waits once more for it."""
+        for context in self.contexts:
+            for request in context.input_dist_tensors_requests.values():
+                for part in request.awaitables:
+                    part.wait()
+
+
+class ShardedPipeline(_ExchangingPipeline):
     """Runs steps of sharded tables, overlapped with the input exchange of the next batches.
 
     While batch ``i`` is trained on, the ids of batch ``i + 1`` travel to the ranks that hold their
@@ -73,10 +98,6 @@ class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
         optimizer: of all parameters.
         device: of this rank.
     """
-
-    def __init__(self, model: nn.Module, optimizer: OptimizerGroups, device: torch.device) -> None:
-        super().__init__(model, optimizer, device)
-        self._step_model, self._step_optimizer = model, optimizer
 
     def progress(self, batches: Iterator[Batch]) -> StepOutputs:
         """Runs one step; raises StopIteration when there is no batch left."""
@@ -95,25 +116,64 @@ class ShardedPipeline(TrainPipelineSparseDist[Batch, StepOutputs]):
         self.dequeue_batch()
         return outputs
 
-    def is_prefetching(self) -> bool:
-        """Returns whether TorchRec prefetches for both collections of tables.
-
-        It silently leaves out a collection whose input is changed before the call.
-        """
-        return len(self._pipelined_modules) == _NUM_COLLECTIONS
-
-    def settle(self) -> None:
-        """Waits until no exchange of a next batch is under way; a step waits once more for it."""
-        for context in self.contexts:
-            for request in context.input_dist_tensors_requests.values():
-                for part in request.awaitables:
-                    part.wait()
-
     def _finish_input_exchange(self) -> None:
         """Starts the exchange of the next batch's ids, whose lengths have arrived by now."""
         if len(self.batches) > 1:
             with span("communication"):
                 self.wait_sparse_data_dist(self.contexts[1])
+
+
+class PrefetchingPipeline(_ExchangingPipeline, PrefetchTrainPipelineSparseDist):
+    """Runs steps as :class:`ShardedPipeline` does, and fills the tables' caches beside them.
+
+    While batch ``i`` is trained on, the rows of batch ``i + 1`` are copied from host memory to the
+    caches on the GPU, behind its forward pass, and batch ``i + 2`` is copied to the device.
+
+    Args:
+        model: a ``DistributedModelParallel``, which returns the loss and the outputs of a batch.
+        optimizer: of all parameters.
+        device: of this rank, CUDA.
+    """
+
+    def progress(self, batches: Iterator[Batch]) -> StepOutputs:
+        """Runs one step; raises StopIteration when there is no batch left."""
+        self.fill_pipeline(batches)
+        if not self.batches:
+            raise StopIteration
+        self._set_module_context(self.contexts[0])
+        self._wait_for_batch()
+        self.enqueue_batch(batches)
+        if len(self.batches) > 1:
+            with span("communication"):
+                self.wait_sparse_data_dist(self.contexts[1])
+        outputs = run_step(
+            self._step_model, self._step_optimizer, self.batches[0], self._prefetch_next
+        )
+        if len(self.batches) > 2:
+            with span("communication"):
+                self.start_sparse_data_dist(self.batches[2], self.contexts[2])
+        self.dequeue_batch()
+        return outputs
+
+    def _wait_for_batch(self) -> None:
+        """Lets the step wait for the caches, which wait for the batch."""
+        torch.cuda.current_stream().wait_stream(self._prefetch_stream)
+        super()._wait_for_batch()
+
+    def _prefetch_next(self) -> None:
+        """Fills the caches for the next batch; what the forward pass has used is freed."""
+        self.contexts[0].module_input_post_prefetch.clear()
+        self.contexts[0].module_contexts_post_prefetch.clear()
+        if len(self.batches) > 1:
+            self._prefetch(self.contexts[1])
+
+
+def sharded_pipeline(
+    model: nn.Module, optimizer: OptimizerGroups, device: torch.device, *, prefetches: bool
+) -> StepPipeline:
+    """Builds the pipeline of sharded tables, with or without the prefetch into their caches."""
+    kind = PrefetchingPipeline if prefetches else ShardedPipeline
+    return kind(model, optimizer, device)
 
 
 def run_step(
@@ -182,7 +242,7 @@ def run_steps(
         first: number of the first step.
     """
     for number in count(first):
-        with span("step", number):
+        with span("step", number, collective=True):
             try:
                 outputs = pipeline.progress(batches)
             except StopIteration:

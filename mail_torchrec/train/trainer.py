@@ -13,13 +13,13 @@ from mail_torchrec.config import Config, dump_config
 from mail_torchrec.continuation.parent_record import PARENT_FILE
 from mail_torchrec.continuation.progressive_record import PROGRESSIVE_FILE
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.fitting import fit_encoders
+from mail_torchrec.data.fitting import EncoderFitter
 from mail_torchrec.data.reading.partition import DataPosition
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0
 from mail_torchrec.distributed.preemption import PreemptionHandler
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.metrics.cohorts import CohortMetrics
-from mail_torchrec.profiling.step_watch import StepWatch
+from mail_torchrec.profiling.step_watch import StepWatch, num_cores
 from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.trackers.registry import check_trackers
 from mail_torchrec.trackers.run_trackers import RunTrackers
@@ -126,6 +126,7 @@ def train(
         process_group(config.train.device, config.train.timeout) as device,
         run_dir.lock(resume=resume),
     ):
+        config = config.on_device(device.type, num_cores())
         if not from_scratch:
             broadcast_from_rank_0(lambda: check_same_parent(run_dir, parent))
         finished = broadcast_from_rank_0(lambda: open_run(config, run_dir, resume, from_scratch))
@@ -138,8 +139,7 @@ def train(
                 step_watch(config, run_dir, writer, device) as watch,
             ):
                 model_step = _run_training(job, writer, watch)
-                model, optimizer = job.assembled.model, job.assembled.optimizer
-                usage = memory_usage(model, optimizer, device)
+                usage = memory_usage(job.assembled.model, job.assembled.optimizer, device)
                 writer.write_event({"usage": usage} | watch.finish())
                 found = _evaluate_job(job, writer)
             chosen = None if job.validation_data is None else model_step
@@ -169,7 +169,7 @@ def _prepare_job(
     begun = None
     if resume_point is None:
         begun = open_parent(config, run_dir, sources.train, parent)
-        fit_on = fit_encoders if begun is None else begun.fit_encoders
+        fit_on = EncoderFitter.encoders if begun is None else begun.fit_encoders
         fit_run_encoders(config, sources, run_dir, fit_on)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     feature_tables = config_feature_tables(config)

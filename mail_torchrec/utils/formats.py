@@ -1,6 +1,11 @@
-"""Format numbers of run directories and checkpoints; other formats are refused, not converted."""
+"""Format numbers of run directories and checkpoints; other formats are refused, not converted.
+
+Versions of packages too, which the same records hold.
+"""
 
 import json
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,19 @@ CHECKPOINT_FORMAT = 3
 _FIRST_CHECKPOINT = "first_checkpoint"
 RUN_FILE = "run.json"
 """File of a run directory with its format number. Format 1 had no such file."""
+
+
+def package_version(name: str) -> str:
+    """Returns the version of a package, installed or a mere folder of sources.
+
+    Args:
+        name: as it is installed by, such as ``mail-torchrec``.
+    """
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        module = import_module(name.replace("-", "_"))
+        return str(getattr(module, "__version__", "unknown"))
 
 
 def check_run_format(run_dir: Path) -> None:

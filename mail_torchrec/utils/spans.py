@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -27,6 +27,7 @@ STEP_SPANS = (
 """Spans of a training step: waiting for a batch, embedding lookup, the zero-shot and the ranking
 tower, the backward pass (with the fused update of sharded tables), the other optimizers, and the
 collectives that this package starts itself."""
+_COLLECTIVES = "communication"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Span:
     the training data."""
     reads: bool = False
     """True where the main thread waits for data: files or reader processes."""
+    collective: bool = False
+    """True where the main thread may wait for other ranks, or for a device that does."""
     since: float = field(default_factory=time.monotonic)
     """Start, on the clock of ``time.monotonic``."""
 
@@ -94,7 +97,12 @@ def reset_spans() -> None:
 
 @contextmanager
 def span(
-    name: str, number: int | None = None, *, patient: bool = False, reads: bool = False
+    name: str,
+    number: int | None = None,
+    *,
+    patient: bool = False,
+    reads: bool = False,
+    collective: bool = False,
 ) -> Iterator[None]:
     """Opens a named span for the block.
 
@@ -106,6 +114,8 @@ def span(
         number: told behind the name; the collector sums all numbers of a name.
         patient: whether the block may take longer than a collective may wait.
         reads: whether the block waits for data, and for nothing else.
+        collective: whether the block may wait for other ranks, and does little else; so does any
+            named ``communication``.
     """
     global _current
     label = name if number is None else f"{name} {number}"
@@ -115,7 +125,12 @@ def span(
         return
     outer, clock = _current, _clock
     full_name = f"{outer.name}, {label}" if outer.name else label
-    _current = Span(full_name, patient or outer.patient, reads or outer.reads)
+    _current = Span(
+        full_name,
+        patient or outer.patient,
+        reads or outer.reads,
+        collective or name == _COLLECTIVES or outer.collective,
+    )
     if clock is not None:
         clock.enter(name)
     try:
@@ -125,7 +140,7 @@ def span(
         if clock is not None:
             clock.leave()
     # Not in the `finally` block: an error is reported with the span that it was raised in.
-    _current = Span(outer.name, outer.patient, outer.reads)
+    _current = replace(outer, since=time.monotonic())
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from mail_torchrec.train.assembly import assemble
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.model.test_wall import build, gradients
-from tests.support.small_rows import SCHEMA, WITH_ID, baseline_tree, config_tree, write_rows
+from tests.support.small_rows import (
+    SCHEMA,
+    WITH_ID,
+    baseline_tree,
+    config_tree,
+    make_cold,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +107,7 @@ def test_with_or_without_pairs_the_meta_loss_and_its_gradients_are_finite(
     root: Path, kind: str
 ) -> None:
     model, batch = whole(root, "meta_emb")
-    batch.is_cold_B[:] = kind == "new"
+    make_cold(batch, kind == "new")
     if kind == "alone":
         batch.users_B = torch.arange(len(batch))
     if kind == "weightless":

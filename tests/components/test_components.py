@@ -33,7 +33,7 @@ def after(flag, words):
     return words[words.index(flag) + 1]
 
 
-@pytest.mark.parametrize("component", ["train", "evaluate", "plan", "export"])
+@pytest.mark.parametrize("component", ["train", "evaluate", "plan", "plan_ranks", "export"])
 def test_torchx_accepts_the_component(component):
     assert validate(str(COMPONENTS), component) == []
 
@@ -163,7 +163,9 @@ def test_an_unknown_scheduler_argument_is_refused(capsys):
     assert "--gpus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("component", [mail.train, mail.evaluate, mail.plan, mail.export])
+@pytest.mark.parametrize(
+    "component", [mail.train, mail.evaluate, mail.plan, mail.plan_ranks, mail.export]
+)
 def test_the_help_explains_every_argument(component):
     _, descriptions = get_fn_docstring(component)
     assert [name for name, text in descriptions.items() if not text.strip()] == []

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank, results_of_ranks
 from mail_torchrec.distributed.rank_status import format_ranks
 from tests.support.processes import under_torchrun, without_launcher
 from tests.support.ranks import run_ranks
@@ -149,11 +149,20 @@ class UnpicklableError(Exception):
         super().__init__(f"{one} and {two}")
 
 
+def fail_on(failing: int | None) -> None:
+    if failing in (None, rank()):
+        raise ValueError(f"rank {rank()}")
+
+
 def errors_of_rank_0() -> list[Any]:
     def fail(error: Exception) -> Any:
         raise error
 
     seen: list[Any] = [broadcast_from_rank_0(lambda: rank() + 7)]
+    assert results_of_ranks(lambda: rank() + 7) == [7, 8]
+    for failing, told in ((0, "0"), (1, "1"), (None, "0")):
+        with pytest.raises(ValueError, match=rf"^rank {told}$"):
+            results_of_ranks(lambda failing=failing: fail_on(failing))  # type: ignore[misc]
     for error in (KeyError("x"), ValueError("bad"), UnpicklableError(1, 2)):
         try:
             broadcast_from_rank_0(lambda error=error: fail(error))  # type: ignore[misc]
@@ -162,7 +171,7 @@ def errors_of_rank_0() -> list[Any]:
     return seen
 
 
-def test_any_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
+def test_any_error_of_rank_0_or_of_the_first_rank_is_raised_on_every_rank(tmp_path: Path) -> None:
     first, second = run_ranks(2, errors_of_rank_0, tmp_path)
     assert first == [7, ("KeyError", "'x'"), ("ValueError", "bad"), ("UnpicklableError", "1 and 2")]
     assert second == [

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from mail_torchrec.distributed import heartbeat
-from mail_torchrec.distributed.collectives import broadcast_from_rank_0
+from mail_torchrec.distributed.collectives import broadcast_from_rank_0, results_of_ranks
 from mail_torchrec.distributed.heartbeat import Heartbeat
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.distributed.watchdog import LostRankError
@@ -40,6 +40,15 @@ def fit(kind: str, heard: Path) -> str:
     return "fitted"
 
 
+def read(rank: int, heard: Path) -> None:
+    """What all ranks do at once; rank 0 is done at once."""
+    with span("reading"):
+        while rank and not heard.exists():
+            time.sleep(0.01)
+        if rank:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def wait_for_rank_0(rank: int, port: int, kind: str, folder: str) -> None:
     """One of two ranks without a launcher: rank 0 hosts the store, which stops with it."""
     os.environ |= {
@@ -51,7 +60,12 @@ def wait_for_rank_0(rank: int, port: int, kind: str, folder: str) -> None:
 
     def exchange(self: Heartbeat, store: Any) -> None:
         original(self, store)
-        if b"fitting" in self._heard.get(0, b"") or (kind == "rank 1 late" and self._heard.get(1)):
+        of_rank_1 = self._heard.get(1, b"")
+        if (
+            b"fitting" in self._heard.get(0, b"")
+            or (kind == "rank 1 late" and of_rank_1)
+            or b"rank 1, reading" in of_rank_1
+        ):
             heard.touch()
 
     Heartbeat.exchange = exchange  # type: ignore[method-assign]
@@ -68,6 +82,8 @@ def wait_for_rank_0(rank: int, port: int, kind: str, folder: str) -> None:
                 while not heard.exists():
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if kind == "rank 1 stops reading":
+                results_of_ranks(lambda: read(rank, heard))
             os.write(2, broadcast_from_rank_0(lambda: fit(kind, heard)).encode())
     except LostRankError as error:
         os.write(2, str(error).encode())
@@ -109,3 +125,12 @@ def test_rank_0_does_not_wait_for_ever_for_one_that_never_comes_either(tmp_path:
 
 def test_a_store_that_is_stopped_with_rank_0_holds_nobody(tmp_path: Path) -> None:
     assert "rank 0 or its launcher is gone" in said(tmp_path, "stopped outside")
+
+
+def test_rank_0_does_not_wait_for_ever_for_one_that_stops_within_work_of_all(
+    tmp_path: Path,
+) -> None:
+    assert re.search(
+        r"rank 1 has not worked for 1.5 s \(train.timeout\), and was last in 'as rank 1, reading'",
+        said(tmp_path, "rank 1 stops reading", rank=0),
+    )

@@ -49,6 +49,7 @@ SOUND = {
     ),
     "GPUs hidden on purpose": replace(CUDA, gpus=(), visible_devices=""),
     "another sound triple": having(CPU, torch="2.12.1", fbgemm_gpu_cpu="1.7.2", torchrec="1.7.0"),
+    "the newest triple": having(CPU, torch="2.14.1", fbgemm_gpu_cpu="1.9.0", torchrec="1.9.2"),
 }
 
 # what is wrong: the installation, what the finding says, what the fix says

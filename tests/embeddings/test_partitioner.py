@@ -41,7 +41,6 @@ def option(
     memory = {
         "hbm": area_S if kernel == "fused" else area_S / 10,
         "host": area_S * (kernel != "fused"),
-        "ssd": 0 * area_S,
     }
     time_S = np.full(len(corners), time / len(corners) * (1 if kernel == "fused" else 30))
     offsets = np.array(corners)
@@ -72,7 +71,7 @@ def tables(draw: st.DrawFn) -> dict[str, list[ShardingOption]]:
 
 
 def capacity(hbm: float) -> dict[MemoryKind, float]:
-    return {"hbm": hbm, "host": float("inf"), "ssd": float("inf")}
+    return {"hbm": hbm, "host": float("inf")}
 
 
 @settings(max_examples=12, deadline=None)

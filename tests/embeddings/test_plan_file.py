@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_plan_comes_back_as_it_was(path: Path) -> None:
-    loaded = load_plan(path, JOB, None)
+    loaded = load_plan(path, JOB)
     assert loaded.plan.keys() == plan().plan.keys()
     for module, parameters in plan().plan.items():
         assert dict(loaded.plan[module].items()) == dict(parameters.items())
@@ -54,7 +54,7 @@ def test_a_plan_for_another_job_is_refused_with_every_difference(
     path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as error:
-        load_plan(path, PlanContext(**vars(JOB) | changes), None)
+        load_plan(path, PlanContext(**vars(JOB) | changes))
     assert message in str(error.value)
 
 
@@ -73,16 +73,16 @@ def test_a_damaged_plan_is_refused(path: Path, damage: Any, message: str) -> Non
     damage(tree)
     path.write_text(json.dumps(tree))
     with pytest.raises(ValueError) as error:
-        load_plan(path, JOB, None)
+        load_plan(path, JOB)
     assert message in str(error.value)
 
 
 def test_no_plan_and_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no plan at .* mail-torchrec plan writes one"):
-        load_plan(tmp_path / "plan.json", JOB, None)
+        load_plan(tmp_path / "plan.json", JOB)
     (tmp_path / "plan.json").write_text("{}\n")
     with pytest.raises(ValueError, match="received version None"):
-        load_plan(tmp_path / "plan.json", JOB, None)
+        load_plan(tmp_path / "plan.json", JOB)
     (tmp_path / "plan.json").write_text("a plan")
     with pytest.raises(ValueError, match="is no plan"):
-        load_plan(tmp_path / "plan.json", JOB, None)
+        load_plan(tmp_path / "plan.json", JOB)

@@ -1,5 +1,8 @@
 """MMD: the formula, its properties as a distance, its gradient, and shares over ranks."""
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mail_torchrec.losses import mmd as module
 from mail_torchrec.losses.mmd import mmd
 from tests.support import reference
+
+
+@pytest.fixture(autouse=True, scope="module", params=["whole", "blocked"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whole kernel matrices, and blocks of a row or a few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "mmd", partial(module.mmd, blocked=request.param == "blocked"))
+        patch.setattr(module, "_CPU_BLOCK", 12)
+        yield
 
 
 def codes(num_rows: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -94,9 +107,15 @@ def test_codes_far_from_zero_keep_their_distances_in_float32() -> None:
     assert mmd(P, Q, 1.0).item() == pytest.approx(mmd(P.double(), Q.double(), 1.0).item(), abs=1e-5)
 
 
-def test_autocast_does_not_coarsen_it() -> None:
-    P, Q = codes(20, 0).float(), codes(20, 1).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert mmd(P, Q, 1.0) == mmd(P.clone(), Q.clone(), 1.0)
-        inside = mmd(P, Q, 1.0)
-    assert inside.item() == pytest.approx(mmd(P, Q, 1.0).item(), abs=1e-7)
+def test_autocast_rounds_the_codes_and_nothing_else() -> None:
+    P, Q, weights_N = codes(20, 0).float(), codes(20, 1).float(), torch.arange(20.0)
+    values, gradients = [], []
+    for dtype in (None, torch.bfloat16):
+        own = P.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            values.append(module.mmd(own, Q, 1.0, weights_N=weights_N))
+        gradients += torch.autograd.grad(values[-1], own)
+    assert values[1].dtype == torch.float32
+    assert values[1].item() == pytest.approx(values[0].item(), rel=2**-8)
+    assert (gradients[1] - gradients[0]).norm() < 2**-7 * gradients[0].norm()
+    assert torch.get_float32_matmul_precision() == "highest"

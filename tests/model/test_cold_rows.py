@@ -9,6 +9,7 @@ import torch
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.model.builders import ModelSettings
 from tests.model.test_wall import gradients, whole
+from tests.support.small_rows import make_cold
 
 pytestmark = pytest.mark.usefixtures("single_process")
 OWN: dict[str, Any] = {"cold_loss_weight": 1.0, "new_user_tower": "own"}
@@ -112,7 +113,7 @@ def test_with_rows_of_one_kind_every_parameter_gets_a_finite_gradient(
     small_root: Path, kind: str, switches: dict[str, Any]
 ) -> None:
     model, batch = whole(small_root, **switches)
-    batch.is_cold_B[:] = kind == "new"
+    make_cold(batch, kind == "new")
     loss, output = model(batch)
     loss.backward()
     assert all(torch.isfinite(value) for value in output.losses.values())
@@ -146,7 +147,7 @@ def test_without_virtual_behaviours_cold_rows_keep_the_few_behaviours_that_they_
 ) -> None:
     model, batch = whole(small_root, zero_shot=None, **OWN)
     model.eval()
-    batch.is_cold_B[:] = True
+    make_cold(batch, True)
     assert not torch.equal(model(batch)[1].logits_B, model(without_histories(batch))[1].logits_B)
 
 

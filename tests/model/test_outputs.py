@@ -8,6 +8,7 @@ import torch
 from mail_torchrec.data.schema.feature_tables import build_feature_tables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.model.builders import ModelSettings
+from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, MatchInputs
@@ -129,7 +130,7 @@ def inputs_of(
 
 def values_of(towers: Towers) -> dict[str, torch.Tensor]:
     users, candidates, is_cold_U = inputs_of()
-    filled = towers.fill_cold_users(users, is_cold_U)
+    filled = towers.fill_cold_users(users, ColdUsers(is_cold_U))
     return towers.output_values(towers.rank(candidates.join_users(filled)), filled)
 
 
@@ -164,7 +165,7 @@ def test_virtual_behaviours_are_zeros_for_users_who_are_not_cold() -> None:
 def test_probabilities_are_those_of_the_logits() -> None:
     towers = towers_of(multi_task={})
     users, candidates, is_cold_U = inputs_of()
-    filled = towers.fill_cold_users(users, is_cold_U)
+    filled = towers.fill_cold_users(users, ColdUsers(is_cold_U))
     result = towers.rank(candidates.join_users(filled))
     values = towers.output_values(result, filled)
     assert torch.equal(values["pctr"], torch.sigmoid(result.output.logits_B))

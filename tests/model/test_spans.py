@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.utils.spans import collect_spans
 from tests.model.test_wall import whole
 
@@ -32,7 +33,7 @@ def test_the_exporters_functions_open_no_spans(small_root: Path) -> None:
     with torch.no_grad():
         model(batch)
         with collect_spans() as seconds:
-            filled = model.towers.fill_cold_users(seen[0], batch.is_cold_B)
+            filled = model.towers.fill_cold_users(seen[0], ColdUsers(batch.is_cold_B))
             result = model.towers.rank(filled)
             model.towers.output_values(result, filled)
     assert not seconds

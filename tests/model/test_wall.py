@@ -15,7 +15,7 @@ from mail_torchrec.data.source import Source
 from mail_torchrec.optim.assignment import dense_parameters
 from mail_torchrec.train.assembly import AssembledModel, assemble
 from mail_torchrec.train.data_splits import negative_samplers
-from tests.support.small_rows import baseline_tree, config_tree
+from tests.support.small_rows import baseline_tree, config_tree, find_sets, make_cold
 
 pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_a_batch_of_one_kind_of_rows_is_finite_and_gives_every_parameter_a_gradi
     small_root: Path, kind: str, multi_task: dict[str, Any] | None
 ) -> None:
     model, batch = whole(small_root, multi_task=multi_task)
-    batch.is_cold_B[:] = kind == "new"
+    make_cold(batch, kind == "new")
     loss, output = model(batch)
     loss.backward()
     assert all(torch.isfinite(value) for value in output.losses.values())
@@ -228,6 +228,7 @@ def test_rows_of_weight_0_count_in_no_loss(small_root: Path) -> None:
     )
     half = len(batch) // 2
     batch.weights_B[half:] = 0
+    find_sets(batch)
     expected = model(batch)[1].losses
     batch.labels_B[half:] = 1 - batch.labels_B[half:]
     batch.conversions_B[half:] = 1 - batch.conversions_B[half:]

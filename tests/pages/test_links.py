@@ -58,7 +58,8 @@ def test_every_file_is_named_on_the_page_of_its_folder() -> None:
         if path.name not in ("__init__.py", "__main__.py")
     }
     for name, pattern in (
-        ("tools", "*.py"), ("tools", "benchmark/**/*.py"), ("tools/results", "*.md"),
+        ("tools", "*.py"), ("tools", "benchmark/**/*.py"), ("tools", "gpu/**/*.py"),
+        ("tools", "gpu/*.sh"), ("tools/results", "*.md"),
         ("launch", "*.sh"), ("launch", "*/*.sh"), ("launch", "*/*.yaml"), ("components", "*.py"),
     ):  # fmt: skip
         for path in (ROOT / name).glob(pattern):

@@ -58,6 +58,44 @@ def short_of_memory(config: Path, *overrides: str, **given: Any) -> PlanEstimate
     return found
 
 
+def test_two_byte_formats_halve_the_estimated_exchange_of_vectors_and_gradients(
+    config: Path,
+) -> None:
+    """What is sent of ids stays as it is."""
+    forced = "schema.dim=128", "sharding.sharding_types=[table_wise]"
+    formats = "{forward: fp16, backward: bf16, dense_gradients: bf16}"
+    [exact] = estimate_grid(grid(config, *forced))
+    [rounded] = estimate_grid(grid(config, *forced, f"sharding.communication={formats}"))
+    assert 2 * rounded.dense_cost.gradient_bytes() == exact.dense_cost.gradient_bytes() > 0
+    times = [float(found.plan.comms_R.max()) for found in (exact, rounded)]
+    assert times[0] / 2 <= times[1] < 0.6 * times[0]
+    assert rounded.step_time.communication < exact.step_time.communication
+
+
+def test_a_prefetch_hides_the_way_from_host_memory_to_the_cache(config: Path) -> None:
+    cached = "sharding.compute_kernels=[fused_uvm_caching]"
+    [plain] = estimate_grid(grid(config, cached))
+    [prefetched] = estimate_grid(grid(config, cached, "sharding.prefetch=true"))
+    assert prefetched.step_time.lookup < plain.step_time.lookup
+    assert prefetched.peak_memory >= plain.peak_memory
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hardware", "fault"),
+    [
+        ((), "cpu", "exists on CUDA alone"),
+        ((), "h100", "does not allow; add fused_uvm_caching"),
+        (("sharding.enabled=false",), "h100", "should be left out with sharding.enabled=false"),
+    ],
+)
+def test_a_prefetch_without_caches_is_refused(
+    config: Path, overrides: tuple[str, ...], hardware: str, fault: str
+) -> None:
+    given = grid(config, "sharding.prefetch=true", *overrides, hardware_name=hardware)
+    with pytest.raises(ValueError, match=fault):
+        estimate_grid(given)
+
+
 def test_memory_adds_up_from_the_shards_of_the_plan_file(config: Path) -> None:
     [found] = estimate_grid(grid(config, "train.tables.name=rowwise_adagrad"))
     assert found.fits
@@ -157,7 +195,9 @@ def test_more_memory_keeps_a_fit_and_a_larger_grid_changes_no_scenario(config: P
      "exist on CUDA alone, and the tables lie on CPU"),
     (["--hardware", "cpu", "train.tables.name=adam"], "FBGEMM has no fused 'adam' on CPU"),
     (["sharding.compute_kernels=[key_value]"],
-     "key_value tables train with rowwise_adagrad, received train.tables.name=adagrad"),
+     "tables on an SSD (key_value) need operators that no published FBGEMM has"),
+    (["sharding.ssd_directory=/mnt/nvme"], "no published FBGEMM has; use compute_kernels="),
+    (["sharding.constraints.item.compute_kernels=[fused, key_value]"], "no published FBGEMM has"),
     (["sharding.constraints.itme.compute_kernels=[fused]"],
      "sharding.constraints: no table is called ['itme']"),
     (["sharding.sharding_types=[table_row_wise]", "--ranks", "12"],
@@ -235,6 +275,9 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
         for ranks in (1, 4)
     }
     assert cost.memory(64, 4)["mmd over all ranks"] == pytest.approx(kept[4] - kept[1], rel=0.1)
+    # A GPU keeps a block of the kernel matrix at most, and the others' codes.
+    on_gpu = cost.memory(8192, 4, "cuda")["mmd over all ranks"]
+    assert 0 < on_gpu - 4 * 2 * 3 * 8192 * 12 <= 4 * 2**25
     averaged = load_config(config, ["train.ema.decay=0.9"])
     of_averaged = dense_cost(averaged, config_feature_tables(averaged), ROWS).memory(64, 1)
     assert of_averaged == cost.memory(64, 1) | {"ema": 4 * cost.parameters}

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mail_torchrec.data.reading.batch import Batch, RowSets
+
 SCHEMA: dict[str, Any] = {
     "dim": 8,
     "columns": {
@@ -94,3 +96,16 @@ def config_tree(root: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section
     return tree
+
+
+def make_cold(batch: Batch, cold: bool) -> None:
+    """Makes all rows of a batch cold, or all of them warm."""
+    batch.is_cold_B[:] = cold
+    find_sets(batch)
+
+
+def find_sets(batch: Batch) -> None:
+    """Finds cold and warm rows and users again, after a change of a batch."""
+    batch.sets = RowSets.of(batch.is_cold_B, batch.weights_B)
+    if batch.dedup is not None:
+        batch.dedup.sets = RowSets.of(batch.is_cold_U, batch.weights_U)

@@ -65,13 +65,21 @@ def test_cuda_has_every_fused_optimizer(root: Path, tmp_path: Path, optimizer: s
     assert curve[-1]["loss/L_rt"] < curve[0]["loss/L_rt"]
 
 
-@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
-def test_tables_may_lie_in_host_memory(root: Path, tmp_path: Path, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "prefetch"),
+    [("fused_uvm", False), ("fused_uvm_caching", False), ("fused_uvm_caching", True)],
+)
+def test_tables_may_lie_in_host_memory(
+    root: Path, tmp_path: Path, kernel: str, prefetch: bool
+) -> None:
     """The same losses as from the GPU's own memory; what the run took is written down."""
     curves = {}
     for name, sharding in (
         ("fused", {}),
-        (kernel, {"compute_kernels": [kernel], "cache_load_factor": 0.1}),
+        (
+            kernel,
+            {"compute_kernels": [kernel], "cache_load_factor": 0.1, "prefetch": prefetch},
+        ),
     ):
         tree = config_tree(
             root, train={"batch_size": 50, "log_every": 1, "device": "cuda"}, sharding=sharding

@@ -1,8 +1,12 @@
-"""Measures the machine's limits: matrix products, copies, and FBGEMM's lookups."""
+"""Describes the machine, and measures its limits: products, copies, FBGEMM's lookups."""
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -115,3 +119,25 @@ def _seconds(action: Callable[[], object]) -> list[float]:
         synchronise()
         found.append(time.perf_counter() - start)
     return found
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+    """Describes device, processor, cores and versions."""
+    return {
+        "device": device.type,
+        "processor": _processor(device),
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{next(names, platform.processor())} ({capability})"

@@ -5,7 +5,7 @@ Users come several times with one history, as in KuaiRand, and clicks can be lea
 Shape letters: ``U`` users, ``R`` rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ class RowSettings:
     items: int = 50_000
     """Different items; the k-th appears in proportion to ``1 / k`` within its cluster."""
     seed: int = 0
+
+    @staticmethod
+    def of_batches(batch_size: int) -> "RowSettings":
+        """Returns the settings of an epoch that has at least 32 batches of a size."""
+        of_default = RowSettings()
+        users = 32 * batch_size // of_default.rows_per_user
+        return replace(of_default, users=max(of_default.users, users))
 
 
 def write_rows(folder: Path, schema: Schema, settings: RowSettings) -> None:

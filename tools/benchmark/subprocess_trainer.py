@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.utils.logging import silence_third_parties
 from tools.benchmark.throughput import Turn, timed_turn
-from tools.benchmark.trainers import REFERENCE, fit_training_encoders, make_trainer
+from tools.benchmark.trainers import REFERENCE, make_trainer, workload_encoders
 from tools.benchmark.workload import Variant, Workload
 
 
@@ -136,7 +136,7 @@ def _serve_turns(
     torch.set_num_threads(threads)
     try:
         with process_group(device) as own_device:
-            encoders = fit_training_encoders(workload.config())
+            encoders = workload_encoders(workload)
             trainer = make_trainer(workload, variant, own_device, encoders)
             while (steps := _receive_steps(pipe)) is not None:
                 turn = timed_turn(trainer, steps)

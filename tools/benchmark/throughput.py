@@ -134,6 +134,6 @@ def _throughput(turns: list[Turn], steps: int) -> Throughput:
 
 
 def synchronise() -> None:
-    """Waits for the GPU, where there is one."""
-    if torch.cuda.is_available():
+    """Waits for the GPU, where one is used."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -72,6 +72,14 @@ def fit_training_encoders(config: Config) -> Encoders:
     return fit_encoders(source, config.schema_, config.data.cold_start)
 
 
+def workload_encoders(workload: Workload) -> Encoders:
+    """Reads a workload's encoders, or fits them where it has none."""
+    config = workload.config()
+    if workload.vocabularies is None:
+        return fit_training_encoders(config)
+    return Encoders.load(workload.vocabularies, config.schema_)
+
+
 def load_data(config: Config, encoders: Encoders, *, training: bool) -> DataSplit:
     """Opens the training or the test rows as the trainer does."""
     part = config.data.train if training else config.data.test

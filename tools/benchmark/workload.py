@@ -111,6 +111,8 @@ class Workload:
 
     path: Path
     overrides: tuple[str, ...] = ()
+    vocabularies: Path | None = None
+    """Folder of the encoders, fitted before; None fits them in every trainer."""
 
     @staticmethod
     def write(folder: Path, tree: dict[str, Any], *overrides: str) -> "Workload":

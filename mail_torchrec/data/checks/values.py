@@ -1,9 +1,10 @@
 """Checks the values of a table that training and evaluations refuse."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from mail_torchrec.data.content.vector_values import vector_values
-from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits, column_ids, find_misaligned_row
 from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.parquet.arrow import binary
@@ -13,13 +14,16 @@ from mail_torchrec.data.weights.list_weights import list_weights
 from mail_torchrec.data.weights.row_weights import row_weights
 
 
-def check_values(table: pa.Table, schema: Schema, encoders: Encoders | None, where: str) -> None:
+def check_values(
+    table: pa.Table, schema: Schema, vector_dims: Mapping[str, int] | None, where: str
+) -> None:
     """Checks all columns of a table.
 
     Args:
         table: rows of one row group with the files' columns, in plain types.
         schema: columns.
-        encoders: of the training rows, which know how long vectors are; None for training itself.
+        vector_dims: number of elements of every vector column in the training rows; None for these
+            themselves.
         where: file and row group.
 
     Raises:
@@ -36,7 +40,7 @@ def check_values(table: pa.Table, schema: Schema, encoders: Encoders | None, whe
             column_ids(table, schema, name, where)
     for name in schema.vectors():
         column = schema.file_column(name)
-        length = schema.columns[name].length if encoders is None else encoders.vectors[name].dim
+        length = schema.columns[name].length if vector_dims is None else vector_dims[name]
         vector_values(table[column], length, file=where, name=column, rows="of its row group")
 
 

@@ -56,22 +56,39 @@ class VectorMoments:
     mean_E: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     squares_E: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, values_RE: Vectors) -> None:
-        """Adds vectors, those of NaN left out (Chan, Golub and LeVeque 1979).
+    @staticmethod
+    def of(values_RE: Vectors) -> "VectorMoments":
+        """Returns the moments of some vectors, those of NaN left out.
 
         Args:
             values_RE: of ``vector_values``.
         """
         values = values_RE[~np.isnan(values_RE).any(axis=1)]
         if not len(values):
+            return VectorMoments()
+        mean_E = values.mean(axis=0)
+        squares_E = ((values - mean_E) ** 2).sum(axis=0)
+        return VectorMoments(values.shape[1], len(values), mean_E, squares_E)
+
+    def add(self, values_RE: Vectors) -> None:
+        """Adds vectors, those of NaN left out.
+
+        Args:
+            values_RE: of ``vector_values``.
+        """
+        self.merge(VectorMoments.of(values_RE))
+
+    def merge(self, part: "VectorMoments") -> None:
+        """Adds the moments of other vectors (Chan, Golub and LeVeque 1979)."""
+        if not part.count:
             return
         if not self.count:
-            self.dim = values.shape[1]
+            self.dim = len(part.mean_E)
             self.mean_E, self.squares_E = np.zeros(self.dim), np.zeros(self.dim)
-        count, mean_E = self.count + len(values), values.mean(axis=0)
-        between_E = (mean_E - self.mean_E) ** 2 * (self.count * len(values) / count)
-        self.squares_E = self.squares_E + ((values - mean_E) ** 2).sum(axis=0) + between_E
-        self.mean_E = self.mean_E + (mean_E - self.mean_E) * (len(values) / count)
+        count, mean_E = self.count + part.count, part.mean_E
+        between_E = (mean_E - self.mean_E) ** 2 * (self.count * part.count / count)
+        self.squares_E = self.squares_E + part.squares_E + between_E
+        self.mean_E = self.mean_E + (mean_E - self.mean_E) * (part.count / count)
         self.count = count
 
     def scale(self) -> VectorScale:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mail_torchrec.data.ids.counts import order_by_frequency
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.parquet.arrow import Bools, Ints, one_chunk
 
@@ -156,7 +157,7 @@ def _most_frequent(values: pa.Array, counts_N: Ints, is_new_N: Bools, number: in
         least = np.partition(counts, len(counts) - number)[len(counts) - number]
         candidates = candidates[counts >= least]
         counts = counts_N[candidates]
-    order = np.lexsort((_ranks(values.take(pa.array(candidates))), -counts))
+    order = order_by_frequency(values.take(pa.array(candidates)), counts)
     return candidates[order[:number]]
 
 

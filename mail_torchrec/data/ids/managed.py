@@ -96,6 +96,11 @@ class ManagedIds(IdEncoder):
             )
         return rows_N
 
+    def prepare(self) -> "ManagedIds":
+        """Makes now what the first call of :meth:`encode` would make, and returns itself."""
+        self._places.prepare()
+        return self
+
     def new_owners(self, parent: IdEncoder) -> NewOwners:
         """Returns the rows that belong to other ids than in the parent."""
         assert isinstance(parent, ManagedIds)
@@ -185,7 +190,8 @@ class ManagedPolicy(IdPolicy):
         """
         path, num_rows = folder / f"{self.table}.parquet", self.rows_without_data
         owned, update = read_owned(path, self._first_own_row, num_rows)
-        return ManagedIds(self.table, num_rows, self.settings.fallback_rows, owned, update)
+        encoder = ManagedIds(self.table, num_rows, self.settings.fallback_rows, owned, update)
+        return encoder.prepare()
 
     @property
     def _first_own_row(self) -> int:

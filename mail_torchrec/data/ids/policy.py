@@ -150,6 +150,14 @@ class IdPolicy(ABC):
     def rows_without_data(self) -> int | None:
         """Number of rows as far as the settings tell (a vocabulary's maximum); None: unknown."""
 
+    def keep_counted(self, counted: pa.Table) -> pa.Table:
+        """Leaves out counts that neither :meth:`fit` nor :meth:`update` needs; by default none.
+
+        Args:
+            counted: columns ``value`` and ``count``, of all training files, of some of the ids.
+        """
+        return counted
+
     @abstractmethod
     def fit(self, counts: IdCounts, day: date | None = None) -> IdEncoder:
         """Builds the encoder.

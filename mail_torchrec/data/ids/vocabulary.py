@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mail_torchrec.data.ids.counts import IdCounts
+from mail_torchrec.data.ids.counts import IdCounts, order_by_frequency
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.ids.policy import (
     FIRST_ROW,
@@ -53,9 +53,6 @@ class Vocabulary(IdEncoder):
     def __init__(self, values: pa.Array, counts_V: Ints) -> None:
         assert len(values) == len(counts_V)
         self._values, self._counts_V = values, counts_V
-        self._integer_rows = (
-            _IntegerRows(values.to_numpy()) if pa.types.is_integer(values.type) else None
-        )
 
     @property
     def num_rows(self) -> int:
@@ -85,7 +82,7 @@ class Vocabulary(IdEncoder):
                 f"ids should be {self._values.type}, as in the training data, received {ids.type}; "
                 "cast the column in the file"
             )
-        if self._integer_rows is not None:
+        if pa.types.is_integer(self._values.type):
             rows_N = self._integer_rows(_fill_null(ids, 0).to_numpy())
         elif len(self._values) > max(len(ids), _MAX_INDEX_IN):
             rows_N = self._string_rows(ids)
@@ -104,6 +101,16 @@ class Vocabulary(IdEncoder):
     def manifest_entry(self, folder: str, table: str) -> IdManifestEntry:
         """Describes the encoding by the file of its values."""
         return IdManifestEntry(VocabularyPolicy.name, vocabulary=f"{folder}/{table}.parquet")
+
+    def prepare(self) -> "Vocabulary":
+        """Makes now what the first call of :meth:`encode` would make, and returns itself."""
+        if pa.types.is_integer(self._values.type):
+            _ = self._integer_rows
+        return self
+
+    @cached_property
+    def _integer_rows(self) -> "_IntegerRows":
+        return _IntegerRows(self._values.to_numpy())
 
     @cached_property
     def _string_rows(self) -> "_StringRows":
@@ -128,20 +135,31 @@ class VocabularyPolicy(IdPolicy):
         """Maximum number of rows; None where the settings name none."""
         return self.settings.rows
 
+    def keep_counted(self, counted: pa.Table) -> pa.Table:
+        """Leaves out values that are too rare, and those behind the most frequent ones.
+
+        Args:
+            counted: columns ``value`` and ``count``.
+        """
+        kept = counted.filter(pc.field("count") >= self.settings.min_count)
+        if self.settings.rows is None or len(kept) + FIRST_ROW <= self.settings.rows:
+            return kept
+        order_N = order_by_frequency(one_chunk(kept["value"]), kept["count"].to_numpy())
+        return kept.take(pa.array(order_N[: self.settings.rows - FIRST_ROW]))
+
     def fit(self, counts: IdCounts, day: date | None = None) -> Vocabulary:
         """Takes the most frequent values, ties in the order of their values."""
-        kept = counts.table.filter(pc.field("count") >= self.settings.min_count)
-        kept = kept.sort_by([("count", "descending"), ("value", "ascending")])
-        if self.settings.rows is not None:
-            kept = kept.slice(0, max(self.settings.rows - FIRST_ROW, 0))
-        order_V = np.argsort(np.arange(len(kept)) * _GOLDEN_RATIO % 1)
-        return _vocabulary_of(kept.take(pa.array(order_V)))
+        kept = self.keep_counted(counts.table)
+        values, counts_V = one_chunk(kept["value"]), kept["count"].to_numpy().astype(np.int64)
+        order_V = order_by_frequency(values, counts_V)
+        order_V = order_V[np.argsort(np.arange(len(order_V)) * _GOLDEN_RATIO % 1)]
+        return Vocabulary(values.take(pa.array(order_V)), counts_V[order_V])
 
     def load(self, folder: Path) -> Vocabulary:
         """Reads ``TABLE.parquet``, a regular file or a link to one."""
         path = folder / f"{self.table}.parquet"
         with open_regular(path, follow_link=True) as file:
-            return _vocabulary_of(_read_vocabulary(path, file))
+            return _vocabulary_of(_read_vocabulary(path, file)).prepare()
 
 
 def _read_vocabulary(path: Path, file: BufferedReader) -> pa.Table:

@@ -36,6 +36,32 @@ class MatchIds:
 
 
 @dataclass
+class RowSets:
+    """Indices of cold and warm rows (or users), in rising order (int64).
+
+    They are found where a batch is made, so that no step waits for a GPU to count them.
+    """
+
+    cold: Tensor
+    """Rows that the model scores without usable behaviours [rows]."""
+    warm: Tensor
+    """The others [rows]."""
+    weighted: Tensor
+    """Warm rows with a weight in the losses [rows]."""
+
+    @staticmethod
+    def of(is_cold_R: Tensor, weights_R: Tensor) -> "RowSets":
+        """Finds the sets of rows (or users).
+
+        Args:
+            is_cold_R: cold rows (bool).
+            weights_R: weight of each row.
+        """
+        sets = is_cold_R, ~is_cold_R, ~is_cold_R & (weights_R > 0)
+        return RowSets(*(torch.nonzero(is_one_R).squeeze(1) for is_one_R in sets))
+
+
+@dataclass
 class DedupIndices:
     """Deduplicated users of a batch (RecD, Zhao et al. 2023)."""
 
@@ -43,6 +69,10 @@ class DedupIndices:
     """First row of each user, in rising order."""
     inverse_indices_B: Tensor
     """Index of each row's user in ``first_rows_U``."""
+    sets: RowSets
+    """Cold and warm users."""
+    num_behaviours: dict[str, int]
+    """Sequence -> behaviours of all rows, those of a user counted in each of the user's rows."""
 
 
 @dataclass
@@ -87,6 +117,8 @@ class Batch(Pipelineable):
     """Last behaviours and negatives by sequence; empty where the tower has no match loss."""
     counts: Tensor
     """Counts of the rows (unknown ids a column, cut lists, ...), [len(``Reader.count_names``)]."""
+    sets: RowSets
+    """Cold and warm rows."""
     dedup: DedupIndices | None = None
     """Deduplicated users; None where users are not deduplicated."""
     vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -108,6 +140,17 @@ class Batch(Pipelineable):
             return self.weights_B
         zeros_U = self.weights_B.new_zeros(len(self.dedup.first_rows_U))
         return zeros_U.index_add(0, self.dedup.inverse_indices_B, self.weights_B)
+
+    @property
+    def sets_U(self) -> RowSets:
+        """Cold and warm users."""
+        return self.sets if self.dedup is None else self.dedup.sets
+
+    def num_behaviours(self, sequence: str) -> tuple[int, int]:
+        """Returns the behaviours of all users, and those of all rows, known without a GPU."""
+        place = self.unpooled.keys().index(sequence)
+        of_users = self.unpooled.length_per_key()[place]
+        return of_users, of_users if self.dedup is None else self.dedup.num_behaviours[sequence]
 
     def per_user(self, x_B: Tensor) -> Tensor:
         """Takes values that all rows of a user share once a user.
@@ -141,14 +184,14 @@ class Batch(Pipelineable):
 
 
 def map_tensors(part: Any, function: Callable[[Any], Any]) -> Any:
-    """Applies a function to every tensor of nested dataclasses and dicts; None stays None.
+    """Applies a function to every tensor of nested dataclasses and dicts; the rest stays.
 
     Args:
-        part: a dataclass, a dict, a tensor [...], a KeyedJaggedTensor, or None.
+        part: a dataclass, a dict, a tensor [...], a KeyedJaggedTensor, a number, or None.
         function: of a tensor or KeyedJaggedTensor.
     """
-    if part is None:
-        return None
+    if part is None or isinstance(part, int):
+        return part
     if isinstance(part, dict):
         return {key: map_tensors(value, function) for key, value in part.items()}
     if is_dataclass(part) and not isinstance(part, type):

@@ -73,6 +73,7 @@ def keyed_jagged(
         torch.from_numpy(np.concatenate(values)),
         weights=_weights(features, values, ids, weights) if weights else None,
         lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        length_per_key=[len(of_feature) for of_feature in values],
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
-from mail_torchrec.data.reading.batch import Batch, DedupIndices
+from mail_torchrec.data.reading.batch import Batch, DedupIndices, RowSets
 from mail_torchrec.data.reading.batch_ids import batch_ids, keyed_jagged
 from mail_torchrec.data.reading.chunk import Chunk
 from mail_torchrec.data.reading.dedup import (
@@ -106,23 +106,40 @@ class BatchCollator:
                 (self._feature_tables.unpooled, {}),
             )
         )
+        is_cold_B = torch.from_numpy(rows.is_cold_R)
+        weights_B = torch.from_numpy(rows.weights_R * is_real_B)
         return Batch(
             pooled=pooled,
             unpooled=unpooled,
             numeric_BN=torch.from_numpy(rows.numeric_RN),
             labels_B=torch.from_numpy(rows.labels_R).float(),
             conversions_B=torch.from_numpy(rows.labels_R & rows.conversions_R).float(),
-            weights_B=torch.from_numpy(rows.weights_R * is_real_B),
+            weights_B=weights_B,
             users_B=torch.from_numpy(rows.users_R),
-            is_cold_B=torch.from_numpy(rows.is_cold_R),
+            is_cold_B=is_cold_B,
             is_new_B=torch.from_numpy(rows.is_new_R),
             match=match,
             counts=torch.from_numpy(counts),
-            dedup=DedupIndices(*map(torch.from_numpy, dedup)) if dedup else None,
+            sets=RowSets.of(is_cold_B, weights_B),
+            dedup=self._dedup_indices(rows, dedup, is_cold_B, weights_B) if dedup else None,
             vectors={name: self._vectors(rows, name, dedup) for name in rows.vectors},
             task_labels={
                 name: torch.from_numpy(labels_B) for name, labels_B in rows.task_labels.items()
             },
+        )
+
+    def _dedup_indices(
+        self, rows: Chunk, dedup: RowDedup, is_cold_B: torch.Tensor, weights_B: torch.Tensor
+    ) -> DedupIndices:
+        first_rows_U, inverse_indices_B = map(torch.from_numpy, dedup)
+        weights_U = weights_B.new_zeros(len(first_rows_U)).index_add(
+            0, inverse_indices_B, weights_B
+        )
+        return DedupIndices(
+            first_rows_U,
+            inverse_indices_B,
+            RowSets.of(is_cold_B[first_rows_U], weights_U),
+            {name: int(rows.lists[name].lengths.sum()) for name in self._schema.sequences},
         )
 
     def _vectors(self, rows: Chunk, name: str, dedup: RowDedup | None) -> torch.Tensor:

@@ -30,6 +30,7 @@ class _ReducedKeyedJagged(NamedTuple):
     values: _ReducedTensor
     lengths: _ReducedTensor
     weights: _ReducedTensor | None
+    length_per_key: list[int] | None
 
 
 def reduce_tensor(part: Tensor | KeyedJaggedTensor) -> Any:
@@ -45,6 +46,7 @@ def reduce_tensor(part: Tensor | KeyedJaggedTensor) -> Any:
             reduce_tensor(part.values()),
             reduce_tensor(part.lengths()),
             None if weights is None else reduce_tensor(weights),
+            part.length_per_key_or_none(),
         )
     values = part.numpy()
     if values.dtype == np.int64 and values.size:
@@ -60,6 +62,7 @@ def rebuild_tensor(part: Any) -> Tensor | KeyedJaggedTensor:
             rebuild_tensor(part.values),
             weights=None if part.weights is None else rebuild_tensor(part.weights),
             lengths=rebuild_tensor(part.lengths),
+            length_per_key=part.length_per_key,
         )
     return torch.from_numpy(part.narrow).to(part.dtype)
 

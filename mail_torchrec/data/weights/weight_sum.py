@@ -29,6 +29,10 @@ class WeightSum:
         for name in self._schema.list_weights:
             list_weights(table, limits, name, file)
 
+    def merge(self, other: "WeightSum") -> None:
+        """Adds the sum of rows that follow."""
+        self._sum += other._sum
+
     def check(self, path: str) -> None:
         """Checks that rows have weight, where there is a column of it.
 

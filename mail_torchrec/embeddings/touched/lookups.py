@@ -111,8 +111,7 @@ def _hook_kernels(model: nn.Module, device: torch.device) -> Iterator[_KernelRec
                 if not isinstance(kernel, BaseBatchedEmbedding | BaseBatchedEmbeddingBag):
                     continue
                 recorder = _KernelRecorder(collection, _parts_of(kernel), device)
-                weights = list(kernel.emb_module.parameters())  # none where they lie on an SSD
-                if not weights or any(part.requires_grad for part in weights):
+                if any(part.requires_grad for part in kernel.emb_module.parameters()):
                     kernel.register_forward_pre_hook(recorder)
                 yield recorder
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mail_torchrec.towers.layers.gathering import gather
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, DedupSequence
 
 
@@ -45,35 +46,60 @@ class PaddedPositions:
 
 
 class RealPositions:
-    """The ``N`` real positions, row by row: nothing is computed for padding."""
+    """The ``N`` real positions, row by row: nothing is computed for padding.
 
-    def __init__(self, sequence: BehaviourSequence) -> None:
-        mask_BT = sequence.mask_BT
-        num_positions = mask_BT.shape[1]
-        self._shape = mask_BT.shape
-        self._place_N = torch.nonzero(mask_BT.flatten()).squeeze(1)
-        self._row_N = self._place_N // num_positions
-        self._user_place_N = self._place_N
+    Args:
+        sequence: the behaviours.
+        bound: at least as many as there are real positions; then ``N`` is the bound, and surplus
+            positions count for nothing. None counts the real ones, for which the host would wait
+            for a GPU.
+    """
+
+    def __init__(self, sequence: BehaviourSequence, bound: int | None = None) -> None:
+        self._shape = sequence.values_BTD.shape[:2]
+        num_positions = self._shape[1]
+        self._place_N = (
+            torch.nonzero(sequence.mask_BT.flatten()).squeeze(1)
+            if bound is None
+            else _bounded_places(sequence, min(bound, self._shape.numel()))
+        )
+        # Surplus positions stand one behind all places.
+        place_N = self._place_N.clamp(max=self._shape.numel() - 1)
+        self._row_N = place_N // num_positions
+        self._user_place_N = place_N
         if isinstance(sequence, DedupSequence):
             user_N = sequence.inverse_indices_B[self._row_N]
-            self._user_place_N = user_N * num_positions + self._place_N % num_positions
+            self._user_place_N = user_N * num_positions + place_N % num_positions
 
     def gather_users(self, x_UTX: Tensor) -> Tensor:
         """[U, T, X] -> [N, X]."""
-        return x_UTX.flatten(0, 1).index_select(0, self._user_place_N)
+        return gather(x_UTX.flatten(0, 1), self._user_place_N)
 
     def gather_rows(self, x_BX: Tensor) -> Tensor:
         """[B, X] -> [N, X]."""
-        return x_BX.index_select(0, self._row_N)
+        return gather(x_BX, self._row_N)
 
     def to_padded(self, x_N: Tensor) -> Tensor:
         """[N] -> [B, T] with zeros behind each row's length."""
-        padded = x_N.new_zeros(self._shape.numel()).index_copy(0, self._place_N, x_N)
-        return padded.view(self._shape)
+        num_places = self._shape.numel()
+        padded = x_N.new_zeros(num_places + 1).index_copy(0, self._place_N, x_N)
+        return padded[:num_places].view(self._shape)
+
+
+def _bounded_places(sequence: BehaviourSequence, bound: int) -> Tensor:
+    """Places [bound] of the real positions among all B T, and B T where there is no more."""
+    lengths_B, num_positions = sequence.lengths_B, sequence.values_BTD.shape[1]
+    num_rows, ends_B = len(lengths_B), lengths_B.cumsum(0)
+    order_N = torch.arange(bound, device=lengths_B.device)
+    row_N = torch.searchsorted(ends_B, order_N, right=True)
+    starts_B1 = torch.nn.functional.pad(ends_B, (1, 0))
+    place_N = row_N * num_positions + order_N - starts_B1.index_select(0, row_N)
+    return place_N.clamp(max=num_rows * num_positions)
 
 
 def select_positions(sequence: BehaviourSequence) -> Positions:
     """Selects the real positions of a sequence, or all of them under torch.compile and export."""
     if torch.compiler.is_compiling():
         return PaddedPositions(sequence)
-    return RealPositions(sequence)
+    on_host = sequence.lengths_B.device.type == "cpu"
+    return RealPositions(sequence, None if on_host else sequence.max_positions)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mail_torchrec.towers.layers.gathering import gather
+
 
 def position_mask(lengths_B: Tensor, num_positions: int) -> Tensor:
     """Returns [B, num_positions], True on the first ``lengths_B[b]`` positions of row ``b``."""
@@ -60,6 +62,11 @@ class BehaviourSequence:
     """True where the behaviours are virtual: made by the zero-shot tower or a baseline (bool)."""
     match: MatchInputs | None = None
     """Inputs of the match loss, where the tower asks for one."""
+    max_positions: int | None = None
+    """Upper bound of the sum of ``lengths_B``, which the host knows without waiting for a GPU; None
+    where it knows none."""
+    max_row_positions: int | None = None
+    """The same over the rows that share these users, where rows share users."""
 
     @property
     def users(self) -> "BehaviourSequence":
@@ -127,12 +134,13 @@ class DedupSequence(BehaviourSequence):
             match: inputs of the match loss, where there is one.
         """
         return DedupSequence(
-            values_BTD=users.real_BTD.index_select(0, inverse_indices_B),
+            values_BTD=gather(users.real_BTD, inverse_indices_B),
             lengths_B=users.lengths_B.index_select(0, inverse_indices_B),
             actions_BT=users.actions_BT.index_select(0, inverse_indices_B),
             target_BD=target_BD,
             is_virtual_B=users.is_virtual_B.index_select(0, inverse_indices_B),
             match=match,
+            max_positions=users.max_row_positions,
             user_sequence=users,
             inverse_indices_B=inverse_indices_B,
         )
@@ -154,6 +162,7 @@ class DedupSequence(BehaviourSequence):
             self.target_BD,
             self.is_virtual_B,
             self.match,
+            self.max_positions,
         )
 
     @property
@@ -163,7 +172,7 @@ class DedupSequence(BehaviourSequence):
 
     def to_rows(self, x_U: Tensor) -> Tensor:
         """Repeats per-user values [U, ...] for every row of the user, [B, ...]."""
-        return x_U.index_select(0, self.inverse_indices_B)
+        return gather(x_U, self.inverse_indices_B)
 
     @property
     def real_BTD(self) -> Tensor:

@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.config import Config
-from mail_torchrec.data.reading.batch import Batch, MatchIds, map_tensors
+from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.data.schema.feature_tables import FeatureTables
-from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.distributed.collectives import single_rank
 from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.embeddings.workload import Workload, pooling_factors
+from mail_torchrec.losses.mmd import GPU_BLOCK
 from mail_torchrec.model.mail import Mail, Towers
-from mail_torchrec.towers.registry import tower_settings
+from mail_torchrec.train.cost.random_batches import RandomIds, num_negatives, random_batch
 
 _FLOAT_BYTES = 4
 # Sizes of the two measured batches, whose difference is the cost of a row.
@@ -31,7 +31,7 @@ _BATCHES = 2
 # The four kernel matrices of the MMD, each kept twice for the backward pass: squared distances and
 # kernel values.
 _MMD_MATRICES = 8
-# Random ids are below this number; every measured table has as many rows.
+# Rows of every measured table.
 _NUM_IDS = 3
 
 
@@ -55,9 +55,17 @@ class DenseCost:
     """Bytes of a batch's tensors whatever its size, such as sampled negatives."""
     has_averages: bool = False
     """Averages of the weights are kept beside them (``train.ema``)."""
+    gradient_value_bytes: int = _FLOAT_BYTES
+    """Bytes of a gradient's value on its way between ranks."""
 
-    def memory(self, batch_size: int, world_size: int) -> dict[str, float]:
-        """Estimates bytes by purpose; the tables have to leave their sum free."""
+    def memory(self, batch_size: int, world_size: int, device: str = "cpu") -> dict[str, float]:
+        """Estimates bytes by purpose; the tables have to leave their sum free.
+
+        Args:
+            batch_size: rows of each rank.
+            world_size: number of ranks.
+            device: of the ranks, ``cpu`` or ``cuda``, where the MMD keeps no matrix.
+        """
         weights = float(_FLOAT_BYTES * self.parameters)
         memory = {"weights": weights, "gradients": weights, "adam": 2 * weights}
         if self.has_averages:
@@ -68,9 +76,10 @@ class DenseCost:
         memory["batches"] = _BATCHES * (self.batch_fixed + self.batch_per_row * batch_size)
         if world_size > 1 and self.code_dim:
             others = batch_size * (world_size - 1)
-            memory["mmd over all ranks"] = _FLOAT_BYTES * (
-                _MMD_MATRICES * batch_size * others + 2 * others * self.code_dim
-            )
+            kept = _MMD_MATRICES * batch_size * others
+            if device == "cuda":
+                kept = min(GPU_BLOCK, 4 * batch_size * (batch_size + others))
+            memory["mmd over all ranks"] = _FLOAT_BYTES * (kept + 2 * others * self.code_dim)
         return memory
 
     def flops(self, batch_size: int, world_size: int) -> float:
@@ -80,13 +89,7 @@ class DenseCost:
 
     def gradient_bytes(self) -> float:
         """Returns the bytes that the ranks all-reduce in a step."""
-        return float(_FLOAT_BYTES * self.parameters)
-
-
-def num_negatives(config: Config) -> int:
-    """Returns the number of negatives that a batch's match loss draws; 0 without a match loss."""
-    settings = tower_settings(config.model.tower, config.model.tower_options)
-    return int(getattr(settings, "num_negatives", 0))
+        return float(self.gradient_value_bytes * self.parameters)
 
 
 def build_workload(
@@ -108,7 +111,8 @@ def build_workload(
         num_negatives=num_negatives(config),
     )
     sizes = table_sizes(config.schema_, feature_tables, num_rows)
-    return Workload(sizes, factors, batch_size, config.train.tables.name)
+    stages = config.checkpoint.mode == "async"
+    return Workload(sizes, factors, batch_size, config.train.tables.name, stages)
 
 
 def dense_cost(
@@ -137,7 +141,8 @@ def dense_cost(
             torch.device("cpu"),
         )
         model = Mail(*tables, towers).train()
-        batches = [_random_batch(config, feature_tables, rows, dims) for rows in _ROWS]
+        ids = RandomIds(dict.fromkeys(num_rows, _NUM_IDS))
+        batches = [random_batch(config, feature_tables, rows, ids, dims) for rows in _ROWS]
         (first, first_flops), (second, second_flops) = (
             _measure_step(model, batch) for batch in batches
         )
@@ -155,6 +160,7 @@ def dense_cost(
         batch_per_row=batch_per_row,
         batch_fixed=smaller - batch_per_row * _ROWS[0],
         has_averages=config.train.ema is not None,
+        gradient_value_bytes=2 if config.sharding.averages_in_bfloat16 else _FLOAT_BYTES,
     )
 
 
@@ -212,54 +218,3 @@ def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
             loss, _ = model(batch)
         loss.backward()
     return float(sum(kept.values())), float(counter.get_total_flops())
-
-
-def _random_batch(
-    config: Config, feature_tables: FeatureTables, num_rows: int, vector_dims: Mapping[str, int]
-) -> Batch:
-    """Draws rows of warm users with full lists; the values of the ids do not matter."""
-    schema, drawn = config.schema_, num_negatives(config)
-    negatives = {keys.negatives for keys in feature_tables.match.values()}
-
-    def jagged(keys: dict[str, str], *, is_weighted: bool = False) -> KeyedJaggedTensor:
-        lengths = [
-            _spread(drawn, num_rows) if key in negatives else _full(key, schema, num_rows)
-            for key in keys
-        ]
-        all_lengths = torch.cat(lengths)
-        values = torch.randint(0, _NUM_IDS, (int(all_lengths.sum()),))
-        weights = torch.ones(len(values)) if is_weighted else None
-        return KeyedJaggedTensor(list(keys), values, weights, lengths=all_lengths)
-
-    ones, none = torch.ones(num_rows), torch.zeros(num_rows, dtype=torch.bool)
-    match_ids = MatchIds(
-        torch.ones(num_rows, dtype=torch.int64),
-        torch.ones(drawn, dtype=torch.int64),
-        -ones,
-        -torch.ones(drawn),
-    )
-    return Batch(
-        pooled=jagged(feature_tables.pooled, is_weighted=bool(schema.list_weights)),
-        unpooled=jagged(feature_tables.unpooled),
-        numeric_BN=torch.randn(num_rows, len(schema.numeric())),
-        labels_B=(torch.arange(num_rows) % 2).float(),
-        conversions_B=torch.zeros(num_rows),
-        weights_B=ones,
-        users_B=torch.arange(num_rows) // 2,
-        is_cold_B=none,
-        is_new_B=none,
-        match=dict.fromkeys(feature_tables.match, match_ids),
-        counts=torch.zeros(1, dtype=torch.int64),
-        vectors={name: torch.randn(num_rows, dim) for name, dim in vector_dims.items()},
-        task_labels=dict.fromkeys(schema.names(Group.TASK_LABEL), ones),
-    )
-
-
-def _full(key: str, schema: Schema, num_rows: int) -> Tensor:
-    """Returns the lengths [num_rows] of full lists, or of one id a row."""
-    return torch.full((num_rows,), schema.columns[key].max_length if key in schema.lists else 1)
-
-
-def _spread(total: int, num_rows: int) -> Tensor:
-    """Returns lengths [num_rows] that sum to ``total``, as the reader spreads negatives."""
-    return torch.tensor([total // num_rows + (row < total % num_rows) for row in range(num_rows)])

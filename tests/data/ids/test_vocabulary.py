@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mail_torchrec.data.ids import vocabulary as vocabularies
-from mail_torchrec.data.ids.counts import IdCounts
+from mail_torchrec.data.ids.counts import IdCounts, order_by_frequency
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.ids.policy import MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.ids.settings import IdSettings
@@ -18,6 +18,7 @@ from mail_torchrec.data.ids.vocabulary import Vocabulary, VocabularyPolicy
 from tests.support.plain import spread_evenly
 
 INTEGERS = st.lists(st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), max_size=20)
+COUNTS = [1, 2, 3, 65_534, 65_535, 65_536, 65_537, 2**40]
 TEXTS = st.lists(st.none() | st.text(max_size=3), max_size=20)
 
 
@@ -112,6 +113,17 @@ def test_a_vocabulary_holds_the_most_frequent_values_in_rows_far_apart(
         for n, value in zip(found.counts_V.tolist(), found.values.to_pylist(), strict=True)
     ] == spread_evenly(order)
     assert found.num_rows == len(order) + 2
+
+
+@given(
+    st.dictionaries(st.integers(-(2**63), 2**63 - 1), st.sampled_from(COUNTS), max_size=40)
+    | st.dictionaries(st.text(max_size=3), st.sampled_from(COUNTS), max_size=40)
+)
+def test_ids_are_ordered_by_counts_of_any_size(counted: dict[Any, int]) -> None:
+    kind = pa.large_string() if any(isinstance(x, str) for x in counted) else pa.int64()
+    found = order_by_frequency(pa.array(list(counted), kind), np.array([*counted.values()], int))
+    expected = sorted(counted, key=lambda value: (-counted[value], value))
+    assert [list(counted)[place] for place in found] == expected
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8, 64])

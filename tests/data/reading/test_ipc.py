@@ -5,6 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -45,6 +46,31 @@ def test_a_batch_arrives_as_it_was_sent(tmp_path: Path, group_by_user: bool) -> 
             sent.unpooled.keys(),
         ]
         assert (received.dedup is None) == (not group_by_user)
+        assert received.unpooled.length_per_key_or_none() is not None, "a GPU is not asked for it"
+        assert received.num_behaviours("history") == sent.num_behaviours("history")
+
+
+@pytest.mark.parametrize("group_by_user", [False, True])
+def test_the_reader_finds_cold_and_warm_rows_and_counts_behaviours(
+    tmp_path: Path, group_by_user: bool
+) -> None:
+    write_files(tmp_path, some_rows(60), [[25], [35]])
+    readers = Readers(tmp_path, needs_match=True, group_by_user=group_by_user)
+    for batch in readers.reader(batch_size=7, shuffle=True):
+        is_cold_B, has_weight_B = batch.is_cold_B.numpy(), batch.weights_B.numpy() > 0
+        assert batch.sets.cold.tolist() == np.flatnonzero(is_cold_B).tolist()
+        assert batch.sets.warm.tolist() == np.flatnonzero(~is_cold_B).tolist()
+        assert batch.sets.weighted.tolist() == np.flatnonzero(~is_cold_B & has_weight_B).tolist()
+        users_B = np.arange(len(batch))
+        if batch.dedup is not None:
+            users_B = batch.dedup.inverse_indices_B.numpy()
+        of_cold, of_weighted = set(users_B[is_cold_B]), set(users_B[~is_cold_B & has_weight_B])
+        assert set(batch.sets_U.cold.tolist()) == of_cold
+        assert set(batch.sets_U.warm.tolist()) == set(users_B) - of_cold
+        assert batch.sets_U.weighted.tolist() == sorted(of_weighted)
+        lengths_U = batch.per_user(batch.unpooled["history"].lengths()).numpy()
+        of_both = int(lengths_U.sum()), int(lengths_U[users_B].sum())
+        assert batch.num_behaviours("history") == of_both
 
 
 @given(

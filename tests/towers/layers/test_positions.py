@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.positions import PaddedPositions, RealPositions
-from mail_torchrec.towers.layers.sequences import DedupSequence
+from mail_torchrec.towers.layers.sequences import BehaviourSequence, DedupSequence
 from tests.support.random_inputs import random_inputs, shapes
 from tests.towers.test_ranking_towers import tower_of
 
@@ -92,3 +92,26 @@ def test_nothing_is_computed_for_padding() -> None:
         )
         back_BT = positions.to_padded(places[:, 0])
         assert torch.equal(back_BT, sequence.values_BTD[..., 0] * sequence.mask_BT)
+
+
+@pytest.mark.parametrize("surplus", [0, 3, 1000])
+@pytest.mark.parametrize("name", ["dmr", "din"])
+@pytest.mark.parametrize("of", [lambda inputs: inputs, shared, emptied], ids=["rows", "shared", ""])
+def test_surplus_positions_change_nothing_forward_or_backward(
+    name: str,
+    of: Callable[[RankingInputs], RankingInputs],
+    surplus: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, sizes = step(name, of), []
+
+    def bounded(sequence: BehaviourSequence) -> RealPositions:
+        number = int(sequence.lengths_B.sum())
+        positions = RealPositions(sequence, number + surplus)
+        sizes.append(len(positions.gather_rows(sequence.target_BD)) - number)
+        return positions
+
+    monkeypatch.setattr("mail_torchrec.towers.layers.attention.select_positions", bounded)
+    for one, other in zip(step(name, of), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert min(sizes) >= min(surplus, 1)  # at most as many as places, padding included

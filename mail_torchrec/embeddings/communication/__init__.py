@@ -1,0 +1,1 @@
+"""Number formats of what ranks exchange, and replicas of the sharded tables."""

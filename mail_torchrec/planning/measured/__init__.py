@@ -1,0 +1,1 @@
+"""Plans measured on ranks, and the machine they run on: estimate beside measurement."""

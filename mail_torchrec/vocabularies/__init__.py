@@ -1,0 +1,1 @@
+"""Vocabularies and scales, fitted by all ranks together."""
