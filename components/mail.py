@@ -6,8 +6,7 @@ r"""TorchX components: jobs on this machine, on Slurm, Kubernetes or AWS Batch.
         --j 4x8 --gpu 8 --cpu 64 --max_retries 5
 
 TorchX starts the ``torchrun`` that it finds on PATH, so activate the environment first. It reads
-the help from the signatures and the docstrings below, and knows ``Dict``, ``List`` and ``Optional``
-from typing only.
+the help from the signatures and the docstrings below, and knows ``Dict``, ``List``, ``Optional``.
 """
 
 import re
@@ -52,8 +51,7 @@ def train(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -98,8 +96,7 @@ def evaluate(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -142,8 +139,7 @@ def predict(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -178,25 +174,13 @@ def plan(
         memMB: memory, MB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
     _check_local(config=config, out=out)
-    return _single_process(
-        "plan",
-        "--config",
-        config,
-        "--out",
-        out,
-        *arguments,
-        cpu=cpu,
-        memMB=memMB,
-        h=h,
-        image=image,
-        mounts=mounts,
-        env=env,
-    )
+    words = ["--config", config, "--out", out, *arguments]
+    machine: Dict[str, Any] = dict(cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+    return _single_process("plan", *words, **machine)
 
 
 def plan_ranks(
@@ -221,8 +205,7 @@ def plan_ranks(
         memMB: memory a host, MB
         h: a resource registered with TorchX, in place of cpu, gpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables of the ranks, such as OMP_NUM_THREADS=8
         rdzv_port: the port on the first host where several hosts meet
     """
@@ -255,25 +238,13 @@ def export(
         memMB: memory, MB; the largest stored part of a table and some 2 GB
         h: a resource registered with TorchX, in place of cpu and memMB
         image: the container image, for schedulers that run one
-        mounts: storage of the container, as type=volume,src=CLAIM,dst=/data (a Kubernetes claim, an
-            EFS) or type=bind,src=PATH,dst=PATH
+        mounts: storage, as type=volume,src=CLAIM (or EFS),dst=/data or type=bind,src=PATH,dst=PATH
         env: environment variables, such as OMP_NUM_THREADS=8
     """
     _check_local(run_dir=run_dir, out=out)
-    return _single_process(
-        "export",
-        "--run-dir",
-        run_dir,
-        "--out",
-        out,
-        *arguments,
-        cpu=cpu,
-        memMB=memMB,
-        h=h,
-        image=image,
-        mounts=mounts,
-        env=env,
-    )
+    words = ["--run-dir", run_dir, "--out", out, *arguments]
+    machine: Dict[str, Any] = dict(cpu=cpu, memMB=memMB, h=h, image=image, mounts=mounts, env=env)
+    return _single_process("export", *words, **machine)
 
 
 def _check_local(**paths: str) -> None:

@@ -35,12 +35,12 @@ def workloads(scale: float) -> dict[str, tuple[dict[str, Any], dict[str, int]]]:
     Args:
         scale: of the batches.
     """
-    base = {"user": {"group": "group_key"}, "clicked": {"group": "label"}}
-    lists = {
+    base: dict[str, Any] = {"user": {"group": "group_key"}, "clicked": {"group": "label"}}
+    lists: dict[str, Any] = {
         f"tags_{number}": {"group": "item", "kind": "list", "max_length": 30} for number in range(4)
     }
-    single = {f"field_{number}": {"group": "context"} for number in range(16)}
-    history = {
+    single: dict[str, Any] = {f"field_{number}": {"group": "context"} for number in range(16)}
+    history: dict[str, Any] = {
         "seen": {"group": "behaviour", "kind": "list", "table": "item", "max_length": 50},
         "item": {"group": "item"},
         "age": {"group": "attribute"},
@@ -166,7 +166,10 @@ def _report(plans: list[dict[str, Any]], calibration: str) -> str:
     for name in [*names, "all"]:
         dots = [dot for dot in _dots(plans) if name in (dot[0], "all")]
         measured = [dot[3] for dot in dots]
-        found = (spearman([dot[place] for dot in dots], measured) for place in (1, 2))
+        found = (
+            spearman(estimates, measured)
+            for estimates in ([dot[1] for dot in dots], [dot[2] for dot in dots])
+        )
         cells = ["" if value is None else f"{value:.2f}" for value in found]
         lines.append(f"| {name} | {len(dots)} | {' | '.join(cells)} |")
     lines += [

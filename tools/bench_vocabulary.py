@@ -126,7 +126,7 @@ def measure(ranks: int, folder: Path) -> float:
         print(
             f"| {ranks} | {rank} | {seconds:.1f} | {used:.1f} | {phases} | {memory} |", flush=True
         )
-    return max(result[1] for result in found)
+    return max(float(seconds) for _, seconds, *_ in found)
 
 
 def digest(folder: Path) -> str:

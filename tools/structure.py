@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mail_torchrec"
-SPLIT_ROOMS = ("data", "towers", "prepare", "train", "inference", "embeddings")
+SPLIT_ROOMS = ("data", "towers", "prepare", "train", "inference", "embeddings", "planning")
 """Folders whose subfolders are rooms of their own."""
 _RIDDLE = re.compile(r"(What|How|Whether|Who|Whom|Which|Whose)\b")
 _TENSOR_TYPES = {"Tensor", "NDArray", "ndarray", "Ints", "Floats", "Bools", "Array", "Arrays"}

@@ -258,7 +258,8 @@ class Source:
         if group.num_rows <= PIECE_ROWS and not self._reads_parts:
             return 1
         [stored] = (g for g in self._files[group.file].row_groups if g.id == group.index)
-        return -(-stored.num_rows // PIECE_ROWS)
+        num_rows: int = stored.num_rows
+        return -(-num_rows // PIECE_ROWS)
 
     def _stored(self, columns: list[str]) -> list[str]:
         """Returns the columns of the files that some columns are read or computed from."""

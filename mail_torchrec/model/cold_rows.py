@@ -113,7 +113,8 @@ def _bound(sequence: BehaviourSequence, before: int | None, num_filled: int | No
     """Upper bound of the positions when some rows are filled up, from that before."""
     if before is None or num_filled is None:
         return None
-    return before + num_filled * sequence.values_BTD.shape[1]
+    max_length: int = sequence.values_BTD.shape[1]
+    return before + num_filled * max_length
 
 
 def without_behaviours(inputs: RankingInputs, removed_B: Tensor) -> RankingInputs:

@@ -3,7 +3,7 @@
 A hash part is one of :data:`NUM_PARTS` equal ranges of the hash. Whoever merges counts reads some
 hash parts of all runs at a time; ranks share the counting by taking some parts each.
 
-Shapes: ``N`` ids of a run.
+Shapes: ``N`` ids of a run, ``P`` hash parts and one more.
 """
 
 import errno
@@ -30,12 +30,12 @@ class CountRun(NamedTuple):
 
     table: pa.Table
     """Columns ``value`` and ``count``."""
-    offsets: Ints
+    offsets_P: Ints
     """Where each hash part begins, and where the last one ends."""
 
     def part(self, first: int, stop: int) -> pa.Table:
         """Returns the counts of the hash parts ``first .. stop``."""
-        start, end = int(self.offsets[first]), int(self.offsets[stop])
+        start, end = int(self.offsets_P[first]), int(self.offsets_P[stop])
         return self.table.slice(start, end - start)
 
 
@@ -48,8 +48,8 @@ def sorted_run(table: pa.Table) -> CountRun:
     parts_N = _hash_parts(one_chunk(table["value"]))
     order_N = np.argsort(parts_N, kind="stable")  # a radix sort of 16-bit integers
     sizes = np.bincount(parts_N, minlength=NUM_PARTS)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return CountRun(table.take(pa.array(order_N)).combine_chunks(), offsets)
+    offsets_P = np.concatenate([[0], np.cumsum(sizes)])
+    return CountRun(table.take(pa.array(order_N)).combine_chunks(), offsets_P)
 
 
 def part_bounds(number: int) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ class SpilledRuns:
                 "disk with room for them",
                 tempfile.gettempdir(),
             ) from error
-        self._starts.append((start, run.offsets))
+        self._starts.append((start, run.offsets_P))
         self.num_bytes = self._file.tell()
         self._mapped = None
 

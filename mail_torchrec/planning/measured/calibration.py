@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -161,7 +162,7 @@ def _measure_collective(
     for size in _BYTES:
         values = torch.ones(size // 4 // world_size() * world_size(), device=device)
         scratch = torch.empty_like(values)
-        ms = timed(lambda v=values, s=scratch: run(v, s), device) / passes
+        ms = timed(partial(run, values, scratch), device) / passes
         points.append((round(values.nbytes * share), ms))
     terms_PC = np.array([(1.0, num_bytes / 1e6) for num_bytes, _ in points])
     latency_ms, ms_a_mb = fit(terms_PC, np.array([ms for _, ms in points]))

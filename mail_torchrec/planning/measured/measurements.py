@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mail_torchrec.planning.estimate import PlanEstimate, StepTime
+from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate, StepTime
 
 FloatArray = NDArray[np.float64]
 
@@ -34,22 +34,22 @@ class MeasuredPlan:
     @property
     def step_ms(self) -> float:
         """Median milliseconds of a step, of the fastest pass: others had to share the machine."""
-        return min(median(one["step_ms"]) for one in self.passes)
+        return float(min(median(one["step_ms"]) for one in self.passes))
 
     @property
     def spread(self) -> float:
         """Ratio of the slowest to the fastest pass; 1 where the machine was quiet."""
         medians = [median(one["step_ms"]) for one in self.passes]
-        return max(medians) / min(medians)
+        return float(max(medians) / min(medians))
 
     def part(self, key: str) -> float:
         """Returns the mean of ``lookup_ms`` or ``communication_ms`` over passes."""
-        return mean(one[key] for one in self.passes)
+        return float(mean(one[key] for one in self.passes))
 
     @property
     def peak(self) -> int:
         """Bytes of the fullest rank at its peak, beyond what it took before."""
-        return max(max(one["peak"]) for one in self.passes)
+        return int(max(max(one["peak"]) for one in self.passes))
 
     @property
     def tables(self) -> int:
@@ -61,7 +61,7 @@ class MeasuredPlan:
     @property
     def estimated_tables(self) -> float:
         """Estimated bytes of weights and optimizer state of the fullest rank."""
-        weights_R, state_R, _ = self.estimate.table_memory_R.values()
+        weights_R, state_R = (self.estimate.table_memory_R[part] for part in TABLE_PARTS[:2])
         return float((weights_R + state_R).max())
 
 

@@ -1,5 +1,6 @@
 """Run of a job on one of its ranks: measures the plans one after the other, or the machine."""
 
+from functools import partial
 from pathlib import Path
 
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, rank
@@ -32,6 +33,6 @@ def run_rank_job(folder: Path) -> None:
         for number, planned in enumerate(job.plans, start=1):
             with span(f"plan {planned.name}"):
                 result = measure_plan(planned, folder, job.steps, device)
-            broadcast_from_rank_0(lambda result=result: append_result(folder, result))
+            broadcast_from_rank_0(partial(append_result, folder, result))
             if rank() == 0:
                 logger.info("measured %d of %d: %s", number, len(job.plans), planned.name)

@@ -135,7 +135,8 @@ def test_the_machine_is_measured_by_all_ranks(tmp_path: Path) -> None:
     assert rates.world_size == 2 and rates.all_to_all.ms(1e6) > 0 < rates.tower_tflops
     assert [size for size, _ in rates.all_reduce.measured] == [4096, 1048576]
     assert set(rates.lookups) == {"adagrad", "rowwise_adagrad"}
-    assert all(rate.pooled.ms(1e6, 32, 1e6) > 0 for rate in rates.lookups.values())
+    for pooled in (rate.pooled for rate in rates.lookups.values()):
+        assert pooled.fixed_ms + pooled.ms(1e6, 32, 1e6) > 0 and len(pooled.measured) == 6
 
 
 def _measured() -> dict[str, Any]:
