@@ -15,7 +15,7 @@ from typing import Any
 import click
 import yaml
 
-from mail_torchrec.cli.options import OUTPUT_DIR, OUTPUT_FILE
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR, OUTPUT_FILE
 from mail_torchrec.planning.measured.measurements import spearman
 from mail_torchrec.planning.measured.plots import draw_steps_measured
 from tools.tool_command import ToolCommand
@@ -90,7 +90,7 @@ def _rows(table: str) -> int:
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True)
 @click.option("--best", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Of the batches.")
-@click.option("--hardware", type=click.Path(path_type=Path), help="Measured before; else now.")
+@click.option("--hardware", type=LOCAL_PATH, help="Measured before; else now.")
 @click.option("--workload", "chosen", multiple=True, help="Only this one; may be repeated.")
 def main(
     out: Path,

@@ -20,6 +20,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tools.gpu`
 
+from mail_torchrec.cli.options import OUTPUT_DIR
 from tools.gpu.record import Record, StageEnd
 from tools.gpu.runner import STAGES, Runner
 from tools.gpu.verdict import is_passed, verdict_lines
@@ -47,7 +48,7 @@ _NAMES = [stage.name for stage in STAGES]
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUTPUT_DIR,
     default=Path("runs/gpu"),
     show_default=True,
     help="Folder of the results; those of an earlier check are replaced.",

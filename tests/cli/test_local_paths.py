@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = {"--config", "--run-dir", "--plan", "--model", "--raw", "--out", "--predictions"}
 LOCAL = OPTIONS | {"--compare", "--copy-to", "--space", "folder", "run_dirs"}
 LOCAL |= {"--continue", "--init-from", "--delta-of", "--models", "--cache", "delta", "source"}
-FOLLOWED = [("serve", "--model")]
-"""Takes the URI of what was published, too."""
+LOCAL |= {"--calibrate", "--rank-job"}
+OTHERS = [("serve", "--model"), ("export", "--calibrate")]
+"""Takes the URI of what was published, too; and is a method there, no file."""
 
 
 def local_paths() -> list[tuple[str, str]]:
@@ -56,7 +57,7 @@ def test_every_option_that_names_a_file_has_the_type_or_takes_uris() -> None:
     for name, command in main.commands.items():
         for param in command.params:
             option = param.opts[0]
-            is_local = option in LOCAL and (name, option) not in FOLLOWED
+            is_local = option in LOCAL and (name, option) not in OTHERS
             assert isinstance(param.type, LocalPath) is is_local, (name, param.opts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mail_torchrec.cli.options import LOCAL_PATH
 from tools.gpu.record import Fact, Record
 
 
@@ -45,9 +46,9 @@ class StageRun:
 @click.argument("seconds", type=float)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), required=True)
 @click.option("--small", is_flag=True)
-@click.option("--scratch", type=click.Path(path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--record", type=click.Path(path_type=Path), required=True)
+@click.option("--scratch", type=LOCAL_PATH, required=True)
+@click.option("--out", type=LOCAL_PATH, required=True)
+@click.option("--record", type=LOCAL_PATH, required=True)
 def main(
     name: str, seconds: float, device: str, small: bool, scratch: Path, out: Path, record: Path
 ) -> None:
