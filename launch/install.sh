@@ -19,6 +19,7 @@ Environment:
   TORCH            2.13 (default), 2.14 or 2.11: which triple of launch/lock/torch-*.txt
   DEVICE           cuda or cpu: which build of FBGEMM (default: cuda where there is an NVIDIA
                    driver); for an image that is built on another machine than it runs on
+                   (a .venv that was made with TORCH or DEVICE keeps them until they are set again)
   TORCH_INDEX_URL  a package index that has the build of torch that you want, such as a small CPU
                    build; asked for torch only
 HELP
@@ -87,7 +88,14 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
 python=$venv/bin/python
 log=$venv/install.log
-triple=launch/lock/torch-${TORCH:-2.13}.txt
+# What was chosen for this .venv holds in later calls, such as launch/test.sh's.
+chosen=$venv/chosen
+if [[ -f $chosen ]]; then
+  TORCH=${TORCH:-$(sed -n 's/^TORCH=//p' "$chosen")}
+  DEVICE=${DEVICE:-$(sed -n 's/^DEVICE=//p' "$chosen")}
+fi
+named="TORCH=${TORCH:-}"$'\n'"DEVICE=${DEVICE:-}"
+triple=launch/lock/torch-${TORCH:=2.13}.txt
 [[ -f $triple ]] || die "TORCH should be 2.14, 2.13 or 2.11, received '$TORCH'"
 here=$(has_driver && echo cuda || echo cpu)
 case ${DEVICE:=$here} in
@@ -125,6 +133,7 @@ else
   step "using .venv with $("$python" -V 2>&1)"
 fi
 rm -f "$venv/installed"
+printf '%s\n' "$named" >"$chosen"
 
 step "$(cat "${locks[@]}" | grep -c ==) locked packages"
 quiet_pip --no-deps --constraint "$triple" setuptools "${locks[@]/#/--requirement=}"

@@ -97,6 +97,21 @@ def test_the_installer_refuses_other_builds(variables: dict[str, str], message: 
     assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
+def test_the_installer_keeps_what_was_chosen_for_an_environment(tmp_path: Path) -> None:
+    script = tmp_path / "launch" / "install.sh"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "launch" / "install.sh").read_bytes())
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "chosen").write_text("TORCH=2.99\nDEVICE=\n")
+    done = subprocess.run(["bash", script], env={}, capture_output=True, text=True)
+    assert "received '2.99'" in done.stderr, done.stderr
+    (tmp_path / ".venv" / "chosen").write_text("TORCH=\nDEVICE=tpu\n")
+    (script.parent / "lock").mkdir()
+    (script.parent / "lock" / "torch-2.13.txt").touch()
+    done = subprocess.run(["bash", script], env={}, capture_output=True, text=True)
+    assert "received 'tpu'" in done.stderr, done.stderr
+
+
 def test_every_triple_is_locked_as_doctor_wants_it() -> None:
     names = sorted(path.name for path in (ROOT / "launch" / "lock").glob("torch-*.txt"))
     assert names == ["torch-2.11.txt", "torch-2.13.txt", "torch-2.14.txt"]
