@@ -9,11 +9,13 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mail_torchrec.checkpoint.settings import CheckpointSettings
+from mail_torchrec.data.items.rules import check_new_items
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.settings import DataSettings
 from mail_torchrec.embeddings.settings import ShardingSettings
 from mail_torchrec.metrics.settings import MetricsSettings
 from mail_torchrec.model.builders import ModelSettings, check_task_labels
+from mail_torchrec.model.virtual_items import check_virtual_items
 from mail_torchrec.optim.settings import RANKING, ZERO_SHOT
 from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.settings import Settings, annotation_below, readable_faults
@@ -89,15 +91,21 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_items(self) -> Self:
+        self.data.cold_start.check_days(self.schema_.day)
+        sections = self.schema_, self.data.new_items, self.data.cold_start.items
+        check_new_items(*sections)
+        check_virtual_items(self.model.virtual_items, *sections)
+        return self
+
+    @model_validator(mode="after")
     def _check_tasks(self) -> Self:
         check_task_labels(self.model.tasks, self.schema_)
         return self
 
     @model_validator(mode="after")
     def _check_freeze(self) -> Self:
-        baseline = self.model.baseline
-        has_generator = self.model.zero_shot or (baseline and baseline.name == "meta_emb")
-        parts = [RANKING, *([ZERO_SHOT] if has_generator else [])]
+        parts = [RANKING, *([ZERO_SHOT] if self.model.has_generator else [])]
         self.train.check_freeze(self.schema_.table_names, parts)
         return self
 
@@ -156,8 +164,7 @@ def _parse_config(text: str, path: Path, overrides: Iterable[str]) -> Config:
         raise ValueError(redact(f"{path} is not valid YAML: {error}")) from error
     if not isinstance(tree, dict):
         raise ValueError(
-            f"{path} should hold sections (data, schema, model, ...), received "
-            f"{type(tree).__name__}"
+            f"{path} should hold sections (data, schema, ...), received {type(tree).__name__}"
         )
     for override in overrides:
         _apply(tree, override, Config)

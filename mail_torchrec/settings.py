@@ -11,7 +11,7 @@ class Settings(BaseModel):
     """Frozen configuration section with typed fields and defaults; refuses unknown keys.
 
     Each section is declared beside the code that it configures (the schema in
-    ``data/schema/schema.py``, the zero-shot switches in ``towers/zero_shot_settings.py``, ...);
+    ``data/schema/schema.py``, the zero-shot switches in ``towers/zero_shot/settings.py``, ...);
     ``config.py`` combines them.
     """
 

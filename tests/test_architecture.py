@@ -18,7 +18,7 @@ LAYERS = [
     {"losses", "data/parquet"},
     {"data/ids"},
     {"data/schema"},
-    {"data/derived", "data/content"},
+    {"data/derived", "data/content", "data/items"},
     {"data"},
     {"data/weights"},
     {"data/checks"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"metrics", "vocabularies"},
     {"towers/layers"},
     {"towers"},
-    {"towers/tasks"},
+    {"towers/tasks", "towers/zero_shot"},
     {"baselines"},
     {"embeddings/communication", "embeddings/rates"},
     {"embeddings"},
@@ -53,13 +53,16 @@ LAYERS = [
         "daily",
         "known_ids",
     },
-    {"publishing", "planning/measured"},
+    {"publishing", "planning/measured", "reproduce/curves", "diagnose"},
     {"abtest", "vectors", "serve", "triton", "prepare/events"},
     {"cli"},
     {"__main__"},
 ]
 """Lower to higher: a room may import rooms of lower layers, and none beside it."""
-PLAIN_TENSORS = {"towers", "towers/layers", "towers/tasks", "losses", "baselines"}
+PLAIN_TENSORS = {
+    *("towers", "towers/layers", "towers/tasks", "towers/zero_shot"),
+    *("losses", "baselines"),
+}
 """Rooms that see tensors and nothing of data, tables or training."""
 BEHIND_AN_ARTEFACT = {
     "inference",
@@ -81,6 +84,7 @@ UNDER_AN_ARTEFACT = {
     "data/schema",
     "data/content",
     "data/derived",
+    "data/items",
     "data/weights",
     "data/parquet",
     "data/ids",

@@ -267,7 +267,7 @@ def test_an_override_that_cannot_be_applied(file: Path, override: str, message: 
         ),
         (
             "- 1\n",
-            r"config\.yaml should hold sections \(data, schema, model, \.\.\.\), received list",
+            r"config\.yaml should hold sections \(data, schema, \.\.\.\), received list",
         ),
         ("", r"config\.yaml should hold sections .*, received NoneType"),
         (

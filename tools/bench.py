@@ -45,13 +45,14 @@ from tools.benchmark.trainers import (
     make_trainer,
 )
 from tools.benchmark.workload import (
-    DEFAULTS,
     DMR,
     GROUPED,
     SMALL,
     Variant,
     Workload,
     base_config_tree,
+    default_variants,
+    in_bfloat16,
 )
 from tools.tool_command import ToolCommand
 
@@ -125,7 +126,8 @@ class Bench:
 
     def quality(self) -> None:
         """Compares the AUC of all variants but DMR alone with the reference's."""
-        variants = [variant for variant in self.variants if variant.name != DMR.name]
+        alone = {DMR.name, in_bfloat16(DMR).name}
+        variants = [variant for variant in self.variants if variant.name not in alone]
         numbers = {"seeds": self.options["seeds"], "epochs": self.options["epochs"]}
         self.results["quality"] = compare_auc(
             self.workload, variants, self.device, self.encoders, **numbers, log=click.echo
@@ -205,7 +207,7 @@ def _open_bench(
     multiple=True,
     help=(
         "NAME:section.key=value,... of this project. [default: ungrouped, grouped, each sampled; "
-        "DMR alone]"
+        "DMR alone; in bfloat16 too where there are units for it]"
     ),
 )
 @click.option(
@@ -265,7 +267,9 @@ def main(
     with_fuxictr = options["fuxictr_source"] is not None
     chosen_parts = parts or (*PARTS, *(["fuxictr"] if with_fuxictr else []))
     try:
-        chosen = [Variant.parse(text) for text in variants] or list(DEFAULTS)
+        chosen = [Variant.parse(text) for text in variants] or default_variants(
+            torch.device(device)
+        )
         if "fuxictr" in chosen_parts:
             check_source(options["fuxictr_source"])
         out.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,14 @@
 
     python tools/bench_plans.py --out runs/plans --report tools/results/plans.md
 
-Each workload has its planner's best plan under each of several sharding settings.
+Each workload has the planner's best plan under each of several cuts of its tables.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +21,108 @@ from mail_torchrec.planning.measured.measurements import spearman
 from mail_torchrec.planning.measured.plots import draw_steps_measured
 from tools.tool_command import ToolCommand
 
-_SHARDINGS = (
-    "[table_wise]",
-    "[row_wise]",
-    "[column_wise]",
-    "[table_wise, row_wise]",
-)
 _TOWER = {"tower": "base_dnn", "tower_options": {"hidden_dims": [32, 16]}, "zero_shot": None}
+# Rows of tables by the beginning of their names.
+_ROWS = {"tags": 200_000, "item": 500_000, "shop": 500_000, "age": 2_000, "field": 100_000}
+_TABLE_WISE, _ROW_WISE, _COLUMN_WISE = "table_wise", "row_wise", "column_wise"
 
 
-def workloads(scale: float) -> dict[str, tuple[dict[str, Any], dict[str, int]]]:
-    """Returns configuration and rows of tables by name.
+@dataclass(frozen=True)
+class Workload:
+    """A model, and the cuts of its tables that are measured."""
 
-    Args:
-        scale: of the batches.
-    """
-    base: dict[str, Any] = {"user": {"group": "group_key"}, "clicked": {"group": "label"}}
-    lists: dict[str, Any] = {
-        f"tags_{number}": {"group": "item", "kind": "list", "max_length": 30} for number in range(4)
-    }
-    single: dict[str, Any] = {f"field_{number}": {"group": "context"} for number in range(16)}
-    history: dict[str, Any] = {
-        "seen": {"group": "behaviour", "kind": "list", "table": "item", "max_length": 50},
-        "item": {"group": "item"},
-        "age": {"group": "attribute"},
-    }
-    columns = {
-        "lists": (lists | {"age": {"group": "attribute"}}, 32, 512),
-        "fields": (single, 64, 2048),
-        "history": (history, 32, 512),
-    }
-    found = {}
-    for name, (own, dim, batch_size) in columns.items():
-        needed = own if name == "history" else own | history
-        schema = {"dim": dim, "columns": base | needed}
-        config = {
+    columns: dict[str, Any]
+    dim: int
+    batch_size: int
+    mean_lengths: dict[str, float]
+    """Of lists that are not full."""
+    cuts: tuple[dict[str, str], ...]
+    """Sharding type by the beginning of a table's name, the first that fits; plans lie far apart,
+    so that a machine that is not quiet orders them too."""
+
+    def tree(self, name: str, scale: float) -> dict[str, Any]:
+        """Returns the configuration.
+
+        Args:
+            name: of the workload.
+            scale: of the batches.
+        """
+        base = {"user": {"group": "group_key"}, "clicked": {"group": "label"}}
+        sharding = {"min_partition": self.dim // 2, "pooling_factors": self.mean_lengths}
+        train = {
+            "batch_size": max(16, int(scale * self.batch_size)),
+            "device": "cpu",
+            "tables": {"name": "rowwise_adagrad"},
+        }
+        return {
             "name": name,
             "data": {"root": "NONE"},
-            "schema": schema,
+            "schema": {"dim": self.dim, "columns": base | self.columns},
             "model": _TOWER,
-            "sharding": {"min_partition": dim // 2, "pooling_factors": _lengths(name)},
-            "train": {
-                "batch_size": max(16, int(scale * batch_size)),
-                "device": "cpu",
-                "tables": {"name": "rowwise_adagrad"},
-            },
+            "sharding": sharding,
+            "train": train,
         }
-        tables = {"item" if column == "seen" else column for column in needed}
-        rows = {table: _rows(table) for table in sorted(tables)}
-        found[name] = (config, rows)
-    return found
+
+    def rows(self) -> dict[str, int]:
+        """Returns the rows of tables by name."""
+        tables = {column.get("table", name) for name, column in self.columns.items()}
+        return {table: _first(_ROWS, table) for table in sorted(tables)}
+
+    def vary(self) -> str:
+        """Returns the option that gives every table its cut, one alternative a plan."""
+        constraints = (
+            {table: {"sharding_types": [_first(cut, table)]} for table in self.rows()}
+            for cut in self.cuts
+        )
+        return f"sharding.constraints={';'.join(map(json.dumps, constraints))}"
 
 
-def _lengths(name: str) -> dict[str, float]:
-    """Returns mean lengths: histories are short where they are not what is measured."""
-    return {} if name == "history" else {"seen": 1.0}
+def _first(values: dict[str, Any], name: str) -> Any:
+    return next(value for start, value in values.items() if name.startswith(start))
 
 
-def _rows(table: str) -> int:
-    if table.startswith("tags"):
-        return 200_000
-    return {"item": 500_000, "age": 2_000}.get(table, 100_000)
+def workloads() -> dict[str, Workload]:
+    """Returns the workloads: lists that are pooled, single ids, and behaviours."""
+    seen = {"group": "behaviour", "kind": "list", "table": "item", "max_length": 50}
+    tags = {
+        f"tags_{number}": {"group": "item", "kind": "list", "max_length": length}
+        for number, length in enumerate((60, 10, 10))
+    }
+    fields = {f"field_{number:02}": {"group": "context"} for number in range(16)}
+    item, age = {"item": {"group": "item"}}, {"age": {"group": "attribute"}}
+    short = item | age | {"seen": seen | {"max_length": 5}}
+    both = item | age | {"shop": {"group": "item"}, "seen": seen}
+    visited = seen | {"table": "shop", "max_length": 25}
+    whole, by_rows, by_columns = {"": _TABLE_WISE}, {"": _ROW_WISE}, {"": _COLUMN_WISE}
+    return {
+        "lists": Workload(
+            short | tags,
+            32,
+            1024,
+            {"seen": 1.0},
+            (
+                by_rows,
+                {"tags_0": _ROW_WISE, "tags": _COLUMN_WISE} | whole,
+                whole,
+                {"tags_0": _COLUMN_WISE} | whole,
+                by_columns,
+            ),
+        ),
+        "fields": Workload(
+            short | fields,
+            64,
+            4096,
+            {"seen": 1.0},
+            (whole, {"field_0": _COLUMN_WISE} | whole, by_rows, by_columns),
+        ),
+        "history": Workload(
+            both | {"visited": visited},
+            32,
+            512,
+            {},
+            (by_rows, whole, {"item": _COLUMN_WISE} | by_rows, by_columns),
+        ),
+    }
 
 
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,7 +130,6 @@ def _rows(table: str) -> int:
 @click.option("--report", type=OUTPUT_FILE, help="Markdown file; its picture lies beside it.")
 @click.option("--ranks", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True)
-@click.option("--best", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Of the batches.")
 @click.option("--hardware", type=LOCAL_PATH, help="Measured before; else now.")
 @click.option("--workload", "chosen", multiple=True, help="Only this one; may be repeated.")
@@ -97,7 +138,6 @@ def main(
     report: Path | None,
     ranks: int,
     steps: int,
-    best: int,
     scale: float,
     hardware: Path | None,
     chosen: tuple[str, ...],
@@ -109,16 +149,17 @@ def main(
         hardware = out / "hardware.json"
         calibration = _plan("--calibrate", str(hardware), "--ranks", str(ranks))
     plans: list[dict[str, Any]] = []
-    for name, (config, rows) in workloads(scale).items():
+    for name, workload in workloads().items():
         if chosen and name not in chosen:
             continue
         path, folder = out / f"{name}.yaml", out / name
         shutil.rmtree(folder, ignore_errors=True)
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(workload.tree(name, scale)))
         words = ["--config", str(path), "--hardware", str(hardware), "--ranks", str(ranks)]
-        words += [word for table, count in rows.items() for word in ("--rows", f"{table}={count}")]
-        words += ["--measure", str(steps), "--best", str(best), "--out", str(folder)]
-        words += ["--vary", f"sharding.sharding_types={';'.join(_SHARDINGS)}"]
+        rows = (f"{table}={count}" for table, count in workload.rows().items())
+        words += [word for text in rows for word in ("--rows", text)]
+        words += ["--measure", str(steps), "--best", "1", "--out", str(folder)]
+        words += ["--vary", workload.vary()]
         click.echo(_plan(*words))
         found = json.loads((folder / "measured.json").read_text())["plans"]
         plans += [plan | {"group": name} for plan in found if plan["passes"]]
@@ -183,9 +224,8 @@ def _report(plans: list[dict[str, Any]], calibration: str) -> str:
             f"{plan['estimate_ms'][part]:.1f} / {min(one[key] for one in plan['passes']):.1f}"
             for part, key in (("lookup", "lookup_ms"), ("communication", "communication_ms"))
         ]
-        kind = plan["name"].partition("sharding_types=")[2].partition(" #")[0]
         lines.append(
-            f"| {plan['group']} | {kind} | {plan['published_ms']['step']:.2f} | "
+            f"| {plan['group']} | {plan['tables']} | {plan['published_ms']['step']:.2f} | "
             f"{plan['estimate_ms']['step']:.1f} | {plan['step_ms']:.1f} | {' | '.join(parts)} |"
         )
     picture = "![Measured over estimated milliseconds a step](plans.png)"

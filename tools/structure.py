@@ -10,7 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mail_torchrec"
-SPLIT_ROOMS = ("data", "towers", "prepare", "train", "inference", "embeddings", "planning")
+SPLIT_ROOMS = (
+    *("data", "towers", "prepare", "train", "inference", "embeddings", "planning"),
+    *("reproduce",),
+)
 """Folders whose subfolders are rooms of their own."""
 _RIDDLE = re.compile(r"(What|How|Whether|Who|Whom|Which|Whose)\b")
 _TENSOR_TYPES = {"Tensor", "NDArray", "ndarray", "Ints", "Floats", "Bools", "Array", "Arrays"}

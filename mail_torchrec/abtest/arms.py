@@ -13,6 +13,7 @@ from mail_torchrec.abtest.exposures import Exposures
 from mail_torchrec.abtest.sample_ratio import SampleRatioCheck, check_sample_ratio
 from mail_torchrec.data.parquet.arrow import Bools
 from mail_torchrec.inference.traffic_split import TrafficSplit
+from mail_torchrec.reporting.cohorts import ITEM_COHORTS
 
 IMPRESSIONS, CLICKS, CONVERSIONS = range(3)
 ARMS = ("base", "candidate")
@@ -40,8 +41,8 @@ class ExperimentArms:
     versions: dict[str, list[str]]
     """Versions of each arm."""
     sums_U3: dict[str, dict[str, NDArray[np.float64]]]
-    """By cohort (all; new and old where the log says it) and arm, the impressions, clicks and
-    conversions of each user with impressions there."""
+    """By cohort (all; new and old users, and items, where the log says it) and arm, the
+    impressions, clicks and conversions of each user with impressions there."""
     other_impressions: dict[str, int]
     """Impressions of each version that belongs to neither arm."""
     num_in_both: int
@@ -137,9 +138,16 @@ def _membership(log: Exposures, versions: Mapping[str, list[str]]) -> _Membershi
 def _cohorts(log: Exposures) -> dict[str, Bools]:
     """Lists the lines [L] of each cohort."""
     everyone = {"all": np.ones(len(log.users), np.bool_)}
-    if log.is_new_L is None:
-        return everyone
-    return everyone | {"new": log.is_new_L, "old": ~log.is_new_L}
+    users = {} if log.is_new_L is None else {"new": log.is_new_L, "old": ~log.is_new_L}
+    if (is_new_item_L := log.is_new_item_L) is None:
+        return everyone | users
+    items = dict(zip(ITEM_COHORTS, (is_new_item_L, ~is_new_item_L), strict=True))
+    both = {
+        f"{user}_users_{name}": is_user_L & is_item_L
+        for user, is_user_L in users.items()
+        for name, is_item_L in items.items()
+    }
+    return everyone | users | items | both
 
 
 def _user_sums(

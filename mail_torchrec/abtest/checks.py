@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from mail_torchrec.abtest.arms import ARMS, ExperimentArms
 from mail_torchrec.abtest.estimates import METRICS, MetricComparison
-from mail_torchrec.abtest.formatting import COHORT_NAMES, percent
+from mail_torchrec.abtest.formatting import percent
+from mail_torchrec.reporting.cohorts import COHORT_NAMES
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
 """Comparisons by cohort and metric."""

@@ -1,7 +1,7 @@
 """Exposure log of an A/B test, summed by user and version.
 
 Files are read a batch at a time; one line for each user, version and (where the log says it)
-new-user flag stays in memory. ``L`` lines, ``R`` rows of a batch.
+new-user and new-item flag stays in memory. ``L`` lines, ``R`` rows of a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.logical_types import LogicalType, plain_ids, plain_values
 
 _BATCH = 1_000_000  # rows read at a time
-_KEYS = ["user", "version", "is_new"]
+_KEYS = ["user", "version", "is_new", "is_new_item"]
 _SUMS = ["impressions", "clicks", "conversions"]
 
 
@@ -36,6 +36,8 @@ class LogColumns:
     """1 where the user was new."""
     impressions: str | None = None
     """Number of impressions that a row stands for; None where each row is one."""
+    is_new_item: str | None = None
+    """1 where the item was new."""
 
     @property
     def names(self) -> list[str]:
@@ -46,6 +48,7 @@ class LogColumns:
             self.click,
             self.conversion,
             self.is_new,
+            self.is_new_item,
             self.impressions,
         )
         return list(dict.fromkeys(name for name in columns if name is not None))
@@ -53,7 +56,7 @@ class LogColumns:
 
 @dataclass(frozen=True)
 class Exposures:
-    """Impressions, clicks and conversions of each line: a user, a version, a new-user flag."""
+    """Impressions, clicks and conversions of each line: a user, a version, flags of new ones."""
 
     users: pa.Array
     """int64 or large_string [L]."""
@@ -67,6 +70,8 @@ class Exposures:
     """Conversions after a click; None where the log has no such column."""
     num_unclicked: int
     """Conversions without a click, in the whole log."""
+    is_new_item_L: Bools | None = None
+    """None where the log has no such column."""
 
     @property
     def user_indices_L(self) -> Ints:
@@ -95,6 +100,7 @@ def read_exposures(paths: Iterable[str], columns: LogColumns) -> Exposures:
         clicks_L=_ints(sums["clicks"]),
         conversions_L=_ints(sums["conversions"]) if columns.conversion else None,
         num_unclicked=num_unclicked,
+        is_new_item_L=_ints(sums["is_new_item"]) == 1 if columns.is_new_item else None,
     )
 
 
@@ -144,15 +150,16 @@ def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Ta
     conversions_R = zeros_R
     if columns.conversion is not None:
         conversions_R = _events(batch, columns.conversion, columns, file)
-    is_new_R = np.zeros(len(batch), np.bool_)
-    if columns.is_new is not None:
-        is_new_R = _flags(batch, columns.is_new, file)
+    flags = {
+        name: zeros_R if column is None else _flags(batch, column, file)
+        for name, column in (("is_new", columns.is_new), ("is_new_item", columns.is_new_item))
+    }
     counted_R = np.minimum(conversions_R, clicks_R)
     table = pa.table(
         {
             "user": _ids(batch, columns.user, file),
             "version": _ids(batch, columns.version, file).cast(pa.large_string()),
-            "is_new": is_new_R.astype(np.int8),
+            **{name: flag_R.astype(np.int8) for name, flag_R in flags.items()},
             "impressions": impressions_R,
             "clicks": clicks_R,
             "conversions": counted_R,

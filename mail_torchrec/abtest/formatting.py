@@ -2,8 +2,6 @@
 
 from mail_torchrec.abtest.estimates import Estimate, MetricComparison
 
-COHORT_NAMES = {"all": "all users", "new": "new users", "old": "old users"}
-
 
 def percent(value: float, digits: int, sign: str = "") -> str:
     """Formats a share as percent.

@@ -9,8 +9,9 @@ from typing import Any
 from mail_torchrec.abtest import checks
 from mail_torchrec.abtest.arms import ARMS, CLICKS, CONVERSIONS, IMPRESSIONS, ExperimentArms
 from mail_torchrec.abtest.estimates import MetricComparison
-from mail_torchrec.abtest.formatting import COHORT_NAMES, estimate_text, p_text, verdict
+from mail_torchrec.abtest.formatting import estimate_text, p_text, verdict
 from mail_torchrec.abtest.plots import draw_lifts
+from mail_torchrec.reporting.cohorts import COHORT_NAMES
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.utils.local_path import make_output_dir

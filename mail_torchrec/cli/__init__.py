@@ -113,7 +113,7 @@ def doctor() -> None:
 
 
 for command in (
-    *(data.synthesize, data.prepare, data.init, data.check),
+    *(data.synthesize, data.prepare, data.init, data.check, data.diagnose),
     *(runs.train, runs.compare, scoring.days, runs.checkpoint, ids.ids),
     *(scoring.evaluate, scoring.predict, scoring.importance),
     *(plans.plan, experiments.reproduce, experiments.sweep),

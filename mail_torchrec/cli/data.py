@@ -1,4 +1,4 @@
-"""Commands that make data, or look at it: synthesize, prepare, init, check."""
+"""Commands that make data, or look at it: synthesize, prepare, init, check, diagnose."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -265,3 +265,40 @@ def check(config_path: Path, rows: int, out: Path | None, overrides: tuple[str, 
         write_report(report, out)
     if report.has_errors:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@CONFIG
+@click.option(
+    "--rows",
+    type=click.IntRange(1_000),
+    default=200_000,
+    show_default=True,
+    help="Most rows of training, and of test, that the trees see.",
+)
+@click.option(
+    "--out",
+    type=OUTPUT_DIR,
+    default="diagnosis",
+    show_default=True,
+    help="Folder of diagnosis.html, a page with pictures, and diagnosis.json.",
+)
+@OVERRIDES
+def diagnose(config_path: Path, rows: int, out: Path, overrides: tuple[str, ...]) -> None:
+    """Estimate, before any training, what would help new users and new items.
+
+    Boosted trees on a sample tell, with intervals, what histories are worth to new users, what
+    attributes bring, what histories predicted from attributes bring, and for new items what
+    content brings; and how many rows are cold. The last sentences say what to try.
+
+    \b
+    mail-torchrec diagnose --config shop.yaml --out shop-diagnosis
+    """  # noqa: D301
+    from mail_torchrec.config import load_config
+    from mail_torchrec.diagnose.diagnosis import diagnose as find
+    from mail_torchrec.diagnose.report import PAGE
+
+    found = find(load_config(config_path, list(overrides)), rows)
+    found.write(out)
+    click.echo(found.text())
+    click.echo(f"\n{out / PAGE}: the same with pictures")

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["table2", "table3", "figures", "warmup", "all"]))
+@click.argument(
+    "what", type=click.Choice(["table2", "table3", "figures", "warmup", "all", "curve"])
+)
 @CONFIG
 @click.option(
     "--out",
@@ -58,6 +61,25 @@ if TYPE_CHECKING:
         "made the data."
     ),
 )
+@click.option(
+    "--share",
+    "shares",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    help=(
+        "Of curve: share of the training users whose behaviours are hidden; may be given several "
+        "times. By default 0.01, 0.02, 0.05, 0.1, 0.2 and 0.4."
+    ),
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    multiple=True,
+    help=(
+        "Of curve: number of training rows, a sample of the users, in place of --share; may be "
+        "given several times. All rows are the last point."
+    ),
+)
 @OVERRIDES
 def reproduce(
     what: str,
@@ -68,6 +90,8 @@ def reproduce(
     threads: int,
     chosen: tuple[str, ...],
     paper: str | None,
+    shares: tuple[float, ...],
+    rows: tuple[int, ...],
     overrides: tuple[str, ...],
 ) -> None:
     """Train methods over several seeds, compare them as the paper does, and write one report.
@@ -81,6 +105,8 @@ def reproduce(
     warmup   new users with their newest 0, 1, 2, 5, 10 and 20 behaviours: how many of them
              are worth more than virtual ones
     all      these four
+    curve    headroom recovered over the share of cold training users (--share), or over the
+             number of training rows (--rows), with the controls of every method
 
     A finished run is kept, also for another section with the same --out: an interrupted command
     goes on where it stopped. OUT/report.html is one file with all sections made so far.
@@ -96,16 +122,27 @@ def reproduce(
     options = ReproduceOptions(
         what, config_path, out, seeds, jobs, threads, chosen, overrides, paper
     )
-    click.echo(run(options, _reproduce_command(options)))
+    if what != "curve":
+        if shares or rows:
+            raise click.UsageError("--share and --rows are of curve; leave them out")
+        click.echo(run(options, _reproduce_command(options)))
+        return
+    from mail_torchrec.reproduce.curves.command import CurveOptions, reproduce_curve
+
+    if paper:
+        raise click.UsageError("--paper is not of curve; leave it out")
+    points = [("--share", share) for share in shares] + [("--rows", number) for number in rows]
+    command = _reproduce_command(options, [str(word) for pair in points for word in pair])
+    click.echo(reproduce_curve(options, CurveOptions(shares, rows), command))
 
 
-def _reproduce_command(options: "ReproduceOptions") -> str:
+def _reproduce_command(options: "ReproduceOptions", further: Sequence[str] = ()) -> str:
     """Formats the command line that gives the same results, for the report."""
     words = ["mail-torchrec", "reproduce", options.what, "--config", str(options.config)]
     words += ["--out", str(options.out), "--seeds", str(options.num_seeds)]
     words += ["--paper", options.paper] if options.paper else []
     words += [word for name in options.chosen for word in ("--method", name)]
-    return redact(shlex.join([*words, *options.overrides]))
+    return redact(shlex.join([*words, *further, *options.overrides]))
 
 
 @click.command()

@@ -56,6 +56,10 @@ from mail_torchrec.cli.options import OUTPUT_DIR
     help="Column that is 1 where the user was new; adds metrics of new and old users.",
 )
 @click.option(
+    "--new-item",
+    help="Column that is 1 where the item was new; adds metrics of new and old items.",
+)
+@click.option(
     "--impressions",
     help=(
         "Column of counts, for a log whose rows are sums: click and conversion are counts then too."
@@ -85,6 +89,7 @@ def abtest(
     click_column: str,
     conversion: str | None,
     new_user: str | None,
+    new_item: str | None,
     impressions: str | None,
     bootstrap: int,
     out: Path | None,
@@ -114,7 +119,9 @@ def abtest(
         raise ValueError(
             "which version is on trial? name it by --candidate, or give --split as `serve` got it"
         )
-    columns = LogColumns(user, version_column, click_column, conversion, new_user, impressions)
+    columns = LogColumns(
+        user, version_column, click_column, conversion, new_user, impressions, new_item
+    )
     report = run_abtest(log, columns, ArmAssignment(candidate, base, share, rule), bootstrap)
     click.echo(report.text())
     for path in report.write(out) if out else ():

@@ -33,8 +33,8 @@ def evaluate(
     """Evaluate a finished run: AUC and GAUC for new, old and all rows, as JSON on standard output.
 
     Overrides change the run's configuration for this evaluation alone: data.cold_start.hide_share=0
-    scores every user with the whole history, data.cold_start.keep=5 gives each hidden one the
-    newest five behaviours back.
+    (test_share=0 where the run has that) scores every user with the whole history,
+    data.cold_start.keep=5 gives each hidden one the newest five behaviours back.
 
     \b
     mail-torchrec evaluate --run-dir runs/kr --data FOLDER/test --predictions FOLDER

@@ -12,9 +12,10 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.content.vector_scales import VectorMoments, VectorScale
 from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.history import HistoryLimits
+from mail_torchrec.data.history import HistoryLimits, row_days
 from mail_torchrec.data.ids.counts import IdCounts
 from mail_torchrec.data.ids.policy import IdEncoder, IdPolicy
+from mail_torchrec.data.items.hidden_items import without_hidden
 from mail_torchrec.data.numeric import Moments, NumericScale, numeric_values
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
@@ -108,7 +109,7 @@ class EncoderFitter:
     def __init__(
         self, schema: Schema, cold_start: ColdStartSettings, observers: Sequence[RowObserver] = ()
     ) -> None:
-        self._schema, self._cold_start = schema, cold_start
+        self._schema, self._cold_start = schema, cold_start.of_training
         self.policies = {name: schema.id_policy(name) for name in schema.table_names}
         self.counts = {name: IdCounts() for name in schema.table_names}
         self.part = FittedPart(
@@ -172,12 +173,16 @@ class EncoderFitter:
         schema = self._schema
         key = schema.file_column(schema.group_key)
         keys = plain_ids(table[key], file=file, name=key)
-        limits = HistoryLimits.simulated(schema, keys, self._cold_start)
+        limits = HistoryLimits.simulated(
+            schema, keys, self._cold_start, row_days(table, schema, file)
+        )
         for observer in self.part.observers:
             observer.add(table, limits, file)
         for name in schema.id_columns:
             if self.policies[schema.table_of(name)].needs_counts:
-                self.counts[schema.table_of(name)].add(limits.shown_ids(table, name, file)[0])
+                ids = limits.shown_ids(table, name, file)[0]
+                ids = without_hidden(ids, name, schema, self._cold_start.items)
+                self.counts[schema.table_of(name)].add(ids)
         if sum(counts.num_held_bytes for counts in self.counts.values()) > _HELD_BYTES:
             max(self.counts.values(), key=lambda counts: counts.num_held_bytes).spill()
 

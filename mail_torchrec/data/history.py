@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
-from mail_torchrec.data.parquet.arrow import Bools, Ints, finite_values, list_lengths
+from mail_torchrec.data.parquet.arrow import Bools, Ints, finite_values, list_lengths, one_chunk
 from mail_torchrec.data.parquet.jagged import JaggedArray
 from mail_torchrec.data.parquet.logical_types import plain_ids
+from mail_torchrec.data.parquet.times import MICROSECONDS, plain_times
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 
+_LAST_DAY = 99991231
 _ALL = np.iinfo(np.int64).max
 _Value = TypeVar("_Value")
 
@@ -43,7 +45,10 @@ class HistoryLimits:
 
     @staticmethod
     def simulated(
-        schema: Schema, keys: pa.Array | pa.ChunkedArray, cold_start: ColdStartSettings
+        schema: Schema,
+        keys: pa.Array | pa.ChunkedArray,
+        cold_start: ColdStartSettings,
+        days_R: Ints | None = None,
     ) -> "HistoryLimits":
         """Limits of training and evaluation, with the simulated cold start.
 
@@ -51,11 +56,12 @@ class HistoryLimits:
             schema: list columns and their ``max_length``.
             keys: group keys [R].
             cold_start: settings of the simulation.
+            days_R: day of each row [R], see :func:`row_days`.
 
         Raises:
             ValueError: the keys are of a type that cannot be hashed.
         """
-        is_hidden_R = hidden_users(keys, cold_start)
+        is_hidden_R = hidden_users(keys, cold_start, days_R)
         is_limited_R = is_hidden_R & (not cold_start.oracle)
         return HistoryLimits(schema, is_hidden_R, np.where(is_limited_R, cold_start.keep, _ALL))
 
@@ -138,6 +144,41 @@ class HistoryLimits:
         """Rows of which the simulated cold start hides behaviours beyond ``cold_start.keep``."""
         is_limited_R: Bools = self.max_behaviours_R < _ALL
         return is_limited_R
+
+
+def row_days(table: pa.Table, schema: Schema, file: str) -> Ints | None:
+    """Returns the day of each row, [R]; None where the schema has no column of days.
+
+    Days of dates and timestamps are those of UTC; an integer, such as 20240531, is a day by itself.
+
+    Args:
+        table: R rows with the files' columns.
+        schema: columns.
+        file: for messages.
+
+    Raises:
+        ValueError: a row without a day, or an integer that rather is a time.
+    """
+    if schema.day is None:
+        return None
+    name = schema.file_column(schema.day)
+    values = one_chunk(table[name])
+    if values.null_count:
+        row = int(np.argmax(pc.is_null(values).to_numpy(zero_copy_only=False)))
+        raise ValueError(
+            f"{file}: column '{name}' (the day) should not be null, received null in row {row} of "
+            f"its row group ({values.null_count} nulls); drop the row or give it a day"
+        )
+    if pa.types.is_temporal(values.type):
+        times_R: Ints = plain_times(values).cast(pa.int64()).to_numpy()
+        return times_R // MICROSECONDS["day"]
+    days_R: Ints = values.to_numpy()
+    if len(days_R) and days_R.max() > _LAST_DAY:
+        raise ValueError(
+            f"{file}: column '{name}' (the day) should hold dates, timestamps or integers such as "
+            f"20240531, received {days_R.max()}, rather a time; store it as a timestamp"
+        )
+    return days_R
 
 
 def column_ids(table: pa.Table, schema: Schema, name: str, file: str) -> pa.Array:

@@ -69,7 +69,7 @@ def no_new_rows(path: str, num_rows: int, schema: Schema, settings: DataSettings
         schema: columns.
         settings: rule for new users, and the simulated cold start.
     """
-    share, most = settings.cold_start.hide_share, settings.new_user_max_behaviours
+    shares, most = settings.cold_start.shares_given(), settings.new_user_max_behaviours
     if schema.new_user is not None:
         rule = f"column '{schema.file_column(schema.new_user)}' is 1"
         remedies = ["correct that column"]
@@ -82,8 +82,7 @@ def no_new_rows(path: str, num_rows: int, schema: Schema, settings: DataSettings
     return (
         f"'{path}': none of the {num_rows} rows is a new user's, so nothing is learnt or measured "
         f"about new users here. A row is a new user's where {rule}, or where the simulated cold "
-        f"start hides its user (data.cold_start.hide_share={share:g}). If there should be new "
-        f"users, {'; or '.join(remedies)}"
+        f"start hides its user ({shares}). If there should be new users, {'; or '.join(remedies)}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Self, overload
 from pydantic import Field
 
 from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.parquet.selection import DataPart, at_root, paths_of
 from mail_torchrec.data.validation_split import ValidationSettings
 from mail_torchrec.settings import Settings
@@ -48,6 +49,9 @@ class DataSettings(Settings):
     new_user_max_behaviours: int = Field(default=0, ge=0)
     """A row is reported as a new user's where all its behaviour sequences together hold at most so
     many behaviours (unless the schema has a `new_user` column)."""
+    new_items: NewItemSettings | None = Field(default=None, exclude_if=lambda rule: rule is None)
+    """Rule for new items, whose rows have metrics of their own; null: none, unless the schema has a
+    `new_item` column."""
     shuffle_buffer_size: int = Field(default=65_536, ge=1)
     """Number of training rows that are shuffled together; the order of the row groups is shuffled
     as well."""

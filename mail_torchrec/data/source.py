@@ -27,7 +27,11 @@ from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-_CONSTANTS = {Group.GROUP_KEY: pa.scalar(0, pa.int64()), Group.WEIGHT: pa.scalar(1.0)}
+_CONSTANTS = {
+    Group.GROUP_KEY: pa.scalar(0, pa.int64()),
+    Group.DAY: pa.scalar(0, pa.int64()),
+    Group.WEIGHT: pa.scalar(1.0),
+}
 """Values of columns that are not read, by their groups; 0.0 for others."""
 
 PIECE_ROWS = 16_384

@@ -147,18 +147,18 @@ def open_part(
             source = Source(path, schema, {})
         except ValueError:
             return None
-    chosen = source.select(_spread(source.row_groups, max_rows))
-    return Part(name, chosen, source.num_rows, _day(source, schema), source.types)
+    chosen = source.select(spread(source.row_groups, max_rows))
+    return Part(name, chosen, source.num_rows, find_day(source, schema), source.types)
 
 
-def _spread(groups: Sequence[RowGroup], max_rows: int) -> list[RowGroup]:
+def spread(groups: Sequence[RowGroup], max_rows: int) -> list[RowGroup]:
     """Chooses whole row groups evenly over all files; at least one."""
     total = sum(min(group.num_rows, _GROUP_ROWS) for group in groups)
     count = max(1, min(len(groups), len(groups) * max_rows // total))
     return [groups[index * len(groups) // count] for index in range(count)]
 
 
-def _day(source: Source, schema: Schema) -> RowSplit | None:
+def find_day(source: Source, schema: Schema) -> RowSplit | None:
     """Finds the column of the files that tells the day of a row; None without one."""
     sample = read_sample(source.files[:1], 1_000)
     profiles = [

@@ -28,6 +28,7 @@ def check_constraints(
         )
     _check_compute_kernels(settings, hardware)
     _check_prefetch(settings, hardware)
+    _check_replicas(settings, workload)
     _check_hosts(settings, hardware, world_size)
 
 
@@ -55,6 +56,26 @@ def _check_prefetch(settings: ShardingSettings, hardware: Hardware) -> None:
         raise ValueError(
             "sharding.prefetch fills the caches of fused_uvm_caching tables, which "
             "sharding.compute_kernels does not allow; add fused_uvm_caching, or leave it out"
+        )
+
+
+def _check_replicas(settings: ShardingSettings, workload: Workload) -> None:
+    if settings.replicas is None:
+        return
+    given = f"sharding.replicas={settings.replicas}"
+    if "adam" in workload.optimizer:
+        raise ValueError(
+            f"{given}: TorchRec averages the optimizer state of sgd, adagrad and rowwise_adagrad, "
+            f"received train.tables.name={workload.optimizer}; change one of the two"
+        )
+    tables = list(workload.sizes)
+    kernels = {kernel for table in tables for kernel in settings.compute_kernels_of(table)}
+    kinds = {kind for table in tables for kind in settings.sharding_types_of(table)}
+    if refused := sorted((kernels - {"fused"}) | (kinds & _OVER_HOSTS)):
+        raise ValueError(
+            f"{given}: copies of tables are whole in the GPUs' memory (compute_kernels=[fused]) "
+            f"and are sharded table_wise, column_wise or row_wise; {refused} are allowed too, "
+            "leave them out"
         )
 
 

@@ -24,6 +24,8 @@ from mail_torchrec.embeddings.storage import MEMORY_KINDS, MemoryKind
 RankArray = NDArray[np.int64]
 
 _MEMORY_WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6)
+# Of the searches with few sharding types.
+_FEW_WEIGHTS = (0.0, 1.0, 1e6)
 _BYTE_COSTS: dict[MemoryKind, float] = {"hbm": 1.0, "host": 0.05}
 """Cost of a byte of each memory relative to the GPU's. The larger memories should be filled evenly
 too, so that their bytes are not free."""
@@ -72,9 +74,34 @@ class CandidatePlan:
             np.add.at(comms_R, ranks_S, option.comms_S)
             for kind in MEMORY_KINDS:
                 np.add.at(memory_R[kind], ranks_S, option.memory_S[kind])
+        plan = cls(placements, memory_R, lookup_R, comms_R)
         if latency is not None:
-            latency.add(_ranks_of_groups(placements), lookup_R, comms_R)
-        return cls(placements, memory_R, lookup_R, comms_R)
+            latency.add(plan.groups, lookup_R, comms_R)
+        return plan
+
+    @property
+    def kind(self) -> tuple[tuple[object, ...], ...]:
+        """Cuts of the tables, whatever ranks their shards lie on."""
+        return tuple(sorted(_cut(placement.option) for placement in self.placements.values()))
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Shards of the ranks; equal for plans that exchange equal ranks or equal tables."""
+        of_ranks: list[list[tuple[object, ...]]] = [[] for _ in self.lookup_R]
+        for option, ranks_S in self.placements.values():
+            sizes_S2, times_S = option.sizes_S2.tolist(), option.time_S.tolist()
+            for rank, size, ms in zip(ranks_S.tolist(), sizes_S2, times_S, strict=True):
+                of_ranks[rank].append((*_cut(option), *size, ms))
+        return tuple(sorted(tuple(sorted(shards)) for shards in of_ranks))
+
+    @property
+    def groups(self) -> dict[tuple[str, str], set[int]]:
+        """Ranks that hold shards of each collection and sharding type."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for option, ranks_S in self.placements.values():
+            group = option.module_path, option.sharding_type
+            found.setdefault(group, set()).update(ranks_S.tolist())
+        return found
 
     @property
     def step_ms(self) -> float:
@@ -90,13 +117,11 @@ class CandidatePlan:
         return {kind: lacking for kind, lacking in over.items() if lacking > 0}
 
 
-def _ranks_of_groups(placements: dict[str, Placement]) -> dict[tuple[str, str], set[int]]:
-    """Returns the ranks that hold shards of each collection and sharding type."""
-    groups: dict[tuple[str, str], set[int]] = {}
-    for option, ranks_S in placements.values():
-        group = option.module_path, option.sharding_type
-        groups.setdefault(group, set()).update(ranks_S.tolist())
-    return groups
+def _cut(option: ShardingOption) -> tuple[object, ...]:
+    """Returns what a table is and how it is cut, and not its name."""
+    rows, columns = (option.offsets_S2 + option.sizes_S2).max(axis=0).tolist()
+    how = option.module_path, option.sharding_type, option.compute_kernel
+    return (*how, rows, columns, float(option.time_S.sum()))
 
 
 def propose_plans(
@@ -104,6 +129,8 @@ def propose_plans(
     world_size: int,
     local_world_size: int,
     latency: PlanLatency | None = None,
+    *,
+    of_each_kind: bool = False,
 ) -> list[CandidatePlan]:
     """Proposes candidate plans, from the fastest to the slowest.
 
@@ -115,10 +142,13 @@ def propose_plans(
         world_size: R.
         local_world_size: L; it divides R.
         latency: of measured rates; None where these are not known.
+        of_each_kind: propose plans of few sharding types without latencies too.
     """
+    searches = [(options, *how) for how in product((True, False), _MEMORY_WEIGHTS)]
+    if of_each_kind or latency is not None:
+        searches += [(few, True, w) for few in _of_few_types(options) for w in _FEW_WEIGHTS]
     plans = []
-    searched = [options] if latency is None else [options, *_of_few_types(options)]
-    for tried, by_time, memory_weight in product(searched, (True, False), _MEMORY_WEIGHTS):
+    for tried, by_time, memory_weight in searches:
         partitioner = _GreedyPartitioner(tried, world_size, local_world_size, memory_weight)
         for table in partitioner.heaviest_first(by_time):
             partitioner.place(table)
@@ -129,10 +159,17 @@ def propose_plans(
 def _of_few_types(
     options: dict[str, list[ShardingOption]],
 ) -> Iterator[dict[str, list[ShardingOption]]]:
-    """Yields the options of one sharding type at a time; tables without it keep all theirs."""
-    for name in dict.fromkeys(one.sharding_type for found in options.values() for one in found):
+    """Yields the options of one sharding type for each collection, every one with every other.
+
+    Tables without it keep all of their options.
+    """
+    types: dict[str, dict[str, None]] = {}
+    for one in (one for found in options.values() for one in found):
+        types.setdefault(one.module_path, {})[one.sharding_type] = None
+    for names in product(*types.values()):
+        chosen = set(zip(types, names, strict=True))
         yield {
-            table: [one for one in found if one.sharding_type == name] or found
+            table: [one for one in found if (one.module_path, one.sharding_type) in chosen] or found
             for table, found in options.items()
         }
 

@@ -61,9 +61,9 @@ class PlanContext:
     """Properties of a job that a plan depends on; a plan fits every job with the same ones."""
 
     world_size: int
-    """Ranks of the job."""
+    """Ranks that the tables are sharded over: those of the job, or of one of its replicas."""
     local_world_size: int
-    """Ranks of one host."""
+    """Those of them on one host."""
     device: str
     """``cuda`` or ``cpu``."""
     optimizer: str

@@ -106,10 +106,21 @@ def candidate_plans(
     hardware: Hardware,
     world_size: int,
     optimizer: OptimizerName,
+    *,
+    of_each_kind: bool = False,
 ) -> list[CandidatePlan]:
-    """Proposes plans from the fastest to the slowest, whatever memory they need."""
-    local_world_size = min(hardware.local_world_size, world_size)
-    return propose_plans(options, world_size, local_world_size, plan_latency(hardware, optimizer))
+    """Proposes plans from the fastest to the slowest, whatever memory they need.
+
+    Args:
+        options: sharding options by table name.
+        hardware: of every rank.
+        world_size: ranks.
+        optimizer: of the tables.
+        of_each_kind: plans of one sharding type for each collection too, also without rates.
+    """
+    sizes = world_size, min(hardware.local_world_size, world_size)
+    latency = plan_latency(hardware, optimizer)
+    return propose_plans(options, *sizes, latency, of_each_kind=of_each_kind)
 
 
 def plan_latency(hardware: Hardware, optimizer: OptimizerName) -> PlanLatency | None:

@@ -73,6 +73,10 @@ class ShardingSettings(Settings):
     plans; null: published bandwidths."""
     communication: CommunicationSettings | None = None
     """Number formats in which ranks exchange vectors and gradients; null: float32."""
+    replicas: int | None = Field(default=None, ge=2)
+    """Copies of the tables, each sharded over a group of equally many ranks (2D parallelism,
+    TorchRec's ``DMPCollection``); behind each step the groups average them. On CUDA alone (not run
+    yet). null: one copy, sharded over all ranks."""
 
     prefetch: bool = False
     """Copy the rows that the next batch looks up from host memory to the GPU's cache beside this
@@ -80,7 +84,11 @@ class ShardingSettings(Settings):
 
     @model_validator(mode="after")
     def _check_whole_tables(self) -> Self:
-        given = {"communication": self.communication is not None, "prefetch": self.prefetch}
+        given = {
+            "communication": self.communication is not None,
+            "replicas": self.replicas is not None,
+            "prefetch": self.prefetch,
+        }
         for name in given if not self.enabled else ():
             if given[name]:
                 raise ValueError(

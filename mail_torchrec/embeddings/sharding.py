@@ -3,6 +3,7 @@
 Rank 0 plans or reads a plan file; the plan, or the error, is broadcast to all ranks.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from torchrec.distributed.types import (
 from mail_torchrec.distributed.collectives import broadcast_from_rank_0, world_size
 from mail_torchrec.embeddings.communication.codecs import build_codecs
 from mail_torchrec.embeddings.communication.dense_gradients import exchange_in_bfloat16
+from mail_torchrec.embeddings.communication.replicas import (
+    ReplicatedModelParallel,
+    ShardingGroup,
+    sharding_group,
+)
 from mail_torchrec.embeddings.constraints import check_constraints, feasible_sharding_types
 from mail_torchrec.embeddings.empty_shards import check_no_empty_shard
 from mail_torchrec.embeddings.hardware import Hardware, detect_hardware
@@ -157,7 +163,7 @@ def plan_sharding(
         sharders: of both collections.
         workload: tables and batches.
         device: of this rank.
-        local_world_size: ranks of one host.
+        local_world_size: ranks of one host, of all copies of the tables.
         dense_bytes: memory of a rank that the towers and their optimizers take.
         saved: a plan file to use instead of planning.
 
@@ -169,19 +175,22 @@ def plan_sharding(
             tables do not fit, or the saved plan was made for another job.
     """
     kind = device_kind(device)
-    context = PlanContext(world_size(), local_world_size, kind, workload.optimizer, workload.sizes)
+    group = sharding_group(settings.replicas, world_size(), local_world_size, kind)
+    context = PlanContext(*group, kind, workload.optimizer, workload.sizes)
 
     def plan() -> ShardingPlan:
         hardware = detect_hardware(device, local_world_size, settings.hardware)
-        check_constraints(settings, workload, hardware, world_size())
+        hardware = replace(hardware, local_world_size=group.local_world_size)
+        check_constraints(settings, workload, hardware, group.world_size)
         if saved is not None:
             found = load_plan(saved, context)
         else:
-            _log_small_tables(settings, workload, local_world_size)
-            options = feasible_options(tables, sharders, settings, workload, hardware, world_size())
-            plans = candidate_plans(options, hardware, world_size(), workload.optimizer)
+            _log_small_tables(settings, workload, group)
+            of_job = settings, workload, hardware, group.world_size
+            options = feasible_options(tables, sharders, *of_job)
+            plans = candidate_plans(options, hardware, group.world_size, workload.optimizer)
             fitting = _fitting_plan(plans, settings, hardware, dense_bytes)
-            found = build_sharding_plan(fitting, settings, kind, local_world_size)
+            found = build_sharding_plan(fitting, settings, kind, group.local_world_size)
         if kind == "cpu":
             check_no_empty_shard(found)
         return found
@@ -194,10 +203,8 @@ def device_kind(device: torch.device) -> str:
     return "cuda" if device.type == "cuda" else "cpu"
 
 
-def _log_small_tables(
-    settings: ShardingSettings, workload: Workload, local_world_size: int
-) -> None:
-    feasible = feasible_sharding_types(settings, workload, world_size(), local_world_size)
+def _log_small_tables(settings: ShardingSettings, workload: Workload, group: ShardingGroup) -> None:
+    feasible = feasible_sharding_types(settings, workload, *group)
     small = [
         table
         for table, sharding_types in feasible.items()
@@ -207,7 +214,7 @@ def _log_small_tables(
         _LOGGER.info(
             "sharding: %s too small for %d ranks to have a row each: table_wise",
             ", ".join(small),
-            world_size(),
+            group.world_size,
         )
 
 
@@ -238,6 +245,7 @@ def shard(
     sharders: list[ModuleSharder[nn.Module]],
     device: torch.device,
     *,
+    replicas: int | None = None,
     accumulates: bool = False,
     dense_in_bfloat16: bool = False,
 ) -> DistributedModelParallel:
@@ -250,6 +258,7 @@ def shard(
         plan: of the tables.
         sharders: of both collections.
         device: of this rank.
+        replicas: copies of the tables; None for one.
         accumulates: whether gradients stay on their rank in some steps.
         dense_in_bfloat16: whether the towers' gradients are averaged over ranks in bfloat16.
     """
@@ -260,17 +269,20 @@ def shard(
     if not is_trained:
         for child in dense:
             child.to(device)
-    sharded = DistributedModelParallel(
-        module=model,
-        env=ShardingEnv.from_process_group(group),
-        device=device,
-        plan=plan,
-        sharders=sharders,
-        init_data_parallel=is_trained,
+    options: dict[str, Any] = {
+        "device": device,
+        "plan": plan,
+        "sharders": sharders,
+        "init_data_parallel": is_trained,
         # A static graph, TorchRec's default, has to exchange gradients in its first step.
-        data_parallel_wrapper=DefaultDataParallelWrapper(
+        "data_parallel_wrapper": DefaultDataParallelWrapper(
             static_graph=not accumulates, find_unused_parameters=accumulates
         ),
+    }
+    sharded = (
+        DistributedModelParallel(model, env=ShardingEnv.from_process_group(group), **options)
+        if replicas is None
+        else ReplicatedModelParallel(model, replicas=replicas, **options)
     )
     if dense_in_bfloat16:
         exchange_in_bfloat16(sharded)

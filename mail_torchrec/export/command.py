@@ -24,7 +24,13 @@ from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
-from mail_torchrec.inference.requests import Request, graph_output, input_specs
+from mail_torchrec.inference.requests import (
+    InputSpec,
+    Request,
+    graph_output,
+    input_specs,
+    new_item_input,
+)
 from mail_torchrec.inference.tables.table_info import NumericInfo, TableInfo, VectorInfo
 from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
 from mail_torchrec.inference.values import ValueType
@@ -154,7 +160,7 @@ def _golden_requests(
         origin = "--data" if options.data else "the run's test data"
         raise ValueError(f"golden requests are taken from {origin}: {error}") from error
     return sample_requests(
-        source, schema, run.encoders, data.cold_start, data.new_user_max_behaviours
+        source, schema, run.encoders, data.cold_start.of_test, data.new_user_max_behaviours
     )
 
 
@@ -181,7 +187,7 @@ def _write_models(
     from mail_torchrec.export.onnx_graph import write_onnx
 
     config = run.config
-    inputs = input_specs(config.schema_, run.encoders.num_rows, run.encoders.vector_dims)
+    inputs = _input_specs(run)
     model = InferenceModel(
         run.towers,
         {name: GatherTable(files) for name, files in tables.items()},
@@ -221,7 +227,7 @@ def _manifest(
 ) -> ArtifactManifest:
     """Describes the artefact; its parity is still to be measured."""
     schema = run.config.schema_
-    max_behaviours = run.config.data.new_user_max_behaviours
+    max_behaviours, rule = run.config.data.new_user_max_behaviours, run.config.data.new_items
     infos = {name: _table_info(run, name, parts, folder) for name, parts in tables.items()}
     has_spare = any(parts.positions is not None for parts in tables.values())
     return ArtifactManifest(
@@ -233,10 +239,12 @@ def _manifest(
         table_type=options.table_type,
         metrics=run.metrics,
         negatives_kept=run.config.data.negatives_kept,
-        inputs=input_specs(schema, run.encoders.num_rows, run.encoders.vector_dims),
+        inputs=_input_specs(run),
         outputs=run.towers.output_specs(),
         new_user_input=schema.new_user,
         new_user_max_behaviours=None if schema.new_user else max_behaviours,
+        new_item_input=new_item_input(schema, rule),
+        new_items=rule,
         unknown_row=UNKNOWN_ROW,
         missing_row=MISSING_ROW,
         first_row=FIRST_ROW,
@@ -252,6 +260,12 @@ def _manifest(
         parity={},
         files=artifact_checksums(folder, infos),
     )
+
+
+def _input_specs(run: FinishedRun) -> list[InputSpec]:
+    encoders, data = run.encoders, run.config.data
+    of_data = encoders.num_rows, encoders.vector_dims, data.new_items
+    return input_specs(run.config.schema_, *of_data)
 
 
 def _numeric_info(run: FinishedRun) -> dict[str, NumericInfo]:

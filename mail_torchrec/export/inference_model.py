@@ -19,6 +19,7 @@ from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.export.calibrated_clicks import CalibratedClicks
 from mail_torchrec.export.table_files import GatherTable
 from mail_torchrec.inference.requests import (
+    NEW_ITEM_OF_CANDIDATE,
     USER_OF_CANDIDATE,
     InputSpec,
     candidate_columns,
@@ -26,7 +27,7 @@ from mail_torchrec.inference.requests import (
     user_columns,
 )
 from mail_torchrec.model.cold_rows import ColdUsers
-from mail_torchrec.model.features import InputAssembler, SequenceEmbeddings
+from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler, SequenceEmbeddings
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.model.step import select_by_cold
 from mail_torchrec.model.vector_fields import module_key
@@ -140,7 +141,8 @@ class InferenceModel(nn.Module):
         self, users: RankingInputs, inverse_indices_B: Tensor, given: dict[str, Tensor]
     ) -> CandidateInputs:
         """Assembles what the candidates have beside their users."""
-        fields = self._fields(given, candidate_columns(self.schema))
+        embeddings = self._item_embeddings(given)
+        fields = embeddings.fields
         numeric = [
             users.numeric_BN.index_select(0, inverse_indices_B),
             *(given[name].unsqueeze(1) for name in self.schema.numeric(Group.ITEM)),
@@ -150,10 +152,25 @@ class InferenceModel(nn.Module):
             self._assembler.stack_fields(Group.ITEM, fields, inverse_indices_B.shape[0]),
             torch.cat(numeric, dim=1),
             {name: self._assembler.target_embedding(name, fields) for name in users.sequences},
-            {name: self._match(name, given) for name in self.feature_tables.match},
+            embeddings.match,
             self._assembler.first_order_sum(fields, Group.ITEM),
             inverse_indices_B,
         )
+
+    def _item_embeddings(self, given: dict[str, Tensor]) -> FeatureEmbeddings:
+        """Gathers the vectors of the candidates, and makes those of new items."""
+        match = {name: self._match(name, given) for name in self.feature_tables.match}
+        fields = self._fields(given, candidate_columns(self.schema))
+        embeddings = FeatureEmbeddings(fields, {}, match)
+        if (items := self.towers.virtual_items) is None:
+            return embeddings
+        numbers = [given[name].unsqueeze(1) for name in self.schema.numeric(Group.ITEM)]
+        inverse_indices_B = given[USER_OF_CANDIDATE]
+        numeric_BN = (
+            torch.cat(numbers, dim=1) if numbers else inverse_indices_B.unsqueeze(1)[:, :0].float()
+        )
+        is_new_B = given[self.schema.new_item or NEW_ITEM_OF_CANDIDATE]
+        return items.fill(embeddings, items(embeddings, given, numeric_BN), is_new_B)
 
     def _match(self, name: str, given: dict[str, Tensor]) -> MatchInputs:
         """Gathers the output-side vectors of the targets.

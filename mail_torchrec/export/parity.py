@@ -60,7 +60,8 @@ def golden_batch(
     """
     path = folder / "golden.parquet"
     write_rows(requests, config.schema_, types, path)
-    source = Source(str(path), config.schema_, {}, unread=config.schema_.names(Group.WEIGHT))
+    unread = config.schema_.names(Group.WEIGHT, Group.DAY)
+    source = Source(str(path), config.schema_, {}, unread=unread)
     # The requests come without hidden behaviours, so none are to be hidden again; and this process
     # reads them, whoever read the training data.
     unhidden = {"cold_start": ColdStartSettings(), "num_workers": 0}

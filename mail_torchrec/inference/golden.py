@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.history import HistoryLimits
+from mail_torchrec.data.history import HistoryLimits, row_days
 from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.reading.chunk import ChunkEncoder
@@ -27,6 +27,7 @@ from mail_torchrec.inference.values import ValueType, json_value, to_table, valu
 _POOL_ROWS = 4096  # rows of the file to choose from
 _USERS_OF_KIND = 3
 _NUM_CANDIDATES = (1, 2, 17, 5, 9)
+_KEPT = Group.GROUP_KEY, Group.NEW_USER, Group.NEW_ITEM
 _UNSEEN: dict[str, Any] = {"integer": -(2**62), "string": "\u2205 never seen in training"}
 
 
@@ -47,7 +48,7 @@ def sample_requests(
         source: Parquet file or folder.
         schema: columns and tables.
         encoders: fitted id encoders and scales.
-        cold_start: simulated cold start of the run.
+        cold_start: simulated cold start of the run's test rows.
         new_user_max_behaviours: users with at most so many behaviours are new.
 
     Returns:
@@ -58,7 +59,7 @@ def sample_requests(
     chunk = ChunkEncoder(schema, encoders, cold_start, new_user_max_behaviours)(table, file)
     key = schema.file_column(schema.group_key)
     keys = plain_ids(table[key], file=file, name=key)
-    limits = HistoryLimits.simulated(schema, keys, cold_start)
+    limits = HistoryLimits.simulated(schema, keys, cold_start, row_days(table, schema, file))
     num_behaviours_R = np.sum([chunk.lists[name].lengths for name in schema.sequences], axis=0)
     rows = [
         *_evenly(np.flatnonzero(chunk.is_cold_R)),
@@ -161,7 +162,7 @@ def _candidate(
 
 def _without_values(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Replaces all values but the group key and the new-user flag by null or an empty list."""
-    kept = {schema.file_column(name) for name in schema.names(Group.GROUP_KEY, Group.NEW_USER)}
+    kept = {schema.file_column(name) for name in schema.names(*_KEPT)}
     raw = request_columns(schema)
     empty: dict[str, list[Any]] = {
         source: []

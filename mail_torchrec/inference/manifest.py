@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mail_torchrec.calibration.calibrator import Calibration
+from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.schema.schema import Kind, Schema, Transform
 from mail_torchrec.inference.artifact_files import (
     DENSE_WEIGHTS,
@@ -85,6 +86,10 @@ class ArtifactManifest(Settings):
     """Input that says which users are new; None where their number of behaviours decides."""
     new_user_max_behaviours: int | None = None
     """Most behaviours, over all sequences, of a new user; None with :attr:`new_user_input`."""
+    new_item_input: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """Input that says which candidates are new items; None where nothing says so."""
+    new_items: NewItemSettings | None = Field(default=None, exclude_if=lambda rule: rule is None)
+    """Rule by which the encoder of requests fills that input; None where a column says it."""
     unknown_row: int = 0
     """Table row of a value outside the vocabulary."""
     missing_row: int = 1

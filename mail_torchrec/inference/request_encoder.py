@@ -13,6 +13,8 @@ from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.derived.derive import with_derived
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import HistoryLimits, find_misaligned_row
+from mail_torchrec.data.items.new_items import ItemCohorts
+from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.padding import drop_padding
 from mail_torchrec.data.parquet.arrow import Ints, binary
@@ -21,6 +23,7 @@ from mail_torchrec.data.parquet.logical_types import plain_vectors
 from mail_torchrec.data.schema.schema import Column, Group, Kind, Schema
 from mail_torchrec.data.weights.list_weights import list_weights
 from mail_torchrec.inference.requests import (
+    NEW_ITEM_OF_CANDIDATE,
     USER_OF_CANDIDATE,
     RawColumn,
     RawColumns,
@@ -28,6 +31,7 @@ from mail_torchrec.inference.requests import (
     candidate_columns,
     length_input,
     list_of_weights,
+    new_item_input,
     request_columns,
     user_columns,
 )
@@ -48,11 +52,13 @@ class RequestEncoder:
         schema: columns and tables of the model.
         encoders: fitted id encoders and scales.
         types: value type of each raw column.
+        new_items: rule for new items, which makes an input of its own.
     """
 
     schema: Schema
     encoders: Encoders
     types: Mapping[str, ValueType]
+    new_items: NewItemSettings | None = None
 
     def __call__(self, requests: Sequence[Request]) -> EncodedInputs:
         """Encodes several requests together, the candidates of one request after another.
@@ -77,6 +83,12 @@ class RequestEncoder:
     @cached_property
     def _raw(self) -> RawColumns:
         return request_columns(self.schema)
+
+    @cached_property
+    def _items(self) -> ItemCohorts:
+        items = ItemCohorts.of(self.schema, self.encoders.tables, self.new_items, None)
+        assert items is not None, "there is a rule"
+        return items
 
     def _with_user_values(
         self, table: pa.Table, users: pa.Table, user_of_candidate: Ints
@@ -137,7 +149,12 @@ class RequestEncoder:
 
     def _encode_candidates(self, table: pa.Table) -> EncodedInputs:
         table = with_derived(table, self.schema, "candidate")
-        return self._encode_columns(candidate_columns(self.schema), table, "candidate")
+        encoded = self._encode_columns(candidate_columns(self.schema), table, "candidate")
+        if new_item_input(self.schema, self.new_items) == NEW_ITEM_OF_CANDIDATE:
+            items = self._items
+            is_new_R = items.is_new_by_rule(table, encoded[items.item], "candidate")
+            encoded[NEW_ITEM_OF_CANDIDATE] = is_new_R
+        return encoded
 
     def _encode_columns(self, columns: list[str], table: pa.Table, row_name: str) -> EncodedInputs:
         table = drop_padding(table, self.schema)
@@ -148,7 +165,7 @@ class RequestEncoder:
 
     def _encode_column(self, name: str, table: pa.Table, row_name: str) -> EncodedInputs:
         column, source = self.schema.columns[name], self.schema.file_column(name)
-        if column.group is Group.NEW_USER:
+        if column.group in (Group.NEW_USER, Group.NEW_ITEM):
             return {name: binary(table[source], file=row_name, name=source)}
         if column.kind is Kind.NUMERIC:
             values = numeric_values(table[source], column.transform, file=row_name, name=source)

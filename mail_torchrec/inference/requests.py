@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.data.schema.stored_columns import StoredColumn, stored_columns
 from mail_torchrec.settings import Settings
@@ -17,6 +18,8 @@ from mail_torchrec.settings import Settings
 USER_OF_CANDIDATE = "candidate.user"
 """Name of the input that holds the user index of each candidate; columns have no dot in their
 names."""
+NEW_ITEM_OF_CANDIDATE = "candidate.new_item"
+"""Name of the input that says which candidates are new items by a rule."""
 _USER_GROUPS = (Group.ATTRIBUTE, Group.BEHAVIOUR, Group.CONTEXT)
 
 
@@ -56,8 +59,20 @@ def user_columns(schema: Schema) -> list[str]:
 
 
 def candidate_columns(schema: Schema) -> list[str]:
-    """Lists the schema columns of a candidate item."""
-    return schema.names(Group.ITEM)
+    """Lists the schema columns of a candidate item, in the order of the inputs."""
+    return [*schema.names(Group.ITEM), *([schema.new_item] if schema.new_item else [])]
+
+
+def new_item_input(schema: Schema, rule: NewItemSettings | None) -> str | None:
+    """Names the input that says which candidates are new items; None where nothing says so.
+
+    Args:
+        schema: its column of new items is the input.
+        rule: for new items, which the encoder of requests applies.
+    """
+    if schema.new_item is not None:
+        return schema.new_item
+    return NEW_ITEM_OF_CANDIDATE if rule is not None and rule.has_rule else None
 
 
 def list_of_weights(name: str, schema: Schema) -> str:
@@ -125,7 +140,10 @@ def graph_output(name: str, inputs: Sequence[InputSpec]) -> str:
 
 
 def input_specs(
-    schema: Schema, num_rows: Mapping[str, int], vector_dims: Mapping[str, int] | None = None
+    schema: Schema,
+    num_rows: Mapping[str, int],
+    vector_dims: Mapping[str, int] | None = None,
+    new_items: NewItemSettings | None = None,
 ) -> list[InputSpec]:
     """Describes the inputs of an exported model, in the order of the graph.
 
@@ -133,6 +151,7 @@ def input_specs(
         schema: columns and tables.
         num_rows: number of rows of each table.
         vector_dims: number of elements of each vector column; None where there is none.
+        new_items: rule for new items; None for none.
     """
     dims = vector_dims or {}
     sides = {"users": user_columns(schema), "candidates": candidate_columns(schema)}
@@ -149,6 +168,10 @@ def input_specs(
     user = InputSpec(
         name=USER_OF_CANDIDATE, dtype="int64", shape=("candidates",), column=None, low=0
     )
+    if new_item_input(schema, new_items) == NEW_ITEM_OF_CANDIDATE:
+        columns.append(
+            InputSpec(name=NEW_ITEM_OF_CANDIDATE, dtype="bool", shape=("candidates",), column=None)
+        )
     return [*columns, user]
 
 
@@ -156,7 +179,7 @@ def _column_specs(
     name: str, axis: str, schema: Schema, num_rows: Mapping[str, int]
 ) -> list[InputSpec]:
     column, source = schema.columns[name], schema.file_column(name)
-    if column.group is Group.NEW_USER:
+    if column.group in (Group.NEW_USER, Group.NEW_ITEM):
         return [InputSpec(name=name, dtype="bool", shape=(axis,), column=source)]
     if column.kind is Kind.NUMERIC:
         return [InputSpec(name=name, dtype="float32", shape=(axis,), column=source)]

@@ -41,7 +41,10 @@ class Scorer:
             self.manifest.check_files(folder)
         schema = self.manifest.schema_
         self.encode = RequestEncoder(
-            schema, Encoders.load(folder / VOCABULARIES, schema), self.manifest.value_types
+            schema,
+            Encoders.load(folder / VOCABULARIES, schema),
+            self.manifest.value_types,
+            self.manifest.new_items,
         )
         self._session = open_session(folder / ONNX_MODEL, threads)
         self.scores = [spec.name for spec in self.manifest.outputs_of(*SCORES)]

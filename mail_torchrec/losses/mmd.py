@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 GPU_BLOCK = 2**25
 """Elements of a block of the kernel matrix on a GPU: large enough for all of its units."""
 _CPU_BLOCK = 2**18  # what a core's cache holds
+_CPU_ROWS = 64  # codes are filled up to a multiple of this in bfloat16
 
 
 def mmd(
@@ -112,7 +114,15 @@ def _blocked(
     signed_I = signed_I / torch.where(total > 0, total, 1) ** 2
     center_1D = Z_JD.sum(0, keepdim=True) / max(Z_JD.shape[0], 1)
     X_ID, Z_JD = X_ID - center_1D, Z_JD - center_1D
+    if lower and X_ID.device.type == "cpu":
+        X_ID, Z_JD, signed_I, signed_J = map(_filled_up, (X_ID, Z_JD, signed_I, signed_J))
     return cast(Tensor, _SignedKernelSum.apply(X_ID, Z_JD, signed_I, signed_J, sigma, lower))
+
+
+def _filled_up(x_N: Tensor) -> Tensor:
+    """Adds rows of zeros, of weight 0: oneDNN generates a kernel for each new number of rows."""
+    sides = (0, 0) * (x_N.dim() - 1)
+    return functional.pad(x_N, (*sides, 0, -len(x_N) % _CPU_ROWS))
 
 
 class _SignedKernelSum(torch.autograd.Function):

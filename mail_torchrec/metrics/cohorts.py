@@ -112,6 +112,8 @@ class EvaluatedRows:
         training_shift: what is added to a logit of training rows to get one of these rows, where
             the unclicked rows of either are a sample.
         tasks: predictions of further tasks.
+        is_new_item_R: true on rows that are reported as new items'; None where nothing says which
+            items are new.
     """
 
     scores_R: NDArray[Any]
@@ -123,6 +125,7 @@ class EvaluatedRows:
     columns: Mapping[str, Partition] = field(default_factory=dict)
     training_shift: float = 0.0
     tasks: Sequence[TaskScores] = ()
+    is_new_item_R: NDArray[Any] | None = None
 
     def predictions(self) -> list[Prediction | NumericPrediction]:
         """Lists what is predicted, each with the rows that it is judged on."""
@@ -144,7 +147,7 @@ class MetricsReport:
     """Metrics of all ranks' rows, the same on every rank."""
 
     cohorts: dict[str, CohortMetrics]
-    """Of new users' rows, old users' rows and all rows."""
+    """Of new users' rows, old users' rows and all rows; with new items, of theirs too."""
     by: dict[str, dict[str, CohortMetrics]]
     """Column -> value -> metrics of the rows that have it."""
     tenths: dict[str, dict[str, list[TenthOfRows]]]
@@ -160,7 +163,8 @@ class MetricsReport:
                 is negative.
         """
         users_R = _checked_users(rows)
-        partitions = [*cohort_partitions(rows.is_new_R), *rows.columns.values()]
+        by_cohort = cohort_partitions(rows.is_new_R, rows.is_new_item_R)
+        partitions = [*by_cohort, *rows.columns.values()]
         judged = {
             prediction.prefix: prediction.judge(users_R, partitions, rows.weights_R)
             for prediction in rows.predictions()
@@ -172,7 +176,8 @@ class MetricsReport:
             }
             for number, partition in enumerate(partitions)
         ]
-        cohorts, columns = {**named[0], **named[1]}, dict(zip(rows.columns, named[2:], strict=True))
+        cohorts = {name: of for groups in named[: len(by_cohort)] for name, of in groups.items()}
+        columns = dict(zip(rows.columns, named[len(by_cohort) :], strict=True))
         return MetricsReport(
             {name: _metrics(groups) for name, groups in cohorts.items()},
             {

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mail_torchrec.calibration.negatives import shifted_rate
+from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.metrics.cohorts import CohortMetrics, EvaluatedRows, MetricsReport
 from mail_torchrec.metrics.partitions import Partition, value_partition
-from mail_torchrec.metrics.popularity import candidate_item, count_clicks, item_keys
+from mail_torchrec.metrics.popularity import count_clicks, item_keys
 from mail_torchrec.metrics.predicted import TenthOfRows
 from mail_torchrec.metrics.row_columns import check_group_columns, read_texts
 from mail_torchrec.metrics.settings import MetricsSettings

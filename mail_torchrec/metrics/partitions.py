@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.distributed.collectives import gather_objects
 from mail_torchrec.metrics.exchange import exchange_by_key
+from mail_torchrec.reporting.cohorts import COHORTS, ITEM_COHORTS, USER_ITEM_COHORTS
 
 MISSING, OTHER = "(missing)", "(other)"
 """Names of the groups of rows without a value, and of those with rare values."""
@@ -29,14 +30,29 @@ class Partition:
     """Index of each row's group."""
 
 
-def cohort_partitions(is_new_R: NDArray[Any]) -> list[Partition]:
+def cohort_partitions(
+    is_new_R: NDArray[Any], is_new_item_R: NDArray[Any] | None = None
+) -> list[Partition]:
     """Returns the partition into new and old users' rows, and that of all rows together.
+
+    With new items, those by items, and by users and items, follow.
 
     Args:
         is_new_R: true on rows that are reported as new users'.
+        is_new_item_R: true on rows that are reported as new items'; None where nothing says so.
     """
-    codes_R = (~is_new_R.astype(np.bool_)).astype(np.uint16)
-    return [Partition(("new", "old"), codes_R), Partition(("all",), np.zeros_like(codes_R))]
+    codes_R = _codes(is_new_R)
+    users = [Partition(COHORTS[:2], codes_R), Partition(COHORTS[2:], np.zeros_like(codes_R))]
+    if is_new_item_R is None:
+        return users
+    items_R = _codes(is_new_item_R)
+    both = Partition(USER_ITEM_COHORTS, (2 * codes_R + items_R).astype(np.uint16))
+    return [*users, Partition(ITEM_COHORTS, items_R), both]
+
+
+def _codes(is_new_R: NDArray[Any]) -> NDArray[np.uint16]:
+    """Returns 0 for new rows and 1 for old ones, [R]."""
+    return (~is_new_R.astype(np.bool_)).astype(np.uint16)
 
 
 def value_partition(values_R: pa.Array, max_groups: int) -> Partition:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mail_torchrec.data.ids.hashing import hash64
 from mail_torchrec.data.parquet.arrow import binary
 from mail_torchrec.data.parquet.logical_types import plain_ids
-from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import RowGroup, Source
 from mail_torchrec.data.weights.row_weights import row_weights
 from mail_torchrec.distributed.collectives import gather_objects, rank, world_size
@@ -62,15 +62,6 @@ class ClickCounts(NamedTuple):
         rates_K = (answers["clicks"] + PRIOR_ROWS * self.rate) / (answers["rows"] + PRIOR_ROWS)
         rates_R: NDArray[np.float64] = rates_K[places_R]
         return rates_R
-
-
-def candidate_item(schema: Schema) -> str | None:
-    """Returns the column of the candidate item: a behaviour's target, else the first item column.
-
-    None where the schema has no column of group ``item`` with one id a row; buckets are no ids.
-    """
-    ids = [name for name in schema.fields(Group.ITEM) if name in schema.scalars]
-    return next((name for name in ids if name not in schema.bucketed), None)
 
 
 def count_clicks(source: Source, schema: Schema, item: str | None) -> ClickCounts:

@@ -12,7 +12,9 @@ from torch import nn
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
 from mail_torchrec.baselines.registry import BaselineSettings
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
+from mail_torchrec.model.virtual_items import VirtualItemSettings
 from mail_torchrec.settings import Settings
+from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from mail_torchrec.towers.inputs import InputShapes
 from mail_torchrec.towers.multi_task import MultiTaskHead, MultiTaskSettings
 from mail_torchrec.towers.tasks.heads import TaskHeads
@@ -24,8 +26,8 @@ from mail_torchrec.towers.tasks.settings import (
     check_tasks,
     further_tasks,
 )
-from mail_torchrec.towers.zero_shot import ZeroShotTower
-from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
+from mail_torchrec.towers.zero_shot.settings import ZeroShotSettings
+from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 
 
 class ModelSettings(Settings):
@@ -36,8 +38,18 @@ class ModelSettings(Settings):
     ``package.module:Class`` of your own."""
     tower_options: dict[str, Any] = {}
     """Options of the ranking tower, the fields of its ``Settings`` class."""
+    attribute_crosses: AttributeCrossesSettings | None = Field(
+        default=None, exclude_if=lambda found: found is None
+    )
+    """Products of user attributes and target items that the ranking tower reads too, whichever it
+    is; null: none."""
     zero_shot: ZeroShotSettings | None = ZeroShotSettings()
     """The zero-shot tower; null leaves new users without behaviours, as an ordinary ranker does."""
+    virtual_items: VirtualItemSettings | None = Field(
+        default=None, exclude_if=lambda found: found is None
+    )
+    """Generator of the vectors of new items from their other columns; null: new items have the
+    vector of their row, mostly that of unknown ids."""
     multi_task: MultiTaskSettings | None = None
     """The head for conversions on the ranking tower; null predicts clicks alone."""
     tasks: dict[str, TaskSettings] = Field(default={}, exclude_if=lambda tasks: not tasks)
@@ -57,6 +69,14 @@ class ModelSettings(Settings):
     new_user_tower: Literal["shared", "own"] = "shared"
     """Tower that scores cold users: shared (the ranking tower) or own (a second one, trained by the
     second ranking loss on all rows); the tables are shared either way."""
+    virtual_flag: bool = Field(default=False, exclude_if=lambda flag: not flag)
+    """Tell the ranking tower whose behaviours are virtual, by one more numeric feature; the paper
+    does not."""
+    mixing_strength: float | None = Field(
+        default=None, gt=0.0, exclude_if=lambda strength: strength is None
+    )
+    """Keep the few real behaviours of cold users and put virtual ones behind them, which follow the
+    real ones by count, as if attributes were worth so many behaviours; null replaces them."""
     mmd_over_all_ranks: bool = True
     """Compute the MMD of L_d over the warm users of all ranks, as one process would; false compares
     each rank's own users alone, for very many ranks."""
@@ -68,11 +88,24 @@ class ModelSettings(Settings):
                 f"baseline '{self.baseline.name}' stands in the zero-shot tower's place; set "
                 "zero_shot null, or baseline null"
             )
+        if self.attribute_crosses is not None and self.tower == "emblr":
+            raise ValueError(
+                "attribute_crosses multiplies vectors, and tower 'emblr' has one weight an id; set "
+                "attribute_crosses null, or choose another tower"
+            )
         if self.new_user_tower == "own" and not self.cold_loss_weight:
             raise ValueError(
                 "new_user_tower 'own' is trained by rows ranked as cold alone; set "
                 "cold_loss_weight above 0, to 1 for example"
             )
+        has_filler = self.baseline is not None and not isinstance(self.baseline, MetaEmbSettings)
+        if self.zero_shot is None and not has_filler:
+            for name in ("virtual_flag", "mixing_strength"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} needs virtual behaviours, and nothing makes any; set zero_shot, "
+                        f"or a baseline that fills, mean_fill for example, or leave {name} out"
+                    )
         check_tasks(self.tasks, self.experts)
         if self.tasks and self.multi_task is not None:
             raise ValueError(
@@ -85,6 +118,12 @@ class ModelSettings(Settings):
                 "it with experts; set experts null, or choose another baseline"
             )
         return self
+
+    @property
+    def has_generator(self) -> bool:
+        """True where a part of the optimizer group ``zero_shot`` generates vectors."""
+        is_meta_emb = isinstance(self.baseline, MetaEmbSettings)
+        return self.zero_shot is not None or self.virtual_items is not None or is_meta_emb
 
     @property
     def task_layout(self) -> TaskLayout:

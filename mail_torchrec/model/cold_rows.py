@@ -4,6 +4,7 @@ Shape letters as in ``towers/inputs.py``; ``V`` the rows that get virtual behavi
 users.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
-from mail_torchrec.towers.layers.sequences import BehaviourSequence
+from mail_torchrec.towers.layers.sequences import BehaviourSequence, position_mask
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def with_virtual_behaviours(
     rows_V: Tensor,
     virtual: dict[str, Behaviours],
     max_rows: int | None = None,
+    num_real: Mapping[str, Tensor] | None = None,
 ) -> RankingInputs:
     """Returns the inputs with virtual behaviours in some rows (Feng et al. 2021, Eq. 10).
 
@@ -81,9 +83,13 @@ def with_virtual_behaviours(
         rows_V: indices of the rows that get them (int64).
         virtual: sequence -> virtual behaviours [V, T, D] and their number [V].
         max_rows: of ``ColdUsers``.
+        num_real: sequence -> how many behaviours in front are real ones [V], whose actions stay;
+            None for none.
     """
     sequences = {
-        name: _with_virtual(sequence, rows_V, max_rows, *virtual[name])
+        name: _with_virtual(
+            sequence, rows_V, max_rows, *virtual[name], num_real[name] if num_real else None
+        )
         for name, sequence in inputs.sequences.items()
     }
     return replace(inputs, sequences=sequences)
@@ -95,14 +101,22 @@ def _with_virtual(
     max_rows: int | None,
     values_VTD: Tensor,
     lengths_V: Tensor,
+    num_real_V: Tensor | None,
 ) -> BehaviourSequence:
     values_VTD = values_VTD.to(sequence.values_BTD.dtype)
     lengths_V = lengths_V.to(sequence.lengths_B.dtype)
+    actions_BT = sequence.actions_BT
+    if num_real_V is None:
+        actions_BT = actions_BT.index_fill(0, rows_V, 0)
+    else:
+        is_real_VT = position_mask(num_real_V, actions_BT.shape[1])
+        real_VT = actions_BT.index_select(0, rows_V) * is_real_VT
+        actions_BT = actions_BT.index_copy(0, rows_V, real_VT)
     return replace(
         sequence,
         values_BTD=sequence.values_BTD.index_copy(0, rows_V, values_VTD),
         lengths_B=sequence.lengths_B.index_copy(0, rows_V, lengths_V),
-        actions_BT=sequence.actions_BT.index_fill(0, rows_V, 0),
+        actions_BT=actions_BT,
         is_virtual_B=sequence.is_virtual_B.index_fill(0, rows_V, True),
         max_positions=_bound(sequence, sequence.max_positions, values_VTD.shape[0]),
         max_row_positions=_bound(sequence, sequence.max_row_positions, max_rows),
@@ -115,6 +129,45 @@ def _bound(sequence: BehaviourSequence, before: int | None, num_filled: int | No
         return None
     max_length: int = sequence.values_BTD.shape[1]
     return before + num_filled * max_length
+
+
+def mixed_behaviours(
+    users: RankingInputs, cold: ColdUsers, virtual: Mapping[str, Behaviours], strength: float
+) -> tuple[dict[str, Behaviours], dict[str, Tensor]]:
+    """Puts the few real behaviours of cold users in front of virtual ones, by count.
+
+    With ``n`` real behaviours of mean ``m``, a virtual one behind them becomes ``(k v + n m) / (k +
+    n)``: its mean given the attributes, as if they were worth ``k`` behaviours. Without a real one
+    it stays ``v``. Users who are treated as cold ones have none.
+
+    Args:
+        users: with the real behaviours.
+        cold: users that get virtual behaviours.
+        virtual: sequence -> virtual behaviours [V, T, D] and their number [V].
+        strength: k.
+
+    Returns:
+        Sequence -> mixed behaviours [V, T, D] and their number [V]; and sequence -> how many of
+        them are real [V].
+    """
+    rows_V = cold.rows_V
+    is_cold_V = cold.is_cold_U.index_select(0, rows_V)
+    mixed: dict[str, Behaviours] = {}
+    num_real: dict[str, Tensor] = {}
+    for name, (virtual_VTD, virtual_lengths_V) in virtual.items():
+        sequence = users.sequences[name]
+        num_real_V = sequence.lengths_B.index_select(0, rows_V) * is_cold_V
+        num_positions = virtual_VTD.shape[1]
+        is_real_VT1 = position_mask(num_real_V, num_positions).unsqueeze(2)
+        real_VTD = sequence.values_BTD.index_select(0, rows_V).masked_fill(~is_real_VT1, 0.0)
+        count_V11 = num_real_V.to(real_VTD.dtype)[:, None, None]
+        sum_V1D = real_VTD.sum(1, keepdim=True)
+        shrunk_VTD = (strength * virtual_VTD + sum_V1D) / (strength + count_V11)
+        lengths_V = torch.maximum(num_real_V, virtual_lengths_V.to(num_real_V.dtype))
+        is_any_VT1 = position_mask(lengths_V, num_positions).unsqueeze(2)
+        mixed[name] = torch.where(is_real_VT1, real_VTD, shrunk_VTD * is_any_VT1), lengths_V
+        num_real[name] = num_real_V
+    return mixed, num_real
 
 
 def without_behaviours(inputs: RankingInputs, removed_B: Tensor) -> RankingInputs:

@@ -24,14 +24,20 @@ from mail_torchrec.model.features import input_shapes
 from mail_torchrec.model.projections import Projections
 from mail_torchrec.model.step import RankingResult
 from mail_torchrec.model.vector_fields import VectorFields
-from mail_torchrec.towers.inputs import RankingInputs, RankingOutput
+from mail_torchrec.model.virtual_items import VirtualItems
+from mail_torchrec.towers.inputs import (
+    RankingInputs,
+    RankingOutput,
+    flagged_shapes,
+    with_virtual_flag,
+)
 from mail_torchrec.towers.outputs import (
     CLICK_TASK,
     click_spec,
     declared_specs,
 )
 from mail_torchrec.towers.registry import build_tower
-from mail_torchrec.towers.zero_shot import ZeroShotTower
+from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 from mail_torchrec.utils.output_spec import SCORES, OutputSpec
 
 
@@ -66,16 +72,24 @@ class DenseModules(nn.Module):
         shapes = input_shapes(schema, num_rows, has_match=bool(feature_tables.match))
         has_first_order = bool(feature_tables.first_order)
         options, baseline = settings.tower_options, settings.baseline
-        self.ranking = build_tower(settings.tower, options, shapes)
+        crosses = settings.attribute_crosses
+        ranking_shapes = flagged_shapes(shapes) if settings.virtual_flag else shapes
+        self.num_numeric_attributes = shapes.num_numeric_attributes
+        self.ranking = build_tower(settings.tower, options, ranking_shapes, crosses)
         self.zero_shot = build_zero_shot(settings.zero_shot, schema, shapes)
         self.filler = build_filler(baseline, shapes, len(schema.numeric(Group.ATTRIBUTE)))
         self.meta_emb = build_meta_emb(baseline, schema, shapes, has_first_order=has_first_order)
         self.multi_task = build_multi_task(settings, schema, self.ranking)
         own = settings.new_user_tower == "own"
-        self.cold_ranking = build_tower(settings.tower, options, shapes) if own else None
+        self.cold_ranking = (
+            build_tower(settings.tower, options, ranking_shapes, crosses) if own else None
+        )
         self.cold_multi_task = build_multi_task(settings, schema, self.cold_ranking)
         self.vector_fields = VectorFields(schema, vector_dims or {})
         self.projections = Projections(schema)
+        items = settings.virtual_items
+        of_data = schema, feature_tables, vector_dims or {}
+        self.virtual_items = None if items is None else VirtualItems(items, *of_data)
 
     @property
     def fills_candidates(self) -> bool:
@@ -103,6 +117,8 @@ class DenseModules(nn.Module):
         tower, head = self.ranking, self.multi_task
         if as_cold and self.cold_ranking is not None:
             tower, head = self.cold_ranking, self.cold_multi_task
+        if self.settings.virtual_flag:
+            inputs = with_virtual_flag(inputs, self.num_numeric_attributes)
         output = RankingOutput.wrap(tower(inputs))
         tasks = head(output) if head is not None else {}
         if (click_logits_B := tasks.pop(CLICK_TASK, None)) is not None:

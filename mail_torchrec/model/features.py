@@ -59,6 +59,8 @@ def input_shapes(schema: Schema, num_rows: dict[str, int], *, has_match: bool) -
             for name in schema.sequences
         },
         has_match=has_match,
+        num_numeric_attributes=len(schema.numeric(Group.ATTRIBUTE)),
+        num_numeric_items=len(schema.numeric(Group.ITEM)),
     )
 
 

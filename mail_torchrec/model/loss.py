@@ -18,11 +18,11 @@ from mail_torchrec.losses.reduction import weighted_mean
 from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.model.step import RankingResult
 from mail_torchrec.model.task_losses import task_losses
-from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
-from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
+from mail_torchrec.towers.zero_shot.losses import ZeroShotLosses
+from mail_torchrec.towers.zero_shot.settings import ZeroShotSettings
 from mail_torchrec.utils.spans import span
 
-RESERVED_LOSSES = ("rt", "ctcvr", "a", "v", "d", "meta", "new_rt", "new_ctcvr")
+RESERVED_LOSSES = ("rt", "ctcvr", "a", "v", "d", "r", "meta", "new_rt", "new_ctcvr")
 """Names of the model's own losses, which an auxiliary loss of a tower may not have."""
 
 

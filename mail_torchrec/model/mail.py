@@ -18,19 +18,24 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from mail_torchrec.baselines.meta_emb import pair_rows
-from mail_torchrec.data.reading.batch import Batch, map_tensors
+from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.distributed.vector_exchange import wait_for_vectors
 from mail_torchrec.model.builders import ModelSettings
 from mail_torchrec.model.cold_rows import (
     ColdUsers,
+    mixed_behaviours,
     with_virtual_behaviours,
     without_behaviours,
 )
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.features import InputAssembler
+from mail_torchrec.model.generator_losses import (
+    meta_emb_terms,
+    virtual_item_terms,
+    virtual_ranking_terms,
+)
 from mail_torchrec.model.lookup import feature_embeddings
 from mail_torchrec.model.loss import LossTerm, cold_pass_terms, ranking_terms, reduce_terms
 from mail_torchrec.model.step import (
@@ -41,10 +46,11 @@ from mail_torchrec.model.step import (
     select_by_cold,
     step_inputs,
 )
+from mail_torchrec.model.virtual_items import with_virtual_items
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
 from mail_torchrec.towers.tasks.layout import task_targets
-from mail_torchrec.towers.zero_shot_losses import ZeroShotLosses
+from mail_torchrec.towers.zero_shot.losses import ZeroShotLosses
 from mail_torchrec.utils.spans import span
 
 
@@ -137,8 +143,9 @@ class Towers(DenseModules):
         with span("ranking"):
             targets = self._targets(batch)
             terms = ranking_terms(result, batch, self.settings, targets)
-        terms |= self._cold_pass_terms(step, batch) | self._meta_emb_terms(step, batch)
+        terms |= self._cold_pass_terms(step, batch)
         with span("zero_shot"):
+            terms |= self._generator_terms(step, batch, fields_UFD)
             zero_shot = self._zero_shot_losses(step, fields_UFD)
         losses, loss = reduce_terms(
             terms,
@@ -192,7 +199,10 @@ class Towers(DenseModules):
         with torch.no_grad():  # WALL: virtual behaviours are constants to the ranking tower.
             fields_UFD = self.zero_shot_fields(users)
             virtual = source.virtual_behaviours(fields_UFD[rows_V], numeric_UM[rows_V])
-        return with_virtual_behaviours(users, rows_V, virtual, cold.max_rows)
+        if (strength := self.settings.mixing_strength) is None:
+            return with_virtual_behaviours(users, rows_V, virtual, cold.max_rows)
+        mixed, num_real = mixed_behaviours(users, cold, virtual, strength)
+        return with_virtual_behaviours(users, rows_V, mixed, cold.max_rows, num_real)
 
     @torch.no_grad()
     def real_and_virtual_behaviours(
@@ -224,8 +234,10 @@ class Towers(DenseModules):
                 batch, pooled, unpooled, self._assembler.schema, self._feature_tables
             )
             embeddings.fields |= self.vector_fields(batch.vectors)
+            embeddings, losses_B = with_virtual_items(self.virtual_items, embeddings, batch)
             expand = self.fills_candidates
-            return step_inputs(batch, embeddings, self._assembler, expand_users=expand)
+            step = step_inputs(batch, embeddings, self._assembler, expand_users=expand)
+            return replace(step, item_losses_B=losses_B)
 
     def _rank_step(self, step: StepInputs, cold: ColdUsers) -> RankingResult:
         with span("zero_shot"):
@@ -252,21 +264,15 @@ class Towers(DenseModules):
             is_counted_B = ~batch.is_cold_B if self.cold_ranking is None else None
             return cold_pass_terms(terms, is_counted_B, self.settings.cold_loss_weight)
 
-    def _meta_emb_terms(self, step: StepInputs, batch: Batch) -> dict[str, LossTerm]:
-        """MetaEmb's loss of warm rows in pairs of one user, by the tower that scores cold users."""
-        if self.meta_emb is None:
-            return {}
-        with span("zero_shot"):
-            tower = self.ranking if self.cold_ranking is None else self.cold_ranking
-            users = without_behaviours(step.users, torch.ones_like(step.is_cold_U))
-            inputs = step.candidates.without_negatives().join_users(users)
-            # WALL: tables are constants to MetaEmb's generator.
-            constant = map_tensors(inputs, Tensor.detach)
-            is_warm_B = ~batch.is_cold_B & (batch.weights_B > 0)
-            previous_B, is_paired_B = pair_rows(batch.users_B, is_warm_B)
-            numeric_BM = self._assembler.numeric_attributes(batch.numeric_BN)
-            losses_B = self.meta_emb.losses(tower, constant, numeric_BM, batch.labels_B, previous_B)
-            return {"L_meta": LossTerm(losses_B, is_paired_B * batch.weights_B)}
+    def _generator_terms(
+        self, step: StepInputs, batch: Batch, fields_UFD: Tensor
+    ) -> dict[str, LossTerm]:
+        """Losses by which the ranking tower teaches MetaEmb's generator or the zero-shot tower."""
+        numeric_BM = self._assembler.numeric_attributes(batch.numeric_BN)
+        numeric_UM = self._assembler.numeric_attributes(step.users.numeric_BN)
+        meta_emb = meta_emb_terms(self, step, batch, numeric_BM)
+        meta_emb |= virtual_item_terms(step.item_losses_B, batch)
+        return meta_emb | virtual_ranking_terms(self, step, batch, fields_UFD, numeric_UM)
 
     def _zero_shot_losses(self, step: StepInputs, fields_UFD: Tensor) -> ZeroShotLosses | None:
         """The zero-shot tower's losses of this rank's warm users, or of a sample of them."""

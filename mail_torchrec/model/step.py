@@ -32,6 +32,8 @@ class StepInputs:
     """Indices of cold and warm users."""
     num_cold_rows: int
     """Rows of the cold users."""
+    item_losses_B: Tensor | None = None
+    """Losses of the generator of new items' vectors; None without one."""
 
     @property
     def cold(self) -> ColdUsers:

@@ -7,7 +7,7 @@ from mail_torchrec.data.schema.columns import Column, Group, Kind
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.model.builders import ModelSettings
 
-_PLAIN = (Group.LABEL, Group.CONVERSION, Group.GROUP_KEY, Group.NEW_USER)
+_PLAIN = (Group.LABEL, Group.CONVERSION, Group.GROUP_KEY, Group.NEW_USER, Group.NEW_ITEM, Group.DAY)
 _LONGEST = Column.model_fields["max_length"].default
 
 

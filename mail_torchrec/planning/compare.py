@@ -1,5 +1,6 @@
 """``mail-torchrec plan --compare``: memory and speed of a finished run beside their estimate."""
 
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -46,13 +47,19 @@ def compare_run(
     parts = (run_dir.plan, run_dir.log, run_dir.vocabularies)
     check_recorded(run_dir.path, *(path.name for path in parts))
     tree = read_plan(run_dir.plan)
-    context = plan_context(tree)
-    hardware = _hardware_of(run_dir, context, hardware_name, hardware_overrides)
     config = load_run_config(run_dir.path)
+    context = plan_context(tree)
+    replicas = config.sharding.replicas or 1
+    of_job = replace(
+        context,
+        world_size=context.world_size * replicas,
+        local_world_size=context.local_world_size * replicas,
+    )
+    hardware = _hardware_of(run_dir, of_job, hardware_name, hardware_overrides)
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     sizes = encoders.num_rows, encoders.vector_dims
     config = config.with_dims(encoders.num_rows)
-    scenario = Scenario(config, sizes[0], hardware, context.world_size, (), sizes[1])
+    scenario = Scenario(config, sizes[0], hardware, of_job.world_size, (), sizes[1])
     return "\n".join(_table(estimate_saved_plan(scenario, tree), *_measured(run_dir)))
 
 

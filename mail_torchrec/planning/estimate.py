@@ -38,7 +38,8 @@ class StepTime:
     communication: float
     """Collectives of the tables, of the gradients and of the MMD."""
     dense: float
-    """Arithmetic of the towers."""
+    """Arithmetic of the towers; by measured rates also their other operators, and what every step
+    takes."""
 
     @property
     def total(self) -> float:
@@ -82,8 +83,7 @@ class PlanEstimate:
 
         Weights and optimizer state are recomputed from the shards.
         """
-        weights_R = np.zeros(self.scenario.world_size)
-        state_R = np.zeros(self.scenario.world_size)
+        weights_R, state_R = np.zeros((2, self.scenario.group.world_size))
         for option, ranks_S in self.plan.placements.values():
             for rank, (rows, columns) in zip(ranks_S, option.sizes_S2.tolist(), strict=True):
                 if option.compute_kernel == "fused":
@@ -125,9 +125,20 @@ class PlanEstimate:
         )
         return StepTime(
             float(self.plan.lookup_R.max()),
-            float(self.plan.comms_R.max()) + collectives,
+            float(self.plan.comms_R.max()) + collectives + self._replicas_ms(),
             arithmetic,
         )
+
+    def _replicas_ms(self) -> float:
+        """Estimates the averaging of all table rows and their state over ``sharding.replicas``."""
+        replicas, hardware = self.scenario.config.sharding.replicas or 1, self.scenario.hardware
+        averaged = self.table_memory_R["table weights"] + self.table_memory_R["optimizer state"]
+        num_bytes = float(averaged.max()) if replicas > 1 else 0.0
+        if hardware.rates is not None:
+            return hardware.rates.all_reduce.ms(num_bytes, calls=2 if num_bytes else 0)
+        on_one_host = replicas <= hardware.local_world_size
+        link = hardware.intra_gb_s if on_one_host else hardware.inter_gb_s
+        return 2 * num_bytes * (replicas - 1) / replicas / (link * 1e6 * hardware.efficiency)
 
     def _measured_step_time(self, rates: MachineRates) -> StepTime:
         """Estimates the time of a step by measured rates."""
@@ -138,10 +149,12 @@ class PlanEstimate:
             gathered = 8 * batch_size * (world_size - 1) * cost.code_dim
             collectives = rates.all_reduce.ms(cost.gradient_bytes())
             collectives += rates.all_to_all.ms(gathered, calls=2 if gathered else 0)
+        products = cost.flops(batch_size, world_size) / (rates.tower_tflops * 1e9)
+        operators = rates.steps.towers_ms(cost.operators, cost.written_bytes(batch_size))
         return StepTime(
             float(self.plan.lookup_R.max()),
-            float(self.plan.comms_R.max()) + collectives,
-            cost.flops(batch_size, world_size) / (rates.tower_tflops * 1e9),
+            float(self.plan.comms_R.max()) + collectives + self._replicas_ms(),
+            products + operators,
         )
 
     @property
@@ -176,8 +189,8 @@ class PlanEstimate:
 
     def plan_text(self) -> str:
         """Returns the text of a plan file for ``train --plan``."""
-        hardware, world_size = self.scenario.hardware, self.scenario.world_size
-        local_world_size = min(hardware.local_world_size, world_size)
+        hardware, (world_size, local) = self.scenario.hardware, self.scenario.group
+        local_world_size = min(local, world_size)
         plan = build_sharding_plan(
             self.plan, self.scenario.config.sharding, hardware.device, local_world_size
         )

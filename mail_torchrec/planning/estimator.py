@@ -48,31 +48,22 @@ def estimate_scenario(scenario: Scenario, cost: DenseCost | None = None) -> Plan
 
 
 def estimate_best_plans(scenario: Scenario, cost: DenseCost, most: int) -> list[PlanEstimate]:
-    """Estimates the fastest distinct plans of a scenario that fit, the fastest first.
+    """Estimates plans of a scenario that fit and differ in how a table is cut, the fastest first.
 
     Args:
         scenario: the job.
         cost: of the towers.
-        most: number of plans at most.
+        most: number of plans at most; of each kind there is one, the fastest.
 
     Raises:
         ValueError: a constraint cannot be met.
     """
     inputs = _PlanningInputs(scenario, cost)
-    found: dict[tuple[Any, ...], PlanEstimate] = {}
-    for plan in inputs.candidates():
-        key = tuple(sorted((table, *_place(one)) for table, one in plan.placements.items()))
-        if key not in found and not plan.excess(inputs.capacity):
-            found[key] = inputs.estimate(plan)
-        if len(found) == most:
-            break
-    return list(found.values())
-
-
-def _place(placement: Placement) -> tuple[Any, ...]:
-    option, ranks_S = placement
-    shapes = tuple(option.sizes_S2.ravel().tolist())
-    return option.sharding_type, option.compute_kernel, shapes, tuple(ranks_S.tolist())
+    found: dict[tuple[Any, ...], CandidatePlan] = {}
+    for plan in inputs.candidates(of_each_kind=True):
+        if not plan.excess(inputs.capacity):
+            found.setdefault(plan.kind, plan)
+    return [inputs.estimate(plan) for plan in list(found.values())[:most]]
 
 
 def estimate_saved_plan(
@@ -94,7 +85,8 @@ def estimate_saved_plan(
         for table, entry in tree["tables"].items()
     }
     latency = plan_latency(scenario.hardware, inputs.workload.optimizer)
-    return inputs.estimate(CandidatePlan.from_placements(placements, scenario.world_size, latency))
+    ranks = scenario.group.world_size
+    return inputs.estimate(CandidatePlan.from_placements(placements, ranks, latency))
 
 
 def _constrained(config: Config, tree: dict[str, Any]) -> Config:
@@ -125,11 +117,12 @@ class _PlanningInputs:
     """Workload, sharding options and capacity of a scenario, before a plan is chosen."""
 
     def __init__(self, scenario: Scenario, cost: DenseCost | None) -> None:
-        config, hardware = scenario.config, scenario.hardware
+        config, group = scenario.config, scenario.group
+        hardware = replace(scenario.hardware, local_world_size=group.local_world_size)
         feature_tables = config_feature_tables(config)
         of_run = config.sharding, config.train.batch_size
         device = torch.device(hardware.device)
-        self.scenario = scenario
+        self.scenario, self.hardware = scenario, hardware
         self.workload = build_workload(config, feature_tables, scenario.num_rows)
         self.options = feasible_options(
             _build_collections(scenario, feature_tables),
@@ -137,7 +130,7 @@ class _PlanningInputs:
             config.sharding,
             self.workload,
             hardware,
-            scenario.world_size,
+            group.world_size,
         )
         dims = scenario.vector_dims
         self.cost = cost or dense_cost(config, feature_tables, scenario.num_rows, dims)
@@ -145,9 +138,11 @@ class _PlanningInputs:
         dense_memory = self.cost.memory(*sizes, hardware.device)
         self.capacity = table_capacity(hardware, sum(dense_memory.values()))
 
-    def candidates(self) -> list[CandidatePlan]:
-        hardware, world_size = self.scenario.hardware, self.scenario.world_size
-        return candidate_plans(self.options, hardware, world_size, self.workload.optimizer)
+    def candidates(self, *, of_each_kind: bool = False) -> list[CandidatePlan]:
+        ranks, optimizer = self.scenario.group.world_size, self.workload.optimizer
+        return candidate_plans(
+            self.options, self.hardware, ranks, optimizer, of_each_kind=of_each_kind
+        )
 
     def estimate(self, plan: CandidatePlan) -> PlanEstimate:
         shortage = describe_shortage(plan, self.capacity)

@@ -78,7 +78,7 @@ def _memory_parts_R(estimate: PlanEstimate) -> dict[str, FloatArray]:
     of_tables_R = estimate.table_memory_R
     parts_R = {part: of_tables_R[part] / _GIB for part in TABLE_PARTS if of_tables_R[part].any()}
     dense = dict(estimate.dense_memory)
-    ones_R = np.ones(estimate.scenario.world_size)
+    ones_R = np.ones(estimate.scenario.group.world_size)
     parts_R["activations"] = ones_R * dense.pop("activations") / _GIB
     if (mmd := dense.pop("mmd over all ranks", 0.0)) > 0:
         parts_R["mmd over all ranks"] = ones_R * mmd / _GIB
@@ -120,7 +120,7 @@ def draw_placement(estimate: PlanEstimate, out_png: Path) -> None:
 
 def _held_bytes_TR(placements: Sequence[Placement], estimate: PlanEstimate) -> FloatArray:
     """Returns the bytes of weights that every rank holds of each table."""
-    bytes_TR = np.zeros((len(placements), estimate.scenario.world_size))
+    bytes_TR = np.zeros((len(placements), estimate.scenario.group.world_size))
     for row, (option, ranks_S) in enumerate(placements):
         np.add.at(bytes_TR[row], ranks_S, 4.0 * option.sizes_S2.prod(axis=1))
     return bytes_TR

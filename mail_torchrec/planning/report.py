@@ -1,5 +1,6 @@
 """Report of the estimates: a table for the terminal, Markdown, JSON, HTML and plan files."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from mail_torchrec.utils.local_path import make_output_dir
 from mail_torchrec.utils.run_files import write_report_file
 
 _GIB = 2**30
+_LONGEST_NAME = 100
 _HEADER = (
     "ranks x rows",
     "fits",
@@ -224,7 +226,11 @@ def _draw_plots(estimates: Sequence[PlanEstimate], out: Path) -> dict[str, str]:
 
 
 def file_name(estimate: PlanEstimate) -> str:
-    """Returns a scenario's name as a part of file names."""
-    text = estimate.scenario.name.replace(" x ", "x")
+    """Returns a name for files: the scenario's, of a long one its beginning and a hash."""
+    name = estimate.scenario.name
+    text = name.replace(" x ", "x")
     letters = (letter if letter.isalnum() or letter in ".-_" else "-" for letter in text)
-    return "".join(letters).strip("-")
+    found = "".join(letters).strip("-")
+    if len(found) <= _LONGEST_NAME:
+        return found
+    return f"{found[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

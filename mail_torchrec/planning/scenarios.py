@@ -11,6 +11,7 @@ from mail_torchrec.data.content.vector_scales import load_vector_scales
 from mail_torchrec.data.ids.settings import IdSettings
 from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
+from mail_torchrec.embeddings.communication.replicas import ShardingGroup, sharding_group
 from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
 from mail_torchrec.records.run_record import check_recorded
 from mail_torchrec.train.run_dir import RunDir
@@ -38,6 +39,17 @@ class Scenario:
         """Short name for reports and file names, such as ``8 x 4096``."""
         size = f"{self.world_size} x {self.config.train.batch_size}"
         return size + "".join(f", {override}" for override in self.varied)
+
+    @property
+    def group(self) -> ShardingGroup:
+        """Ranks that share one copy of the tables.
+
+        Raises:
+            ValueError: the ranks do not divide into ``sharding.replicas`` groups.
+        """
+        hardware = self.hardware
+        sizes = self.world_size, hardware.local_world_size
+        return sharding_group(self.config.sharding.replicas, *sizes, hardware.device)
 
 
 @dataclass(frozen=True)

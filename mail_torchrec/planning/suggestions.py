@@ -92,7 +92,10 @@ def _changed_tables(scenario: Scenario) -> Iterator[tuple[str, Config]]:
         rowwise = optimizer.model_copy(update={"name": "rowwise_adagrad"})
         lean = _with(config, "train", tables=rowwise)
         yield "train.tables.name=rowwise_adagrad", lean
-    if scenario.hardware.device == "cuda":
+    if sharding.replicas is not None:
+        # Replicas have no other kernels.
+        yield "sharding.replicas=null", _with(config, "sharding", replicas=None)
+    elif scenario.hardware.device == "cuda":
         yield from _changed_kernels(config, lean)
 
 

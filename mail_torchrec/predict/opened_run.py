@@ -24,6 +24,8 @@ from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.state import load_model
 from mail_torchrec.utils.spans import span
 
+_SHARES = "data.cold_start"
+
 
 @dataclass(frozen=True)
 class OpenedRun:
@@ -95,4 +97,13 @@ def finished_config(run_dir: RunDir, overrides: list[str]) -> Config:
         ValueError: no finished run there, or overrides that do not fit.
     """
     run_dir.check_trained()
-    return load_run_config(run_dir.path, overrides)
+    config = load_run_config(run_dir.path, overrides)
+    share = config.data.cold_start.test_share
+    keys = {override.partition("=")[0] for override in overrides}
+    is_ignored = f"{_SHARES}.hide_share" in keys and f"{_SHARES}.test_share" not in keys
+    if is_ignored and share is not None:
+        raise ValueError(
+            f"{_SHARES}.hide_share changes nothing here: the share of evaluated users that are "
+            f"hidden is {_SHARES}.test_share={share:g}; override that one"
+        )
+    return config

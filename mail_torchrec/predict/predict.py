@@ -58,8 +58,8 @@ def predict(
     if not any(override.startswith("data.cold_start") for override in overrides):
         config = _without_cold_start(config)
     groups = [Group.LABEL, Group.CONVERSION, Group.TASK_LABEL, Group.WEIGHT]
-    if not config.data.cold_start.hide_share:  # which hides users by their keys
-        groups.append(Group.GROUP_KEY)
+    if not config.data.cold_start.of_test.hide_share:  # which hides users by their keys and days
+        groups += [Group.GROUP_KEY, Group.DAY]
     schema = config.schema_
     kept = {name: schema.file_column(name) for name in schema.names(Group.PASSTHROUGH)}
     with open_run(run_dir, data, config, schema.names(*groups)) as run:

@@ -43,3 +43,5 @@ class ScoredBatch:
     """Weight of each row in metrics."""
     counts: NDArray[Any]
     """The reader's counts of the batch, [counts]."""
+    is_new_item_B: NDArray[np.bool_] | None = None
+    """Rows reported as new items'; None where nothing says which items are new."""

@@ -25,6 +25,7 @@ from mail_torchrec.utils.run_files import named_errors, sync_folder
 _ROW_GROUP_ROWS = 65_536
 _METADATA = b"mail_torchrec"
 USER, LABEL, CONVERSION, IS_NEW, LOGIT = "user", "label", "conversion", "is_new", "logit"
+IS_NEW_ITEM = "is_new_item"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class PredictionFormat:
     user, label, cohort and logit."""
     has_conversions: bool = False
     """Write the conversion label of an evaluation."""
+    has_new_items: bool = False
+    """Write whether the item is a new one, in an evaluation."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Run and checkpoint, for the metadata of the files."""
 
@@ -66,6 +69,8 @@ class PredictionFormat:
         kinds = {LABEL: pa.uint8(), IS_NEW: pa.bool_(), LOGIT: pa.float32()}
         if self.has_conversions:
             kinds[CONVERSION] = pa.uint8()
+        if self.has_new_items:
+            kinds[IS_NEW_ITEM] = pa.bool_()
         return [pa.field(name, kind) for name, kind in kinds.items()]
 
 
@@ -185,6 +190,8 @@ class PredictionWriter:
                 IS_NEW: batch.is_new_B,
                 LOGIT: batch.logits_B,
             }
+            if batch.is_new_item_B is not None:
+                columns[IS_NEW_ITEM] = batch.is_new_item_B
         schema = self._columns.schema(self._keys)
         return pa.table([columns[name] for name in schema.names], schema=schema)
 

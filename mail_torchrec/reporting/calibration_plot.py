@@ -46,6 +46,8 @@ def draw_calibration(predictions: Mapping[str, Mapping[str, Tenths]], out_png: P
 def _draw_panel(panel: Any, cohorts: Mapping[str, Tenths]) -> None:
     bounds: list[float] = []
     for cohort, tenths in cohorts.items():
+        if cohort not in _COHORT_COLOURS:  # items' cohorts: the panel would be full
+            continue
         points = [
             (tenth["predicted"], tenth["observed"], tenth["rows"])
             for tenth in tenths
@@ -59,7 +61,7 @@ def _draw_panel(panel: Any, cohorts: Mapping[str, Tenths]) -> None:
             predicted_T,
             observed_T,
             yerr=np.minimum(errors_T, 0.9 * observed_T),
-            color=_COHORT_COLOURS.get(cohort, TEXT_COLOUR),
+            color=_COHORT_COLOURS[cohort],
             marker="o",
             markersize=4,
             linewidth=1.4,

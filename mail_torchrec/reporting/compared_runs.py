@@ -11,6 +11,7 @@ import yaml
 
 from mail_torchrec.records.run_log import is_number
 from mail_torchrec.records.run_record import read_recorded
+from mail_torchrec.reporting.cohorts import COHORTS, ITEM_COHORTS, USER_ITEM_COHORTS
 from mail_torchrec.utils.config_trees import (
     NEUTRAL_SETTINGS,
     is_setting_of,
@@ -19,7 +20,6 @@ from mail_torchrec.utils.config_trees import (
 from mail_torchrec.utils.formats import check_run_format
 from mail_torchrec.utils.unique_keys import parse_yaml
 
-COHORTS = ("new", "old", "all")
 METRICS = ("auc", "gauc")
 
 _DATA: dict[str, Callable[[Any], bool]] = {
@@ -37,6 +37,7 @@ _TEST_SETTINGS = (
     "data.test.",
     "data.cold_start.",
     "data.new_user_max_behaviours",
+    "data.new_items.",
 )
 
 
@@ -148,6 +149,13 @@ def _differences_of_method(first: ComparedRun, run: ComparedRun) -> list[str]:
     return lines
 
 
+def shared_cohorts(runs: Sequence[ComparedRun]) -> list[str]:
+    """Lists the cohorts that all runs report, those of new and old items behind those of users."""
+    items = (*ITEM_COHORTS, *USER_ITEM_COHORTS)
+    shared = [name for name in items if all(is_cohort(run.metrics.get(name)) for run in runs)]
+    return [*COHORTS, *shared]
+
+
 def data_differences(first: ComparedRun, run: ComparedRun) -> list[str]:
     """Lists why the metrics of two runs cannot be compared: their rows; empty where they can.
 
@@ -155,7 +163,7 @@ def data_differences(first: ComparedRun, run: ComparedRun) -> list[str]:
     """
     lines = [
         f"{cohort} rows: {_size(first, cohort)} and {_size(run, cohort)}"
-        for cohort in COHORTS
+        for cohort in shared_cohorts([first, run])
         if _size(first, cohort) != _size(run, cohort)
     ]
     other_rows = first.data["test_rows"] != run.data["test_rows"]

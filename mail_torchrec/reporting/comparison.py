@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from mail_torchrec.reporting.cohorts import COHORT_NAMES, COHORTS
 from mail_torchrec.reporting.compared_runs import (
-    COHORTS,
     METRICS,
     ComparedRun,
     check_seeds,
     data_differences,
     read_compared_run,
+    shared_cohorts,
 )
 from mail_torchrec.reporting.intervals import Interval, seed_interval
 from mail_torchrec.reporting.markdown import markdown_table
@@ -108,11 +109,11 @@ def compare(
         logger.warning(
             "no test row of these runs is a new user's: nothing is compared for new users"
         )
-    metrics = _shared_metrics(runs)
+    metrics, cohorts = _shared_metrics(runs), shared_cohorts(runs)
     base_runs = methods[base] if base is not None else []
     return [
         replace(
-            _method_result(of_method, metrics, base_runs if name != base else []),
+            _method_result(of_method, metrics, cohorts, base_runs if name != base else []),
             other_data=_other_data(runs[0], of_method),
         )
         for name, of_method in methods.items()
@@ -160,40 +161,43 @@ def _is_of_task(metric: str) -> bool:
 
 
 def _method_result(
-    runs: list[ComparedRun], metrics: list[str], base_runs: list[ComparedRun]
+    runs: list[ComparedRun],
+    metrics: list[str],
+    cohorts: list[str],
+    base_runs: list[ComparedRun],
 ) -> MethodResult:
     """Averages a method's runs; differences are taken where the base has the same seeds."""
     run_dirs = [str(run.path) for run in runs]
-    means = _intervals([run.metrics for run in runs], metrics)
+    means = _intervals([run.metrics for run in runs], metrics, cohorts)
     of_seed = {run.seed: run for run in base_runs}
     if not base_runs or {run.seed for run in runs} != set(of_seed):
         return MethodResult(runs[0].name, run_dirs, means)
-    differences = [_subtract(run, of_seed[run.seed], metrics) for run in runs]
+    differences = [_subtract(run, of_seed[run.seed], metrics, cohorts) for run in runs]
     return MethodResult(
-        runs[0].name, run_dirs, means, base_runs[0].name, _intervals(differences, metrics)
+        runs[0].name, run_dirs, means, base_runs[0].name, _intervals(differences, metrics, cohorts)
     )
 
 
 def _intervals(
-    seeds: Sequence[dict[str, dict[str, float | None]]], metrics: list[str]
+    seeds: Sequence[dict[str, dict[str, float | None]]], metrics: list[str], cohorts: list[str]
 ) -> MetricIntervals:
     return {
         cohort: {
             metric: seed_interval([seed[cohort][metric] for seed in seeds]) for metric in metrics
         }
-        for cohort in COHORTS
+        for cohort in cohorts
     }
 
 
 def _subtract(
-    run: ComparedRun, base: ComparedRun, metrics: list[str]
+    run: ComparedRun, base: ComparedRun, metrics: list[str], cohorts: list[str]
 ) -> dict[str, dict[str, float | None]]:
     return {
         cohort: {
             metric: _difference(run.metrics[cohort][metric], base.metrics[cohort][metric])
             for metric in metrics
         }
-        for cohort in COHORTS
+        for cohort in cohorts
     }
 
 
@@ -206,7 +210,8 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
 
     A cell is ``mean`` for one seed, ``mean ± half width of the 95 % interval`` for several, ``-``
     where a metric is undefined. Tables of ``FURTHER_METRICS`` and of tasks follow where all runs
-    have them. A star marks methods whose rows differ from the first run's; the differences follow.
+    have them, and one by new and old items. A star marks methods whose rows differ from the first
+    run's; the differences follow.
     """
     predictions = {"": METRICS} | {
         f", {prediction}": metrics
@@ -216,7 +221,9 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
     for metric in filter(_is_of_task, results[0].metrics["all"]):
         title = f", task {metric.partition('/')[0]}"
         predictions[title] = (*predictions.get(title, ()), metric)
-    tables = [_tables(results, title, metrics) for title, metrics in predictions.items()]
+    tables = [_tables(results, title, metrics, COHORTS) for title, metrics in predictions.items()]
+    if items := [name for name in results[0].metrics if name not in COHORTS]:
+        tables.insert(1, _tables(results, ", by items", METRICS, items))
     texts = [table for pair in tables for table in pair]
     if lines := [f"- {line}" for result in results for line in result.other_data]:
         note = f"\\* Other rows than those of {results[0].run_dirs[0]}: not comparable."
@@ -224,12 +231,15 @@ def as_markdown(results: Sequence[MethodResult]) -> str:
     return "\n".join(texts)
 
 
-def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...]) -> list[str]:
+def _tables(
+    results: Sequence[MethodResult], title: str, metrics: tuple[str, ...], cohorts: Sequence[str]
+) -> list[str]:
     """Formats the metrics of one prediction, and their differences where there are any."""
-    columns = [f"{cohort} {_column_name(metric)}" for cohort in COHORTS for metric in metrics]
+    words = {name: name if name in COHORTS else COHORT_NAMES[name] for name in cohorts}
+    columns = [f"{words[name]} {_column_name(metric)}" for name in cohorts for metric in metrics]
     header = ["seeds", *columns]
     rows = [
-        [result.title, str(len(result.run_dirs)), *_cells(result.metrics, metrics, "")]
+        [result.title, str(len(result.run_dirs)), *_cells(result.metrics, metrics, cohorts, "")]
         for result in results
     ]
     tables = [markdown_table([f"method{title}", *header], rows)]
@@ -238,7 +248,7 @@ def _tables(results: Sequence[MethodResult], title: str, metrics: tuple[str, ...
             [
                 f"{result.title} - {result.base}",
                 str(len(result.run_dirs)),
-                *_cells(result.differences, metrics, "+"),
+                *_cells(result.differences, metrics, cohorts, "+"),
             ]
             for result in compared
         ]
@@ -252,8 +262,10 @@ def _column_name(metric: str) -> str:
     return name.upper() if name in METRICS else name.replace("_", " ")
 
 
-def _cells(intervals: MetricIntervals, metrics: tuple[str, ...], sign: str) -> list[str]:
-    return [_cell(intervals[cohort][metric], sign) for cohort in COHORTS for metric in metrics]
+def _cells(
+    intervals: MetricIntervals, metrics: tuple[str, ...], cohorts: Sequence[str], sign: str
+) -> list[str]:
+    return [_cell(intervals[cohort][metric], sign) for cohort in cohorts for metric in metrics]
 
 
 def _cell(interval: Interval | None, sign: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mail_torchrec.reporting.compared_runs import COHORTS
+from mail_torchrec.reporting.cohorts import COHORT_NAMES, COHORTS
 from mail_torchrec.reporting.markdown import markdown_table
 
 _METRICS = ("auc", "gauc", "log_loss", "calibration")
@@ -20,13 +20,15 @@ def run_summary(metrics: Mapping[str, Mapping[str, Any]], run_dir: Path) -> str:
         run_dir: directory of the run.
     """
     names = [name for name in _METRICS if name in metrics["all"]]
+    words = {**COHORT_NAMES, **dict(zip(COHORTS, COHORTS, strict=True))}
     rows = [
         [
-            cohort,
+            words[cohort],
             f"{metrics[cohort]['rows']:,}",
             *(_number(metrics[cohort][name]) for name in names),
         ]
-        for cohort in COHORTS
+        for cohort in words
+        if cohort in metrics
     ]
     table = markdown_table(["test rows of", "rows", *names], rows)
     written = [name for name in (*_FILES, *_MORE_FILES) if (run_dir / name).exists()]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.compared_runs import METRICS
+from mail_torchrec.reporting.comparison import MetricIntervals
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.resampling import bootstrap_run, seed_weights_SB
 from mail_torchrec.utils.progress import progress_bar
@@ -114,6 +115,17 @@ def bootstrap_files(
 def paired_difference(method: BootstrappedMetric, base: BootstrappedMetric) -> Interval | None:
     """Computes method minus base, users and seeds paired; None where a metric is undefined."""
     return _subtract(method, base).interval()
+
+
+def metric_differences(method: BootstrappedMetrics, base: BootstrappedMetrics) -> MetricIntervals:
+    """Computes method minus base of every cohort and metric, users and seeds paired."""
+    return {
+        cohort: {
+            metric: paired_difference(method[cohort][metric], base[cohort][metric])
+            for metric in METRICS
+        }
+        for cohort in COHORTS
+    }
 
 
 def headroom_recovered(

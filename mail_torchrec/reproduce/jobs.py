@@ -58,11 +58,13 @@ class TrainingJob:
     config: Config
     data: tuple[SourceRecord, SourceRecord, SourceRecord | None]
     """Training, test and validation data; None without validation files."""
+    point: str = ""
+    """Place on a curve, for messages."""
 
     @property
     def title(self) -> str:
         """Name of the job in messages."""
-        return f"{self.method}, seed {self.seed}"
+        return f"{self.method}, {f'{self.point}, ' if self.point else ''}seed {self.seed}"
 
     @property
     def run_dir(self) -> RunDir:
@@ -152,11 +154,24 @@ class EvaluationJob:
 
 
 def plan_trainings(
-    config_path: Path, out: Path, methods: Sequence[str], num_seeds: int, overrides: tuple[str, ...]
+    config_path: Path,
+    out: Path,
+    methods: Sequence[str],
+    num_seeds: int,
+    overrides: tuple[str, ...],
+    point: str = "",
 ) -> list[TrainingJob]:
     """Plans every training, seed by seed.
 
     Each configuration is validated, and its towers are built once on the meta device.
+
+    Args:
+        config_path: the user's configuration.
+        out: folder of the runs.
+        methods: their names.
+        num_seeds: of each method.
+        overrides: of the command line.
+        point: place on a curve, for messages.
 
     Raises:
         ValueError: the configuration, the data or some methods cannot be used; all such methods are
@@ -188,6 +203,7 @@ def plan_trainings(
             out / "runs" / METHODS[name].file_name / f"seed-{seed}",
             resolve_config(METHODS[name], config_path, overrides, seed),
             data,
+            point,
         )
         for seed in range(1, num_seeds + 1)
         for name in methods

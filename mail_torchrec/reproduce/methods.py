@@ -21,7 +21,10 @@ TOWERS = {
     "DIN": "din",
     "Wide&Deep": "wide_deep",
 }
-"""Name in the configuration of each ranking tower, by its title in tables."""
+CROSSES = " + crosses"
+TOWERS |= {f"{title}{CROSSES}": TOWERS[title] for title in ("BaseDNN", "DMR", "DIN")}
+"""Name in the configuration of each ranking tower, by its title in tables. One with products of
+attributes and items is a tower by itself: a remedy should gain over it as well."""
 
 # A plain tower has no cold-start method, whatever the user's configuration says: those belong to
 # the MAIL methods.
@@ -56,6 +59,11 @@ class Method:
         return None if self.name == self.tower else self.tower
 
     @property
+    def has_crosses(self) -> bool:
+        """True where its tower reads products of attributes and items."""
+        return CROSSES in self.name
+
+    @property
     def is_oracle(self) -> bool:
         """True where it shows the hidden behaviours, of which there must be some."""
         return self.name == self.oracle
@@ -69,6 +77,17 @@ class Method:
     def oracle(self) -> str:
         """Name of the same tower with the hidden behaviours given back."""
         return f"{self.tower} oracle"
+
+    @property
+    def controls(self) -> list[str]:
+        """Methods beside the base that a gain should be clear of too, the easiest one first.
+
+        They are the mean fill, which does no more than to repair an empty input, and the same tower
+        with crosses, which uses the attributes that a blind base leaves to its remedies.
+        """
+        controls = [f"{self.tower} + mean fill", f"{self.tower}{CROSSES}"]
+        compared = self.base is not None and not self.is_oracle and self.name not in controls
+        return [name for name in controls if compared and name in METHODS]
 
 
 def _mail(tower: str) -> Method:
@@ -102,15 +121,22 @@ _PAPER = [
 ]
 _NEW = [
     Method("BaseDNN + DropoutNet", "BaseDNN", (*_NO_ZERO_SHOT, "model.behaviour_dropout=0.5")),
-    Method("BaseDNN + mean fill", "BaseDNN", _baseline("mean_fill")),
+    *(Method(f"{tower} + mean fill", tower, _baseline("mean_fill")) for tower in TOWERS),
     # All that MetaEmb has but the generator.
     Method("BaseDNN + user id", "BaseDNN", (*_NO_ZERO_SHOT, *_GROUPED_BY_USER), user_id=True),
     _tuned("BaseDNN"),
     _tuned("DMR"),
+    Method("MAIL-BaseDNN + dropout", "BaseDNN", (*_MAIL, "model.behaviour_dropout=0.5")),
     *(
         method
         for tower in ("DeepFM", "DIN", "Wide&Deep")
         for method in (Method(tower, tower), _mail(tower))
+    ),
+    *(
+        method
+        for tower in TOWERS
+        if CROSSES in tower
+        for method in (Method(tower, tower.removesuffix(CROSSES)), _mail(tower))
     ),
 ]
 _ORACLES = [
@@ -130,12 +156,27 @@ SECTION_METHODS = {
     "table2": TABLE_2,
     "table3": TABLE_3,
     "figures": [name for name in METHODS if name.startswith("MAIL-") and name != "MAIL-None"],
-    "warmup": [name for name in METHODS if METHODS[name].base is None or name.startswith("MAIL-")],
+    "warmup": [
+        name
+        for name in METHODS
+        if (METHODS[name].base is None or name.startswith("MAIL-")) and CROSSES not in name
+    ],
+    "curve": list(METHODS),
 }
 """Methods that each section of the report can show."""
 _DEFAULT_METHODS = {
     "figures": ["MAIL-BaseDNN"],
     "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"],
+    "curve": [
+        "BaseDNN",
+        "BaseDNN + mean fill",
+        "BaseDNN + crosses",
+        "BaseDNN + DropoutNet",
+        "MAIL-BaseDNN",
+        "MAIL-BaseDNN tuned",
+        "MAIL-BaseDNN + dropout",
+        "BaseDNN oracle",
+    ],
 }
 
 
@@ -157,7 +198,7 @@ def section_methods(
             f"{section} has no method {unknown}; it has: {', '.join(SECTION_METHODS[section])}"
         )
     wanted = chosen or _DEFAULT_METHODS.get(section, SECTION_METHODS[section])
-    if not chosen and not cold_start.hide_share:
+    if not chosen and not cold_start.of_test.hide_share:
         oracles = [method for method in wanted if METHODS[method].is_oracle]
         wanted = [method for method in wanted if method not in oracles]
         if oracles:
@@ -197,6 +238,7 @@ def resolve_config(
         f"train.seed={seed}",
         "train.save_predictions=true",
         *_tower(TOWERS[method.tower], config),
+        *_crosses(method, config),
         *(_user_id(config.schema_) if method.user_id else []),
         *method.overrides,
         *(preset_overrides(method.preset) if method.preset else []),
@@ -219,6 +261,13 @@ def _user_id(schema: Schema) -> list[str]:
         f"schema.columns.{schema.group_key}_as_attribute={{group: attribute, column: "
         f"{json.dumps(key)}}}"
     ]
+
+
+def _crosses(method: Method, config: Config) -> list[str]:
+    """Turns the products on, with the configuration's options, or off."""
+    if not method.has_crosses:
+        return ["model.attribute_crosses=null"]
+    return [] if config.model.attribute_crosses else ["model.attribute_crosses={}"]
 
 
 def _tower(name: str, config: Config) -> list[str]:

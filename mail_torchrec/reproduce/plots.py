@@ -68,8 +68,8 @@ def _draw_points(axes: Any, panel: ScatterPanel) -> None:
 
 
 @dataclass(frozen=True)
-class WarmupCurve:
-    """A metric of new users for each number of real behaviours; None where there is none."""
+class MetricCurve:
+    """A metric at each place of the axis; None where there is none."""
 
     label: str
     colour: str
@@ -82,8 +82,8 @@ class WarmupPanel:
     """A method's curves, and those of the differences from virtual behaviours (possibly none)."""
 
     title: str
-    curves: list[WarmupCurve]
-    over_virtual: list[WarmupCurve]
+    curves: list[MetricCurve]
+    over_virtual: list[MetricCurve]
 
 
 def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Path) -> None:
@@ -95,8 +95,8 @@ def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Pat
     figure = Figure(figsize=(5.2 * len(panels), 6.0), layout="constrained")
     columns = figure.subplots(2, len(panels), squeeze=False, sharex=True).T
     for (above, below), panel in zip(columns, panels, strict=True):
-        _draw_curves(above, panel.curves)
-        _draw_curves(below, panel.over_virtual)
+        draw_curves(above, panel.curves)
+        draw_curves(below, panel.over_virtual)
         above.set_title(panel.title, loc="left", fontsize=10, color=TEXT_COLOUR)
         above.set_ylabel("AUC of new users", color=TEXT_COLOUR)
         above.legend(loc="best", frameon=False, fontsize=9)
@@ -107,14 +107,20 @@ def draw_warmup(panels: Sequence[WarmupPanel], kept: Sequence[int], out_png: Pat
     save_figure(figure, out_png)
 
 
-def _draw_curves(axes: Any, curves: Sequence[WarmupCurve]) -> None:
+def draw_curves(axes: Any, curves: Sequence[MetricCurve]) -> None:
+    """Draws curves with 95 % bands at the places 0, 1, 2, ... of a panel.
+
+    Args:
+        axes: a Matplotlib ``Axes``.
+        curves: of it.
+    """
     for curve in curves:
         _draw_curve(axes, curve)
     style_axes(axes)
     axes.margins(x=0.04)
 
 
-def _draw_curve(axes: Any, curve: WarmupCurve) -> None:
+def _draw_curve(axes: Any, curve: MetricCurve) -> None:
     points = [(place, interval) for place, interval in enumerate(curve.intervals) if interval]
     places = [place for place, _ in points]
     means = [interval.mean for _, interval in points]

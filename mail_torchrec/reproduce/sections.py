@@ -10,7 +10,9 @@ from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.utils.run_files import write_file, write_report_file
 
 SECTIONS = ("table2", "table3", "figures", "warmup")
-"""In the order of the report."""
+"""Those that ``all`` makes, in the order of the report."""
+CURVES = ("curve", "curve-rows")
+"""Those of many more runs, which follow in the report."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def write_report(out: Path, name: str) -> list[Path]:
     """
     found = {
         section: json.loads((out / f"{section}.json").read_text())
-        for section in SECTIONS
+        for section in (*SECTIONS, *CURVES)
         if (out / f"{section}.json").exists()
     }
     lines = [

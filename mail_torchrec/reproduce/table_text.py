@@ -27,6 +27,8 @@ class MethodRow:
     relative: dict[str, dict[str, float | None]]
     """RI in percent (Eq. 18), by cohort and metric."""
     differences: MetricIntervals
+    controls: Mapping[str, MetricIntervals]
+    """Differences from the controls of the method that are in the table, by their names."""
     headroom: Interval | None
     """Share of the oracle's gain over the base on new rows (AUC); None where that gain is not clear
     of 0."""
@@ -70,7 +72,7 @@ def format_table(content: TableContent) -> str:
     if compared := [row for row in content.rows if row.base]:
         columns = [f"{cohort} {metric.upper()}" for cohort, metric in _COLUMNS]
         header = ["difference", *columns, "headroom recovered"]
-        rows = [_difference_cells(row) for row in compared]
+        rows = [cells for row in compared for cells in _difference_rows(row)]
         verdicts = "".join(f"- {row.verdict}\n" for row in compared)
         text += f"{markdown_table(header, rows)}\n{verdicts}"
     if content.claims:
@@ -105,17 +107,25 @@ def compare_with_paper(
 
 
 def method_verdict(
-    name: str, base: str, differences: MetricIntervals, headroom: Interval | None
+    name: str,
+    base: str,
+    differences: MetricIntervals,
+    controls: Mapping[str, MetricIntervals],
+    headroom: Interval | None,
 ) -> str:
-    """Says whether a method's gains over its base are clear of 0."""
-    cohorts = []
-    for cohort in COHORTS:
-        found = differences[cohort]["auc"]
-        cohorts.append(f"{cohort} users {format_difference(found)}, {classify_difference(found)}")
+    """Says whether a method's gains over its base, and over its controls, are clear of 0."""
+    cohorts = [_cohort_verdict(cohort, differences) for cohort in COHORTS]
     text = f"{name} against {base}, AUC: {'; '.join(cohorts)}."
+    for control, found in controls.items():
+        text += f" Against {control}: {_cohort_verdict('new', found)}."
     if headroom is not None:
         text += f" It recovers {format_share(headroom)} of the headroom."
     return text
+
+
+def _cohort_verdict(cohort: str, differences: MetricIntervals) -> str:
+    found = differences[cohort]["auc"]
+    return f"{cohort} users {format_difference(found)}, {classify_difference(found)}"
 
 
 def claim_verdict(lower: str, higher: str, difference: Interval | None) -> str:
@@ -186,9 +196,19 @@ def _metric_cells(row: MethodRow) -> list[str]:
     return [row.name, *(cell for pair in cells for cell in pair)]
 
 
-def _difference_cells(row: MethodRow) -> list[str]:
-    differences = [format_difference(row.differences[cohort][name]) for cohort, name in _COLUMNS]
-    return [f"{row.name} - {row.base}", *differences, format_share(row.headroom)]
+def _difference_rows(row: MethodRow) -> list[list[str]]:
+    """Formats the differences from the base and its headroom, then those from each control."""
+    differences = {str(row.base): row.differences} | dict(row.controls)
+    rows = [
+        [
+            f"{row.name} - {name}",
+            *(format_difference(of_name[cohort][metric]) for cohort, metric in _COLUMNS),
+            "",
+        ]
+        for name, of_name in differences.items()
+    ]
+    rows[0][-1] = format_share(row.headroom)
+    return rows
 
 
 def _beside_cells(

@@ -15,6 +15,7 @@ from mail_torchrec.reproduce.bootstrap import (
     BootstrappedMetrics,
     bootstrap_files,
     headroom_recovered,
+    metric_differences,
     paired_difference,
     relative_improvement,
 )
@@ -151,17 +152,18 @@ def _method_row(
     relative = _relative_improvements(own, bootstrapped.get(_reference(name, settings)))
     base = bootstrapped.get(method.tower)
     if base is None or method.base is None:
-        return MethodRow(name, None, run_dirs, metrics, relative, {}, None, None)
-    differences: MetricIntervals = {
-        cohort: {
-            metric: paired_difference(own[cohort][metric], base[cohort][metric])
-            for metric in METRICS
-        }
-        for cohort in COHORTS
+        return MethodRow(name, None, run_dirs, metrics, relative, {}, {}, None, None)
+    differences = metric_differences(own, base)
+    controls = {
+        control: metric_differences(own, bootstrapped[control])
+        for control in method.controls
+        if control in bootstrapped
     }
     headroom = _headroom(name, bootstrapped)
-    verdict = method_verdict(name, method.base, differences, headroom)
-    return MethodRow(name, method.base, run_dirs, metrics, relative, differences, headroom, verdict)
+    verdict = method_verdict(name, method.base, differences, controls, headroom)
+    return MethodRow(
+        name, method.base, run_dirs, metrics, relative, differences, controls, headroom, verdict
+    )
 
 
 def _headroom(name: str, bootstrapped: Bootstrapped) -> Interval | None:

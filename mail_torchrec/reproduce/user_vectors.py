@@ -72,7 +72,7 @@ def collect_user_vectors(run_dir: RunDir, num_users: int) -> UserVectors:
     """
     run_dir.check_trained()
     overrides = _OVERRIDES
-    if load_run_config(run_dir.path).data.cold_start.hide_share:
+    if load_run_config(run_dir.path).data.cold_start.of_test.hide_share:
         # Hidden behaviours are given back to be compared.
         overrides = [*overrides, "data.cold_start.oracle=true"]
     with open_run(run_dir, None, finished_config(run_dir, overrides)) as run:

@@ -23,7 +23,7 @@ from mail_torchrec.reproduce.bootstrap import (
 )
 from mail_torchrec.reproduce.jobs import EvaluationJob, TrainingJob, group_by_method
 from mail_torchrec.reproduce.methods import METHODS
-from mail_torchrec.reproduce.plots import WarmupCurve, WarmupPanel, draw_warmup
+from mail_torchrec.reproduce.plots import MetricCurve, WarmupPanel, draw_warmup
 from mail_torchrec.reproduce.sections import ReportSection
 from mail_torchrec.reproduce.table_text import classify_difference, format_difference, format_mean
 
@@ -64,7 +64,7 @@ def check_sweepable(data: DataSettings) -> None:
             "warmup sweeps data.cold_start.keep itself, from 0 on; leave it out of the "
             "configuration"
         )
-    if not data.cold_start.hide_share:
+    if not data.cold_start.of_test.hide_share:
         raise ValueError(
             "warmup gives hidden behaviours back to new users, and data.cold_start.hide_share=0 "
             "hides none; set it above 0, to 0.4 for example"
@@ -207,10 +207,10 @@ def _panel(sweep: WarmupSweep) -> WarmupPanel:
         "virtual": (f"{sweep.method}, virtual all the same", NEW_USER_COLOUR, True),
     }
     absolute = [
-        WarmupCurve(*style, curves[name]) for name, style in styles.items() if name in curves
+        MetricCurve(*style, curves[name]) for name, style in styles.items() if name in curves
     ]
     over = [
-        WarmupCurve(*style, curves[f"{name} - virtual"])
+        MetricCurve(*style, curves[f"{name} - virtual"])
         for name, style in styles.items()
         if f"{name} - virtual" in curves
     ]

@@ -153,7 +153,7 @@ def _values(raw: RawColumn, manifest: ArtifactManifest) -> dict[str, Any]:
         return _or_null(_array(_or_null(value)) if raw.stored.is_list else value)
     name = stored[-1]
     column = schema.columns[name]
-    if column.group is Group.NEW_USER:
+    if column.group in (Group.NEW_USER, Group.NEW_ITEM):
         return value
     if (vectors := manifest.vectors.get(name)) is not None:
         element = value | {"minimum": -LARGEST, "maximum": LARGEST}

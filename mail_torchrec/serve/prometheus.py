@@ -37,6 +37,11 @@ class ServerMetrics:
             ["version", "kind"],
         )
         self.candidates = counter("mail_candidates", "Candidates scored.", ["version"])
+        self.by_cohort = counter(
+            "mail_candidates_by_cohort",
+            "Candidates scored, by new and old users and items, where the model knows new items.",
+            ["version", "user", "item"],
+        )
         self.ids = counter("mail_ids", "Ids received.", ["version", "column"])
         self.unknown_ids = counter(
             "mail_unknown_ids", "Of them those without a row of their own.", ["version", "column"]
@@ -66,11 +71,25 @@ class ServerMetrics:
         self.users.labels(version, "new").inc(int(is_cold_U.sum()))
         self.users.labels(version, "old").inc(int((~is_cold_U).sum()))
         self.candidates.labels(version).inc(len(inputs[USER_OF_CANDIDATE]))
+        if manifest.new_item_input is not None:
+            self._count_cohorts(inputs, manifest, is_cold_U)
         for name, ids in _ids(inputs, manifest.schema_):
             self.ids.labels(version, name).inc(ids.size)
             table = manifest.tables[manifest.schema_.table_of(name)]
             unknown = is_unknown(ids, manifest.first_row + (table.fallback_rows or 0))
             self.unknown_ids.labels(version, name).inc(int(unknown.sum()))
+
+    def _count_cohorts(
+        self, inputs: Mapping[str, Array], manifest: ArtifactManifest, is_cold_U: Array
+    ) -> None:
+        """Counts the candidates by new and old users and items."""
+        assert manifest.new_item_input is not None
+        is_new_item_B = inputs[manifest.new_item_input]
+        is_cold_B = is_cold_U[inputs[USER_OF_CANDIDATE]]
+        for user, is_user_B in (("new", is_cold_B), ("old", ~is_cold_B)):
+            for item, is_item_B in (("new", is_new_item_B), ("old", ~is_new_item_B)):
+                count = int((is_user_B & is_item_B).sum())
+                self.by_cohort.labels(manifest.version, user, item).inc(count)
 
 
 def cold_users(inputs: Mapping[str, Array], manifest: ArtifactManifest) -> Array:

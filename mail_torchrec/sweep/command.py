@@ -21,6 +21,7 @@ _FIXED = (
     *("name", "data.root", "data.train", "data.train.", "data.test", "data.test."),
     *("data.validation", "data.validation."),
     *("data.test_negatives_kept", "data.cold_start.", "data.new_user_max_behaviours"),
+    *("data.new_items", "data.new_items."),
     *("train.early_stopping.metric", "train.early_stopping.cohort", "train.evaluate_rows"),
     *("train.evaluate_every", "trackers"),
 )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mail_torchrec.reporting.compared_runs import COHORTS
+from mail_torchrec.reporting.cohorts import COHORTS
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.sweep.plots import draw_history, draw_settings

@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.attention import masked_softmax, pair_scores, weighted_sum
+from mail_torchrec.towers.layers.blocked_scores import Gathered, blocked_scores
+from mail_torchrec.towers.layers.buckets import is_bfloat16_on_cpu
 from mail_torchrec.towers.layers.mlp import LastDimPReLU, dense_layers, last_dim
-from mail_torchrec.towers.layers.positions import Positions
+from mail_torchrec.towers.layers.positions import Positions, RealPositions
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, position_mask
 
 
@@ -54,6 +56,8 @@ class BehaviourScores(nn.Module):
             sequence: the behaviours.
             target_BD: vectors of the target items, if they are part of the query.
         """
+        if is_bfloat16_on_cpu(sequence.values_BTD):
+            return self._blocked_scores(sequence, target_BD)
         users_UTD = self._user_queries(sequence.users)
         rows_BD: Tensor | None = None
         if target_BD is not None:
@@ -67,6 +71,25 @@ class BehaviourScores(nn.Module):
             return activated_PD
 
         return pair_scores(self.g, sequence, make_query)
+
+    def _blocked_scores(self, sequence: BehaviourSequence, target_BD: Tensor | None) -> Tensor:
+        """The same scores [B, T], where products are faster than memory."""
+        positions, users = RealPositions(sequence), sequence.users
+        place_N, weights = positions.user_place_N, self._query_weights()
+
+        def gathered(table: Tensor, rows_UT: Tensor) -> Gathered:
+            return Gathered(table, rows_UT.flatten().index_select(0, place_N))
+
+        queries = [gathered(self._by_place(weights[0]), _places(users))]
+        if self.action is not None:
+            by_action = functional.linear(self.action.weight, weights[1])
+            queries.append(gathered(by_action, users.actions_BT))
+        if target_BD is not None:
+            by_row = functional.linear(target_BD, weights[-1])
+            queries.append(Gathered(by_row, positions.row_N))
+        behaviours = Gathered(users.real_BTD.flatten(0, 1), place_N)
+        scores_N = blocked_scores(self.g, self.query[1].weight, behaviours, queries)
+        return positions.to_padded(scores_N.to(users.values_BTD.dtype))
 
     def _query_weights(self) -> tuple[Tensor, ...]:
         """The query layer's weights of position, action and target, those that there are."""
@@ -82,15 +105,22 @@ class BehaviourScores(nn.Module):
 
         The layer is applied to the few embeddings, whose results are then gathered.
         """
-        weights, layer = self._query_weights(), self.query[0]
-        order_T = torch.arange(users.values_BTD.shape[1], device=users.values_BTD.device)
-        places_UT = (users.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0)
-        by_place = functional.linear(self.position.weight, weights[0], layer.bias)
-        query_UTD = functional.embedding(places_UT, by_place)
+        weights, places_UT = self._query_weights(), _places(users)
+        query_UTD = functional.embedding(places_UT, self._by_place(weights[0]))
         if self.action is None:
             return query_UTD
         by_action = functional.linear(self.action.weight, weights[1])
         return query_UTD + functional.embedding(users.actions_BT, by_action)
+
+    def _by_place(self, weight_DX: Tensor) -> Tensor:
+        """The query layer's terms of position and bias, [T, D]."""
+        return functional.linear(self.position.weight, weight_DX, self.query[0].bias)
+
+
+def _places(users: BehaviourSequence) -> Tensor:
+    """The place of each behaviour before the newest one [U, T]."""
+    order_T = torch.arange(users.values_BTD.shape[1], device=users.values_BTD.device)
+    return (users.lengths_B.unsqueeze(1) - 1 - order_T).clamp(min=0)
 
 
 class UserToItemNetwork(nn.Module):

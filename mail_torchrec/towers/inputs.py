@@ -50,6 +50,10 @@ class InputShapes:
     has_match: bool = False
     """True where :attr:`BehaviourSequence.match` is filled (a tower asks for it by ``needs_match``
     of its settings)."""
+    num_numeric_attributes: int = 0
+    """Of the numeric features those of the user, which come first."""
+    num_numeric_items: int = 0
+    """Of the numeric features those of the items, which come last."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -209,6 +213,24 @@ def replace_attribute(inputs: RankingInputs, field: int, vectors_BD: Tensor) -> 
         attributes_BAD=torch.cat([before_BAD, vectors_BD.unsqueeze(1), behind_BAD], dim=1),
         sequences=expand_sequences(inputs.sequences),
     )
+
+
+def flagged_shapes(shapes: InputShapes) -> InputShapes:
+    """Returns the shapes of inputs with the feature of :func:`with_virtual_flag`."""
+    return replace(shapes, num_numeric=shapes.num_numeric + 1)
+
+
+def with_virtual_flag(inputs: RankingInputs, place: int) -> RankingInputs:
+    """Returns the inputs with one more numeric feature, 1 where the behaviours are virtual, else 0.
+
+    Args:
+        inputs: with at least one sequence; virtual behaviours fill all of a row's sequences.
+        place: its index among the numeric features.
+    """
+    is_virtual_B = next(iter(inputs.sequences.values())).is_virtual_B
+    before_BN, behind_BN = inputs.numeric_BN[:, :place], inputs.numeric_BN[:, place:]
+    flag_B1 = is_virtual_B.to(inputs.numeric_BN.dtype).unsqueeze(1)
+    return replace(inputs, numeric_BN=torch.cat([before_BN, flag_B1, behind_BN], dim=1))
 
 
 @dataclass

@@ -13,6 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from mail_torchrec.towers.attribute_crosses import (
+    AttributeCrosses,
+    AttributeCrossesSettings,
+    CrossedTower,
+    crossed_shapes,
+)
 from mail_torchrec.towers.base_dnn import BaseDNN
 from mail_torchrec.towers.deepfm import DeepFM
 from mail_torchrec.towers.din import DIN
@@ -56,19 +62,29 @@ def check_allowed(name: str, where: Path) -> None:
         )
 
 
-def build_tower(name: str, options: Mapping[str, Any], shapes: InputShapes) -> nn.Module:
+def build_tower(
+    name: str,
+    options: Mapping[str, Any],
+    shapes: InputShapes,
+    crosses: AttributeCrossesSettings | None = None,
+) -> nn.Module:
     """Builds a ranking tower.
 
     Args:
         name: a key of :data:`TOWERS`, or ``package.module:ClassName``.
         options: its options; one that is left out has its default.
         shapes: of the inputs.
+        crosses: products of attributes and items that it reads too; None: none.
 
     Raises:
         ValueError: the tower is unknown or cannot be imported, an option does not fit, or the tower
-            refuses the shapes.
+            or the products refuse the shapes.
     """
-    return _tower_class(name)(tower_settings(name, options), shapes)
+    tower_class, settings = _tower_class(name), tower_settings(name, options)
+    if crosses is None:
+        return tower_class(settings, shapes)
+    products = AttributeCrosses(crosses, shapes)
+    return CrossedTower(tower_class(settings, crossed_shapes(shapes, products)), products)
 
 
 def tower_settings(name: str, options: Mapping[str, Any]) -> Any:

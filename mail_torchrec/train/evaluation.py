@@ -14,23 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mail_torchrec.calibration.negatives import logits_of_sample, product_logits
 from mail_torchrec.checkpoint.data_record import DataRecord, ScoredRows
 from mail_torchrec.config import Config
+from mail_torchrec.data.items.new_items import has_new_items
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.reading.reader import Reader
 from mail_torchrec.data.schema.schema import Group
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import rank
-from mail_torchrec.metrics.cohorts import (
-    CohortMetrics,
-    ConversionScores,
-    EvaluatedRows,
-    MetricsReport,
-    TaskScores,
-)
+from mail_torchrec.metrics.cohorts import CohortMetrics, EvaluatedRows, MetricsReport
 from mail_torchrec.metrics.details import DetailedMetrics, MetricsDetails, write_details
 from mail_torchrec.model.step import StepOutputs
+from mail_torchrec.predictions.evaluated_rows import Columns, evaluated_rows, metric_columns
 from mail_torchrec.predictions.scored_batch import ScoredBatch
 from mail_torchrec.predictions.writer import PredictionFormat, write_predictions
 from mail_torchrec.reporting.loss_curves import draw_loss_curves
@@ -106,20 +101,20 @@ def score_rows(
     on_batch: Callable[[ScoredBatch], None] | None = None,
 ) -> ScoredData:
     """Scores the rows of all ranks; arguments as those of :func:`evaluate`."""
-    columns: list[_Columns] = []
+    columns: list[Columns] = []
     numbers: list[range] = []
     layout = TaskLayout()
     counts = np.zeros(len(reader.count_names), np.int64)
     for batch in score_batches(assembled, reader, loader):
         if on_batch is not None:
             on_batch(batch)
-        columns.append(_columns(batch))
+        columns.append(metric_columns(batch))
         layout = batch.layout
         numbers.append(batch.rows)
         counts += batch.counts
     own = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     summed = reduce_counts(reader, torch.from_numpy(counts).to(assembled.device))
-    return ScoredData(_evaluated_rows(own, layout, reader), numbers, summed)
+    return ScoredData(evaluated_rows(own, layout, reader), numbers, summed)
 
 
 @torch.no_grad()
@@ -199,6 +194,7 @@ def evaluation_format(config: Config, origin: Mapping[str, str] | None = None) -
         {name: schema.file_column(name) for name in schema.names(Group.PASSTHROUGH)},
         schema.file_column(schema.group_key),
         schema.conversion is not None,
+        has_new_items(schema, config.data.new_items, config.data.cold_start.items),
         origin or {"run": config.name},
     )
 
@@ -245,56 +241,10 @@ def _scored(outputs: StepOutputs, worker: int, rows: range) -> ScoredBatch:
         is_new_B=real(batch.is_new_B),
         weights_B=real(batch.weights_B),
         counts=batch.counts.cpu().numpy(),
+        is_new_item_B=None if batch.is_new_item_B is None else real(batch.is_new_item_B),
     )
     num_filled = len(batch.labels_B) - len(rows)
     assert num_filled in (0, 1) and not batch.weights_B[len(rows) :].any(), (
         "the rows of a batch are not those of its step"
     )
     return scored
-
-
-_Columns = dict[str, NDArray[Any]]
-"""Columns [rows] by name; predictions of tasks begin with ``task/``, their targets ``target/``."""
-
-
-def _columns(batch: ScoredBatch) -> _Columns:
-    """Returns the columns [B] that metrics need."""
-    columns: _Columns = {
-        CLICK_TASK: batch.logits_B,
-        "labels": batch.labels_B,
-        "users": batch.users_B,
-        "is_new": batch.is_new_B,
-        "weights": batch.weights_B,
-        "conversions": batch.conversions_B,
-    }
-    columns |= {f"task/{name}": logits_B for name, logits_B in batch.task_logits.items()}
-    return columns | {f"target/{name}": labels_B for name, labels_B in batch.task_targets.items()}
-
-
-def _evaluated_rows(own: _Columns, layout: TaskLayout, reader: Reader) -> EvaluatedRows:
-    """Names this rank's columns [rows] of :func:`_columns`.
-
-    Where the rows are downsampled, the logits are of such rows, which their labels follow.
-    """
-    found = {name.removeprefix("task/"): values for name, values in own.items()}
-    if (kept := reader.negatives_kept) != 1:
-        found[CLICK_TASK] = logits_of_sample(own[CLICK_TASK], kept)
-        for product in layout.products:
-            found[product.name] = product_logits(found[product.before], found[product.given])
-    has_conversions = "task/ctcvr" in own
-    return EvaluatedRows(
-        found[CLICK_TASK],
-        own["labels"],
-        own["users"],
-        own["is_new"],
-        ConversionScores(own["conversions"], found["cvr"], found["ctcvr"])
-        if has_conversions
-        else None,
-        own["weights"] if reader.has_weights else None,
-        training_shift=reader.training_shift,
-        tasks=[
-            TaskScores(name, found[name], own[f"target/{name}"], name in layout.values)
-            for name in found
-            if f"target/{name}" in own
-        ],
-    )

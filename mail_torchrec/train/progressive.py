@@ -26,12 +26,12 @@ from mail_torchrec.continuation.progressive_record import (
 )
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.history import column_ids
+from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.parquet.arrow import Ints
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.source import RowGroup, Source
 from mail_torchrec.metrics.cohorts import EvaluatedRows, MetricsReport
 from mail_torchrec.metrics.partitions import Partition
-from mail_torchrec.metrics.popularity import candidate_item
 from mail_torchrec.metrics.row_columns import read_rows
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import load_split

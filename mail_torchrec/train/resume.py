@@ -26,7 +26,8 @@ from mail_torchrec.distributed.collectives import (
 from mail_torchrec.metrics.cohorts import CohortMetrics
 from mail_torchrec.records.checksums import sha256_of_files
 from mail_torchrec.records.run_record import read_recorded, record_faults
-from mail_torchrec.reporting.compared_runs import COHORTS, is_cohort
+from mail_torchrec.reporting.cohorts import COHORTS
+from mail_torchrec.reporting.compared_runs import is_cohort
 from mail_torchrec.train.assembly import AssembledModel
 from mail_torchrec.train.data_splits import Sources, open_sources
 from mail_torchrec.train.run_dir import RunDir
@@ -47,6 +48,7 @@ _CHANGEABLE_SETTINGS = (
     "checkpoint.restart_state",
     "sharding.communication",
     "sharding.communication.",
+    "sharding.replicas",
     "data.shuffle_buffer_size",
     "train.epochs",
     "train.batch_size",

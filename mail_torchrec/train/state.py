@@ -55,7 +55,12 @@ def random_state() -> StateDict:
 
 
 def run_state(assembled: AssembledModel) -> StateDict:
-    """Returns the whole state of a run; the tensors are the run's own, not copies."""
+    """Returns the whole state of a run; the tensors are the run's own, not copies.
+
+    Every rank calls it.
+    """
+    if assembled.touched is not None:
+        assembled.touched.unite_replicas()
     return (
         model_state(assembled)
         | average_state(assembled)

@@ -18,6 +18,7 @@ from torchrec.distributed.train_pipeline import (
 )
 
 from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.embeddings.communication.replicas import average_replicas
 from mail_torchrec.model.step import StepOutputs
 from mail_torchrec.optim.groups import OptimizerGroups
 from mail_torchrec.utils.spans import span
@@ -207,7 +208,7 @@ def training_step(
     """Runs forward pass, backward pass and optimizers on one batch; arguments as for a step.
 
     Fused optimizers of sharded tables update them within the backward pass. The others may
-    accumulate gradients over steps, and clip them.
+    accumulate gradients over steps, and clip them. Replicas of the tables are averaged behind it.
     """
     optimizer.begin_step()
     with optimizer.gradient_exchange(model):
@@ -217,6 +218,7 @@ def training_step(
             loss.backward()
     with span("optimizer"):
         optimizer.finish_step()
+    average_replicas(model)
     return outputs
 
 

@@ -27,11 +27,13 @@ def is_uri(path: str) -> bool:
 def join_path(root: str, part: str) -> str:
     """Appends a relative path to a folder or URI, in front of the URI's options.
 
+    An absolute path or URI is returned as it is.
+
     Args:
         root: folder or URI; empty for the current folder.
         part: a path below it.
     """
-    if not root:
+    if not root or part.startswith("/") or is_uri(part):
         return part
     end = len(root)
     if is_uri(root) and (options := re.search(r"[?#]", root)):

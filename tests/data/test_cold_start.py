@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mail_torchrec.data.cold_start import ColdStartSettings, hidden_users
 
+SAME: dict[str, Any] = {"oracle": True, "salt": "s"}
 USERS = pa.array(np.arange(20_000) * 7919 + 10**12)
 
 
@@ -84,6 +85,22 @@ def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
         ColdStartSettings(hide_share=share)
 
 
+def test_training_and_test_have_shares_of_their_own() -> None:
+    """Each is ``hide_share`` where it is not set; rows of one are never asked for the other's."""
+    both = ColdStartSettings(hide_share=0.4, train_share=0.02, oracle=True, salt="s")
+    assert both.of_training == ColdStartSettings(hide_share=0.02, oracle=True, salt="s")
+    assert both.of_test == both.of_test.of_test == ColdStartSettings(**SAME | {"hide_share": 0.4})
+    none_trained = ColdStartSettings(test_share=0.3)
+    assert not hidden_users(USERS, none_trained.of_training).any()
+    assert hidden_users(USERS, none_trained.of_test).mean() == pytest.approx(0.3, abs=0.02)
+    with pytest.raises(AssertionError):
+        hidden_users(USERS, both)
+    assert "train_share" not in ColdStartSettings(hide_share=0.4).model_dump()
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValidationError, match="test_share"):
+            ColdStartSettings(test_share=share)
+
+
 def test_float_keys_are_refused() -> None:
     """1.0 and 1 would be two users."""
     with pytest.raises(ValueError, match="received type 'double'"):
@@ -102,4 +119,5 @@ def test_what_needs_hidden_users_is_refused_without_them(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         ColdStartSettings(**given_settings)
-    ColdStartSettings(hide_share=0.1, **given_settings)
+    for share in ("hide_share", "train_share", "test_share"):
+        ColdStartSettings(**{share: 0.1} | given_settings)

@@ -3,6 +3,8 @@
 Shape letters: ``R`` ranks, ``S`` shards of one table.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from mail_torchrec.embeddings.partitioner import (
     CandidatePlan,
+    Placement,
     fastest_fitting_plan,
     least_excess_plan,
     propose_plans,
@@ -137,3 +140,35 @@ def test_equal_tables_are_spread_evenly() -> None:
     best: CandidatePlan = propose_plans(options, RANKS, LOCAL_RANKS)[0]
     assert set(best.memory_R["hbm"]) == {2 * 4.0 * 8000 * 64} and best.step_ms == pytest.approx(3.0)
     assert best.memory_R.keys() == set(MEMORY_KINDS)
+
+
+def test_plans_of_each_kind_are_proposed_and_equal_layouts_recognised() -> None:
+    kinds = ("table_wise", "row_wise")
+    modules = {"a": "pooled", "b": "pooled", "c": "unpooled"}
+    made = {
+        name: [
+            replace(option(name, kind, 80, 8, "fused", time), module_path=module)
+            for kind, time in zip(kinds, (4.0, 8.0), strict=True)
+        ]
+        for name, module in modules.items()
+    }
+    usual = propose_plans(made, RANKS, LOCAL_RANKS)
+    every = propose_plans(made, RANKS, LOCAL_RANKS, of_each_kind=True)
+
+    def cuts(plan: CandidatePlan) -> tuple[str, ...]:
+        return tuple(plan.placements[name].option.sharding_type for name in "abc")
+
+    assert {(one, one, other) for one in kinds for other in kinds} <= set(map(cuts, every))
+    assert set(map(cuts, usual)) < set(map(cuts, every))
+    [plan] = {cuts(plan): plan for plan in every if set(cuts(plan)) == {"table_wise"}}.values()
+    turned = {
+        name: Placement(one, (ranks + 3) % RANKS) for name, (one, ranks) in plan.placements.items()
+    }
+    swapped = turned | {"a": Placement(turned["a"].option, turned["b"].ranks_S)}
+    swapped["b"] = Placement(turned["b"].option, turned["a"].ranks_S)
+    together = turned | {"b": Placement(turned["b"].option, turned["a"].ranks_S)}
+    layouts = [
+        CandidatePlan.from_placements(placements, RANKS).layout
+        for placements in (turned, swapped, together)
+    ]
+    assert layouts[0] == layouts[1] == plan.layout != layouts[2]

@@ -37,6 +37,8 @@ def zero_shot(**changes: Any) -> dict[str, Any]:
 
 WITHOUT: dict[str, Any] = {"zero_shot": None}
 OWN: dict[str, Any] = {"cold_loss_weight": 1.0, "new_user_tower": "own"}
+BILINEAR: dict[str, Any] = {"attribute_crosses": {"form": "bilinear", "rank": 4}}
+FM: dict[str, Any] = {"attribute_crosses": {"form": "fm"}}
 FLAG = SCHEMA | {"columns": SCHEMA["columns"] | {"flag": {"group": "new_user"}}}
 TWO = SCHEMA | {
     "columns": SCHEMA["columns"]
@@ -65,6 +67,20 @@ CASES: dict[str, dict[str, Any]] = {
     **{
         tower: {"model": model(tower, **WITHOUT)}
         for tower in ("dmr", "base_dnn", "deepfm", "wide_deep", "din")
+    },
+    "virtual-items-dmr": {
+        "model": model("dmr", virtual_items={}),
+        "data": {"new_items": {"max_count": 50}},
+        "schema": VECTORED,
+    },
+    "mean-items-dmr": {
+        "model": model("dmr", virtual_items={"fill": "mean"}),
+        "data": {"new_items": {"max_count": 50}},
+    },
+    "virtual-items-deepfm": {
+        "model": model("deepfm", virtual_items={}),
+        "schema": SCHEMA
+        | {"columns": SCHEMA["columns"] | {"fresh": {"group": "new_item", "column": "bought"}}},
     },
     "mail-emblr": {"model": model("emblr"), "schema": SCHEMA | {"dim": 1}},
     **{
@@ -98,6 +114,33 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "none": {"model": model("base_dnn", **zero_shot(variant="none"))},
     **{
+        f"mixture-{tower}": {
+            "model": model(
+                tower,
+                **zero_shot(
+                    reconstruction_target="mixture",
+                    num_prototypes=5,
+                    virtual_length="predicted",
+                    ranking_weight=1.0,
+                ),
+                virtual_flag=True,
+                **changes,
+            )
+        }
+        for tower, changes in (("din", {}), ("dmr", OWN))
+    },
+    **{
+        f"mixed-{name}": {
+            "model": model("dmr", **made, mixing_strength=2.0, virtual_flag=True),
+            "data": {"new_user_max_behaviours": 3},
+            "schema": TWO,
+        }
+        for name, made in (
+            ("mail", zero_shot(virtual_length="predicted")),
+            ("mean_fill", WITHOUT | {"baseline": {"name": "mean_fill"}}),
+        )
+    },
+    **{
         name: {"model": model("base_dnn", **WITHOUT, baseline={"name": name})}
         for name in ("mean_fill", "llae")
     },
@@ -123,6 +166,23 @@ CASES: dict[str, dict[str, Any]] = {
         "model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}),
         "schema": WITH_ID | {"columns": WITH_ID["columns"] | VECTORS},
     },
+    "crosses-tasks-own-base_dnn": {
+        "model": model("base_dnn", tasks=TASKS, experts=PLE, **OWN, **BILINEAR),
+        "schema": TASK_SCHEMA,
+    },
+    "crosses-mean_fill": {
+        "model": model("base_dnn", **WITHOUT, baseline={"name": "mean_fill"}, **BILINEAR)
+    },
+    "crosses-mail-deepfm": {"model": model("deepfm", **FM)},
+    "crosses-vectors-dmr": {
+        "model": model("dmr", **BILINEAR),
+        "schema": VECTORED | {"tables": VECTORED["tables"] | {"city": {"dim": 4}}},
+    },
+    "crosses-meta_emb": {
+        "model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}, **FM),
+        "schema": WITH_ID | {"tables": WITH_ID["tables"] | {"tags": {"dim": 12}}},
+    },
+    "crosses-users-own": {"model": model("tests.support.towers_of_users:MeanTower", **BILINEAR)},
     "users-own": {"model": model("tests.support.towers_of_users:MeanTower")},
     **{
         f"parts-{join}-{tower}": {"model": model(tower, **changes), "schema": with_parts(join)}

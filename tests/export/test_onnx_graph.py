@@ -90,7 +90,7 @@ def test_small_tables_of_equal_rows_are_looked_up_all_the_same(tmp_path: Path) -
     [
         "tasks-own-dmr",
         "two-sequences-dmr",
-        "mean_fill",
+        "crosses-mean_fill",
         # Parts of these by themselves, or of what test_export.py exports.
         pytest.param("tasks-deepfm", marks=pytest.mark.long),
         pytest.param("dmr", marks=pytest.mark.long),

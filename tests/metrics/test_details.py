@@ -12,13 +12,13 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.schema.columns import EmbeddingTableSettings
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.distributed.collectives import rank, world_size
 from mail_torchrec.metrics.cohorts import EvaluatedRows
 from mail_torchrec.metrics.details import DetailedMetrics, constants_line
-from mail_torchrec.metrics.popularity import candidate_item
 from mail_torchrec.metrics.settings import MetricsSettings
 from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.train.run_dir import RunDir

@@ -151,6 +151,80 @@ def test_without_virtual_behaviours_cold_rows_keep_the_few_behaviours_that_they_
     assert not torch.equal(model(batch)[1].logits_B, model(without_histories(batch))[1].logits_B)
 
 
+@pytest.mark.parametrize("made", [{}, {"zero_shot": None, "baseline": {"name": "mean_fill"}}])
+def test_few_real_behaviours_are_mixed_with_virtual_ones_by_count(
+    small_root: Path, made: dict[str, Any]
+) -> None:
+    """With n real ones of mean m a virtual v becomes (k v + n m) / (k + n) behind them."""
+    model, batch = whole(small_root, mixing_strength=1.5, **made)
+    make_cold(batch, True)
+    step = _step_of(model, batch)
+    real = step.users.sequences["history"]
+    filled = model.towers.fill_cold_users(step.users, step.cold).sequences["history"]
+    alone = model.towers.fill_cold_users(step.users, step.all_as_cold).sequences["history"]
+    counts = real.lengths_B.tolist()
+    assert {0, 1, 6} <= set(counts) and filled.is_virtual_B.all()
+    for row, n in enumerate(counts):
+        length = max(n, int(alone.lengths_B[row]))
+        assert filled.lengths_B[row] == length
+        assert torch.equal(filled.values_BTD[row, :n], real.values_BTD[row, :n])
+        assert torch.equal(filled.actions_BT[row, :n], real.actions_BT[row, :n])
+        assert not filled.actions_BT[row, n:].any()
+        mean = real.values_BTD[row, :n].double().mean(0) if n else 0
+        virtual = alone.values_BTD[row].double()
+        expected = (1.5 * virtual[n:length] + n * mean) / (1.5 + n)
+        torch.testing.assert_close(filled.values_BTD[row, n:length].double(), expected)
+        assert not alone.actions_BT[row].any() and not filled.values_BTD[row, length:].any()
+
+
+def test_real_behaviours_of_cold_users_train_the_tables_and_virtual_ones_do_not(
+    small_root: Path,
+) -> None:
+    model, batch = whole(small_root, mixing_strength=1.5)
+    make_cold(batch, True)
+    step = _step_of(model, batch)
+    filled = model.towers.fill_cold_users(step.users, step.cold).sequences["history"]
+    has_any = step.users.sequences["history"].lengths_B > 0
+    table = model.unpooled_tables.embeddings["item"].weight
+    (slope,) = torch.autograd.grad(filled.values_BTD[has_any].sum(), table, retain_graph=True)
+    assert slope.abs().sum() > 0
+    (slope,) = torch.autograd.grad(filled.values_BTD[~has_any].sum(), table, allow_unused=True)
+    assert slope is None or not slope.any()
+
+
+def _step_of(model: Any, batch: Any) -> Any:
+    unpooled = model.unpooled_tables(batch.unpooled)
+    return model.towers._step_inputs(batch, model.pooled_tables(batch.pooled), unpooled)
+
+
+@pytest.mark.parametrize("tower", ["dmr", "tests.support.towers_of_users:MeanTower"])
+def test_the_ranking_tower_is_told_whose_behaviours_are_virtual(
+    small_root: Path, tower: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {} if ":" in tower else {"num_negatives": 20, "hidden_dims": [16, 8]}
+    model, batch = whole(
+        small_root, tower=tower, tower_options=options, virtual_flag=True, behaviour_dropout=0.3
+    )
+    seen: list[Any] = []
+    model.towers.ranking.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    plain = batch.numeric_BN
+    model(batch)
+    is_virtual_B = next(iter(seen[0].sequences.values())).is_virtual_B
+    assert is_virtual_B[batch.is_cold_B].all() and 0 < is_virtual_B.sum() < len(batch)
+    assert is_virtual_B.sum() > batch.is_cold_B.sum()  # dropped users too
+    expected = torch.cat([plain, is_virtual_B.float().unsqueeze(1)], dim=1)  # one attribute
+    assert torch.equal(seen[0].numeric_BN, expected)
+
+
+@pytest.mark.parametrize("name", ["virtual_flag", "mixing_strength"])
+@pytest.mark.parametrize("baseline", [None, {"name": "meta_emb"}])
+def test_what_needs_virtual_behaviours_is_refused_without_them(
+    name: str, baseline: dict[str, Any] | None
+) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs virtual behaviours, and nothing makes any"):
+        ModelSettings.model_validate({"zero_shot": None, "baseline": baseline, name: 1})
+
+
 def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(
         ValueError,

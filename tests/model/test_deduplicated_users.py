@@ -62,6 +62,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deepfm": {"model": {"tower": "deepfm", **NO_DROPOUT}},
     "wide_deep": {"model": {"tower": "wide_deep", **NO_DROPOUT}},
     "din": {"model": {"tower": "din", "tower_options": {}}},
+    "crosses": {"model": {"attribute_crosses": {"rank": 4}}},
     "mean_fill": baseline_tree("mean_fill"),
     "llae": baseline_tree("llae", solve_every=1),
     "meta_emb": baseline_tree("meta_emb"),

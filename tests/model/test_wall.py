@@ -61,8 +61,18 @@ def tables_and_state(assembled: AssembledModel) -> dict[str, torch.Tensor]:
     }
 
 
+MODEL: dict[str, Any] = config_tree(Path())["model"]
 MAIL: dict[str, Any] = {}
 HEAD: dict[str, Any] = {"model": config_tree(Path())["model"] | {"multi_task": {}}}
+TAUGHT: dict[str, Any] = {
+    "model": MODEL
+    | {"virtual_flag": True}
+    | {
+        "zero_shot": MODEL["zero_shot"]
+        | {"ranking_weight": 2.0, "virtual_length": "predicted"}
+        | {"reconstruction_target": "mixture"}
+    }
+}
 META: dict[str, Any] = baseline_tree("meta_emb")
 
 
@@ -72,9 +82,10 @@ META: dict[str, Any] = baseline_tree("meta_emb")
         ("adagrad", MAIL, {"L_a", "L_v", "L_d"}),
         ("rowwise_adagrad", MAIL, {"L_a", "L_v", "L_d"}),
         ("adagrad", HEAD, {"L_a", "L_v", "L_d"}),
+        ("adagrad", TAUGHT, {"L_a", "L_v", "L_d", "L_r"}),
         ("adagrad", META, {"L_meta"}),
     ],
-    ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "meta_emb"],
+    ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "ranking_weight", "meta_emb"],
 )
 def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
     small_root: Path,
@@ -136,15 +147,27 @@ def whole(small_root: Path, **model: Any) -> tuple[Any, Any]:
     return assembled.model, next(batches)
 
 
-@pytest.mark.parametrize("multi_task", [None, {}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"multi_task": None},
+        {"multi_task": {}},
+        {"zero_shot": MODEL["zero_shot"] | {"ranking_weight": 3.0}},
+        {"tower": "base_dnn", "tower_options": {"dropout": 0.0}, **TAUGHT["model"]},
+    ],
+    ids=["mail", "multi_task", "ranking_weight", "mixture"],
+)
 def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
-    small_root: Path, multi_task: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    small_root: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = whole(small_root, multi_task=multi_task)
+    model, batch = whole(small_root, **changes)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     model(batch)[0].backward()
     joint = gradients(model)
     model.zero_grad()
+    model.load_state_dict(state)  # prototypes have learnt from the batch
     monkeypatch.setattr(model.towers, "_zero_shot_losses", lambda *_: None)  # the fill stays
+    monkeypatch.setattr(model.towers, "_generator_terms", lambda *_: {})
     model(batch)[0].backward()
     alone = gradients(model)
     assert {name for name in joint if "zero_shot" not in name} == set(alone)
@@ -172,6 +195,55 @@ def test_one_backward_of_the_sum_equals_two_separate_ones(
     separate = gradients(model)
     assert joint.keys() == separate.keys()
     assert all(torch.equal(joint[name], separate[name]) for name in joint)
+
+
+def test_the_ranking_loss_of_virtual_behaviours_is_that_of_scoring_every_row_as_cold(
+    small_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero_shot = MODEL["zero_shot"] | {"ranking_weight": 3.0}
+    model, batch = whole(small_root, zero_shot=zero_shot, cold_loss_weight=1.0)
+    batch.weights_B[::3] = 2.0
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    loss, output = model(batch)
+    monkeypatch.setattr(model.towers, "_generator_terms", lambda *_: {})
+    model.load_state_dict(state)
+    without = model(batch)[0]
+    # An independent road: all rows cold, in evaluation mode, and the cross-entropy in float64.
+    model.load_state_dict(state)
+    make_cold(batch, True)
+    logits = model.eval()(batch)[1].logits_B.double()
+    labels, weights = batch.labels_B.double(), batch.weights_B.double()
+    entropies = torch.log1p(torch.exp(-(2 * labels - 1) * logits))
+    expected = ((entropies * weights).sum() / weights.sum()).item()
+    assert output.losses["L_r"].item() == pytest.approx(expected, rel=1e-5)
+    assert (loss - without).item() == pytest.approx(3 * expected, rel=1e-4)
+
+
+def test_the_ranking_loss_of_virtual_behaviours_lowers_itself(small_root: Path) -> None:
+    """It reaches the zero-shot tower: without other losses its own steps make it smaller."""
+    zero_shot = MODEL["zero_shot"] | {"ranking_weight": 1.0, "variant": "single"}
+    model, batch = whole(small_root, zero_shot=zero_shot)
+    generator = [v for name, v in model.named_parameters() if "zero_shot" in name]
+    others = {n: v.clone() for n, v in model.named_parameters() if "zero_shot" not in n}
+    optimizer = torch.optim.SGD(generator, 0.3)
+    found = []
+    for _ in range(8):
+        model.zero_grad()
+        output = model(batch)[1]
+        found.append(output.losses["L_r"].item())
+        model.towers._generator_terms(*_step_of(model.towers, batch, model))[
+            "L_r"
+        ].losses_N.mean().backward()
+        assert all(v.grad is None for n, v in model.named_parameters() if n in others)
+        optimizer.step()
+    assert found[-1] < found[0] - 1e-4
+
+
+def _step_of(towers: Any, batch: Any, model: Any) -> tuple[Any, ...]:
+    step = towers._step_inputs(
+        batch, model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+    )
+    return step, batch, towers.zero_shot_fields(step.users)
 
 
 @pytest.mark.parametrize("multi_task", [None, {}])

@@ -96,6 +96,24 @@ def test_a_prefetch_without_caches_is_refused(
         estimate_grid(given)
 
 
+def test_copies_of_the_tables_are_planned_for_a_group_and_averaged_in_each_step(
+    config: Path,
+) -> None:
+    [two] = estimate_grid(grid(config, ranks="2"))
+    [four] = estimate_grid(grid(config, ranks="4"))
+    [copied] = estimate_grid(grid(config, "sharding.replicas=2", ranks="4"))
+    assert copied.plan_text() == two.plan_text()
+    other_of_four = four.step_time.communication - float(four.plan.comms_R.max())
+    other = copied.step_time.communication - float(copied.plan.comms_R.max())
+    held = copied.table_memory_R["table weights"] + copied.table_memory_R["optimizer state"]
+    # A ring sends half of the bytes twice, at 60 % of an H100's 450 GB/s.
+    assert other - other_of_four == pytest.approx(held.max() / (0.6 * 450e6))
+    missed = short_of_memory(config, "sharding.replicas=2")
+    changes = [suggestion.change for suggestion in missed.suggestions]
+    assert "sharding.replicas=null" in changes
+    assert not any("compute_kernels" in change for change in changes)
+
+
 def test_memory_adds_up_from_the_shards_of_the_plan_file(config: Path) -> None:
     [found] = estimate_grid(grid(config, "train.tables.name=rowwise_adagrad"))
     assert found.fits
@@ -193,6 +211,10 @@ def test_more_memory_keeps_a_fit_and_a_larger_grid_changes_no_scenario(config: P
     (["--vary", "train.tables.name"], "--vary should be KEY=VALUE;VALUE"),
     (["--hardware", "cpu", "sharding.compute_kernels=[fused_uvm]"],
      "exist on CUDA alone, and the tables lie on CPU"),
+    (["--hardware", "cpu", "sharding.replicas=2"], "2D parallelism exists on CUDA alone"),
+    (["sharding.replicas=3"], "should divide the ranks of the job, 4, received 3"),
+    (["sharding.replicas=2", "sharding.compute_kernels=[fused, fused_uvm]"],
+     "['fused_uvm'] are allowed too, leave them out"),
     (["--hardware", "cpu", "train.tables.name=adam"], "FBGEMM has no fused 'adam' on CPU"),
     (["sharding.compute_kernels=[key_value]"],
      "tables on an SSD (key_value) need operators that no published FBGEMM has"),

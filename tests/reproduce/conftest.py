@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mail_torchrec.data.cold_start import ColdStartSettings
 from tests.support.processes import PreloadedPopen
 from tests.support.small_rows import config_tree, write_rows
+
+HIDING = ColdStartSettings(hide_share=0.4)
 
 
 @pytest.fixture

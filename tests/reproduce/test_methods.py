@@ -8,6 +8,7 @@ import yaml
 
 from mail_torchrec.config import preset_overrides
 from mail_torchrec.reproduce.methods import (
+    CROSSES,
     METHODS,
     TABLE_2,
     TABLE_3,
@@ -15,6 +16,7 @@ from mail_torchrec.reproduce.methods import (
     Method,
     resolve_config,
 )
+from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from tests.support.small_rows import config_tree
 
 
@@ -202,4 +204,24 @@ def test_a_missing_preset_is_named_with_those_there_are(
 
 
 def test_titles_of_towers_are_names_of_their_own() -> None:
-    assert len(set(TOWERS.values())) == len(TOWERS)
+    plain = [name for title, name in TOWERS.items() if CROSSES not in title]
+    assert len(set(plain)) == len(plain)
+
+
+def test_products_are_those_of_methods_that_name_them_with_the_configurations_options(
+    path: Path,
+) -> None:
+    crossed = {name for name in METHODS if name.endswith("+ crosses") or "+ crosses " in name}
+    assert {"BaseDNN + crosses", "MAIL-BaseDNN + crosses", "DIN + crosses oracle"} < crossed
+    for name in METHODS:
+        own = "model.attribute_crosses={rank: 7}"
+        found = resolve_config(METHODS[name], path, (own,), 1).model.attribute_crosses
+        assert (found and found.rank) == (7 if name in crossed else None), name
+    found = resolve_config(METHODS["DIN + crosses"], path, (), 1).model.attribute_crosses
+    assert found == AttributeCrossesSettings()
+    plain, mail, oracle = (METHODS[name] for name in (
+        "BaseDNN + crosses", "MAIL-BaseDNN + crosses", "BaseDNN + crosses oracle"
+    ))  # fmt: skip
+    assert (plain.base, plain.oracle) == ("BaseDNN", "BaseDNN oracle")
+    assert (mail.base, mail.oracle) == ("BaseDNN + crosses", "BaseDNN + crosses oracle")
+    assert oracle.is_oracle and METHODS["MAIL-BaseDNN"].controls[-1] == "BaseDNN + crosses"

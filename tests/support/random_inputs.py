@@ -160,5 +160,6 @@ def ready(tower: nn.Module, seed: int = 0) -> nn.Module:
     for name, value in tower.double().state_dict().items():
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-            value.copy_(0.5 + noise.abs() if name.endswith("running_var") else 0.4 * noise)
+            is_positive = name.endswith(("running_var", "counts_K"))
+            value.copy_(0.5 + noise.abs() if is_positive else 0.4 * noise)
     return tower.eval()

@@ -66,16 +66,19 @@ class UntrainedModel:
         ).eval()
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and "products" not in name:
-                positive = "running_var" in name or "square" in name or value.dim() == 0
+                above_0 = any(part in name for part in ("running_var", "square", "counts"))
+                positive = above_0 or value.dim() == 0
                 value.uniform_(0.5, 1.0) if positive else value.normal_(
                     0, 0.7 if "tables" in name else 0.4
                 )
         self.model.requires_grad_(False)
         self.types = value_types(Source(str(self.path), schema).types, schema)
-        self.encode = RequestEncoder(schema, self.encoders, self.types)
+        rule = self.config.data.new_items
+        self.encode = RequestEncoder(schema, self.encoders, self.types, rule)
         self.files: dict[str, TableFile] = {}
         """File of each buffer of the inference model."""
-        self.inputs = input_specs(schema, self.encoders.num_rows, self.encoders.vector_dims)
+        of_data = self.encoders.num_rows, self.encoders.vector_dims, rule
+        self.inputs = input_specs(schema, *of_data)
         self.outputs = towers.output_specs()
         self.inference_model = InferenceModel(
             towers,

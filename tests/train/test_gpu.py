@@ -1,11 +1,14 @@
 """The same run on CUDA and on CPU."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mail_torchrec.config import Config
 from mail_torchrec.predict.evaluate import evaluate_run
@@ -97,3 +100,27 @@ def test_tables_may_lie_in_host_memory(
         plan = json.loads((tmp_path / name / "plan.json").read_text())["tables"]
         assert {table["compute_kernel"] for table in plan.values()} == {name}
     assert curves[kernel] == pytest.approx(curves["fused"], abs=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_copies_of_the_tables_train_as_one_copy_does(root: Path, tmp_path: Path) -> None:
+    """With SGD, whose step by the mean gradient is the mean of the copies' steps."""
+    curves = {}
+    for name, sharding in (("shared", {}), ("copied", {"replicas": 2})):
+        train_settings = {"batch_size": 50, "log_every": 1, "device": "cuda"}
+        train_settings["tables"] = {"name": "sgd", "learning_rate": 0.05}
+        tree = config_tree(root, train=train_settings, sharding=sharding)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        words = ["--config", str(tmp_path / f"{name}.yaml"), "--run-dir", str(tmp_path / name)]
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node", "2", "-m", "mail_torchrec", "train", *words),
+            ],
+            check=True,
+            timeout=300,
+        )
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        curves[name] = [line["loss/L_rt"] for line in found if "loss/L_rt" in line]
+    assert curves["copied"] == pytest.approx(curves["shared"], abs=1e-3)

@@ -457,6 +457,24 @@ def test_hidden_users_count_as_new_and_the_oracle_gives_their_behaviours_back(
     assert everyone == {"new": 120, "old": 0, "all": 120}
 
 
+def test_a_share_of_training_and_one_of_test_are_those_of_two_runs(
+    root: Path, tmp_path: Path
+) -> None:
+    def hiding(**shares: float) -> dict[str, Any]:
+        return {"root": str(root), "cold_start": shares}
+
+    both = run(root, tmp_path / "both", data=hiding(hide_share=1, train_share=0, test_share=0.5))
+    plain = run(root, tmp_path / "plain")
+    assert plain != both
+    overrides = ["data.cold_start.hide_share=0.5"]
+    assert evaluate_run(RunDir(tmp_path / "plain"), None, overrides) == both
+    assert evaluate_run(RunDir(tmp_path / "both"), None, []) == both
+    unhidden = ["data.cold_start.test_share=0"]
+    assert evaluate_run(RunDir(tmp_path / "both"), None, unhidden) == plain
+    with pytest.raises(ValueError, match=r"hide_share changes nothing here: .*test_share=0.5;"):
+        evaluate_run(RunDir(tmp_path / "both"), None, overrides)
+
+
 def test_unknown_ids_and_cut_lists_are_counted(root: Path, tmp_path: Path) -> None:
     run(
         root,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mail_torchrec.model.precision import has_native_bfloat16
 from tools.benchmark.random_rows import RowSettings, write_rows
 from tools.benchmark.subprocess_trainer import SubprocessTrainer
 from tools.benchmark.throughput import measure_in_turns
@@ -17,6 +20,9 @@ BATCHES = (256, 1024, 4096, 16_384)
 LENGTHS = (10, 50, 100, 200)
 TABLE_ROWS = (100_000, 1_000_000, 10_000_000)
 RANKS = (1, 2)
+RANKS_BF16 = "ranks, bf16"
+"""Axis of ranks that compute in bfloat16, and average the towers' gradients in it."""
+_IN_BFLOAT16 = ("train.precision=bfloat16", "sharding.communication.dense_gradients=bf16")
 _ITEMS = 50_000
 _BATCHES_AN_EPOCH = 4
 
@@ -34,6 +40,7 @@ class ScalingPoint:
     batch_size: int | None = None
     items: int = _ITEMS
     ranks: int = 1
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,22 @@ class ScalingExperiment:
         }
         if self.device == "cpu":
             axes["ranks"] = [ScalingPoint(value, ranks=value) for value in RANKS]
+        if self.device == "cpu" and has_native_bfloat16(torch.device("cpu")):
+            axes[RANKS_BF16] = [
+                ScalingPoint(value, ranks=value, overrides=_IN_BFLOAT16) for value in RANKS
+            ]
         return {axis: self._measure_axis(axis, points) for axis, points in axes.items()}
 
     def _measure_axis(self, axis: str, points: list[ScalingPoint]) -> list[dict[str, Any]]:
         """Measures all points of an axis in turns, each in processes of its own."""
-        threads = 1 if axis == "ranks" else self.threads
+        threads = 1 if axis in ("ranks", RANKS_BF16) else self.threads
         with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
             trainers = []
             for point in points:
                 workload = self._workload(Path(folder) / str(point.value), point)
                 trainer = SubprocessTrainer(
                     workload,
-                    self.variant,
+                    self.variant.with_overrides(*point.overrides),
                     self.device,
                     threads,
                     ranks=point.ranks,

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mail_torchrec.config import Config, load_config
+from mail_torchrec.model.precision import has_native_bfloat16
 
 _ATTRIBUTES = [f"attribute_{number}" for number in range(1, 10)]
 
@@ -103,6 +105,18 @@ AUC is compared too."""
 DMR = Variant("grouped, DMR alone", (*GROUPED.overrides, "model.zero_shot=null"))
 """DMR without the zero-shot tower."""
 DEFAULTS = (UNGROUPED, UNGROUPED_SAMPLED, GROUPED, GROUPED_SAMPLED, DMR)
+
+
+def in_bfloat16(variant: Variant) -> Variant:
+    """Returns the variant with the towers' products in bfloat16."""
+    precise = variant.with_overrides("train.precision=bfloat16")
+    return replace(precise, name=f"{variant.name}, bf16")
+
+
+def default_variants(device: torch.device) -> list[Variant]:
+    """Returns the variants of a bench: in bfloat16 too where the device has units for it."""
+    lower = [in_bfloat16(variant) for variant in DEFAULTS if variant != UNGROUPED_SAMPLED]
+    return [*DEFAULTS, *(lower if has_native_bfloat16(device) else [])]
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ class Batch(Pipelineable):
 
     task_labels: dict[str, Tensor] = field(default_factory=dict)
     """Labels [B] of each column of group ``task_label``, NaN where they are null (float)."""
+    is_new_item_B: Tensor | None = None
+    """Rows reported as new items'; None where nothing says which items are new."""
+    is_cold_item_B: Tensor | None = None
+    """Rows whose item is new by the rule, or its id withheld; the oracle's are not. None likewise.
+    """
 
     @property
     def is_cold_U(self) -> Tensor:

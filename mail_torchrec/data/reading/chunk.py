@@ -15,8 +15,15 @@ import pyarrow.compute as pc
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.data.content.vector_values import vector_values
 from mail_torchrec.data.encoders import Encoders
-from mail_torchrec.data.history import HistoryLimits, column_ids, find_misaligned_row
+from mail_torchrec.data.history import (
+    HistoryLimits,
+    column_ids,
+    find_misaligned_row,
+    row_days,
+)
 from mail_torchrec.data.ids.hashing import hash64
+from mail_torchrec.data.items.new_items import ItemCohorts, ItemFlags
+from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.new_users import new_user_rows
 from mail_torchrec.data.numeric import numeric_values
 from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary
@@ -56,6 +63,8 @@ class Chunk:
     """Standardised vectors [R, E] of each vector column."""
     task_labels: dict[str, Floats] = field(default_factory=dict)
     """Labels [R] of each column of further tasks, NaN where they are null."""
+    items: ItemFlags | None = None
+    """Flags of the candidate items; None where nothing says which items are new."""
 
     def __len__(self) -> int:
         return len(self.labels_R)
@@ -74,7 +83,8 @@ class Chunk:
         vectors = {name: vectors_RE[rows] for name, vectors_RE in self.vectors.items()}
         labels = {name: labels_R[rows] for name, labels_R in self.task_labels.items()}
         arrays: list[Any] = [*(array[rows] for array in self._row_arrays()), vectors, labels]
-        return Chunk(lists, scalars_CR, *arrays)
+        items = None if self.items is None else self.items.take(rows)
+        return Chunk(lists, scalars_CR, *arrays, items)
 
     @staticmethod
     def concatenate(parts: "list[Chunk]") -> "Chunk":
@@ -94,7 +104,8 @@ class Chunk:
         }
         of_rows = zip(*(part._row_arrays() for part in parts), strict=True)
         arrays: list[Any] = [*map(np.concatenate, of_rows), vectors, labels]
-        return Chunk(lists, scalars, *arrays)
+        flags = [part.items for part in parts if part.items is not None]
+        return Chunk(lists, scalars, *arrays, ItemFlags.concatenate(flags) if flags else None)
 
     def _row_arrays(self) -> tuple[Any, ...]:
         """Returns the arrays whose first axis is the rows, in the order of the constructor."""
@@ -112,6 +123,7 @@ class ChunkEncoder:
         cold_start: settings of the simulation.
         new_user_max_behaviours: rows with at most so many behaviours are new users'.
         reads_positions: of training rows; for all others a position is a constant.
+        new_items: rule for new items.
     """
 
     schema: Schema
@@ -119,6 +131,12 @@ class ChunkEncoder:
     cold_start: ColdStartSettings
     new_user_max_behaviours: int
     reads_positions: bool = False
+    new_items: NewItemSettings | None = None
+
+    @cached_property
+    def _items(self) -> ItemCohorts | None:
+        hidden = self.cold_start.items
+        return ItemCohorts.of(self.schema, self.encoders.tables, self.new_items, hidden)
 
     @cached_property
     def _constants(self) -> dict[str, int]:
@@ -144,7 +162,9 @@ class ChunkEncoder:
         users_R, scalars_CR = user_hashes(users), self._scalars(table, file)
         if self.reads_positions:
             hide_positions(self.schema, scalars_CR, users_R)
-        limits = HistoryLimits.simulated(self.schema, users, self.cold_start)
+        limits = HistoryLimits.simulated(
+            self.schema, users, self.cold_start, row_days(table, self.schema, file)
+        )
         is_new_R = new_user_rows(table, limits, self.new_user_max_behaviours, file)
         return Chunk(
             lists=self._lists(table, file, limits),
@@ -161,7 +181,13 @@ class ChunkEncoder:
             ),
             vectors={name: self._vectors(table, name, file) for name in self.schema.vectors()},
             task_labels=task_labels(table, self.schema, file),
+            items=self._item_flags(table, scalars_CR, file),
         )
+
+    def _item_flags(self, table: pa.Table, scalars_CR: Ints, file: str) -> ItemFlags | None:
+        if (items := self._items) is None:
+            return None
+        return items.flags(table, scalars_CR[self.schema.scalars.index(items.item)], file)
 
     def _lists(self, table: pa.Table, file: str, limits: HistoryLimits) -> dict[str, JaggedArray]:
         lists = {name: self._list(table, name, file, limits) for name in self.schema.lists}
@@ -205,11 +231,12 @@ class ChunkEncoder:
 
     def _encode(self, name: str, file: str, ids: pa.Array) -> Ints:
         try:
-            return self.encoders.tables[self.schema.table_of(name)].encode(ids)
+            rows_N = self.encoders.tables[self.schema.table_of(name)].encode(ids)
         except ValueError as error:
             raise ValueError(
                 f"{file}: column '{self.schema.file_column(name)}': {error}"
             ) from error
+        return rows_N if self._items is None else self._items.withhold(name, ids, rows_N)
 
     def _numeric(self, table: pa.Table, file: str) -> Floats:
         """Standardises the numeric columns, [R, N]."""

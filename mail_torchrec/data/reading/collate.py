@@ -126,6 +126,7 @@ class BatchCollator:
             task_labels={
                 name: torch.from_numpy(labels_B) for name, labels_B in rows.task_labels.items()
             },
+            **_item_flags(rows),
         )
 
     def _dedup_indices(
@@ -148,3 +149,13 @@ class BatchCollator:
         if dedup is not None and name in self._user_side:
             return torch.from_numpy(vectors_BE[dedup.first_rows_U])
         return torch.from_numpy(vectors_BE)
+
+
+def _item_flags(rows: Chunk) -> dict[str, torch.Tensor]:
+    """Returns the batch's flags of items; none where nothing says which items are new."""
+    if (items := rows.items) is None:
+        return {}
+    return {
+        "is_new_item_B": torch.from_numpy(items.is_new_R),
+        "is_cold_item_B": torch.from_numpy(items.is_cold_R),
+    }

@@ -55,8 +55,10 @@ class FeaturePermutation:
     def _order(self, chunk: Chunk, place: tuple[int, ...]) -> Ints:
         random = np.random.default_rng([*self.seed, *place])
         kinds_R = 2 * chunk.is_new_R.astype(np.int64) + chunk.is_cold_R
+        if chunk.items is not None:
+            kinds_R += 8 * chunk.items.is_new_R + 4 * chunk.items.is_cold_R
         order_R = np.arange(len(chunk))
-        for kind in range(4):
+        for kind in range(4 if chunk.items is None else 16):
             rows = np.flatnonzero(kinds_R == kind)
             order_R[rows] = random.permutation(rows)
         return order_R

@@ -97,9 +97,10 @@ class Reader(IterableDataset[Batch]):
         self._encode = ChunkEncoder(
             schema,
             encoders,
-            settings.cold_start,
+            settings.cold_start.of_training if shuffle else settings.cold_start.of_test,
             settings.new_user_max_behaviours,
             reads_positions=shuffle,
+            new_items=settings.new_items,
         )
         self.has_weights = source.has_weights
         """Whether the rows have weights of their own."""

@@ -32,6 +32,8 @@ class Group(StrEnum):
     POSITION = "position"
     GROUP_KEY = "group_key"
     NEW_USER = "new_user"
+    NEW_ITEM = "new_item"
+    DAY = "day"
     PASSTHROUGH = "passthrough"
 
 
@@ -95,8 +97,9 @@ class Column(Settings):
     (label of a task of `model.tasks`: 0 or 1, or with `kind: numeric` a number of 0 or more; null
     where it is unknown), `weight` (of the row in losses and
     metrics), `position` (where the item was shown: a feature of training alone), `group_key` (the
-    user), `new_user` (flag of a new user's row) or `passthrough` (copied to predictions as stored,
-    and otherwise not read)."""
+    user), `new_user` (flag of a new user's row), `new_item` (flag of a new item's row), `day`
+    (of the row, for `data.cold_start.by`: a date, a timestamp or an integer such as 20240531) or
+    `passthrough` (copied to predictions as stored, and otherwise not read)."""
     kind: Kind = Kind.CATEGORICAL
     """Storage: `categorical` (one id a row), `list` (a list of ids), `numeric` (one number) or
     `vector` (a list of numbers, equally long in all rows, such as a content vector) or `weights` (a

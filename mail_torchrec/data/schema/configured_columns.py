@@ -100,3 +100,13 @@ class ConfiguredColumns(Settings):
     def new_user(self) -> str | None:
         """Column that flags rows of new users, or None."""
         return next(iter(self.names(Group.NEW_USER)), None)
+
+    @property
+    def day(self) -> str | None:
+        """Column of the day of a row, or None."""
+        return next(iter(self.names(Group.DAY)), None)
+
+    @property
+    def new_item(self) -> str | None:
+        """Column that flags rows of new items, or None."""
+        return next(iter(self.names(Group.NEW_ITEM)), None)

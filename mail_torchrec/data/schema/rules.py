@@ -37,6 +37,11 @@ def check_schema(schema: SchemaColumns) -> None:
         if column.group is Group.PASSTHROUGH:
             _check_passthrough(name, column)
             continue
+        if column.group is Group.DAY and column != Column(group=column.group, column=column.column):
+            raise ValueError(
+                f"schema.columns.{name}: a column of group 'day' is no feature and takes no "
+                "setting but 'column'; drop the others"
+            )
         _check_kind(name, column)
         _check_padding(name, column)
         if column.action_of is not None:
@@ -64,7 +69,7 @@ def _check_numbers_of_columns(schema: SchemaColumns) -> None:
                 f"schema.columns: exactly one column must have group '{group}', found "
                 f"{found or 'none'}"
             )
-    for group in (Group.CONVERSION, Group.WEIGHT, Group.NEW_USER):
+    for group in (Group.CONVERSION, Group.WEIGHT, Group.NEW_USER, Group.NEW_ITEM, Group.DAY):
         if len(found := schema.names(group)) > 1:
             raise ValueError(
                 f"schema.columns: at most one column may have group '{group}', found {found}"

@@ -96,9 +96,11 @@ def setting_of(schema: Schema, stored: str) -> str:
 
 
 def _form(column: Column) -> Form:
-    if column.group in (Group.LABEL, Group.CONVERSION, Group.NEW_USER):
+    if column.group in (Group.LABEL, Group.CONVERSION, Group.NEW_USER, Group.NEW_ITEM):
         return Form.FLAG
     if column.group is Group.TASK_LABEL and column.kind is Kind.CATEGORICAL:
         return Form.FLAG
+    if column.group is Group.DAY:
+        return Form.TIME
     is_number = column.kind in _NUMBERS or column.group is Group.WEIGHT
     return Form.NUMBER if is_number else Form.ID

@@ -10,7 +10,7 @@ from mail_torchrec.settings import Settings, first_fault
 from mail_torchrec.utils.run_files import write_file
 from mail_torchrec.utils.safe_paths import read_document
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".json"
 """End of a hardware file's name, by which ``--hardware`` tells it from a preset's."""
 _REMEDY = "make it anew: mail-torchrec plan --calibrate"
@@ -19,7 +19,7 @@ _REMEDY = "make it anew: mail-torchrec plan --calibrate"
 class HardwareFile(Settings):
     """Content of a hardware file."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     measured_on: str
     """Host, its cores and its GPU, and the versions of the libraries."""
     preset: str

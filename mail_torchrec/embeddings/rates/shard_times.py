@@ -72,7 +72,8 @@ def shard_times(
     bags = of_all * looked_up.num_features
     rate = rates.lookups_of(optimizer)
     kernel = rate.pooled if looked_up.is_pooled else rate.unpooled
-    lookup_S = [kernel.ms(*shape, bags) for shape in zip(ids_S, columns_S, strict=True)]
+    shapes = zip(ids_S, columns_S, rows_S, strict=True)
+    lookup_S = [kernel.ms(ids, columns, bags, rows) for ids, columns, rows in shapes]
     sent = (world_size - 1) / world_size
     value_bytes = looked_up.forward_bytes + looked_up.backward_bytes
     travelling_S = bags if looked_up.is_pooled else ids_S
@@ -116,3 +117,4 @@ class PlanLatency:
         if len(comms_R) > 1:
             calls = _SPLITS_CALLS + len(groups) * (_INPUT_CALLS + _OUTPUT_CALLS)
             comms_R += self.rates.all_to_all.latency_ms * calls
+            comms_R += self.rates.steps.ms_a_group * len(groups)

@@ -25,6 +25,7 @@ from torchrec.distributed.batched_embedding_kernel import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from mail_torchrec.embeddings.communication.replicas import replica_group
 from mail_torchrec.embeddings.tables import table_of_key
 from mail_torchrec.embeddings.touched.rows import TOUCHED, TouchedRows
 
@@ -55,6 +56,7 @@ def record_lookups(
             for key, value in tables.items()
         },
         table_names,
+        replica_group(model),
     )
 
 

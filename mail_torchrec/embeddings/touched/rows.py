@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -22,12 +23,26 @@ class TouchedRows:
         state: ``touched.TABLE`` -> flags [R] of the table (bool), a ``ShardedTensor`` where the
             table is sharded. They are set in place; a checkpoint holds them.
         table_names: by state-dict key of the model.
+        replica_group: ranks that hold copies of this one's rows; None where no other does.
     """
 
     def __init__(
-        self, state: dict[str, Tensor | ShardedTensor], table_names: Mapping[str, str]
+        self,
+        state: dict[str, Tensor | ShardedTensor],
+        table_names: Mapping[str, str],
+        replica_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.state, self.table_names = state, table_names
+        self._replica_group = replica_group
+
+    def unite_replicas(self) -> None:
+        """Marks the rows that other copies of the tables have touched; every rank calls it."""
+        if self._replica_group is None:
+            return
+        for table in self.table_names.values():
+            for _, flags_R in self._parts(table):
+                # No backend takes the greatest of flags.
+                dist.all_reduce(flags_R.view(torch.uint8), dist.ReduceOp.MAX, self._replica_group)
 
     def mark(self, table: str, rows_N: NDArray[np.int64]) -> None:
         """Marks rows that something else than a lookup changes; every rank marks its own of them.

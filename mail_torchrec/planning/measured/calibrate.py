@@ -65,20 +65,17 @@ def calibration_table(file: HardwareFile) -> str:
         ("all-to-all, ms without data", link.latency_ms, 0.0),
         ("all-reduce, ms a MB", rates.all_reduce.ms_a_mb, 2 / preset.intra_gb_s),
         ("towers, TFLOP/s", rates.tower_tflops, preset.tflops),
+        ("step, ms whatever it does", rates.steps.fixed_ms, 0.0),
+        ("step, ms a group of tables", rates.steps.ms_a_group, 0.0),
+        ("step, ms a thousand operators", rates.steps.ms_a_thousand_operators, 0.0),
+        ("step, ms a MB that operators write", rates.steps.ms_a_mb, 0.0),
     ]
-    for name, rate in rates.lookups.items():
-        rows += [
-            (
-                f"{name}, pooled, ms a million ids x 32 in lists of 10",
-                rate.pooled.ms(1e6, 32, 1e5),
-                0.0,
-            ),
-            (
-                f"{name}, unpooled, ms a million ids x 32 in lists of 10",
-                rate.unpooled.ms(1e6, 32, 1e5),
-                0.0,
-            ),
-        ]
+    for name, of_tables in rates.lookups.items():
+        for kind, rate in (("pooled", of_tables.pooled), ("unpooled", of_tables.unpooled)):
+            rows += [
+                (f"{name}, {kind}, ms a million ids x 32 of {text}", rate.ms(1e6, 32, 1e5, of), 0.0)
+                for text, of in (("a million rows", 1e6), ("a thousand", 1e3))
+            ]
     lines = [f"| {file.measured_on} | measured | published |", "| --- | ---: | ---: |"]
     lines += [
         f"| {name} | {value:.3g} | {known:.3g} |" if known else f"| {name} | {value:.3g} | |"

@@ -1,53 +1,31 @@
-"""Measurement of a machine by all of its ranks at once: copies, collectives, lookups, towers.
+"""Measurement of a machine by all of its ranks at once: copies, collectives, lookups, steps.
 
 Shape letters: ``P`` measured points, ``C`` terms that are fitted.
 """
 
 import itertools
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from statistics import median
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
-from numpy.typing import NDArray
 from torch import nn
 
-from mail_torchrec.distributed.collectives import gather_objects, world_size
+from mail_torchrec.distributed.collectives import world_size
 from mail_torchrec.distributed.process_group import local_world_size
-from mail_torchrec.embeddings.hardware import detect_hardware, preset_of
+from mail_torchrec.embeddings.hardware import detect_hardware, measured_hardware, preset_of
 from mail_torchrec.embeddings.rates.hardware_file import HardwareFile
-from mail_torchrec.embeddings.rates.machine_rates import (
-    CollectiveRate,
-    LookupRate,
-    LookupRates,
-    MachineRates,
-)
+from mail_torchrec.embeddings.rates.machine_rates import CollectiveRate, MachineRates
+from mail_torchrec.planning.measured.fitting import fit, timed
+from mail_torchrec.planning.measured.lookup_rates import measure_lookups
+from mail_torchrec.planning.measured.step_rates import measure_steps
 from mail_torchrec.utils.host_memory import keep_freed_memory
 
-_REPEATS = 5
 _COPY_BYTES = 2**27
 _BYTES = (2**12, 2**16, 2**18, 2**20, 2**22, 2**24)
-_TABLE_ROWS = 400_000
-_COLUMNS = (8, 64)
-# Ids, and ids a bag.
-_LOOKUPS = ((512, 1), (4_096, 1), (8_192, 16), (32_768, 1), (65_536, 16))
-_OPTIMIZERS = {
-    "adagrad": EmbOptimType.EXACT_ADAGRAD,
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-}
 _TOWER_ROWS, _TOWER_WIDTHS = 1024, (256, 128, 64, 1)
-
-FloatArray = NDArray[np.float64]
 
 
 def measure_machine(device: torch.device) -> HardwareFile:
@@ -59,7 +37,7 @@ def measure_machine(device: torch.device) -> HardwareFile:
     of_host = local_world_size()
     detected = detect_hardware(device, of_host)
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return HardwareFile(
+    file = HardwareFile(
         measured_on=(
             f"{world_size()} ranks, {os.cpu_count()} cores a host{gpu}, torch {torch.__version__}"
         ),
@@ -67,60 +45,27 @@ def measure_machine(device: torch.device) -> HardwareFile:
         local_world_size=of_host,
         hbm_gib=detected.hbm_gib,
         host_gib=detected.host_gib,
-        rates=measure_rates(device),
+        rates=_measure_parts(device),
     )
+    steps = measure_steps(device, measured_hardware(file, "hardware"))
+    return file.model_copy(update={"rates": file.rates.model_copy(update={"steps": steps})})
 
 
-def measure_rates(device: torch.device) -> MachineRates:
-    """Measures the rates of the machine; every rank calls it.
-
-    Args:
-        device: of this rank.
-    """
+def _measure_parts(device: torch.device) -> MachineRates:
+    """Measures all rates but those of whole steps."""
     torch.manual_seed(0)
     keep_freed_memory()  # as trainings do
-    host = torch.device("cpu")
-    lookups = {
-        name: LookupRates(
-            pooled=_measure_lookups(optimizer, PoolingMode.SUM, device),
-            unpooled=_measure_lookups(optimizer, PoolingMode.NONE, device),
-        )
-        for name, optimizer in _OPTIMIZERS.items()
-    }
     return MachineRates(
         world_size=world_size(),
         device="cuda" if device.type == "cuda" else "cpu",
         copy_gb_s=_measure_copy(device),
-        host_copy_gb_s=_measure_copy(host),
+        host_copy_gb_s=_measure_copy(torch.device("cpu")),
         all_to_all=_measure_collective(_all_to_all, device),
         all_reduce=_measure_collective(_all_reduce, device),
         reduce_scatter=_measure_collective(_reduce_scatter, device, passes=2),
-        lookups=lookups,
+        lookups=measure_lookups(device),
         tower_tflops=_measure_towers(device),
     )
-
-
-def timed(run: Callable[[], object], device: torch.device, repeats: int = _REPEATS) -> float:
-    """Returns the median milliseconds of a function that all ranks run at once.
-
-    Args:
-        run: the function.
-        device: whose work is waited for.
-        repeats: times after one to warm up.
-
-    Returns:
-        The slowest rank's median.
-    """
-    found = []
-    for _ in range(repeats + 1):
-        if world_size() > 1:
-            dist.barrier()
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append((time.perf_counter() - start) * 1e3)
-    return max(gather_objects(median(found[1:])))
 
 
 def _measure_copy(device: torch.device) -> float:
@@ -169,62 +114,6 @@ def _measure_collective(
     return CollectiveRate(latency_ms=latency_ms, ms_a_mb=ms_a_mb, measured=points)
 
 
-def _measure_lookups(
-    optimizer: EmbOptimType, pooling: PoolingMode, device: torch.device
-) -> LookupRate:
-    """Fits the time of FBGEMM's kernels, forward and backward, to lookups of many shapes."""
-    points = []
-    for columns in _COLUMNS:
-        tables = _build_tables(columns, optimizer, pooling, device)
-        for num_ids, length in _LOOKUPS:
-            ms = timed(_lookup(tables, num_ids, length, device), device)
-            points.append((num_ids, columns, num_ids // length, ms))
-    terms_PC = np.array(
-        [(1.0, *(count / 1e6 for count in (i, i * c, b, b * c))) for i, c, b, _ in points]
-    )
-    fixed, *rates = fit(terms_PC, np.array([ms for *_, ms in points]))
-    return LookupRate(
-        fixed_ms=fixed,
-        ms_a_million_ids=rates[0],
-        ms_a_million_values=rates[1],
-        ms_a_million_bags=rates[2],
-        ms_a_million_bag_values=rates[3],
-        measured=points,
-    )
-
-
-def _build_tables(
-    columns: int, optimizer: EmbOptimType, pooling: PoolingMode, device: torch.device
-) -> SplitTableBatchedEmbeddingBagsCodegen:
-    on_cuda = device.type == "cuda"
-    location = EmbeddingLocation.DEVICE if on_cuda else EmbeddingLocation.HOST
-    compute = ComputeDevice.CUDA if on_cuda else ComputeDevice.CPU
-    tables = SplitTableBatchedEmbeddingBagsCodegen(
-        [(_TABLE_ROWS, columns, location, compute)],
-        optimizer=optimizer,
-        pooling_mode=pooling,
-        learning_rate=0.01,
-        device=device,
-    )
-    tables.init_embedding_weights_uniform(-0.1, 0.1)  # what memory held before is slow: denormals
-    return tables
-
-
-def _lookup(
-    tables: SplitTableBatchedEmbeddingBagsCodegen, num_ids: int, length: int, device: torch.device
-) -> Callable[[], None]:
-    """Returns a lookup of random ids with its backward pass."""
-    ids = torch.randint(0, _TABLE_ROWS, (num_ids,), device=device)
-    offsets = torch.arange(0, num_ids + 1, length, device=device)
-
-    gradients = torch.randn_like(tables(ids, offsets))
-
-    def run() -> None:
-        tables(ids, offsets).backward(gradients)
-
-    return run
-
-
 def _measure_towers(device: torch.device) -> float:
     """Returns the TFLOP/s of a small tower's forward pass, backward pass and optimizer."""
     layers: list[nn.Module] = []
@@ -242,30 +131,3 @@ def _measure_towers(device: torch.device) -> float:
     widths = itertools.pairwise(_TOWER_WIDTHS)
     flops = 6 * _TOWER_ROWS * sum(width * following for width, following in widths)
     return flops / 1e9 / timed(run, device)
-
-
-def fit(terms_PC: FloatArray, ms_P: FloatArray) -> list[float]:
-    """Fits coefficients of at least 0, by the least squares of relative errors.
-
-    Args:
-        terms_PC: terms of each point.
-        ms_P: milliseconds of each point.
-    """
-    num_terms = terms_PC.shape[1]
-    scaled_PC, ones_P = terms_PC / ms_P[:, None], np.ones(len(ms_P))
-    best: tuple[float, list[float]] = (float("inf"), [0.0] * num_terms)
-    for chosen in _subsets(range(num_terms)):
-        part, *_ = np.linalg.lstsq(scaled_PC[:, chosen], ones_P, rcond=None)
-        error = float(np.square(scaled_PC[:, chosen] @ part - ones_P).sum())
-        if part.min() >= 0 and error < best[0]:
-            found = [0.0] * num_terms
-            for term, coefficient in zip(chosen, part.tolist(), strict=True):
-                found[term] = coefficient
-            best = error, found
-    return best[1]
-
-
-def _subsets(terms: Sequence[int]) -> list[list[int]]:
-    """Lists the subsets that are not empty."""
-    sizes = range(1, len(terms) + 1)
-    return [list(part) for size in sizes for part in itertools.combinations(terms, size)]

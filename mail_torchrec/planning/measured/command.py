@@ -12,7 +12,7 @@ from mail_torchrec.planning.estimate import PlanEstimate, StepTime
 from mail_torchrec.planning.estimator import estimate_best_plans, estimate_saved_plan
 from mail_torchrec.planning.measured.job import PlanToMeasure, RankJob, read_results
 from mail_torchrec.planning.measured.launchers import RankLauncher, check_not_a_rank, launcher_of
-from mail_torchrec.planning.measured.measurements import MeasuredPlan
+from mail_torchrec.planning.measured.measurements import MeasuredPlan, distinct
 from mail_torchrec.planning.measured.report import terminal_text, write_measured
 from mail_torchrec.planning.report import file_name
 from mail_torchrec.planning.scenarios import Scenario, ScenarioGrid
@@ -67,7 +67,7 @@ def measure(grid: ScenarioGrid, options: MeasureOptions, command: str) -> str:
         )
     scenarios = list(grid.scenarios())
     scenarios[0].config.data.check_no_credentials()
-    plans = [plan for scenario in scenarios for plan in _plans_of(scenario, options)]
+    plans = distinct([plan for scenario in scenarios for plan in _plans_of(scenario, options)])
     make_output_dir(options.out)
     files, to_measure = _write_plans(plans, options.out)
     job = RankJob(

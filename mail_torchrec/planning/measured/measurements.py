@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate, StepTime
 
+# Settings that say no more of a step than the plan itself.
+_CHOICES = {
+    *("sharding_types", "compute_kernels", "constraints"),
+    *("min_partition", "hardware"),
+}
+
 FloatArray = NDArray[np.float64]
 
 
@@ -30,6 +36,8 @@ class MeasuredPlan:
     """What each pass over the plan measured."""
     failure: str = ""
     """Why it could not be measured."""
+    also: list[str] = field(default_factory=list)
+    """Other names that led to the same plan."""
 
     @property
     def step_ms(self) -> float:
@@ -63,6 +71,17 @@ class MeasuredPlan:
         """Estimated bytes of weights and optimizer state of the fullest rank."""
         weights_R, state_R = (self.estimate.table_memory_R[part] for part in TABLE_PARTS[:2])
         return float((weights_R + state_R).max())
+
+
+def distinct(plans: Sequence[MeasuredPlan]) -> list[MeasuredPlan]:
+    """Leaves out plans that are another one of their group but for names, which it is told."""
+    found: dict[tuple[object, ...], MeasuredPlan] = {}
+    for plan in plans:
+        sharding = plan.estimate.scenario.config.sharding.model_dump_json(exclude=_CHOICES)
+        key = plan.group, sharding, plan.estimate.plan.layout
+        if found.setdefault(key, plan) is not plan:
+            found[key].also.append(plan.name)
+    return list(found.values())
 
 
 def spearman(first_M: Sequence[float], second_M: Sequence[float]) -> float | None:

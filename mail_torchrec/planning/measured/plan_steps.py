@@ -14,6 +14,7 @@ import torch
 from mail_torchrec.config import Config, load_config
 from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.distributed.collectives import gather_objects
 from mail_torchrec.planning.measured.event_times import event_times
 from mail_torchrec.planning.measured.job import PlanToMeasure
@@ -47,7 +48,8 @@ def measure_plan(
     before = reset_peak(device)
     assembled = assemble(config, encoders, device, folder / planned.plan)
     assembled.optimizer.plan(10**9)
-    batches = _batches(config, assembled, planned)
+    sizes = planned.num_rows, planned.vector_dims
+    batches = random_batches(config, assembled.feature_tables, *sizes)
     run_steps(assembled, batches, _WARM_UP_STEPS)
     own: dict[str, Any] = {"step_ms": timed_steps(assembled, batches, steps, device)}
     own["peak"] = peak_bytes(device) - before
@@ -86,9 +88,22 @@ class SizedEncoders(Encoders):
         return self.dims
 
 
-def _batches(config: Config, assembled: AssembledModel, planned: PlanToMeasure) -> Iterator[Batch]:
-    ids = RandomIds(planned.num_rows, config.sharding.pooling_factors)
-    shapes = config, assembled.feature_tables, config.train.batch_size, ids, planned.vector_dims
+def random_batches(
+    config: Config,
+    feature_tables: FeatureTables,
+    num_rows: dict[str, int],
+    vector_dims: dict[str, int],
+) -> Iterator[Batch]:
+    """Returns some random batches over and over.
+
+    Args:
+        config: of the model.
+        feature_tables: tables by feature key.
+        num_rows: table -> rows.
+        vector_dims: number of elements of each vector column.
+    """
+    ids = RandomIds(num_rows, config.sharding.pooling_factors)
+    shapes = config, feature_tables, config.train.batch_size, ids, vector_dims
     return itertools.cycle([random_batch(*shapes) for _ in range(_BATCHES)])
 
 

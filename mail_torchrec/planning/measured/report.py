@@ -35,6 +35,11 @@ def terminal_text(plans: Sequence[MeasuredPlan], files: dict[str, str]) -> str:
         f"train --plan {files[plan.name]}"
         for plan in fastest(plans)
     ]
+    blocks += [
+        f"{plan.name} is also the plan of {'; '.join(plan.also)}, which were not measured again"
+        for plan in plans
+        if plan.also
+    ]
     blocks += [f"{plan.name} could not be measured: {plan.failure}" for plan in _failed(plans)]
     return "\n\n".join(blocks)
 
@@ -68,9 +73,16 @@ def _row(plan: MeasuredPlan, compares: bool) -> list[str]:
 
 
 def _types(plan: MeasuredPlan) -> str:
+    """Describes how many tables of each collection are cut in which way."""
     placements = plan.estimate.plan.placements.values()
-    options = Counter(placement.option.describe() for placement in placements)
-    return " + ".join(f"{number} {option}" for option, number in options.most_common())
+    found: dict[str, Counter[str]] = {}
+    for option, _ in placements:
+        kind = option.module_path.removesuffix("_tables")
+        found.setdefault(kind, Counter())[option.describe()] += 1
+    return "; ".join(
+        f"{kind}: {' + '.join(f'{number} {option}' for option, number in options.most_common())}"
+        for kind, options in sorted(found.items())
+    )
 
 
 def _agreement_lines(found: Sequence[Agreement]) -> list[str]:
@@ -136,6 +148,8 @@ def _json(plan: MeasuredPlan, files: dict[str, str]) -> dict[str, Any]:
     record: dict[str, Any] = {
         "name": plan.name,
         "group": plan.group,
+        "also": plan.also,
+        "tables": _types(plan),
         "plan": files[plan.name],
         "failure": plan.failure,
         "estimate_ms": _parts(estimate.step_time),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mail_torchrec.towers.layers.buckets import in_row_buckets
 from mail_torchrec.towers.layers.positions import Positions, select_positions
 from mail_torchrec.towers.layers.sequences import BehaviourSequence
 
@@ -114,10 +115,14 @@ class AttentionPooling(nn.Module):
             mask_NT: True on real positions; all of them by default. A row without any is pooled to
                 zeros.
         """
-        scores_NT = self.score(torch.tanh(self.hidden(values_NTD))).squeeze(2)
+        scores_NT = in_row_buckets(self._scores, values_NTD)
         weights_NT = (
             torch.softmax(scores_NT, dim=1)
             if mask_NT is None
             else masked_softmax(scores_NT, mask_NT)
         )
         return weighted_sum(weights_NT, values_NTD)
+
+    def _scores(self, values_NTD: Tensor) -> Tensor:
+        scores_NT: Tensor = self.score(torch.tanh(self.hidden(values_NTD))).squeeze(2)
+        return scores_NT

@@ -49,7 +49,7 @@ def split_positions(
     """
     sequences = []
     for index, values_NTD in enumerate(torch.split(decoded_NRD, list(max_lengths), dim=1)):
-        lengths_N = _lengths(values_NTD, values_NTD.shape[1], index, relative_NS)
+        lengths_N = virtual_lengths(values_NTD, values_NTD.shape[1], index, relative_NS)
         mask_NT = position_mask(lengths_N, values_NTD.shape[1])
         sequences.append((values_NTD * mask_NT.unsqueeze(2), lengths_N))
     return sequences
@@ -67,7 +67,7 @@ def repeat_over_positions(
     """
     sequences = []
     for index, max_length in enumerate(max_lengths):
-        lengths_N = _lengths(decoded_NSD, max_length, index, relative_NS)
+        lengths_N = virtual_lengths(decoded_NSD, max_length, index, relative_NS)
         scale_N = max_length / lengths_N.to(decoded_NSD.dtype)
         each_ND = decoded_NSD[:, index] * scale_N.unsqueeze(1)
         mask_NT = position_mask(lengths_N, max_length)
@@ -75,8 +75,17 @@ def repeat_over_positions(
     return sequences
 
 
-def _lengths(like: Tensor, max_length: int, index: int, relative_NS: Tensor | None) -> Tensor:
-    """Lengths [N] (int64) of the sequence ``index``: all T, or the predicted share of them."""
+def virtual_lengths(
+    like: Tensor, max_length: int, index: int, relative_NS: Tensor | None
+) -> Tensor:
+    """Returns the lengths [N] (int64) of virtual sequences: all T, or the predicted share of them.
+
+    Args:
+        like: any tensor [N, ...] of the rows.
+        max_length: T of the sequence.
+        index: of the sequence.
+        relative_NS: length of each sequence as a share of its T; None fills all T.
+    """
     if relative_NS is None:
         return torch.full(like.shape[:1], max_length, dtype=torch.int64, device=like.device)
     return (relative_NS[:, index] * max_length).round().clamp(1, max_length).long()

@@ -53,6 +53,10 @@ class RealPositions:
         bound: at least as many as there are real positions; then ``N`` is the bound, and surplus
             positions count for nothing. None counts the real ones, for which the host would wait
             for a GPU.
+
+    Attributes:
+        row_N: row of each position (int64).
+        user_place_N: place of each position in its user's sequence, among all U T (int64).
     """
 
     def __init__(self, sequence: BehaviourSequence, bound: int | None = None) -> None:
@@ -65,19 +69,19 @@ class RealPositions:
         )
         # Surplus positions stand one behind all places.
         place_N = self._place_N.clamp(max=self._shape.numel() - 1)
-        self._row_N = place_N // num_positions
-        self._user_place_N = place_N
+        self.row_N = place_N // num_positions
+        self.user_place_N = place_N
         if isinstance(sequence, DedupSequence):
-            user_N = sequence.inverse_indices_B[self._row_N]
-            self._user_place_N = user_N * num_positions + place_N % num_positions
+            user_N = sequence.inverse_indices_B[self.row_N]
+            self.user_place_N = user_N * num_positions + place_N % num_positions
 
     def gather_users(self, x_UTX: Tensor) -> Tensor:
         """[U, T, X] -> [N, X]."""
-        return gather(x_UTX.flatten(0, 1), self._user_place_N)
+        return gather(x_UTX.flatten(0, 1), self.user_place_N)
 
     def gather_rows(self, x_BX: Tensor) -> Tensor:
         """[B, X] -> [N, X]."""
-        return gather(x_BX, self._row_N)
+        return gather(x_BX, self.row_N)
 
     def to_padded(self, x_N: Tensor) -> Tensor:
         """[N] -> [B, T] with zeros behind each row's length."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mail_torchrec.towers.layers.buckets import in_row_buckets
 from mail_torchrec.towers.layers.dropout import Dropout
 
 
@@ -27,6 +28,9 @@ class _ResidualStack(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_NI: Tensor, *, drop: bool = True) -> Tensor:
+        return in_row_buckets(lambda rows: self._stacked(rows, drop=drop), x_NI)
+
+    def _stacked(self, x_NI: Tensor, *, drop: bool) -> Tensor:
         *hidden_layers, last_layer = self.layers
         inputs = x_NI
         for layer in hidden_layers:

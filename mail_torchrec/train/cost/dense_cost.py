@@ -6,7 +6,7 @@ The planner needs them beside the workload of the tables.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.embeddings.workload import Workload, pooling_factors
 from mail_torchrec.losses.mmd import GPU_BLOCK
 from mail_torchrec.model.mail import Mail, Towers
+from mail_torchrec.train.cost.operator_count import OperatorCounter
 from mail_torchrec.train.cost.random_batches import RandomIds, num_negatives, random_batch
 
 _FLOAT_BYTES = 4
@@ -57,6 +58,12 @@ class DenseCost:
     """Averages of the weights are kept beside them (``train.ema``)."""
     gradient_value_bytes: int = _FLOAT_BYTES
     """Bytes of a gradient's value on its way between ranks."""
+    operators: int = 0
+    """Operators of a step, forward and backward; views do not count."""
+    written_per_row: float = 0.0
+    """Bytes that the operators of a step write for each row."""
+    written_fixed: float = 0.0
+    """Bytes that the operators of a step write whatever the batch size."""
 
     def memory(self, batch_size: int, world_size: int, device: str = "cpu") -> dict[str, float]:
         """Estimates bytes by purpose; the tables have to leave their sum free.
@@ -86,6 +93,10 @@ class DenseCost:
         """Estimates the floating point operations of a step."""
         mmd = 3 * 4 * 2 * batch_size * batch_size * (world_size - 1) * self.code_dim
         return self.flops_per_row * batch_size + mmd
+
+    def written_bytes(self, batch_size: int) -> float:
+        """Estimates the bytes that the operators of a step write."""
+        return self.written_fixed + self.written_per_row * batch_size
 
     def gradient_bytes(self) -> float:
         """Returns the bytes that the ranks all-reduce in a step."""
@@ -143,24 +154,26 @@ def dense_cost(
         model = Mail(*tables, towers).train()
         ids = RandomIds(dict.fromkeys(num_rows, _NUM_IDS))
         batches = [random_batch(config, feature_tables, rows, ids, dims) for rows in _ROWS]
-        (first, first_flops), (second, second_flops) = (
-            _measure_step(model, batch) for batch in batches
-        )
+        first, second = (_measure_step(model, batch) for batch in batches)
     more_rows = _ROWS[1] - _ROWS[0]
-    bytes_per_row = max(0.0, (second - first) / more_rows)
+    bytes_per_row = max(0.0, (second.kept_bytes - first.kept_bytes) / more_rows)
+    written_per_row = (second.written_bytes - first.written_bytes) / more_rows
     smaller, larger = map(batch_bytes, batches)
     batch_per_row = (larger - smaller) / more_rows
     parameters = (value for value in towers.parameters() if value.requires_grad)
     return DenseCost(
         parameters=sum(parameter.numel() for parameter in parameters),
         bytes_per_row=bytes_per_row,
-        bytes_fixed=max(0.0, first - bytes_per_row * _ROWS[0]),
-        flops_per_row=(second_flops - first_flops) / more_rows,
+        bytes_fixed=max(0.0, first.kept_bytes - bytes_per_row * _ROWS[0]),
+        flops_per_row=(second.flops - first.flops) / more_rows,
         code_dim=_compared_code_dim(config),
         batch_per_row=batch_per_row,
         batch_fixed=smaller - batch_per_row * _ROWS[0],
         has_averages=config.train.ema is not None,
         gradient_value_bytes=2 if config.sharding.averages_in_bfloat16 else _FLOAT_BYTES,
+        operators=first.operators,
+        written_per_row=written_per_row,
+        written_fixed=max(0.0, first.written_bytes - written_per_row * _ROWS[0]),
     )
 
 
@@ -210,11 +223,27 @@ def bytes_kept(constant: Iterable[Tensor]) -> Iterator[dict[int, int]]:
         yield kept
 
 
-def _measure_step(model: Mail, batch: Batch) -> tuple[float, float]:
-    """Counts the bytes kept for the backward pass, and the step's floating point operations."""
+class _MeasuredStep(NamedTuple):
+    """Cost of one step."""
+
+    kept_bytes: float
+    """Bytes kept for the backward pass."""
+    flops: float
+    operators: int
+    written_bytes: float
+
+
+def _measure_step(model: Mail, batch: Batch) -> _MeasuredStep:
+    """Counts the bytes kept for the backward pass, and what the step computes."""
     counter: Any = FlopCounterMode(display=False)
-    with counter:
+    with OperatorCounter() as operators, counter:
         with bytes_kept(model.parameters()) as kept:
             loss, _ = model(batch)
         loss.backward()
-    return float(sum(kept.values())), float(counter.get_total_flops())
+    model.zero_grad()  # the next step adds to no gradient
+    return _MeasuredStep(
+        float(sum(kept.values())),
+        float(counter.get_total_flops()),
+        operators.operators,
+        float(operators.written_bytes),
+    )

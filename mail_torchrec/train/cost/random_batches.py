@@ -81,6 +81,8 @@ def random_batch(
         sets=RowSets.of(none, ones),
         vectors={name: torch.randn(num_rows, dim) for name, dim in vector_dims.items()},
         task_labels=dict.fromkeys(schema.names(Group.TASK_LABEL), ones),
+        is_new_item_B=none,
+        is_cold_item_B=none,
     )
 
 

@@ -1,6 +1,7 @@
 """Plans measured on two ranks, and the machine: what is reported, and what survives a failure."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from mail_torchrec.cli import main
-from mail_torchrec.embeddings.rates.machine_rates import MachineRates
-from mail_torchrec.planning.measured import calibration
+from mail_torchrec.embeddings.rates.hardware_file import HardwareFile
+from mail_torchrec.planning.measured import calibration, fitting, lookup_rates, step_rates
 from mail_torchrec.planning.measured.job import append_result, read_job
 from mail_torchrec.planning.measured.launchers import TorchrunRanks, TorchxRanks
 from mail_torchrec.planning.measured.measurements import spearman
@@ -103,6 +104,34 @@ def test_a_plan_that_ends_its_ranks_costs_no_other_its_measurement(
     assert "was made for world size 2, this job has 1 ranks" in done.output
 
 
+def test_plans_that_are_offered_differ_in_how_tables_are_cut(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = FailingLauncher(bad=99)
+    monkeypatch.setattr(
+        "mail_torchrec.planning.measured.command.launcher_of", lambda *given: launcher
+    )
+    # The narrowest column-wise shard says nothing of plans without one: they are measured once.
+    more = ["--best", "50", "--vary", "sharding.min_partition=4;8"]
+    done = CliRunner().invoke(
+        main, words(folder, "kinds", *more, "sharding.sharding_types=[table_wise, row_wise]")
+    )
+    assert done.exit_code == 0 and "which were not measured again" in done.output, done.output
+    plans = json.loads((folder / "kinds/measured.json").read_text())["plans"]
+    kinds = []
+    for plan in plans:
+        [other] = plan["also"]
+        assert "min_partition=4 #" in plan["name"] and "min_partition=8 #" in other
+        tables = json.loads(Path(plan["plan"]).read_text())["tables"]
+        kinds.append(tuple((name, tables[name]["sharding_type"]) for name in sorted(tables)))
+    assert len(set(kinds)) == len(kinds) > 4
+    pairs = {("table_wise", "row_wise"), ("row_wise", "table_wise"), ("row_wise",) * 2}
+    found = {(dict(kind)["tags"], dict(kind)["item"]) for kind in kinds}
+    assert pairs | {("table_wise",) * 2} == found
+    steps = [plan["estimate_ms"]["step"] for plan in plans]
+    assert steps == sorted(steps)
+
+
 @pytest.mark.parametrize(("more", "message"), [
     (["--ranks", "2,4"], "--ranks should be one number for --measure, received 2"),
     (["--job", "j=1x2"], "--job is for the jobs of a --scheduler"),
@@ -131,25 +160,31 @@ def test_a_torchx_job_has_the_ranks_that_are_told(tmp_path: Path) -> None:
 def test_the_machine_is_measured_by_all_ranks(tmp_path: Path) -> None:
     first, second = run_ranks(2, _measured, tmp_path)
     assert first == second
-    rates = MachineRates.model_validate(first)
+    rates = HardwareFile.model_validate(first).rates
     assert rates.world_size == 2 and rates.all_to_all.ms(1e6) > 0 < rates.tower_tflops
     assert [size for size, _ in rates.all_reduce.measured] == [4096, 1048576]
     assert set(rates.lookups) == {"adagrad", "rowwise_adagrad"}
     for pooled in (rate.pooled for rate in rates.lookups.values()):
-        assert pooled.fixed_ms + pooled.ms(1e6, 32, 1e6) > 0 and len(pooled.measured) == 6
+        assert pooled.fixed_ms + pooled.ms(1e6, 32, 1e6, 1e6) > 0 and len(pooled.measured) == 6
+    # Steps of two groups of tables, and of five; more rows write more bytes.
+    (two, of_two, small, _), (five, of_five, large, _) = rates.steps.measured
+    assert (two, five) == (2, 5) and of_two == of_five > 50 and large > small > 0
+    assert rates.steps.towers_ms(1000, 1e6) + rates.steps.ms_a_group > 0
 
 
 def _measured() -> dict[str, Any]:
     calibration._COPY_BYTES, calibration._BYTES = 2**20, (2**12, 2**20)
-    calibration._TABLE_ROWS, calibration._LOOKUPS = 1000, ((64, 1), (512, 8), (512, 1))
-    return calibration.measure_rates(torch.device("cpu")).model_dump()
+    lookup_rates._LOOKUPS = ((1000, 64, 1), (1000, 512, 8), (200, 512, 1))
+    small = step_rates.StepShape(8, 8, 2), step_rates.StepShape(16, 8, 2, is_cut=True)
+    calibration.measure_steps = partial(step_rates.measure_steps, shapes=small)
+    return calibration.measure_machine(torch.device("cpu")).model_dump()
 
 
 def test_rates_are_fitted_to_relative_errors_and_never_negative() -> None:
     random = np.random.default_rng(1)
     terms_PC = np.c_[np.ones(9), random.uniform(1, 1e4, (9, 2))]
-    assert calibration.fit(terms_PC, terms_PC @ [2, 0, 0.5]) == pytest.approx([2, 0, 0.5])
-    falling = calibration.fit(terms_PC[:, :2], 9e4 - 2 * terms_PC[:, 1])
+    assert fitting.fit(terms_PC, terms_PC @ [2, 0, 0.5]) == pytest.approx([2, 0, 0.5])
+    falling = fitting.fit(terms_PC[:, :2], 9e4 - 2 * terms_PC[:, 1])
     assert falling[1] == 0 and falling[0] > 0
 
 

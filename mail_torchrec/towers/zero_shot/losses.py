@@ -1,6 +1,6 @@
 """Reconstruction targets and losses of the zero-shot tower (Feng et al. 2021, Eqs. 3 and 4).
 
-Shape letters as in ``towers/zero_shot.py``; ``C`` codes of a row.
+Shape letters as in ``towers/zero_shot/tower.py``; ``C`` codes of a row.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss
+from mail_torchrec.losses.reconstruction import Reduction, reconstruction_loss, share_loss
 
 
 @dataclass
@@ -45,6 +45,14 @@ class ReconstructionTarget(NamedTuple):
     """The vectors."""
     mask_NV: Tensor | None = None
     """Vectors that count (bool); None where all do."""
+    are_shares: bool = False
+    """True where a vector is the shares of prototypes, and what is decoded their logits."""
+
+    def losses(self, decoded_NVD: Tensor, reduction: Reduction) -> Tensor:
+        """Computes the error of each row [N], on as many axes in front as the decoded ones have."""
+        if self.are_shares:
+            return share_loss(decoded_NVD, self.vectors_NVD)
+        return reconstruction_loss(decoded_NVD, self.vectors_NVD, self.mask_NV, reduction)
 
 
 def reconstruction_losses(
@@ -60,12 +68,7 @@ def reconstruction_losses(
     # All codes go through a decoder together.
     joined = torch.cat(codes)
     losses_CN = [
-        reconstruction_loss(
-            target.decoder(joined).view(len(codes), *target.vectors_NVD.shape),
-            target.vectors_NVD,
-            target.mask_NV,
-            reduction,
-        )
+        target.losses(target.decoder(joined).view(len(codes), *target.vectors_NVD.shape), reduction)
         for target in targets
     ]
     return list(torch.stack(losses_CN).sum(0))

@@ -33,9 +33,16 @@ class ZeroShotSettings(Settings):
     pooling: Literal["attention", "concat"] = "attention"
     """Pooling of the fields before the encoder E1: attention (paper), or concat, all of them side
     by side."""
-    reconstruction_target: Literal["positions", "pooled"] = "positions"
-    """Target of the decoder D2: every position of a sequence (positions, paper), or the mean over
-    its positions (pooled), which virtual behaviours then repeat."""
+    reconstruction_target: Literal["positions", "pooled", "mixture"] = "positions"
+    """Target of the decoder D2: every position of a sequence (positions, paper); the mean over its
+    positions (pooled), which virtual behaviours then repeat; or the share of each of
+    `num_prototypes` vectors that sum its behaviours up (mixture), which virtual behaviours then
+    consist of, each as often as predicted."""
+    num_prototypes: PositiveInt = Field(default=32, exclude_if=lambda number: number == 32)
+    """Prototypes of each sequence's behaviours, with reconstruction_target mixture."""
+    ranking_weight: float = Field(default=0.0, ge=0.0, exclude_if=lambda weight: not weight)
+    """Weight of L_r, the ranking loss of all rows scored on virtual behaviours, whose gradient
+    reaches this tower alone: tables and ranking tower are constants to it. 0 leaves it out."""
     standardise_targets: bool = False
     """Reconstruct fields and behaviours standardised by their moving mean and deviation, since
     tables grow in training; the paper does not."""
@@ -77,9 +84,25 @@ class ZeroShotSettings(Settings):
                 "variant 'none' trains nothing, so it cannot standardise; set "
                 "standardise_targets false"
             )
-        if self.reconstruction_target == "pooled" and self.padding == "masked":
+        if self.reconstruction_target != "positions" and self.padding == "masked":
             raise ValueError(
-                "reconstruction_target 'pooled' has no positions to mask; set padding 'counted'"
+                f"reconstruction_target '{self.reconstruction_target}' has no positions to mask; "
+                "set padding 'counted'"
+            )
+        if self.variant == "none" and (self.is_mixture or self.ranking_weight):
+            raise ValueError(
+                "variant 'none' trains nothing, so it has no prototypes and no ranking loss; set "
+                "reconstruction_target 'positions' or 'pooled', and ranking_weight 0"
+            )
+        if self.is_mixture and self.virtual_length == "full":
+            raise ValueError(
+                "reconstruction_target 'mixture' says nothing of padding, so virtual behaviours "
+                "need a number of their own; set virtual_length 'predicted'"
+            )
+        if self.is_mixture and self.reduction == "sum":
+            raise ValueError(
+                "reconstruction_target 'mixture' has one loss a sequence and no elements to sum "
+                "up; set reduction 'mean'"
             )
         return self
 
@@ -87,6 +110,11 @@ class ZeroShotSettings(Settings):
     def is_pooled(self) -> bool:
         """True where D2 reconstructs one vector a sequence."""
         return self.reconstruction_target == "pooled"
+
+    @property
+    def is_mixture(self) -> bool:
+        """True where D2 reconstructs the shares of prototypes."""
+        return self.reconstruction_target == "mixture"
 
     def aligns_by(self, alignment: Literal["mmd", "paired_mse"]) -> bool:
         """Returns whether L_d is part of the loss and is of this kind."""

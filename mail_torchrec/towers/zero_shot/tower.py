@@ -2,7 +2,7 @@
 
 Shape letters: ``N`` rows (users), ``F`` fields of dimension ``D``, ``M`` numeric attributes,
 ``T`` positions of one sequence, ``R`` positions of all sequences together, ``V`` decoded vectors,
-``S`` sequences, ``H`` elements of a code.
+``S`` sequences, ``H`` elements of a code, ``K`` prototypes of a sequence.
 """
 
 import torch
@@ -20,12 +20,13 @@ from mail_torchrec.towers.layers.behaviours import (
 from mail_torchrec.towers.layers.residual import ResidualDecoder, ResidualEncoder
 from mail_torchrec.towers.layers.standardisation import Standardiser
 from mail_torchrec.towers.outputs import virtual_behaviours_specs
-from mail_torchrec.towers.zero_shot_losses import (
+from mail_torchrec.towers.zero_shot.losses import (
     ReconstructionTarget,
     ZeroShotLosses,
     reconstruction_losses,
 )
-from mail_torchrec.towers.zero_shot_settings import ZeroShotSettings
+from mail_torchrec.towers.zero_shot.prototypes import SequencePrototypes
+from mail_torchrec.towers.zero_shot.settings import ZeroShotSettings
 from mail_torchrec.utils.output_spec import OutputSpec
 
 
@@ -74,7 +75,7 @@ class ZeroShotTower(nn.Module):
         self.settings, self.sequences = settings, dict(sequences)
         self.behaviour_dim = next(iter(sequences.values())).dim
         self.num_vectors = sum(shape.max_length for shape in sequences.values())
-        if settings.is_pooled:
+        if settings.is_pooled or settings.is_mixture:
             self.num_vectors = len(sequences)
         if settings.variant == "none":
             in_dim = num_fields * field_dim + num_numeric
@@ -105,12 +106,18 @@ class ZeroShotTower(nn.Module):
         self.field_decoders = nn.ModuleList(
             self._decoder(num * field_dim) for num in self.decoded_fields
         )
-        self.behaviour_decoder = self._decoder(self.num_vectors * self.behaviour_dim)
+        decoded_dim = self.behaviour_dim
+        if settings.is_mixture:
+            decoded_dim = settings.num_prototypes
+            self.prototypes = SequencePrototypes(decoded_dim, self.sequences)
+        self.behaviour_decoder = self._decoder(self.num_vectors * decoded_dim)
         if settings.virtual_length == "predicted":
             self.length_head = nn.Linear(settings.encoder_dims[-1], len(self.sequences))
 
     def _build_scales(self, fields_dim: int) -> None:
         self.field_scale = Standardiser(fields_dim)
+        if self.settings.is_mixture:  # Prototypes follow the tables by themselves.
+            return
         # A pooled vector has a scale of its own for each sequence. Positions share one, or rare
         # long histories would be scaled by few samples.
         num_scales = len(self.sequences) if self.settings.is_pooled else 1
@@ -160,6 +167,8 @@ class ZeroShotTower(nn.Module):
             Sequence -> vectors [N, T, D] and their number [N] (int64).
         """
         decoded, relative_NS = self._decode_behaviours(fields_NFD, numeric_NM)
+        if self.settings.is_mixture:
+            return self.prototypes.sequences(decoded, relative_NS)
         decoded_NVD = decoded.view(decoded.shape[0], self.num_vectors, self.behaviour_dim)
         if self.settings.standardise_targets:
             decoded_NVD = self.behaviour_scale.inverse(decoded_NVD)
@@ -219,6 +228,10 @@ class ZeroShotTower(nn.Module):
         mask_NR: Tensor,
         weights_N: Tensor,
     ) -> ReconstructionTarget:
+        if self.settings.is_mixture:
+            self.prototypes.update(behaviours, weights_N)
+            shares_NSK = self.prototypes(behaviours)
+            return ReconstructionTarget(self.behaviour_decoder, shares_NSK, are_shares=True)
         mask = mask_NR if self.settings.padding == "masked" else None
         vectors_NVD = mean_over_positions(behaviours) if self.settings.is_pooled else values_NRD
         if self.settings.standardise_targets:

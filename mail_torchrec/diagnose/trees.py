@@ -1,0 +1,111 @@
+"""Gradient-boosted trees as click models, and intervals of their AUCs over users.
+
+Shapes: ``R`` rows, ``F`` features, ``U`` users, ``B`` the data as it is, then the resamples.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from mail_torchrec.diagnose.features import FeatureGroup, Features, Floats
+from mail_torchrec.reporting.intervals import Interval
+from mail_torchrec.reproduce.resampling import WeightedAuc, user_counts
+
+NUM_RESAMPLES = 300
+SEEDS, ITERATIONS = (0, 1), 150
+_USER_PARTS = {FeatureGroup.ATTRIBUTES}
+_AT_A_TIME = 50
+
+
+def fit_scores(
+    features: Features,
+    parts: Collection[FeatureGroup],
+    labels_R: npt.NDArray[np.bool_],
+    *,
+    additive: bool = False,
+) -> Floats:
+    """Fits trees on the training rows and scores the test rows, the mean of two seeds.
+
+    Args:
+        features: of training rows, then of test rows.
+        parts: groups of features that the trees see.
+        labels_R: of the training rows.
+        additive: do not let attributes interact with other features.
+
+    Returns:
+        Probabilities of the test rows, [R].
+    """
+    values_RF, is_category, groups = features.select(parts)
+    train_RF, test_RF = values_RF[: features.num_train], values_RF[features.num_train :]
+    interactions: Any = None
+    if additive:
+        places = range(len(groups))
+        interactions = [
+            {place for place in places if groups[place] in _USER_PARTS},
+            {place for place in places if groups[place] not in _USER_PARTS},
+        ]
+    scores = []
+    for seed in SEEDS:
+        trees = HistGradientBoostingClassifier(
+            max_iter=ITERATIONS,
+            learning_rate=0.1,
+            max_leaf_nodes=31,
+            min_samples_leaf=50,
+            l2_regularization=5,
+            max_features=0.3,
+            categorical_features=is_category or None,
+            interaction_cst=interactions,
+            early_stopping=False,
+            random_state=seed,
+        )
+        scores.append(trees.fit(train_RF, labels_R).predict_proba(test_RF)[:, 1])
+    mean_R: Floats = np.mean(scores, axis=0)
+    return mean_R
+
+
+class MeasuredScores:
+    """AUCs of several models on the same rows, on the data and on resamples of its users.
+
+    Args:
+        labels_R: labels.
+        users_R: user of each row.
+    """
+
+    def __init__(self, labels_R: npt.NDArray[np.bool_], users_R: npt.NDArray[np.int64]) -> None:
+        self._labels_R = labels_R
+        users, self._index_R = np.unique(users_R, return_inverse=True)
+        self.num_users, self.num_rows = len(users), len(users_R)
+        self._aucs: dict[str, Floats] = {}
+
+    def add(self, name: str, scores_R: Floats) -> None:
+        """Measures a model.
+
+        Args:
+            name: of the model.
+            scores_R: its probabilities.
+        """
+        ranked = WeightedAuc(scores_R, self._labels_R, self._index_R)
+        pieces = user_counts(self.num_users, NUM_RESAMPLES, _AT_A_TIME)
+        self._aucs[name] = np.concatenate([ranked.auc_K(counts_UK) for counts_UK in pieces])
+
+    def auc(self, name: str) -> Interval:
+        """Returns a model's AUC."""
+        return _interval(self._aucs[name])
+
+    def gain(self, name: str, base: str) -> Interval:
+        """Returns the difference of two models' AUCs."""
+        return _interval(self._aucs[name] - self._aucs[base])
+
+    def share(self, name: str, of: str, base: str) -> Interval:
+        """Returns one model's gain over a base as a share of another model's."""
+        base_B = self._aucs[base]
+        return _interval((self._aucs[name] - base_B) / (self._aucs[of] - base_B))
+
+
+def _interval(values_B: Floats) -> Interval:
+    known = values_B[1:][np.isfinite(values_B[1:])]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return Interval(float(values_B[0]), float(low), float(high), 1)

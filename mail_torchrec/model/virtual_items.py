@@ -1,0 +1,212 @@
+"""Virtual vectors of new items, generated from their content and other columns, behind the wall.
+
+The generator learns from the detached vectors of warm items, as the zero-shot tower does from
+behaviours: its loss reaches no table, and the ranking loss does not reach it.
+
+Shape letters as in ``towers/inputs.py``; ``S`` stored columns of the items' table, ``G`` generated
+ones (of the items' table, then of the output-side table), ``P`` inputs side by side.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from mail_torchrec.data.items.candidate_item import candidate_item, item_column
+from mail_torchrec.data.items.hidden_items import withheld_columns
+from mail_torchrec.data.items.settings import HiddenItemSettings, NewItemSettings
+from mail_torchrec.data.reading.batch import Batch
+from mail_torchrec.data.schema.feature_tables import FeatureTables
+from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.model.features import FeatureEmbeddings
+from mail_torchrec.settings import Settings
+from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
+
+
+class VirtualItemSettings(Settings):
+    """Generator of the vectors of new items."""
+
+    fill: Literal["generated", "mean"] = "generated"
+    """Vector of new items: made of the item's other columns, or the mean of warm items' vectors,
+    the control that a generator has to beat."""
+    hidden_dims: tuple[PositiveInt, ...] = (64,)
+    """Hidden layers of the generator."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the rows that each training step ranks by the virtual vector though their item is a
+    known one, so that the ranking tower learns what such a vector is worth."""
+    item: str | None = Field(default=None, exclude_if=lambda item: item is None)
+    """Column of the candidate item, as `data.new_items` names it; by default the target of the
+    first behaviour column."""
+
+
+class VirtualItems(nn.Module):
+    """Generates the vector of an item from its other columns: fields, vectors and numbers.
+
+    Args:
+        settings: options.
+        schema: columns and tables.
+        feature_tables: feature keys of a batch and their tables.
+        vector_dims: number of elements of each vector column.
+
+    Raises:
+        ValueError: the items have no other column.
+    """
+
+    def __init__(
+        self,
+        settings: VirtualItemSettings,
+        schema: Schema,
+        feature_tables: FeatureTables,
+        vector_dims: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        item = settings.item or candidate_item(schema)
+        assert item is not None, "check_virtual_items refuses it"
+        self.item, self.dropout = item, settings.dropout
+        withheld = withheld_columns(schema, item)
+        others = [name for name in schema.fields(Group.ITEM) if name not in withheld]
+        self._field_dims = {name: schema.table_dim(name) for name in others}
+        self._vectors, self._num_numeric = (
+            schema.vectors(Group.ITEM),
+            len(schema.numeric(Group.ITEM)),
+        )
+        in_dim = sum(self._field_dims.values()) + self._num_numeric
+        in_dim += sum(vector_dims[name] for name in self._vectors)
+        if not in_dim and settings.fill == "generated":
+            raise ValueError(
+                f"model.virtual_items makes the vector of '{item}' from the item's other columns, "
+                "and it has none; add some of group 'item', content vectors above all"
+            )
+        is_wider = schema.table_of(item) in feature_tables.first_order
+        self._num_stored = schema.table_dim(item) + is_wider
+        columns = {name: schema.match_column(name) for name in feature_tables.match}
+        self._matches = [name for name, one in columns.items() if schema.target_of(one) == item]
+        out_dim = self._num_stored + (schema.table_dim(item) if self._matches else 0)
+        self.mean_G = nn.Parameter(torch.zeros(out_dim)) if settings.fill == "mean" else None
+        if self.mean_G is not None:
+            return
+        hidden = dense_layers(in_dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
+        last = nn.Linear(last_dim(in_dim, settings.hidden_dims), out_dim)
+        nn.init.zeros_(last.weight)  # begins with the mean of all items, which the bias learns
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*hidden, last)
+
+    def forward(
+        self, embeddings: FeatureEmbeddings, vectors: Mapping[str, Tensor], numeric_BN: Tensor
+    ) -> Tensor:
+        """Generates the vectors of all rows' items, [B, G].
+
+        Args:
+            embeddings: looked-up vectors.
+            vectors: column -> standardised vectors [B, E].
+            numeric_BN: all numeric features.
+        """
+        if self.mean_G is not None:
+            zeros_B1 = 0 * embeddings.fields[self.item][:, :1].detach()
+            return self.mean_G + zeros_B1
+        first = numeric_BN.shape[1] - self._num_numeric
+        inputs = [embeddings.fields[name][:, :dim] for name, dim in self._field_dims.items()]
+        inputs += [*(vectors[name] for name in self._vectors), numeric_BN[:, first:]]
+        generated_BG: Tensor = self.layers(torch.cat(inputs, dim=1).detach())  # WALL
+        return generated_BG
+
+    def losses(self, generated_BG: Tensor, embeddings: FeatureEmbeddings) -> Tensor:
+        """Computes the mean squared error of each row's vector, [B].
+
+        Args:
+            generated_BG: of :meth:`forward`.
+            embeddings: looked-up vectors.
+        """
+        real = [embeddings.fields[self.item]]
+        real += [embeddings.match[name].target_BD for name in self._matches[:1]]
+        real_BG = torch.cat(real, dim=1).detach()  # WALL: no gradient of this loss reaches a table.
+        return (generated_BG.float() - real_BG.float()).square().mean(1)
+
+    def fill(
+        self, embeddings: FeatureEmbeddings, generated_BG: Tensor, is_cold_B: Tensor
+    ) -> FeatureEmbeddings:
+        """Replaces the vectors of cold items, whose own rows so get no gradient.
+
+        Args:
+            embeddings: looked-up vectors.
+            generated_BG: of :meth:`forward`.
+            is_cold_B: rows of new items (bool).
+        """
+        if self.training and self.dropout:
+            is_cold_B = is_cold_B | (
+                torch.rand(is_cold_B.shape, device=is_cold_B.device) < self.dropout
+            )
+        # WALL: a virtual vector is a constant to the ranking tower.
+        constant_BG = generated_BG.detach()
+        is_cold_B1 = is_cold_B.unsqueeze(1)
+
+        def filled(real_BS: Tensor, virtual_BS: Tensor) -> Tensor:
+            return torch.where(is_cold_B1, virtual_BS.to(real_BS.dtype), real_BS)
+
+        stored_BS = filled(embeddings.fields[self.item], constant_BG[:, : self._num_stored])
+        output_BD = constant_BG[:, self._num_stored :]
+        match = {
+            name: replace(embeddings.match[name], target_BD=filled(found.target_BD, output_BD))
+            if name in self._matches
+            else found
+            for name, found in embeddings.match.items()
+        }
+        fields = embeddings.fields | {self.item: stored_BS}
+        return FeatureEmbeddings(fields, embeddings.sequences, match)
+
+
+def with_virtual_items(
+    items: VirtualItems | None, embeddings: FeatureEmbeddings, batch: Batch
+) -> tuple[FeatureEmbeddings, Tensor | None]:
+    """Gives the rows of new items virtual vectors.
+
+    Args:
+        items: the generator; None leaves all as it is.
+        embeddings: looked-up vectors.
+        batch: vectors, numbers, and which items are new.
+
+    Returns:
+        The embeddings, and the generator's losses [B]; None without one.
+    """
+    if items is None:
+        return embeddings, None
+    assert batch.is_cold_item_B is not None, "the configuration says which items are new"
+    generated_BG = items(embeddings, batch.vectors, batch.numeric_BN)
+    filled = items.fill(embeddings, generated_BG, batch.is_cold_item_B)
+    return filled, items.losses(generated_BG, embeddings)
+
+
+def check_virtual_items(
+    settings: VirtualItemSettings | None,
+    schema: Schema,
+    rule: NewItemSettings | None,
+    hidden: HiddenItemSettings | None,
+) -> None:
+    """Checks that a model that makes vectors of new items is told which items are new.
+
+    Args:
+        settings: section ``model.virtual_items``.
+        schema: columns and tables.
+        rule: section ``data.new_items``.
+        hidden: section ``data.cold_start.items``.
+
+    Raises:
+        ValueError: it is not, for requests either, or the sections name two columns.
+    """
+    if settings is None:
+        return
+    if schema.new_item is None and (rule is None or not rule.has_rule):
+        raise ValueError(
+            "model.virtual_items makes vectors of new items, and nothing says which items of a "
+            "request are new; set data.new_items, {max_count: 0} for example, or give a column of "
+            "group 'new_item'"
+        )
+    column = item_column(schema, rule, hidden)
+    if (settings.item or candidate_item(schema)) != column:
+        raise ValueError(
+            f"model.virtual_items.item should be the column whose ids are new or not, '{column}', "
+            f"received {settings.item or 'null'}; set it"
+        )

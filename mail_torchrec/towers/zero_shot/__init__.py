@@ -1,0 +1,1 @@
+"""Zero-shot tower: virtual behaviours from attributes."""

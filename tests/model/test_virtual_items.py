@@ -1,0 +1,126 @@
+"""Virtual vectors of new items: who gets them, their loss, and the wall around their generator."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mail_torchrec.config import Config
+from tests.model.test_wall import MODEL, build, gradients
+from tests.support.small_rows import config_tree
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+@pytest.fixture
+def model_and_batch(small_root: Path) -> tuple[Any, Any]:
+    """An unsharded model after some steps, and a batch with new and old items."""
+    assembled, batches = build(
+        small_root,
+        sharding={"enabled": False},
+        data={"new_items": {"max_count": 40}},
+        model=MODEL | {"virtual_items": {"hidden_dims": [6], "dropout": 0.2}},
+    )
+    for _ in range(3):
+        assembled.pipeline.progress(batches)
+    assembled.model.zero_grad()
+    batch = next(batches)
+    assert 0 < batch.is_cold_item_B.sum() < len(batch)
+    return assembled.model, batch
+
+
+def backward(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(4)
+    model(batch)[0].backward()
+    return gradients(model)
+
+
+def test_neither_loss_reaches_over_the_wall(
+    model_and_batch: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = model_and_batch
+    joint = backward(model, batch)
+    name = "mail_torchrec.model.mail.virtual_item_terms"
+    with monkeypatch.context() as patch:
+        patch.setattr(name, lambda *_: {})
+        alone = backward(model, batch)
+    assert joint.keys() - alone.keys() == {
+        name for name, _ in model.named_parameters() if "virtual_items" in name
+    }
+    assert all(torch.equal(joint[name], alone[name]) for name in alone)
+    monkeypatch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
+    generator = backward(model, batch)
+    for name, gradient in generator.items():
+        if "virtual_items" in name:
+            assert torch.equal(gradient, joint[name]) and gradient.abs().sum() > 0
+        assert "zero_shot" in name or "virtual_items" in name or not gradient.abs().sum(), name
+
+
+def expected_vectors(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The generated and the real vectors [B, 2 D] in float64, from the tables themselves."""
+    state = {name: value.double() for name, value in model.state_dict().items()}
+
+    def weights(table: str) -> torch.Tensor:
+        [found] = [v for name, v in state.items() if name.endswith(f"embeddings.{table}.weight")]
+        return found
+
+    [bags] = [v for name, v in state.items() if name.endswith("embedding_bags.tags.weight")]
+    lists = batch.pooled["tags"].to_dense()
+    mean_BD = torch.stack(
+        [bags[ids].mean(0) if len(ids) else torch.zeros(8).double() for ids in lists]
+    )
+    parts = ("weight", "bias")
+    (into, into_bias), (out, out_bias) = (
+        [state[f"towers.virtual_items.layers.{i}.{part}"] for part in parts] for i in (0, 2)
+    )
+    hidden = torch.nn.functional.leaky_relu(mean_BD @ into.T + into_bias)
+    generated = hidden @ out.T + out_bias
+    ids_B = batch.unpooled["item"].values()
+    return generated, torch.cat([weights("item")[ids_B], weights("item_output")[ids_B]], dim=1)
+
+
+def test_the_loss_is_the_mean_error_of_warm_items_vectors(
+    model_and_batch: tuple[Any, Any],
+) -> None:
+    model, batch = model_and_batch
+    batch.weights_B[::3] = 2.0
+    generated, real = expected_vectors(model, batch)
+    weights = batch.weights_B.double() * ~batch.is_cold_item_B
+    expected = ((generated - real).square().mean(1) * weights).sum() / weights.sum()
+    found = model(batch)[1].losses["L_virtual_item"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_new_items_are_scored_by_generated_vectors_and_no_others(
+    model_and_batch: tuple[Any, Any],
+) -> None:
+    model, batch = model_and_batch
+    model.eval()
+    generated, real = expected_vectors(model, batch)
+    expected = torch.where(batch.is_cold_item_B[:, None], generated, real).float()
+    tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+    candidates = model.towers._step_inputs(batch, *tables).candidates
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(candidates.items_BID[:, 0], expected[:, :8], **close)
+    torch.testing.assert_close(candidates.targets["history"], expected[:, :8], **close)
+    torch.testing.assert_close(candidates.matches["history"].target_BD, expected[:, 8:], **close)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"virtual_items": {}}}, "nothing says which items of a request are new"),
+        (
+            {
+                "model": {"virtual_items": {"item": "other"}},
+                "data": {"new_items": {"max_count": 0}},
+            },
+            "virtual_items.item should be the column whose ids are new or not, 'item', rec",
+        ),
+    ],
+)
+def test_a_generator_needs_a_rule(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate(config_tree(Path(), **changes))
