@@ -11,7 +11,7 @@ Shape: ``R`` ranks.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +129,7 @@ def _to_piece(row: int, num_rows: int) -> int:
     return min(-(-row // PIECE_ROWS) * PIECE_ROWS, num_rows) if num_rows > PIECE_ROWS else num_rows
 
 
-def _counts(numbers: Iterator[int] | map[int]) -> NDArray[np.float64]:
+def _counts(numbers: Iterable[int]) -> NDArray[np.float64]:
     return np.fromiter(numbers, np.float64)
 
 

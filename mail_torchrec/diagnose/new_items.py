@@ -98,7 +98,7 @@ def value_for_new_items(sample: SampledRows) -> NewItemValue:
     if cold.has(FeatureGroup.CONTENT):
         models[CONTENT] = (*_USER, FeatureGroup.ITEM, FeatureGroup.CONTENT)
     for name, parts in models.items():
-        measured.add(name, fit_scores(cold, parts, cold_rows.labels_R))
+        measured.add(name, fit_scores(cold, parts, cold_rows))
     warm, warm_rows = _features(sample.train, test, sample)
     everything = (
         *_USER,
@@ -107,7 +107,7 @@ def value_for_new_items(sample: SampledRows) -> NewItemValue:
         FeatureGroup.ITEM_ID,
         FeatureGroup.HISTORY_ITEM,
     )
-    measured.add(KNOWN, fit_scores(warm, everything, warm_rows.labels_R))
+    measured.add(KNOWN, fit_scores(warm, everything, warm_rows))
     best = CONTENT if CONTENT in models else COLUMNS
     return NewItemValue(
         measured.num_rows,

@@ -159,7 +159,6 @@ def _measure(
     left_out: tuple[str, ...],
     hidden_share: float,
 ) -> NewUserValue:
-    labels_R = rows.labels_R
     test = rows.rows.take(slice(rows.num_train, None))
     measured = MeasuredScores(test.labels_R, test.users_R)
     attributes = (*_ITEM, FeatureGroup.ATTRIBUTES)
@@ -171,7 +170,7 @@ def _measure(
             BOTH: (*attributes, *HISTORY_PARTS),
         }
     for name, parts in models.items():
-        measured.add(name, fit_scores(features, parts, labels_R))
+        measured.add(name, fit_scores(features, parts, rows))
     if explained is None:
         return NewUserValue(
             measured.num_rows,
@@ -180,10 +179,10 @@ def _measure(
             histories=measured.gain(HISTORIES, BASE),
             left_out=left_out,
         )
-    measured.add(NO_CROSSES, fit_scores(features, attributes, labels_R, additive=True))
+    measured.add(NO_CROSSES, fit_scores(features, attributes, rows, additive=True))
     is_empty_R = is_held_out(~rows.rows.users_R, hidden_share)  # others than the held-out users
     is_empty_R[rows.num_train :] = True
-    measured.add(EMPTY, fit_scores(features.emptied(is_empty_R), models[BOTH], labels_R))
+    measured.add(EMPTY, fit_scores(features.emptied(is_empty_R), models[BOTH], rows))
     names = [BASE, NO_CROSSES, ATTRIBUTES, PREDICTED, EMPTY, HISTORIES, BOTH]
     return NewUserValue(
         measured.num_rows,

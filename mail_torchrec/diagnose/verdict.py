@@ -1,5 +1,6 @@
 """Closing sentences of a diagnosis: remedies for new users and new items, and missing data."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -150,12 +151,12 @@ def gain_text(gain: Interval | None) -> str:
     if gain is None:
         return "-"
     values = (gain.mean, gain.low, gain.high)
-    mean, low, high = (f"{value or 0:+.4f}".replace("0.", ".", 1) for value in values)
+    mean, low, high = (re.sub(r"^([+-])0\.", r"\1.", f"{value or 0:+.4f}") for value in values)
     return f"{mean} [{low}, {high}]"
 
 
 def share_text(share: Interval | None) -> str:
-    """Formats a share with its interval, ``62 % [55, 70]``."""
+    """Formats a share with its interval, ``62 % [55 %, 70 %]``."""
     if share is None:
         return "-"
     return f"{share.mean:.0%} [{share.low or 0:.0%}, {share.high or 0:.0%}]".replace("%", " %")

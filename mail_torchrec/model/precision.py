@@ -2,6 +2,7 @@
 
 import torch
 
+from mail_torchrec.towers.layers.cpu_bfloat16 import has_bfloat16_units
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -42,4 +43,4 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Returns whether the device multiplies bfloat16 matrices faster than float32 matrices."""
     if device.type == "cuda":
         return bool(torch.cuda.get_device_capability(device) >= (8, 0))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return has_bfloat16_units()

@@ -120,7 +120,7 @@ class VirtualItems(nn.Module):
             generated_BG: of :meth:`forward`.
             embeddings: looked-up vectors.
         """
-        real = [embeddings.fields[self.item]]
+        real = [embeddings.fields[self.item][:, : self._num_stored]]
         real += [embeddings.match[name].target_BD for name in self._matches[:1]]
         real_BG = torch.cat(real, dim=1).detach()  # WALL: no gradient of this loss reaches a table.
         return (generated_BG.float() - real_BG.float()).square().mean(1)
@@ -146,7 +146,10 @@ class VirtualItems(nn.Module):
         def filled(real_BS: Tensor, virtual_BS: Tensor) -> Tensor:
             return torch.where(is_cold_B1, virtual_BS.to(real_BS.dtype), real_BS)
 
-        stored_BS = filled(embeddings.fields[self.item], constant_BG[:, : self._num_stored])
+        real_BS = embeddings.fields[self.item]  # stored columns may be filled up behind these
+        vector_BD, padding_BS = real_BS[:, : self._num_stored], real_BS[:, self._num_stored :]
+        vector_BD = filled(vector_BD, constant_BG[:, : self._num_stored])
+        stored_BS = torch.cat([vector_BD, padding_BS], dim=1)
         output_BD = constant_BG[:, self._num_stored :]
         match = {
             name: replace(embeddings.match[name], target_BD=filled(found.target_BD, output_BD))

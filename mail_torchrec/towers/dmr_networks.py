@@ -11,7 +11,7 @@ from torch.nn import functional
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.attention import masked_softmax, pair_scores, weighted_sum
 from mail_torchrec.towers.layers.blocked_scores import Gathered, blocked_scores
-from mail_torchrec.towers.layers.buckets import is_bfloat16_on_cpu
+from mail_torchrec.towers.layers.cpu_bfloat16 import multiplies_in_bfloat16
 from mail_torchrec.towers.layers.mlp import LastDimPReLU, dense_layers, last_dim
 from mail_torchrec.towers.layers.positions import Positions, RealPositions
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, position_mask
@@ -56,7 +56,7 @@ class BehaviourScores(nn.Module):
             sequence: the behaviours.
             target_BD: vectors of the target items, if they are part of the query.
         """
-        if is_bfloat16_on_cpu(sequence.values_BTD):
+        if multiplies_in_bfloat16(sequence.values_BTD):
             return self._blocked_scores(sequence, target_BD)
         users_UTD = self._user_queries(sequence.users)
         rows_BD: Tensor | None = None

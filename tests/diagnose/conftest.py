@@ -46,7 +46,7 @@ def planted_log(seed: int = 0) -> dict[str, pa.Table]:
     for part, days in (("train", (1, 2)), ("test", (3,))):
         count = 3_000 * len(days)
         users, items = rng.integers(NUM_USERS, size=count), rng.integers(NUM_ITEMS, size=count)
-        likes = 4 * (genre[items] == taste[users]) + 1.5 * content[items, 0] - 2
+        likes = 4 * (genre[items] == taste[users]) + 2.5 * content[items, 0] - 2
         columns = {
             "user": users,
             "clicked": (rng.random(count) < 1 / (1 + np.exp(-likes))).astype(np.int64),
@@ -85,6 +85,6 @@ def write_log(folder: Path, tables: dict[str, pa.Table], *dropped: str) -> Path:
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted differences are large, and a few trees find them."""
-    monkeypatch.setattr(trees, "ITERATIONS", 40)
+    monkeypatch.setattr(trees, "MAX_ITERATIONS", 60)
     monkeypatch.setattr(trees, "SEEDS", (0,))
     monkeypatch.setattr(trees, "NUM_RESAMPLES", 60)

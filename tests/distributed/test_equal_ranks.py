@@ -204,8 +204,10 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"tower": "base_dnn", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
     "dmr_multi_task": config_tree(Path())["model"]
     | {"zero_shot": None, "multi_task": {"hidden_dims": [6]}},
-    "mail_deepfm": config_tree(Path())["model"]
-    | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}},
+    "taught_deepfm": config_tree(Path())["model"]
+    | {"tower": "deepfm", "tower_options": {"hidden_dims": [16, 8], "dropout": 0.0}}
+    | {"zero_shot": config_tree(Path())["model"]["zero_shot"] | {"ranking_weight": 0.5}}
+    | {"virtual_flag": True},
     "mean_fill": baseline_tree("mean_fill")["model"],
     "llae": baseline_tree("llae", solve_every=2, rank=2)["model"],
     "meta_emb": baseline_tree("meta_emb")["model"],
@@ -236,7 +238,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ("tasks", "table_wise", 2),
         ("parts", "column_wise", 2),
         pytest.param("parts", "row_wise", 2, marks=pytest.mark.long),
-        ("mail_deepfm", "column_wise", 2),
+        ("taught_deepfm", "column_wise", 2),
         ("mean_fill", "row_wise", 2),
         ("llae", "row_wise", 2),
         ("meta_emb", "row_wise", 2),

@@ -70,12 +70,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "virtual-items-dmr": {
         "model": model("dmr", virtual_items={}),
-        "data": {"new_items": {"max_count": 50}},
+        "data": {"new_items": {"max_count": 18}},
         "schema": VECTORED,
     },
     "mean-items-dmr": {
         "model": model("dmr", virtual_items={"fill": "mean"}),
-        "data": {"new_items": {"max_count": 50}},
+        "data": {"new_items": {"max_count": 18}},
     },
     "virtual-items-deepfm": {
         "model": model("deepfm", virtual_items={}),

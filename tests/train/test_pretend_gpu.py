@@ -68,7 +68,12 @@ CASES: dict[str, dict[str, Any]] = {
         data=GROUPED, train={"precision": "tf32", "tables": {"name": "adam"}},
     ),
     "base_dnn, all as cold, bfloat16": of(
-        model=_WIDE | _OWN | {"behaviour_dropout": 0.5, "multi_task": {}} | zero_shot(dropout=0.3),
+        model=_WIDE | _OWN | {"behaviour_dropout": 0.5, "multi_task": {}, "virtual_flag": True}
+        | {"mixing_strength": 2.0}
+        | zero_shot(
+            dropout=0.3, reconstruction_target="mixture", virtual_length="predicted",
+            ranking_weight=1.0,
+        ),
         train=BFLOAT16,
     ),
     "every kind of column": {"every_kind": True},

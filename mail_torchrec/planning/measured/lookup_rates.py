@@ -18,7 +18,7 @@ _COLUMNS = (8, 64)
 # Rows of the table: nearly every id is another row, or few are.
 _MANY, _FEW = 400_000, 4_000
 # Rows of the table, ids, and ids a bag.
-_LOOKUPS = (
+_LOOKUPS: tuple[tuple[int, int, int], ...] = (
     (_MANY, 512, 1),
     (_MANY, 4_096, 1),
     (_MANY, 8_192, 16),
@@ -28,7 +28,7 @@ _LOOKUPS = (
     (_FEW, 4_096, 1),
     (_FEW, 65_536, 16),
 )
-_LARGE_IDS, _LARGE_REPEATS = 65_536, 3
+_LARGE_IDS, _REPEATS, _LARGE_REPEATS = 65_536, 5, 3
 _OPTIMIZERS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -52,15 +52,15 @@ def measure_lookups(device: torch.device) -> dict[str, LookupRates]:
 
 def _measure(optimizer: EmbOptimType, pooling: PoolingMode, device: torch.device) -> LookupRate:
     """Fits the time of FBGEMM's kernels, forward and backward, to lookups of many shapes."""
-    points = []
+    points: list[tuple[int, int, int, int, float]] = []
     for columns in _COLUMNS:
         tables = {
             rows: _build_table(rows, columns, optimizer, pooling, device)
             for rows in dict.fromkeys(shape[0] for shape in _LOOKUPS)
         }
         for rows, ids, length in _LOOKUPS:
-            repeats = {} if ids < _LARGE_IDS else {"repeats": _LARGE_REPEATS}
-            ms = timed(_lookup(tables[rows], rows, ids, length, device), device, **repeats)
+            repeats = _REPEATS if ids < _LARGE_IDS else _LARGE_REPEATS
+            ms = timed(_lookup(tables[rows], rows, ids, length, device), device, repeats)
             points.append((ids, columns, ids // length, rows, ms))
     terms_PC = np.array([(1.0, *lookup_terms(*shape)) for *shape, _ in points])
     fixed, *rates = fit(terms_PC, np.array([point[-1] for point in points]))

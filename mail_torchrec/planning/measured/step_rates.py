@@ -52,7 +52,7 @@ class StepShape:
     """Its tables lie in five groups instead of two."""
 
 
-SHAPES = (
+SHAPES: tuple[StepShape, ...] = (
     StepShape(64, 8, 4),
     StepShape(64, 8, 4, is_cut=True),
     StepShape(64, 8, 4, tower="din"),
@@ -63,9 +63,7 @@ SHAPES = (
 """Models that are trained: they differ in groups of tables, in operators, and in bytes."""
 
 
-def measure_steps(
-    device: torch.device, hardware: Hardware, shapes: tuple[StepShape, ...] = SHAPES
-) -> StepRates:
+def measure_steps(device: torch.device, hardware: Hardware) -> StepRates:
     """Measures steps, and fits rates to what they take beyond their estimate.
 
     Every rank calls it.
@@ -73,10 +71,9 @@ def measure_steps(
     Args:
         device: of this rank.
         hardware: with the rates of copies, collectives, lookups and towers, and none of steps.
-        shapes: models that are trained.
     """
     points = []
-    for shape in shapes:
+    for shape in SHAPES:
         ms, estimate = _measure(shape, device, hardware)
         written = estimate.dense_cost.written_bytes(shape.batch_size)
         beyond = max(_LEAST_MS, ms - estimate.step_time.total)

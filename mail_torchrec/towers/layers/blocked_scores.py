@@ -2,8 +2,8 @@
 
 Layer by layer the scores read and write each position's hidden elements a dozen times in memory,
 which takes longer than the products on matrix units. Here a block of positions goes through all
-layers while the caches hold it, and once more backward; only the scores are kept. All blocks have
-one size, since kernels for those units are generated anew for each new shape.
+layers while the caches hold it, and so backward. All blocks have one size, since kernels for those
+units are generated anew for each new shape.
 
 Shape letters: ``N`` real positions, ``P`` positions of a block, ``R`` rows of a table of vectors,
 ``D`` elements of a vector, ``H`` hidden elements.
@@ -11,6 +11,7 @@ Shape letters: ``N`` real positions, ``P`` positions of a block, ``R`` rows of a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 _BLOCK = 4096
 """Positions of a block: their hidden elements take some MiB."""
+_NUM_VECTORS = 3  # of each position, before the layers
 
 
 @dataclass(frozen=True)
@@ -61,28 +63,31 @@ def blocked_scores(
 
 
 class _BlockedScores(torch.autograd.Function):
-    """The scores; the backward pass computes the forward pass of each block again."""
+    """The scores, and their gradients block by block."""
 
     @staticmethod
     def forward(ctx: Any, rows_GN: Tensor, *vectors: Tensor) -> Tensor:
         weights = _Weights.of([vector.detach().bfloat16() for vector in vectors], len(rows_GN))
-        ctx.save_for_backward(rows_GN, *weights.flat())
+        blocks = [_forward(rows_GP, weights) for rows_GP in _blocks(rows_GN)]
+        hidden = (x for block in blocks for x in block.hidden)
+        ctx.save_for_backward(rows_GN, *weights.flat(), *hidden)
         ctx.dtypes = [vector.dtype for vector in vectors]
-        scores = [_forward(rows_GP, weights).scores_P1.float() for rows_GP in _blocks(rows_GN)]
-        scores.append(torch.zeros(0, 1))  # where there is no position
-        return torch.cat(scores)[: rows_GN.shape[1], 0]
+        none = torch.zeros(0, 1)  # where there is no position
+        return torch.cat([none, *(block.scores_P1 for block in blocks)])[: rows_GN.shape[1], 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
-        rows_GN, *vectors = ctx.saved_tensors
+        rows_GN, *saved = ctx.saved_tensors
+        vectors, hidden = saved[: len(ctx.dtypes)], iter(saved[len(ctx.dtypes) :])
         weights = _Weights.of(vectors, len(rows_GN))
         sums = _Weights.of(
             [torch.zeros_like(v, dtype=torch.float32) for v in vectors], len(rows_GN)
         )
         padded_N = functional.pad(gradient_N, (0, -len(gradient_N) % _BLOCK)).bfloat16()
         for rows_GP, gradient_P in zip(_blocks(rows_GN), padded_N.split(_BLOCK), strict=False):
-            _backward(rows_GP, gradient_P.unsqueeze(1), weights, sums)
+            of_block = islice(hidden, _NUM_VECTORS + len(weights.biases))
+            _backward(rows_GP, list(of_block), gradient_P.unsqueeze(1), weights, sums)
         gradients = zip(sums.flat(), ctx.dtypes, strict=True)
         return None, *(gradient.to(dtype) for gradient, dtype in gradients)
 
@@ -111,12 +116,9 @@ class _Weights(NamedTuple):
 class _Block(NamedTuple):
     """What the forward pass of a block computes."""
 
-    query_PD: Tensor
-    """Before the PReLU."""
-    q_PD: Tensor
-    e_PD: Tensor
-    inputs: list[Tensor]
-    """Input of each dense layer [P, H]."""
+    hidden: list[Tensor]
+    """The query before the PReLU, ``q`` and ``e`` [P, D], then the input of each dense layer
+    [P, H]."""
     scores_P1: Tensor
 
 
@@ -133,32 +135,33 @@ def _forward(rows_GP: Tensor, weights: _Weights) -> _Block:
     for term_PD in terms:
         query_PD += term_PD
     q_PD = functional.prelu(query_PD, weights.slopes_D)
-    hidden = torch.cat([q_PD, q_PD * e_PD, e_PD], dim=1)
-    inputs = [hidden]
+    inputs = [torch.cat([q_PD, q_PD * e_PD, e_PD], dim=1)]
     for weight, bias in zip(weights.weights[:-1], weights.biases[:-1], strict=True):
-        hidden = functional.linear(hidden, weight, bias).sigmoid_()
-        inputs.append(hidden)
-    scores_P1 = functional.linear(hidden, weights.weights[-1], weights.biases[-1])
-    return _Block(query_PD, q_PD, e_PD, inputs, scores_P1)
+        inputs.append(functional.linear(inputs[-1], weight, bias).sigmoid_())
+    scores_P1 = functional.linear(inputs[-1], weights.weights[-1], weights.biases[-1])
+    return _Block([query_PD, q_PD, e_PD, *inputs], scores_P1.float())
 
 
-def _backward(rows_GP: Tensor, gradient: Tensor, weights: _Weights, sums: _Weights) -> None:
+def _backward(
+    rows_GP: Tensor, hidden: list[Tensor], gradient: Tensor, weights: _Weights, sums: _Weights
+) -> None:
     """Adds the gradients of a block to ``sums``; those of the scores are [P, 1]."""
-    block = _forward(rows_GP, weights)
-    for number in reversed(range(len(block.inputs))):
-        inputs = block.inputs[number]
-        sums.weights[number].add_(gradient.T @ inputs)
+    query_PD, q_PD, e_PD, *inputs = hidden
+    for number in reversed(range(len(inputs))):
+        x_PH = inputs[number]
+        sums.weights[number].add_(gradient.T @ x_PH)
         sums.biases[number].add_(gradient.sum(0, dtype=torch.float32))
-        gradient = gradient @ weights.weights[number]
-        if number:
-            gradient = torch.ops.aten.sigmoid_backward(gradient, inputs)
-    to_q_PD, to_product_PD, to_e_PD = gradient.chunk(3, dim=1)
-    to_q_PD = torch.addcmul(to_q_PD, to_product_PD, block.e_PD)
-    to_e_PD = torch.addcmul(to_e_PD, to_product_PD, block.q_PD)
-    is_negative_PD = block.query_PD < 0
-    to_slopes_PD = (to_q_PD * block.query_PD).mul_(is_negative_PD)
-    sums.slopes_D.add_(to_slopes_PD.sum(0, dtype=torch.float32))
-    to_query_PD = torch.where(is_negative_PD, to_q_PD * weights.slopes_D, to_q_PD).float()
+        if number:  # x is a sigmoid.
+            gradient = gradient @ weights.weights[number]
+            gradient *= torch.addcmul(x_PH, x_PH, x_PH, value=-1)
+    parts = weights.weights[0].chunk(3, dim=1)
+    to_q_PD, to_product_PD, to_e_PD = (gradient @ part for part in parts)
+    to_q_PD.addcmul_(to_product_PD, e_PD)
+    to_e_PD.addcmul_(to_product_PD, q_PD)
+    positive_PD = torch.ops.aten.threshold_backward(to_q_PD, query_PD, 0)
+    negative_PD = to_q_PD - positive_PD
+    sums.slopes_D.add_((negative_PD * query_PD).sum(0, dtype=torch.float32))
+    to_query_PD = positive_PD.addcmul_(negative_PD, weights.slopes_D).float()
     gradients = to_e_PD.float(), *[to_query_PD] * (len(rows_GP) - 1)
     for sum_RD, rows_P, gradient_PD in zip(sums.tables, rows_GP, gradients, strict=True):
         # PyTorch sorts rows that are expanded, and adds the gradients of equal ones in parallel.

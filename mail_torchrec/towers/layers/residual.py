@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mail_torchrec.towers.layers.buckets import in_row_buckets
+from mail_torchrec.towers.layers.cpu_bfloat16 import in_row_buckets
 from mail_torchrec.towers.layers.dropout import Dropout
 
 

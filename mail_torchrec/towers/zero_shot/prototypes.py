@@ -149,7 +149,7 @@ class SequencePrototypes(nn.Module):
 
     def __init__(self, num_prototypes: int, shapes: Mapping[str, SequenceShape]) -> None:
         super().__init__()
-        self.shapes = dict(shapes)
+        self.num_prototypes, self.shapes = num_prototypes, dict(shapes)
         self.of_sequence = nn.ModuleList(
             BehaviourPrototypes(num_prototypes, shape.dim) for shape in shapes.values()
         )
@@ -179,12 +179,14 @@ class SequencePrototypes(nn.Module):
         Returns:
             Sequence -> vectors [N, T, D] and their number [N] (int64).
         """
-        shares_NSK = torch.softmax(logits.view(logits.shape[0], len(self.shapes), -1), dim=2)
+        sizes = logits.shape[0], len(self.shapes), self.num_prototypes
+        shares_NSK = torch.softmax(logits.view(sizes), dim=2)
         made = {}
-        for index, (name, shape) in enumerate(self.shapes.items()):
-            lengths_N = virtual_lengths(logits, shape.max_length, index, relative_NS)
+        for index, (name, sequence) in enumerate(self.shapes.items()):
+            max_length = sequence.max_length
+            lengths_N = virtual_lengths(logits, max_length, index, relative_NS)
             make = self._each[index].sequences
-            made[name] = make(shares_NSK[:, index], lengths_N, shape.max_length), lengths_N
+            made[name] = make(shares_NSK[:, index], lengths_N, max_length), lengths_N
         return made
 
     @property

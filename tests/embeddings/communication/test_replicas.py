@@ -128,6 +128,7 @@ def averaged_adagrad(plan: str) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.long
 def test_two_copies_over_four_ranks_train_as_one_rank_and_are_saved_and_restored_exactly(
     tmp_path: Path,
 ) -> None:

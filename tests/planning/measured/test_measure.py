@@ -1,7 +1,6 @@
 """Plans measured on two ranks, and the machine: what is reported, and what survives a failure."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +174,10 @@ def test_the_machine_is_measured_by_all_ranks(tmp_path: Path) -> None:
 def _measured() -> dict[str, Any]:
     calibration._COPY_BYTES, calibration._BYTES = 2**20, (2**12, 2**20)
     lookup_rates._LOOKUPS = ((1000, 64, 1), (1000, 512, 8), (200, 512, 1))
-    small = step_rates.StepShape(8, 8, 2), step_rates.StepShape(16, 8, 2, is_cut=True)
-    calibration.measure_steps = partial(step_rates.measure_steps, shapes=small)
+    step_rates.SHAPES = (
+        step_rates.StepShape(8, 8, 2),
+        step_rates.StepShape(16, 8, 2, is_cut=True),
+    )
     return calibration.measure_machine(torch.device("cpu")).model_dump()
 
 
