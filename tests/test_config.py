@@ -150,7 +150,7 @@ UNKNOWN = {
     "trian.epochs=1": r"trian: unknown key; known here: name, data, schema, model, sharding, train",
     "train.batchsize=1": r"train\.batchsize: unknown key; known here: .*epochs, batch_size, ",
     "data.cold_start.share=1": (
-        r"data\.cold_start\.share: unknown key; known here: hide_share, salt, oracle"
+        r"data\.cold_start\.share: unknown key; known here: hide_share, train_share"
     ),
     "schema.columns.age.vocabulary=1": (
         r"schema\.columns\.age\.vocabulary: unknown key; known here: group, kind, column, "

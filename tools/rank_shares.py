@@ -5,7 +5,8 @@
 
 It reads the footers of the files, and asks the functions that a job asks on each rank, so that no
 rank need run: the shares of an epoch and of an evaluation, of the counting of ids, and the plan of
-the tables. Row groups are in the order of the files; a training shuffles them in each epoch.
+the tables. Row groups are in the order of the files; a training shuffles them in each epoch. Rows
+that `data.validation` keeps out of the training rows count among them.
 
 Shape: ``R`` ranks.
 """
@@ -61,7 +62,7 @@ def rank_shares(scenario: Scenario) -> list[Shares]:
         ValueError: files that cannot be read, or settings that no plan meets.
     """
     data, schema, ranks = scenario.config.data, scenario.config.schema_, scenario.world_size
-    train, test = (Source(data.path(part), schema) for part in ("train", "test"))
+    train, test = (Source(data.path(part), schema) for part in (data.train, data.test))
     batch_size, eval_batch_size = (
         scenario.config.train.batch_size,
         scenario.config.train.eval_batch_size,

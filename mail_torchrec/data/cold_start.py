@@ -56,7 +56,7 @@ class ColdStartSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.of_training.hide_share or self.of_test.hide_share:
+        if self.hides_users:
             return self
         if self.oracle:
             raise ValueError(
@@ -69,6 +69,11 @@ class ColdStartSettings(Settings):
                 "hide_share (or test_share) above 0, or keep 0"
             )
         return self
+
+    @property
+    def hides_users(self) -> bool:
+        """True where behaviours are hidden, in training or in test."""
+        return bool(self.of_training.hide_share or self.of_test.hide_share)
 
     @property
     def of_training(self) -> Self:

@@ -59,7 +59,7 @@ class Sequence:
     @property
     def matches_R(self) -> Floats:
         """Number of a history's entries that are the target item."""
-        matches_V = self.ids_V == self.target_R[self.rows_V]
+        matches_V = (self.ids_V == self.target_R[self.rows_V]).astype(np.float64)
         counts_R: Floats = np.bincount(self.rows_V, matches_V, minlength=len(self.lengths_R))
         return counts_R
 
@@ -122,7 +122,8 @@ def _factors(ids_V: Ints, rows_V: Ints, lengths_R: Ints, num_ids: int, rows: Row
     factors_IK: Floats = fitted.components_.T * scale_I[:, None]
     deviation = np.sqrt((by_id_I @ factors_IK**2) / max(by_id_I.sum(), 1))
     # Weighed by the singular values, so that factors of noise do not drown the others in products.
-    return factors_IK * (fitted.singular_values_ / np.maximum(deviation, 1e-12))
+    factors_IK *= fitted.singular_values_ / np.maximum(deviation, 1e-12)
+    return factors_IK
 
 
 def last_rows(rows: Rows, is_known_R: np.ndarray) -> Ints:

@@ -134,7 +134,7 @@ def _features(train: Chunk, test: Chunk, sample: SampledRows) -> tuple[Features,
 def _add_content_fit(features: Features, sequences: list[Sequence], rows: Rows) -> None:
     """Adds the cosine of the target item's vector and the mean vector of a history's items."""
     for name in rows.schema.vectors(Group.ITEM):
-        vectors_RE = rows.rows.vectors[name]
+        vectors_RE = rows.rows.vectors[name].astype(np.float64)
         for sequence in sequences:
             means_RE = _mean_vectors(sequence, vectors_RE)
             lengths_R = np.linalg.norm(means_RE, axis=1) * np.linalg.norm(vectors_RE, axis=1)

@@ -24,13 +24,7 @@ from mail_torchrec.inference.artifact_files import ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden import sample_requests
 from mail_torchrec.inference.golden_file import write_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
-from mail_torchrec.inference.requests import (
-    InputSpec,
-    Request,
-    graph_output,
-    input_specs,
-    new_item_input,
-)
+from mail_torchrec.inference.requests import Request, graph_output, new_item_input
 from mail_torchrec.inference.tables.table_info import NumericInfo, TableInfo, VectorInfo
 from mail_torchrec.inference.tables.table_rows import SPARE_TABLES
 from mail_torchrec.inference.values import ValueType
@@ -187,7 +181,7 @@ def _write_models(
     from mail_torchrec.export.onnx_graph import write_onnx
 
     config = run.config
-    inputs = _input_specs(run)
+    inputs = run.inputs
     model = InferenceModel(
         run.towers,
         {name: GatherTable(files) for name, files in tables.items()},
@@ -239,7 +233,7 @@ def _manifest(
         table_type=options.table_type,
         metrics=run.metrics,
         negatives_kept=run.config.data.negatives_kept,
-        inputs=_input_specs(run),
+        inputs=run.inputs,
         outputs=run.towers.output_specs(),
         new_user_input=schema.new_user,
         new_user_max_behaviours=None if schema.new_user else max_behaviours,
@@ -260,12 +254,6 @@ def _manifest(
         parity={},
         files=artifact_checksums(folder, infos),
     )
-
-
-def _input_specs(run: FinishedRun) -> list[InputSpec]:
-    encoders, data = run.encoders, run.config.data
-    of_data = encoders.num_rows, encoders.vector_dims, data.new_items
-    return input_specs(run.config.schema_, *of_data)
 
 
 def _numeric_info(run: FinishedRun) -> dict[str, NumericInfo]:

@@ -16,6 +16,7 @@ from mail_torchrec.data.schema.feature_tables import FeatureTables, output_table
 from mail_torchrec.export.spare_rows import capacity_of
 from mail_torchrec.export.stored_weights import ShardConsumer, StoredWeights, weights_folder
 from mail_torchrec.export.table_files import TableFile, TableFiles, TableType, convert_table
+from mail_torchrec.inference.requests import InputSpec, input_specs
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.train.assembly import config_feature_tables, table_keys
@@ -44,6 +45,13 @@ class FinishedRun:
     """Weights of the run's best checkpoint, or else its last one."""
     metrics: dict[str, Any]
     """Content of the run's ``metrics.json``."""
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """Inputs of the exported model, in the order of the graph."""
+        encoders, new_items = self.encoders, self.config.data.new_items
+        of_data = encoders.num_rows, encoders.vector_dims, new_items
+        return input_specs(self.config.schema_, *of_data)
 
     @staticmethod
     def open(run_dir: RunDir) -> "FinishedRun":

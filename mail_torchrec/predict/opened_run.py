@@ -79,7 +79,10 @@ def open_run(
                     unread,
                 )
         encoders = Encoders.load(run_dir.vocabularies, config.schema_)
-        assembled = assemble(config, encoders, device)
+        # One copy of the tables scores all rows, on whatever ranks there are.
+        sharding = config.sharding.model_copy(update={"replicas": None})
+        one_copy = config.model_copy(update={"sharding": sharding})
+        assembled = assemble(one_copy, encoders, device)
         load_model(assembled, folder)
         split = load_split(config, encoders, assembled.feature_tables, source, training=False)
         origin = {"run": config.name, "run_dir": str(run_dir.path), "checkpoint": folder.name}

@@ -34,6 +34,7 @@ _NO_ZERO_SHOT = (
     "model.behaviour_dropout=0",
     "model.cold_loss_weight=0",
     "model.new_user_tower=shared",
+    *("model.virtual_flag=false", "model.mixing_strength=null"),
 )
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
 _GROUPED_BY_USER = ("data.group_by_user=true",)
@@ -143,9 +144,19 @@ _ORACLES = [
     Method(f"{tower} oracle", tower, (*_NO_ZERO_SHOT, "data.cold_start.oracle=true"))
     for tower in TOWERS
 ]
+_SWITCHES = {
+    "mixture": ("zero_shot.reconstruction_target=mixture", "zero_shot.virtual_length=predicted"),
+    "ranking loss": ("zero_shot.ranking_weight=1",),
+    "flag + dropout": ("virtual_flag=true", "behaviour_dropout=0.5"),
+}
+_SWITCHED = [
+    Method(f"MAIL-{tower} + {name}", tower, (*_MAIL, *(f"model.{change}" for change in changes)))
+    for tower in ("BaseDNN", "DIN")
+    for name, changes in _SWITCHES.items()
+]
 _ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
 
-METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS]}
+METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS, *_SWITCHED]}
 """Every method by name."""
 TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]
 """The paper's seven methods in its order, newer ones, and the oracles."""

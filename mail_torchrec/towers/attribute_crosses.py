@@ -3,7 +3,7 @@
 A tower that pools its groups, or has few layers, cannot tell which items an attribute speaks for.
 Products can, with and without behaviours.
 
-Shape letters as in ``towers/inputs.py``; ``K`` products of a row, ``W`` width of one side.
+Shape letters as in ``towers/inputs.py``; ``K`` products of a row.
 """
 
 from dataclasses import replace

@@ -294,8 +294,7 @@ def warn_without_new_rows(config: Config, path: str, num_new: int, num_rows: int
         model.baseline,
         model.behaviour_dropout,
         model.cold_loss_weight,
-        config.data.cold_start.of_training.hide_share,
-        config.data.cold_start.of_test.hide_share,
+        config.data.cold_start.hides_users,
     )
     if not num_new and any(for_new_users):
         logger.warning("%s", no_new_rows(path, num_rows, config.schema_, config.data))

@@ -161,20 +161,21 @@ def test_few_real_behaviours_are_mixed_with_virtual_ones_by_count(
     step = _step_of(model, batch)
     real = step.users.sequences["history"]
     filled = model.towers.fill_cold_users(step.users, step.cold).sequences["history"]
-    alone = model.towers.fill_cold_users(step.users, step.all_as_cold).sequences["history"]
+    source, fields = model.towers.virtual_source, model.towers.zero_shot_fields(step.users)
+    virtual, lengths = source.virtual_behaviours(fields, step.users.numeric_BN)["history"]
     counts = real.lengths_B.tolist()
     assert {0, 1, 6} <= set(counts) and filled.is_virtual_B.all()
     for row, n in enumerate(counts):
-        length = max(n, int(alone.lengths_B[row]))
+        length = max(n, int(lengths[row]))
         assert filled.lengths_B[row] == length
         assert torch.equal(filled.values_BTD[row, :n], real.values_BTD[row, :n])
         assert torch.equal(filled.actions_BT[row, :n], real.actions_BT[row, :n])
         assert not filled.actions_BT[row, n:].any()
         mean = real.values_BTD[row, :n].double().mean(0) if n else 0
-        virtual = alone.values_BTD[row].double()
-        expected = (1.5 * virtual[n:length] + n * mean) / (1.5 + n)
-        torch.testing.assert_close(filled.values_BTD[row, n:length].double(), expected)
-        assert not alone.actions_BT[row].any() and not filled.values_BTD[row, length:].any()
+        expected = (1.5 * virtual[row, n:length].double() + n * mean) / (1.5 + n)
+        found = filled.values_BTD[row, n:length].double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert not filled.values_BTD[row, length:].any()
 
 
 def test_real_behaviours_of_cold_users_train_the_tables_and_virtual_ones_do_not(
@@ -221,8 +222,9 @@ def test_the_ranking_tower_is_told_whose_behaviours_are_virtual(
 def test_what_needs_virtual_behaviours_is_refused_without_them(
     name: str, baseline: dict[str, Any] | None
 ) -> None:
+    tree = {"zero_shot": None, "baseline": baseline, name: True if "flag" in name else 1.5}
     with pytest.raises(ValueError, match=f"{name} needs virtual behaviours, and nothing makes any"):
-        ModelSettings.model_validate({"zero_shot": None, "baseline": baseline, name: 1})
+        ModelSettings.model_validate(tree)
 
 
 def test_contradicting_settings_are_refused() -> None:

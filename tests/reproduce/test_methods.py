@@ -19,6 +19,8 @@ from mail_torchrec.reproduce.methods import (
 from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from tests.support.small_rows import config_tree
 
+_SWITCHES = ("mixture", "ranking loss", "flag + dropout")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -53,7 +55,10 @@ def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its
         "DIN",
         "Wide&Deep",
     ]
-    assert set(TABLE_2) | set(TABLE_3) == set(METHODS)
+    switched = set(METHODS) - set(TABLE_2) - set(TABLE_3)
+    assert switched == {
+        f"MAIL-{tower} + {name}" for tower in ("BaseDNN", "DIN") for name in _SWITCHES
+    }
     assert len({method.file_name.lower() for method in METHODS.values()}) == len(METHODS)
     assert (
         METHODS["MAIL-Wide&Deep"].file_name == "MAIL-Wide-Deep"
@@ -81,6 +86,19 @@ def test_a_method_is_its_tower_its_cold_start_and_the_rest_of_the_users_configur
     assert plain["model"]["zero_shot"] is None and not plain["data"]["cold_start"]["oracle"]
     assert oracle["model"] == plain["model"] and oracle["data"]["cold_start"]["oracle"]
     assert none["model"]["zero_shot"]["variant"] == "none" and none["model"]["tower"] == "base_dnn"
+
+
+def test_switches_beyond_the_paper_are_a_mails_and_no_other_methods(path: Path) -> None:
+    kept = ("model.virtual_flag=true", "model.mixing_strength=3")
+    for name in ("BaseDNN", "DIN + mean fill", "BaseDNN + DropoutNet"):
+        model = resolved(name, path, *kept)["model"]
+        assert "virtual_flag" not in model and "mixing_strength" not in model, name
+    found = {name: resolved(f"MAIL-DIN + {name}", path)["model"] for name in _SWITCHES}
+    assert found["mixture"]["zero_shot"]["reconstruction_target"] == "mixture"
+    assert found["ranking loss"]["zero_shot"]["ranking_weight"] == 1
+    assert found["flag + dropout"]["virtual_flag"]
+    assert found["flag + dropout"]["behaviour_dropout"] == 0.5
+    assert all(model["tower"] == "din" for model in found.values())
 
 
 def test_tower_options_stay_with_the_tower_of_the_configuration(path: Path) -> None:

@@ -26,7 +26,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shares")
     write_rows(folder / "train/a.parquet", 2_000, seed=1, row_group_size=100)
     write_rows(folder / "test/a.parquet", 1_001, seed=2, row_group_size=10)
-    tree = config_tree(folder, sharding={"sharding_types": ["row_wise", "table_wise"]})
+    tree = config_tree(folder, sharding={"sharding_types": ["row_wise"]})
     (folder / "small.yaml").write_text(yaml.safe_dump(tree))
     return folder / "small.yaml"
 
@@ -56,7 +56,7 @@ def test_the_shares_of_64_ranks_add_up_to_the_whole_and_are_even(config: Path) -
         assert shares[what].max() - shares[what].min() <= 1
     # 8 columns an item, whose table and output table are stored in 4 bytes a value.
     assert shares["values of tables"].sum() >= 2 * 8 * ROWS["item"]
-    assert shares["values of tables"].max() < 2 * shares["values of tables"].mean()
+    assert shares["values of tables"].max() < 1.1 * shares["values of tables"].mean()
 
 
 def test_the_command_prints_a_table_for_each_number_of_ranks(config: Path) -> None:
@@ -74,7 +74,8 @@ class ThreadRanks:
     """Ranks that are threads of this process, for the two collectives of an exchange of rows."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.barrier, self.given = count, threading.Barrier(count), [None] * count
+        self.count, self.barrier = count, threading.Barrier(count, timeout=60)
+        self.given: list[Any] = [None] * count
         self.of_thread = threading.local()
 
     def run(self, function: Any, *columns: list[Any]) -> list[Any]:
@@ -117,7 +118,7 @@ def test_64_ranks_get_equally_many_scored_rows_and_each_once(
     for rank in range(RANKS):
         rows = np.empty(500 + rank, [("score", np.float32), ("key", np.int64)])
         rows["score"] = np.sort(random.normal(rank / 50, 1, len(rows)))  # ranks differ
-        rows["key"] = random.integers(0, 5_000, len(rows)) * 0x2545F4914F6CDD1D
+        rows["key"] = random.integers(0, 20_000, len(rows)) * 0x2545F4914F6CDD1D
         given.append(rows)
     function = exchange.exchange_by_score if dealt == "score" else exchange.exchange_by_key
     found = ranks.run(function, given)

@@ -84,7 +84,7 @@ class Chunk:
         labels = {name: labels_R[rows] for name, labels_R in self.task_labels.items()}
         arrays: list[Any] = [*(array[rows] for array in self._row_arrays()), vectors, labels]
         items = None if self.items is None else self.items.take(rows)
-        return Chunk(lists, scalars_CR, *arrays, items)
+        return Chunk(lists, scalars_CR, *arrays, items=items)
 
     @staticmethod
     def concatenate(parts: "list[Chunk]") -> "Chunk":
@@ -105,7 +105,8 @@ class Chunk:
         of_rows = zip(*(part._row_arrays() for part in parts), strict=True)
         arrays: list[Any] = [*map(np.concatenate, of_rows), vectors, labels]
         flags = [part.items for part in parts if part.items is not None]
-        return Chunk(lists, scalars, *arrays, ItemFlags.concatenate(flags) if flags else None)
+        items = ItemFlags.concatenate(flags) if flags else None
+        return Chunk(lists, scalars, *arrays, items=items)
 
     def _row_arrays(self) -> tuple[Any, ...]:
         """Returns the arrays whose first axis is the rows, in the order of the constructor."""

@@ -101,7 +101,7 @@ def _measure(
     run_steps(assembled, batches, _WARM_UP_STEPS)
     ms = max(gather_objects(median(timed_steps(assembled, batches, _STEPS, device))))
     scenario = Scenario(config, num_rows, hardware, world_size(), ())
-    return ms, estimate_saved_plan(scenario, json.loads(assembled.plan_text))
+    return ms, estimate_saved_plan(scenario, json.loads(assembled.plan_file))
 
 
 def _config(shape: StepShape, device: torch.device) -> Config:

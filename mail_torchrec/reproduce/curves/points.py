@@ -15,7 +15,7 @@ _TRAIN_SHARE = "data.cold_start.train_share"
 
 
 class Axis(StrEnum):
-    """What a curve is drawn over; the value is the name of its section."""
+    """Axis of a curve; the value is the name of its section."""
 
     SHARE = "curve"
     ROWS = "curve-rows"

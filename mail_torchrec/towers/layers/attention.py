@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mail_torchrec.towers.layers.cpu_bfloat16 import in_row_buckets
+from mail_torchrec.towers.layers.cpu_bfloat16 import in_row_buckets, multiplies_in_bfloat16
 from mail_torchrec.towers.layers.positions import Positions, select_positions
 from mail_torchrec.towers.layers.sequences import BehaviourSequence
 
@@ -32,6 +32,11 @@ def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
     """Sum over positions of weight times vector, [N, D]."""
+    if multiplies_in_bfloat16(values_NTD):
+        # Memory is the limit there: the products of weights and vectors are not written to it.
+        with torch.autocast("cpu", enabled=False):
+            weights_N1T = weights_NT.to(values_NTD.dtype).unsqueeze(1)
+            return torch.bmm(weights_N1T, values_NTD).squeeze(1)
     return (weights_NT.unsqueeze(2) * values_NTD).sum(1)
 
 

@@ -93,7 +93,7 @@ class _BlockedScores(torch.autograd.Function):
 
 
 class _Weights(NamedTuple):
-    """What the scores depend on, or the gradients of it."""
+    """Parameters and tables of the scores, or the gradients of both."""
 
     slopes_D: Tensor
     tables: list[Tensor]
@@ -114,7 +114,7 @@ class _Weights(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """What the forward pass of a block computes."""
+    """Results of the forward pass of a block."""
 
     hidden: list[Tensor]
     """The query before the PReLU, ``q`` and ``e`` [P, D], then the input of each dense layer
@@ -149,15 +149,14 @@ def _backward(
     query_PD, q_PD, e_PD, *inputs = hidden
     for number in reversed(range(len(inputs))):
         x_PH = inputs[number]
-        sums.weights[number].add_(gradient.T @ x_PH)
+        sums.weights[number].add_(_weight_gradient(gradient, x_PH))
         sums.biases[number].add_(gradient.sum(0, dtype=torch.float32))
         if number:  # x is a sigmoid.
             gradient = gradient @ weights.weights[number]
-            gradient *= torch.addcmul(x_PH, x_PH, x_PH, value=-1)
-    parts = weights.weights[0].chunk(3, dim=1)
-    to_q_PD, to_product_PD, to_e_PD = (gradient @ part for part in parts)
-    to_q_PD.addcmul_(to_product_PD, e_PD)
-    to_e_PD.addcmul_(to_product_PD, q_PD)
+            gradient = torch.ops.aten.sigmoid_backward(gradient, x_PH)
+    to_q_PD, to_product_PD, to_e_PD = (gradient @ weights.weights[0]).chunk(3, dim=1)
+    to_q_PD = torch.addcmul(to_q_PD, to_product_PD, e_PD)
+    to_e_PD = torch.addcmul(to_e_PD, to_product_PD, q_PD)
     positive_PD = torch.ops.aten.threshold_backward(to_q_PD, query_PD, 0)
     negative_PD = to_q_PD - positive_PD
     sums.slopes_D.add_((negative_PD * query_PD).sum(0, dtype=torch.float32))
@@ -166,3 +165,10 @@ def _backward(
     for sum_RD, rows_P, gradient_PD in zip(sums.tables, rows_GP, gradients, strict=True):
         # PyTorch sorts rows that are expanded, and adds the gradients of equal ones in parallel.
         sum_RD.scatter_add_(0, rows_P.unsqueeze(1).expand_as(gradient_PD), gradient_PD)
+
+
+def _weight_gradient(gradient: Tensor, x_PH: Tensor) -> Tensor:
+    """The gradient of a dense layer's weight, from that of its output [P, width]."""
+    if gradient.shape[1] > 1:
+        return gradient.T @ x_PH
+    return (gradient * x_PH).sum(0, keepdim=True, dtype=torch.float32)  # products of one column

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_ROWS = 32
+_ROWS = 64
 """Rows are filled up to a multiple of this."""
 
 
@@ -40,8 +40,8 @@ def in_row_buckets(function: Callable[[Tensor], Tensor], x_NX: Tensor) -> Tensor
         function: maps each row [N, ...] by itself.
         x_NX: rows of any trailing shape [N, ...].
     """
-    num_rows = len(x_NX)
-    if not multiplies_in_bfloat16(x_NX) or num_rows % _ROWS == 0:
-        return function(x_NX)
+    if not multiplies_in_bfloat16(x_NX):
+        return function(x_NX)  # an exported graph has no number of rows
+    num_rows = x_NX.shape[0]
     sides = (0, 0) * (x_NX.dim() - 1)
     return function(functional.pad(x_NX, (*sides, 0, -num_rows % _ROWS)))[:num_rows]
