@@ -59,9 +59,9 @@ class Sequence:
     @property
     def matches_R(self) -> Floats:
         """Number of a history's entries that are the target item."""
-        matches_V = (self.ids_V == self.target_R[self.rows_V]).astype(np.float64)
-        counts_R: Floats = np.bincount(self.rows_V, matches_V, minlength=len(self.lengths_R))
-        return counts_R
+        matches_V = self.ids_V == self.target_R[self.rows_V]
+        counts_R = np.bincount(self.rows_V[matches_V], minlength=len(self.lengths_R))
+        return counts_R.astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ class VirtualItems(nn.Module):
             return self.mean_G + zeros_B1
         first = numeric_BN.shape[1] - self._num_numeric
         inputs = [embeddings.fields[name][:, :dim] for name, dim in self._field_dims.items()]
-        inputs += [*(vectors[name] for name in self._vectors), numeric_BN[:, first:]]
+        inputs += [vectors[name] for name in self._vectors]
+        inputs += [numeric_BN[:, first:]] if self._num_numeric else []
         generated_BG: Tensor = self.layers(torch.cat(inputs, dim=1).detach())  # WALL
         return generated_BG
 
@@ -147,9 +148,9 @@ class VirtualItems(nn.Module):
             return torch.where(is_cold_B1, virtual_BS.to(real_BS.dtype), real_BS)
 
         real_BS = embeddings.fields[self.item]  # stored columns may be filled up behind these
-        vector_BD, padding_BS = real_BS[:, : self._num_stored], real_BS[:, self._num_stored :]
-        vector_BD = filled(vector_BD, constant_BG[:, : self._num_stored])
-        stored_BS = torch.cat([vector_BD, padding_BS], dim=1)
+        stored_BS = filled(real_BS[:, : self._num_stored], constant_BG[:, : self._num_stored])
+        if real_BS.shape[1] > self._num_stored:
+            stored_BS = torch.cat([stored_BS, real_BS[:, self._num_stored :]], dim=1)
         output_BD = constant_BG[:, self._num_stored :]
         match = {
             name: replace(embeddings.match[name], target_BD=filled(found.target_BD, output_BD))

@@ -1,10 +1,7 @@
 """The GPU check: its stages end in time, what they found is kept, its references are right."""
 
 import json
-import os
-import runpy
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -17,8 +14,6 @@ import torch
 from click.testing import CliRunner
 
 from mail_torchrec.embeddings.settings import TableOptimizerSettings
-from tests.support.preloaded import PreloadedProcess
-from tools import gpu_check
 from tools.benchmark.random_rows import RowSettings
 from tools.gpu.checks.exact_optimizers import ExactTable
 from tools.gpu.checks.profile import device_work
@@ -165,37 +160,8 @@ def test_an_epoch_of_generated_rows_has_32_batches() -> None:
     assert large.users * large.rows_per_user == 32 * 8192
 
 
-class ForkedRunner(Runner):
-    """Stages as forks of a process that has imported what they import."""
-
-    def start(self, words: list[str], environment: dict[str, str], log: Any) -> Any:
-        return ForkedStage(words[len(self.command) :], environment, log.fileno())
-
-
-class ForkedStage(PreloadedProcess):
-    """With the methods of ``subprocess.Popen`` that a runner needs."""
-
-    def __init__(self, words: list[str], environment: dict[str, str], log: int) -> None:
-        super().__init__(stage_in_fork, (words,), environment, log, log)
-        self.start()
-
-    def wait(self, timeout: float) -> int:
-        self.join(timeout)
-        if self.exitcode is None:
-            raise subprocess.TimeoutExpired("stage", timeout)
-        return int(self.exitcode)
-
-
-def stage_in_fork(words: list[str]) -> None:
-    os.setpgid(0, 0)
-    os.chdir(ROOT)
-    sys.argv = ["tools.gpu.stage", *words]
-    runpy.run_module("tools.gpu.stage", run_name="__main__", alter_sys=True)
-
-
 @pytest.mark.long
-def test_it_all_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "Runner", ForkedRunner)
+def test_it_all_runs_on_a_cpu(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--small", "--seconds", "1800", "--out", str(tmp_path)]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output + (tmp_path / "log.txt").read_text()[-5_000:]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tools.gpu.record import Outcome, Record, StageEnd
 
@@ -91,24 +90,17 @@ class Runner:
             log.write(f"\n=== {stage.name}, at most {limit:.0f} s\n".encode())
             log.flush()
             begin = log.tell()
-            words = [stage.name, f"{limit:.1f}", *self.arguments]
-            process = self.start([*self.command, *words], _environment(), log)
+            process = subprocess.Popen(
+                [*self.command, stage.name, f"{limit:.1f}", *self.arguments],
+                cwd=ROOT,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
         outcome, text = self._wait(process, limit, begin)
         return StageEnd(stage.name, outcome, time.monotonic() - start, text)
-
-    def start(
-        self, words: list[str], environment: dict[str, str], log: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        """Starts a stage, in a process group of its own."""
-        return subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            process_group=0,
-        )
 
     def _wait(
         self, process: subprocess.Popen[bytes], limit: float, begin: int
