@@ -1,6 +1,7 @@
 """Sharding constraints: checked against tables and hardware, and converted to TorchRec's."""
 
 from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.train_pipeline.train_pipelines import PrefetchTrainPipelineSparseDist
 from torchrec.distributed.types import CacheParams
 
 from mail_torchrec.embeddings.empty_shards import exclude_empty_shards
@@ -10,6 +11,8 @@ from mail_torchrec.embeddings.tables import collection_key
 from mail_torchrec.embeddings.workload import Workload
 
 _OVER_HOSTS = {"table_row_wise", "table_column_wise", "grid_shard"}
+HAS_PREFETCH_STAGES = "fill_pipeline" in vars(PrefetchTrainPipelineSparseDist)
+"""False of TorchRec 1.6, whose pipeline is another one."""
 
 
 def check_constraints(
@@ -56,6 +59,11 @@ def _check_prefetch(settings: ShardingSettings, hardware: Hardware) -> None:
         raise ValueError(
             "sharding.prefetch fills the caches of fused_uvm_caching tables, which "
             "sharding.compute_kernels does not allow; add fused_uvm_caching, or leave it out"
+        )
+    if not HAS_PREFETCH_STAGES:
+        raise ValueError(
+            "sharding.prefetch needs TorchRec 1.8 or newer, whose prefetch pipeline has stages; "
+            "install it with torch 2.13 (TORCH=2.13 launch/install.sh), or leave it out"
         )
 
 

@@ -154,8 +154,7 @@ def plan_sharding(
 ) -> tuple[ShardingPlan, PlanContext]:
     """Plans on rank 0, or reads a saved plan there, and gives every rank the plan or the error.
 
-    A table with too few rows for its allowed row-wise sharding types is placed table-wise, which is
-    logged.
+    Tables with too few rows for their row-wise sharding types are placed table-wise, and logged.
 
     Args:
         tables: the model, or any module that holds its collections under the same names.
@@ -176,21 +175,21 @@ def plan_sharding(
     """
     kind = device_kind(device)
     group = sharding_group(settings.replicas, world_size(), local_world_size, kind)
+    ranks, of_host = group
     context = PlanContext(*group, kind, workload.optimizer, workload.sizes)
 
     def plan() -> ShardingPlan:
         hardware = detect_hardware(device, local_world_size, settings.hardware)
-        hardware = replace(hardware, local_world_size=group.local_world_size)
-        check_constraints(settings, workload, hardware, group.world_size)
+        hardware = replace(hardware, local_world_size=of_host)
+        check_constraints(settings, workload, hardware, ranks)
         if saved is not None:
             found = load_plan(saved, context)
         else:
             _log_small_tables(settings, workload, group)
-            of_job = settings, workload, hardware, group.world_size
-            options = feasible_options(tables, sharders, *of_job)
-            plans = candidate_plans(options, hardware, group.world_size, workload.optimizer)
+            options = feasible_options(tables, sharders, settings, workload, hardware, ranks)
+            plans = candidate_plans(options, hardware, ranks, workload.optimizer)
             fitting = _fitting_plan(plans, settings, hardware, dense_bytes)
-            found = build_sharding_plan(fitting, settings, kind, group.local_world_size)
+            found = build_sharding_plan(fitting, settings, kind, of_host)
         if kind == "cpu":
             check_no_empty_shard(found)
         return found

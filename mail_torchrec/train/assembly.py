@@ -238,15 +238,9 @@ def _assemble_sharded(inputs: _AssemblyInputs, saved_plan: Path | None) -> Assem
     with span("sharding the tables"):
         accumulates = config.train.accumulate > 1
         in_bfloat16 = config.sharding.averages_in_bfloat16
-        sharded = shard(
-            model,
-            plan,
-            sharders,
-            device,
-            replicas=config.sharding.replicas,
-            accumulates=accumulates,
-            dense_in_bfloat16=in_bfloat16,
-        )
+        options = {"accumulates": accumulates, "dense_in_bfloat16": in_bfloat16}
+        replicas = config.sharding.replicas
+        sharded = shard(model, plan, sharders, device, replicas=replicas, **options)
     freeze_sharded_tables(sharded)
     inputs.initialise_tables(sharded)
     optimizer = build_optimizer_groups(

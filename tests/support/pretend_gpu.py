@@ -136,6 +136,7 @@ def pretended(stub: Path) -> Iterator[torch.device]:
         "torch.cuda.current_stream": lambda device=None: stream,
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.is_available": lambda: True,
+        "torch.cuda.is_current_stream_capturing": lambda: False,
         "torch.cuda.set_device": lambda device: None,
         "mail_torchrec.distributed.process_group._backend": lambda device: "gloo",
         "torch.cuda.get_device_capability": lambda device=None: (9, 0),

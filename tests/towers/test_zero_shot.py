@@ -11,9 +11,9 @@ from torch import Tensor
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.behaviours import concat_sequences
-from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 from mail_torchrec.towers.zero_shot.losses import ZeroShotLosses, reconstruction_losses
 from mail_torchrec.towers.zero_shot.settings import ZeroShotSettings
+from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 from tests.support import reference
 from tests.support.random_inputs import ready
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mail_torchrec.embeddings.constraints import HAS_PREFETCH_STAGES
 from mail_torchrec.train import steps
 from mail_torchrec.train.steps import PrefetchingPipeline, TimedBatches
 from mail_torchrec.utils.spans import STEP_SPANS, collect_spans
@@ -101,6 +102,7 @@ class _RecordedStages(PrefetchingPipeline):
     def _wait_for_batch(self) -> None: ...
 
 
+@pytest.mark.skipif(not HAS_PREFETCH_STAGES, reason="TorchRec 1.6: sharding.prefetch is refused")
 def test_caches_are_filled_for_the_next_batch_between_forward_and_backward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

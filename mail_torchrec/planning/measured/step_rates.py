@@ -34,6 +34,15 @@ from mail_torchrec.train.assembly import assemble
 _WARM_UP_STEPS, _STEPS = 3, 12
 _TABLES = ("item", "shop", "age", "city", "hour")
 _TABLE_ROWS = 20_000
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "user": {"group": "group_key"},
+    "clicked": {"group": "label"},
+    "item": {"group": "item"},
+    "shop": {"group": "item"},
+    "age": {"group": "attribute"},
+    "city": {"group": "context"},
+    "hour": {"group": "context"},
+}
 # Cuts of a model whose tables lie in five groups instead of two.
 _CUTS = {"shop": "row_wise", "city": "row_wise", "hour": "column_wise"}
 _LEAST_MS = 0.01
@@ -105,18 +114,8 @@ def _measure(
 
 
 def _config(shape: StepShape, device: torch.device) -> Config:
-    lists: dict[str, Any] = {"group": "behaviour", "kind": "list", "max_length": shape.max_length}
-    columns: dict[str, Any] = {
-        "user": {"group": "group_key"},
-        "clicked": {"group": "label"},
-        "seen": lists | {"table": "item"},
-        "visited": lists | {"table": "shop"},
-        "item": {"group": "item"},
-        "shop": {"group": "item"},
-        "age": {"group": "attribute"},
-        "city": {"group": "context"},
-        "hour": {"group": "context"},
-    }
+    lists = {"group": "behaviour", "kind": "list", "max_length": shape.max_length}
+    columns = _COLUMNS | {"seen": lists | {"table": "item"}, "visited": lists | {"table": "shop"}}
     cuts = _CUTS if shape.is_cut and world_size() > 1 else {}
     sharding = {
         "sharding_types": ["table_wise"],

@@ -44,7 +44,7 @@ def auc(scores: Any, labels: Any) -> float:
 
 def test_every_method_is_trained_at_every_point_and_an_oracle_once(plan: CurvePlan) -> None:
     found = {
-        (job.method, job.seed, job.config.data.cold_start.train_share, job.path.parts[-5:-2])
+        (job.method, job.seed, job.config.data.cold_start.train_share, job.path.parts[-6:-3])
         for job in plan.jobs
     }
     swept = ("BaseDNN", MEAN_FILL, "MAIL-BaseDNN")
