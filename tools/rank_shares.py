@@ -43,7 +43,7 @@ class Shares(NamedTuple):
 
     def line(self) -> str:
         """Returns the row of the table."""
-        least, mean, most = (f(self.of_ranks_R) for f in (np.min, np.mean, np.max))
+        least, mean, most = (float(f(self.of_ranks_R)) for f in (np.min, np.mean, np.max))
         total = _format(float(self.of_ranks_R.sum())) if self.is_dealt else ""
         ratio = most / mean if mean else 1.0
         return (

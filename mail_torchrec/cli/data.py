@@ -267,15 +267,12 @@ def check(config_path: Path, rows: int, out: Path | None, overrides: tuple[str, 
         raise click.exceptions.Exit(1)
 
 
+_ROWS = "Most rows of training, and of test, that the trees see."
+
+
 @click.command()
 @CONFIG
-@click.option(
-    "--rows",
-    type=click.IntRange(1_000),
-    default=200_000,
-    show_default=True,
-    help="Most rows of training, and of test, that the trees see.",
-)
+@click.option("--rows", type=click.IntRange(1_000), default=200_000, show_default=True, help=_ROWS)
 @click.option(
     "--out",
     type=OUTPUT_DIR,
@@ -287,9 +284,8 @@ def check(config_path: Path, rows: int, out: Path | None, overrides: tuple[str, 
 def diagnose(config_path: Path, rows: int, out: Path, overrides: tuple[str, ...]) -> None:
     """Estimate, before any training, what would help new users and new items.
 
-    Boosted trees on a sample tell, with intervals, what histories are worth to new users, what
-    attributes bring, what histories predicted from attributes bring, and for new items what
-    content brings; and how many rows are cold. The last sentences say what to try.
+    Boosted trees on a sample tell, with intervals, what histories, attributes and predicted
+    histories are worth, and content of new items. The first sentences say what to try.
 
     \b
     mail-torchrec diagnose --config shop.yaml --out shop-diagnosis

@@ -114,7 +114,7 @@ def _measure(
 
 
 def _config(shape: StepShape, device: torch.device) -> Config:
-    lists = {"group": "behaviour", "kind": "list", "max_length": shape.max_length}
+    lists: dict[str, Any] = {"group": "behaviour", "kind": "list", "max_length": shape.max_length}
     columns = _COLUMNS | {"seen": lists | {"table": "item"}, "visited": lists | {"table": "shop"}}
     cuts = _CUTS if shape.is_cut and world_size() > 1 else {}
     sharding = {
