@@ -3,7 +3,7 @@
 ``L`` lines of the log, ``U`` users, columns ``3``: impressions, clicks, conversions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,13 +104,16 @@ def assign_arms(log: Exposures, assignment: ArmAssignment) -> ExperimentArms:
     )
 
 
+def _different(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
 def _arm_versions(log: Exposures, assignment: ArmAssignment) -> dict[str, list[str]]:
     known = sorted(log.versions.unique().to_pylist())
-    base = list(dict.fromkeys(assignment.base))
-    candidate = list(dict.fromkeys(assignment.candidate))
-    if unknown := [name for name in (*candidate, *base) if name not in known]:
+    base, candidate = (_different(names) for names in (assignment.base, assignment.candidate))
+    if unknown := {*candidate, *base}.difference(known):
         raise ValueError(
-            f"version '{unknown[0]}' should be one that the log has ({', '.join(known)})"
+            f"version '{min(unknown)}' should be one that the log has ({', '.join(known)})"
         )
     if in_both := set(base) & set(candidate):
         raise ValueError(f"version '{min(in_both)}' should be base or candidate, not both")
@@ -150,13 +153,17 @@ def _cohorts(log: Exposures) -> dict[str, Bools]:
     return everyone | users | items | both
 
 
+def _counts(log: Exposures) -> NDArray[np.int64]:
+    no_conversions_L = np.zeros_like(log.clicks_L)
+    conversions_L = no_conversions_L if log.conversions_L is None else log.conversions_L
+    return np.stack([log.impressions_L, log.clicks_L, conversions_L], axis=1)
+
+
 def _user_sums(
     log: Exposures, is_cohort_L: Bools, members: _Membership
 ) -> dict[str, NDArray[np.float64]]:
     """Sums the lines of a cohort by user [U, 3], for each arm."""
-    no_conversions_L = np.zeros_like(log.clicks_L)
-    conversions_L = no_conversions_L if log.conversions_L is None else log.conversions_L
-    counts_L3 = np.stack([log.impressions_L, log.clicks_L, conversions_L], axis=1)
+    counts_L3 = _counts(log)
     sums = {}
     for arm in ARMS:
         in_arm_L = members.users[arm][members.user_indices_L]

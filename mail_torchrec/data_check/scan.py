@@ -97,15 +97,15 @@ class Part:
 
     def _read(self, group: RowGroup, schema: Schema, encoders: Encoders | None) -> ScannedRows:
         source, where = self.source, self.source.file(group)
-        path, label, days_R = source.files[group.file].path, schema.file_column(schema.label), None
-        table = self._table(group)
+        file, label = source.files[group.file], schema.file_column(schema.label)
+        table, days_R = self._table(group), None
         if self.day is not None:
-            stored = source.files[group.file].read([self.day.column], group.index)
+            stored = file.read([self.day.column], group.index)
             days_R = self.day.numbers(stored, self.types, where)[: len(table)]
         dims = None if encoders is None else encoders.vector_dims
         check_values(table, schema, dims, where)
         clicked_R = binary(table[label], file=where, name=label)
-        return ScannedRows(table, path, where, clicked_R, days_R)
+        return ScannedRows(table, file.path, where, clicked_R, days_R)
 
     def _table(self, group: RowGroup) -> pa.Table:
         """Reads a row group, of a large one the first rows."""

@@ -192,8 +192,7 @@ def _add_ids(features: Features, part: FeatureGroup, ids_R: Ints, rows: Rows) ->
     """Adds a column of ids: its frequent ids as categories; of many also rates and counts."""
     num_ids = int(ids_R.max()) + 1
     counts = np.bincount(ids_R[: rows.num_train], minlength=num_ids)
-    ranks = np.empty(num_ids, np.int64)
-    ranks[np.argsort(-counts, kind="stable")] = np.arange(num_ids)
+    ranks = np.argsort(np.argsort(-counts, kind="stable"))
     features.add(part, np.minimum(ranks, _FEW_IDS - 1)[ids_R], category=True)
     if num_ids <= _FEW_IDS:
         return

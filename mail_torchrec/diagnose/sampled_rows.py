@@ -62,9 +62,8 @@ def read_sample(config: Config, max_rows: int) -> SampledRows:
     chosen = source.select(spread(source.row_groups, max_rows))
     encoders = fit_encoders(chosen, schema, NATURAL)
     train = _read(chosen, config, encoders, max_rows)
-    test = _read(
-        test_source.select(spread(test_source.row_groups, max_rows)), config, encoders, max_rows
-    )
+    chosen = test_source.select(spread(test_source.row_groups, max_rows))
+    test = _read(chosen, config, encoders, max_rows)
     for name, rows in (("training", train), ("test", test)):
         check_labels(rows.labels_R, f"the {len(rows):,} {name} rows that were read", schema)
     return SampledRows(schema, train, test, (source.num_rows, test_source.num_rows))

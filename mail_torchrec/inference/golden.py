@@ -146,8 +146,7 @@ def _user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dic
             user[source] = limits.shown_behaviours(user[source] or [], row)
         if Group.NEW_USER in groups:
             user[source] = int(is_new)
-    key = schema.file_column(schema.group_key)
-    user.setdefault(key, values[key])
+    user.setdefault(key := schema.file_column(schema.group_key), values[key])
     return user
 
 

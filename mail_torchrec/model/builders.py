@@ -169,25 +169,28 @@ def check_task_labels(tasks: Mapping[str, TaskSettings], schema: Schema) -> None
     """
     for name, task in tasks.items():
         where = f"model.tasks.{name}.label"
-        if name == CLICK:
-            if task.label != schema.label:
-                raise ValueError(
-                    f"{where} should be the column of group 'label', '{schema.label}', received "
-                    f"'{task.label}'"
-                )
-            continue
-        if task.label not in (labels := schema.names(Group.TASK_LABEL)):
-            known = ", ".join(labels) or "none"
+        if name != CLICK:
+            _check_task_label(task, schema, where)
+        elif task.label != schema.label:
             raise ValueError(
-                f"{where} should be a column of group 'task_label' ({known}), received "
-                f"'{task.label}'; add schema.columns.{task.label}={{group: task_label}}"
+                f"{where} should be the column of group 'label', '{schema.label}', received "
+                f"'{task.label}'"
             )
-        wanted = Kind.CATEGORICAL if task.type == "binary" else Kind.NUMERIC
-        if (kind := schema.columns[task.label].kind) is not wanted:
-            raise ValueError(
-                f"{where}: a task of type '{task.type}' needs a label of kind '{wanted}', and "
-                f"'{task.label}' has kind '{kind}'; change one of them"
-            )
+
+
+def _check_task_label(task: TaskSettings, schema: Schema, where: str) -> None:
+    if task.label not in (labels := schema.names(Group.TASK_LABEL)):
+        known = ", ".join(labels) or "none"
+        raise ValueError(
+            f"{where} should be a column of group 'task_label' ({known}), received "
+            f"'{task.label}'; add schema.columns.{task.label}={{group: task_label}}"
+        )
+    wanted = Kind.CATEGORICAL if task.type == "binary" else Kind.NUMERIC
+    if (kind := schema.columns[task.label].kind) is not wanted:
+        raise ValueError(
+            f"{where}: a task of type '{task.type}' needs a label of kind '{wanted}', and "
+            f"'{task.label}' has kind '{kind}'; change one of them"
+        )
 
 
 def build_meta_emb(

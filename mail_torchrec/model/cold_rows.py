@@ -95,6 +95,14 @@ def with_virtual_behaviours(
     return replace(inputs, sequences=sequences)
 
 
+def _real_actions(actions_BT: Tensor, rows_V: Tensor, num_real_V: Tensor | None) -> Tensor:
+    """Leaves out the actions of virtual behaviours, which have none."""
+    if num_real_V is None:
+        return actions_BT.index_fill(0, rows_V, 0)
+    real_VT = actions_BT.index_select(0, rows_V) * position_mask(num_real_V, actions_BT.shape[1])
+    return actions_BT.index_copy(0, rows_V, real_VT)
+
+
 def _with_virtual(
     sequence: BehaviourSequence,
     rows_V: Tensor,
@@ -105,18 +113,11 @@ def _with_virtual(
 ) -> BehaviourSequence:
     values_VTD = values_VTD.to(sequence.values_BTD.dtype)
     lengths_V = lengths_V.to(sequence.lengths_B.dtype)
-    actions_BT = sequence.actions_BT
-    if num_real_V is None:
-        actions_BT = actions_BT.index_fill(0, rows_V, 0)
-    else:
-        is_real_VT = position_mask(num_real_V, actions_BT.shape[1])
-        real_VT = actions_BT.index_select(0, rows_V) * is_real_VT
-        actions_BT = actions_BT.index_copy(0, rows_V, real_VT)
     return replace(
         sequence,
         values_BTD=sequence.values_BTD.index_copy(0, rows_V, values_VTD),
         lengths_B=sequence.lengths_B.index_copy(0, rows_V, lengths_V),
-        actions_BT=actions_BT,
+        actions_BT=_real_actions(sequence.actions_BT, rows_V, num_real_V),
         is_virtual_B=sequence.is_virtual_B.index_fill(0, rows_V, True),
         max_positions=_bound(sequence, sequence.max_positions, values_VTD.shape[0]),
         max_row_positions=_bound(sequence, sequence.max_row_positions, max_rows),

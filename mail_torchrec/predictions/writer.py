@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -184,14 +184,7 @@ class PredictionWriter:
                     f"'{self._source.path}' was rewritten while its rows were scored: its group "
                     "keys are other ones now; evaluate again"
                 )
-            columns |= {
-                LABEL: batch.labels_B.astype(np.uint8),
-                CONVERSION: batch.conversions_B.astype(np.uint8),
-                IS_NEW: batch.is_new_B,
-                LOGIT: batch.logits_B,
-            }
-            if batch.is_new_item_B is not None:
-                columns[IS_NEW_ITEM] = batch.is_new_item_B
+            columns |= _labels_and_cohorts(batch)
         schema = self._columns.schema(self._keys)
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -204,6 +197,18 @@ class PredictionWriter:
         with ExitStack() as stack:
             for part in self._parts.values():
                 stack.callback(part.discard if error else part.finish)
+
+
+def _labels_and_cohorts(batch: ScoredBatch) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        LABEL: batch.labels_B.astype(np.uint8),
+        CONVERSION: batch.conversions_B.astype(np.uint8),
+        IS_NEW: batch.is_new_B,
+        LOGIT: batch.logits_B,
+    }
+    if batch.is_new_item_B is not None:
+        columns[IS_NEW_ITEM] = batch.is_new_item_B
+    return columns
 
 
 class _PartFile:

@@ -60,11 +60,8 @@ def write_report(out: Path, name: str) -> list[Path]:
     Returns:
         The paths of the three files.
     """
-    found = {
-        section: json.loads((out / f"{section}.json").read_text())
-        for section in (*SECTIONS, *CURVES)
-        if (out / f"{section}.json").exists()
-    }
+    files = {section: out / f"{section}.json" for section in (*SECTIONS, *CURVES)}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     lines = [
         f"# {name}: the paper's tables and figures",
         "",

@@ -152,10 +152,10 @@ def _write_plans(
         write_file(out / config, dump_config(scenario.config))
         write_file(out / stored, plan.estimate.plan_text())
         files[plan.name] = str(out / stored)
-        sizes = scenario.num_rows, scenario.vector_dims
+        rows, dims = scenario.num_rows, scenario.vector_dims
         found.append(
             PlanToMeasure(
-                name=plan.name, config=config, plan=stored, num_rows=sizes[0], vector_dims=sizes[1]
+                name=plan.name, config=config, plan=stored, num_rows=rows, vector_dims=dims
             )
         )
     return files, found
