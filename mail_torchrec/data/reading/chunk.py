@@ -82,9 +82,9 @@ class Chunk:
             scalars_CR = self.scalars_CR.take(rows, axis=1)  # faster than an index
         vectors = {name: vectors_RE[rows] for name, vectors_RE in self.vectors.items()}
         labels = {name: labels_R[rows] for name, labels_R in self.task_labels.items()}
-        arrays: list[Any] = [*(array[rows] for array in self._row_arrays()), vectors, labels]
         items = None if self.items is None else self.items.take(rows)
-        return Chunk(lists, scalars_CR, *arrays, items=items)
+        arrays = [*(array[rows] for array in self._row_arrays()), vectors, labels, items]
+        return Chunk(lists, scalars_CR, *arrays)
 
     @staticmethod
     def concatenate(parts: "list[Chunk]") -> "Chunk":
@@ -103,10 +103,10 @@ class Chunk:
             for name in parts[0].task_labels
         }
         of_rows = zip(*(part._row_arrays() for part in parts), strict=True)
-        arrays: list[Any] = [*map(np.concatenate, of_rows), vectors, labels]
         flags = [part.items for part in parts if part.items is not None]
         items = ItemFlags.concatenate(flags) if flags else None
-        return Chunk(lists, scalars, *arrays, items=items)
+        arrays: list[Any] = [*map(np.concatenate, of_rows), vectors, labels, items]
+        return Chunk(lists, scalars, *arrays)
 
     def _row_arrays(self) -> tuple[Any, ...]:
         """Returns the arrays whose first axis is the rows, in the order of the constructor."""

@@ -34,7 +34,7 @@ from mail_torchrec.train.assembly import assemble
 _WARM_UP_STEPS, _STEPS = 3, 12
 _TABLES = ("item", "shop", "age", "city", "hour")
 _TABLE_ROWS = 20_000
-_TABLES = {"name": "rowwise_adagrad"}
+_OPTIMIZER = {"name": "rowwise_adagrad"}
 _COLUMNS: dict[str, dict[str, Any]] = {
     "user": {"group": "group_key"},
     "clicked": {"group": "label"},
@@ -125,7 +125,7 @@ def _config(shape: StepShape, device: torch.device) -> Config:
         "pooling_factors": {"seen": 1.0, "visited": 1.0},
     }
     tower = {"tower": shape.tower, "tower_options": {"hidden_dims": [32, 16]}, "zero_shot": None}
-    train = {"batch_size": shape.batch_size, "device": device.type, "tables": _TABLES}
+    train = {"batch_size": shape.batch_size, "device": device.type, "tables": _OPTIMIZER}
     tree = {
         "name": "calibration",
         "data": {"root": "NONE"},

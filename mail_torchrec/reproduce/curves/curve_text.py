@@ -1,6 +1,7 @@
 """Formats a curve as Markdown, and says in words where which gains are real."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.reproduce.curves.values import CurveContent, CurveValue
@@ -37,7 +38,7 @@ def format_curve(content: CurveContent, verdicts: Sequence[str]) -> str:
             content,
             f"{cohort} users' AUC",
             content.methods,
-            lambda value, cohort=cohort: format_mean(value.metrics[cohort]["auc"]),
+            partial(_auc, cohort),
         )
     for reference in content.references:
         compared = [name for name in content.methods if reference in content.references_of(name)]
@@ -46,11 +47,17 @@ def format_curve(content: CurveContent, verdicts: Sequence[str]) -> str:
                 content,
                 f"{cohort} users, less {reference}",
                 compared,
-                lambda value, cohort=cohort, reference=reference: format_difference(
-                    value.differences[reference][cohort]["auc"]
-                ),
+                partial(_difference, cohort, reference),
             )
     return text + "".join(f"- {verdict}\n" for verdict in verdicts)
+
+
+def _auc(cohort: str, value: CurveValue) -> str:
+    return format_mean(value.metrics[cohort]["auc"])
+
+
+def _difference(cohort: str, reference: str, value: CurveValue) -> str:
+    return format_difference(value.differences[reference][cohort]["auc"])
 
 
 def curve_verdicts(content: CurveContent) -> list[str]:
