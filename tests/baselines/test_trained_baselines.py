@@ -72,7 +72,7 @@ def test_the_meta_loss_trains_the_generator_and_the_rank_loss_all_else(
         torch.manual_seed(0)
         with monkeypatch.context() as patch:
             if "meta" in without:
-                patch.setattr(model.towers, "_meta_emb_terms", lambda *_: {})
+                patch.setattr("mail_torchrec.model.mail.meta_emb_terms", lambda *_: {})
             if "rank" in without:
                 patch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
             model(batch)[0].backward()
