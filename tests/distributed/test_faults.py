@@ -69,7 +69,7 @@ GONE = "killed, out of memory, or the host is gone"
             600,
             2,
             rf"Error: rank \d lost another rank in {STEP}: no answer from rank 1: {GONE}; "
-            rf"ranks 0, 2 in {STEP} at distributed/collectives.py:\d+",
+            rf"ranks? 0.* in {STEP} at \S+:\d+",  # they wait, or are about to
         ),
         # The stuck rank is ended too, with the same words.
         (
