@@ -40,7 +40,7 @@ LAYERS = [
     {"config"},
     {"train/cost"},
     {"train"},
-    {"predict"},
+    {"predict", "reproduce/methods"},
     {
         "doctor",
         "planning",

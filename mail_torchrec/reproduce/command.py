@@ -8,7 +8,7 @@ from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce.figures import make_figures
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
-from mail_torchrec.reproduce.methods import SECTION_METHODS, section_methods
+from mail_torchrec.reproduce.methods.selection import SECTION_METHODS, section_methods
 from mail_torchrec.reproduce.paper import dataset_of_paper
 from mail_torchrec.reproduce.runner import run_jobs
 from mail_torchrec.reproduce.sections import SECTIONS, ReportSection, write_report

@@ -18,7 +18,7 @@ from mail_torchrec.reporting.intervals import Interval, seed_interval
 from mail_torchrec.reporting.loss_curves import draw_loss_curves
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.reproduce.jobs import TrainingJob, group_by_method
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.plots import ScatterPanel, draw_scatter
 from mail_torchrec.reproduce.sections import ReportSection
 from mail_torchrec.reproduce.similarity import (

@@ -18,7 +18,8 @@ from mail_torchrec.config import (
 )
 from mail_torchrec.model.mail import Towers
 from mail_torchrec.records.run_record import check_recorded
-from mail_torchrec.reproduce.methods import METHODS, resolve_config
+from mail_torchrec.reproduce.methods.definitions import METHODS
+from mail_torchrec.reproduce.methods.resolution import resolve_config
 from mail_torchrec.train.assembly import config_feature_tables
 from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import RunDir

@@ -20,7 +20,7 @@ from mail_torchrec.reproduce.bootstrap import (
     relative_improvement,
 )
 from mail_torchrec.reproduce.jobs import TrainingJob, group_by_method
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.paper import paper_metrics
 from mail_torchrec.reproduce.sections import ReportSection
 from mail_torchrec.reproduce.table_text import (

@@ -22,7 +22,7 @@ from mail_torchrec.reproduce.bootstrap import (
     paired_difference,
 )
 from mail_torchrec.reproduce.jobs import EvaluationJob, TrainingJob, group_by_method
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.plots import MetricCurve, WarmupPanel, draw_warmup
 from mail_torchrec.reproduce.sections import ReportSection
 from mail_torchrec.reproduce.table_text import classify_difference, format_difference, format_mean

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
 from mail_torchrec.inference.golden_file import read_golden
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.pages import page

@@ -17,7 +17,7 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce import warmup
 from mail_torchrec.reproduce.figures import make_figures, vector_pairs
 from mail_torchrec.reproduce.jobs import TrainingJob
-from mail_torchrec.reproduce.methods import section_methods
+from mail_torchrec.reproduce.methods.selection import section_methods
 from mail_torchrec.reproduce.user_vectors import UserVectors, collect_user_vectors
 from mail_torchrec.train.data_splits import open_sources
 from mail_torchrec.train.run_dir import RunDir

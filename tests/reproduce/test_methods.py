@@ -7,15 +7,9 @@ import pytest
 import yaml
 
 from mail_torchrec.config import preset_overrides
-from mail_torchrec.reproduce.methods import (
-    CROSSES,
-    METHODS,
-    TABLE_2,
-    TABLE_3,
-    TOWERS,
-    Method,
-    resolve_config,
-)
+from mail_torchrec.reproduce.methods.definitions import METHODS, TABLE_2, TABLE_3
+from mail_torchrec.reproduce.methods.method import CROSSES, TOWERS, Method
+from mail_torchrec.reproduce.methods.resolution import resolve_config
 from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from tests.support.small_rows import config_tree
 

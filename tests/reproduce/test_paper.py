@@ -7,7 +7,7 @@ import pytest
 from mail_torchrec.prepare.pipeline import prepare
 from mail_torchrec.prepare.settings import PrepareSettings
 from mail_torchrec.reproduce.bootstrap import relative_improvement
-from mail_torchrec.reproduce.methods import METHODS, TABLE_2, TABLE_3
+from mail_torchrec.reproduce.methods.definitions import METHODS, TABLE_2, TABLE_3
 from mail_torchrec.reproduce.paper import dataset_of_paper, paper_metrics
 from tests.support.raw_logs import WRITERS
 

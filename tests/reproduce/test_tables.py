@@ -12,7 +12,8 @@ from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
-from mail_torchrec.reproduce.methods import TABLE_2, section_methods
+from mail_torchrec.reproduce.methods.definitions import TABLE_2
+from mail_torchrec.reproduce.methods.selection import section_methods
 from mail_torchrec.reproduce.table_text import (
     classify_difference,
     format_difference,

@@ -8,7 +8,7 @@ from mail_torchrec.reproduce.command import ReproduceOptions
 from mail_torchrec.reproduce.curves.curve import make_curve
 from mail_torchrec.reproduce.curves.plan import plan_curve
 from mail_torchrec.reproduce.curves.points import Axis, check_curve, rows_points, share_points
-from mail_torchrec.reproduce.methods import section_methods
+from mail_torchrec.reproduce.methods.selection import section_methods
 from mail_torchrec.reproduce.runner import run_jobs
 from mail_torchrec.reproduce.sections import write_report
 from mail_torchrec.utils.local_path import make_output_dir

@@ -20,7 +20,7 @@ from mail_torchrec.reproduce.curves.curve_text import curve_verdicts, format_cur
 from mail_torchrec.reproduce.curves.plan import CurvePlan
 from mail_torchrec.reproduce.curves.points import Axis
 from mail_torchrec.reproduce.curves.values import CurveContent, CurveValue
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.sections import ReportSection
 
 NUM_RESAMPLES = 400

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from mail_torchrec.reporting.figure_style import TEXT_COLOUR, plain_text, save_figure
 from mail_torchrec.reporting.intervals import Interval
 from mail_torchrec.reproduce.curves.values import CurveContent
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.plots import MetricCurve, draw_curves
 
 _PLAIN_COLOUR, _ORACLE_COLOUR = "#333333", "#999999"

@@ -5,7 +5,7 @@ from functools import partial
 
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.reproduce.curves.values import CurveContent, CurveValue
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 from mail_torchrec.reproduce.table_text import (
     classify_difference,
     format_difference,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mail_torchrec.reproduce.curves.points import Axis, CurvePoint
 from mail_torchrec.reproduce.jobs import TrainingJob, group_by_method, plan_trainings
-from mail_torchrec.reproduce.methods import METHODS
+from mail_torchrec.reproduce.methods.definitions import METHODS
 
 _OWN_SHARE = "data.cold_start.train_share=null"
 

@@ -13,7 +13,8 @@ from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reproduce.curves.curve import make_curve
 from mail_torchrec.reproduce.curves.plan import CurvePlan, plan_curve
 from mail_torchrec.reproduce.curves.points import Axis, share_points
-from mail_torchrec.reproduce.methods import METHODS, section_methods
+from mail_torchrec.reproduce.methods.definitions import METHODS
+from mail_torchrec.reproduce.methods.selection import section_methods
 from tests.reproduce.conftest import HIDING
 from tests.support.saved_predictions import save_predictions
 

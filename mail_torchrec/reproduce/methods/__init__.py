@@ -1,0 +1,1 @@
+"""Methods of a reproduction: definitions, choice and configurations."""

@@ -1,0 +1,68 @@
+"""Selects the methods of each section of the report."""
+
+from collections.abc import Sequence
+
+from mail_torchrec.data.cold_start import ColdStartSettings
+from mail_torchrec.reproduce.methods.definitions import METHODS, TABLE_2, TABLE_3
+from mail_torchrec.reproduce.methods.method import CROSSES
+from mail_torchrec.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+SECTION_METHODS = {
+    "table2": TABLE_2,
+    "table3": TABLE_3,
+    "figures": [name for name in METHODS if name.startswith("MAIL-") and name != "MAIL-None"],
+    "warmup": [
+        name
+        for name in METHODS
+        if (METHODS[name].base is None or name.startswith("MAIL-")) and CROSSES not in name
+    ],
+    "curve": list(METHODS),
+}
+"""Methods that each section of the report can show."""
+_DEFAULT_METHODS = {
+    "figures": ["MAIL-BaseDNN"],
+    "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"],
+    "curve": [
+        "BaseDNN",
+        "BaseDNN + mean fill",
+        "BaseDNN + crosses",
+        "BaseDNN + DropoutNet",
+        "MAIL-BaseDNN",
+        "MAIL-BaseDNN tuned",
+        "MAIL-BaseDNN + dropout",
+        "BaseDNN oracle",
+    ],
+}
+
+
+def section_methods(
+    section: str, chosen: Sequence[str], cold_start: ColdStartSettings
+) -> list[str]:
+    """Selects the methods of a section: those that were chosen, else its default ones.
+
+    Args:
+        section: of the report.
+        chosen: methods; none: the default ones, without the oracles where nothing is hidden.
+        cold_start: settings of the user's configuration.
+
+    Raises:
+        ValueError: a chosen method is not one that the section can show.
+    """
+    if unknown := [method for method in chosen if method not in SECTION_METHODS[section]]:
+        raise ValueError(
+            f"{section} has no method {unknown}; it has: {', '.join(SECTION_METHODS[section])}"
+        )
+    wanted = chosen or _DEFAULT_METHODS.get(section, SECTION_METHODS[section])
+    if not chosen and not cold_start.of_test.hide_share:
+        oracles = [method for method in wanted if METHODS[method].is_oracle]
+        wanted = [method for method in wanted if method not in oracles]
+        if oracles:
+            logger.info(
+                "%s: data.cold_start.hide_share=0 hides nothing that oracles could show; left "
+                "out: %s",
+                section,
+                ", ".join(oracles),
+            )
+    return [method for method in SECTION_METHODS[section] if method in wanted]
