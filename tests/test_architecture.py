@@ -14,7 +14,7 @@ from tools.structure import ROOT, Source, imported_modules, room_of
 LAYERS = [
     {"settings"},
     {"utils"},
-    {"records", "validation", "calibration"},
+    {"records", "validation", "calibration", "drift"},
     {"losses", "data/parquet"},
     {"data/ids"},
     {"data/schema"},
@@ -80,6 +80,7 @@ UNDER_AN_ARTEFACT = {
     "settings",
     "records",
     "calibration",
+    "drift",
     "data",
     "data/schema",
     "data/content",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mail_torchrec.drift.two_sample import two_sample_auc
 from mail_torchrec.reporting.intervals import Interval, seed_interval
 from mail_torchrec.reporting.loss_curves import draw_loss_curves
 from mail_torchrec.reporting.markdown import markdown_table
@@ -26,7 +27,6 @@ from mail_torchrec.reproduce.similarity import (
     mean_cosine,
     rescaled_explained_variance,
     tsne_embedding,
-    two_sample_auc,
 )
 from mail_torchrec.reproduce.user_vectors import UserVectors, collect_user_vectors
 from mail_torchrec.utils.progress import progress_bar

@@ -9,37 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from mail_torchrec.metrics.auc import auc
-
-_PERPLEXITY, _NUM_NEIGHBOURS, _NUM_FOLDS, _SEED = 30, 30, 5, 0
+_PERPLEXITY, _SEED = 30, 0
 
 Floats = NDArray[np.float64]
-
-
-def two_sample_auc(first_ND: NDArray[Any], second_MD: NDArray[Any]) -> float:
-    """Computes the AUC of a classifier that discriminates two sets (Lopez-Paz and Oquab, 2017).
-
-    It is .5 where both sets are of one distribution, and 1 where they do not overlap. The
-    classifier is the share of the 30 nearest neighbours, elements standardised, cross-validated in
-    5 folds. It sees differences in spread as well as in place, which a linear one does not.
-
-    Args:
-        first_ND: at least 10 vectors.
-        second_MD: at least 10 vectors, independent of the first: not, say, the copies that a model
-            made of these.
-    """
-    vectors = np.concatenate([first_ND, second_MD])
-    labels = np.repeat([0, 1], [len(first_ND), len(second_MD)])
-    folds = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=_SEED)
-    num_neighbours = min(_NUM_NEIGHBOURS, len(vectors) // 2)
-    classifier = make_pipeline(StandardScaler(), KNeighborsClassifier(num_neighbours))
-    scores = cross_val_predict(classifier, vectors, labels, cv=folds, method="predict_proba")
-    return auc(scores[:, 1], labels)
 
 
 def explained_variance(real_UD: NDArray[Any], virtual_UD: NDArray[Any]) -> float:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from mail_torchrec.drift.two_sample import two_sample_auc
 from mail_torchrec.reproduce.similarity import (
     explained_variance,
     mean_cosine,
     rescaled_explained_variance,
     tsne_embedding,
-    two_sample_auc,
 )
 
 RANDOM = np.random.default_rng(0)

@@ -1,0 +1,1 @@
+"""Drift of virtual behaviours: two-sample statistics, and the vectors kept beside a model."""
