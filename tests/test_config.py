@@ -194,11 +194,11 @@ WRONG = {
         r"model\.baseline\.rank: Input should be greater than 0, received 0"
     ),
     "model.baseline={name: lae}": (
-        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received "
+        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, cvar, mwuf, received "
         r"\{'name': 'lae'\}"
     ),
     "model.baseline={rank: 3}": (
-        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, received "
+        r"model\.baseline: 'name' should be one of mean_fill, llae, meta_emb, cvar, mwuf, received "
         r"\{'rank': 3\}"
     ),
     "model.baseline=llae": r"model\.baseline: Input should be a valid dictionary.*received 'llae'",

@@ -31,6 +31,11 @@ class BehaviourFiller(nn.Module):
         sequences: the behaviour sequences.
     """
 
+    is_trained: bool = False
+    """True where it has parameters, which its losses train."""
+    ranking_weight: float = 0.0
+    """Weight of L_r, the ranking loss of all rows scored on its virtual behaviours."""
+
     def __init__(self, sequences: dict[str, SequenceShape]) -> None:
         super().__init__()
         self.sequences = dict(sequences)
@@ -50,6 +55,37 @@ class BehaviourFiller(nn.Module):
     def predict_pooled(self, attributes_NP: Tensor) -> Tensor:
         """Predicts pooled behaviours [N, Q] from attributes."""
 
+    def pooled_losses(
+        self, attributes_NP: Tensor, pooled_NQ: Tensor, relative_NS: Tensor
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Computes losses of warm users whose gradient trains the parameters; none by default.
+
+        Args:
+            attributes_NP: their attributes; ``N`` may be 0.
+            pooled_NQ: their pooled behaviours.
+            relative_NS: their number of behaviours as a share of each sequence's positions.
+
+        Returns:
+            Loss name -> loss of each user [N], and its weight in the sum that is minimised.
+        """
+        return {}
+
+    def losses(
+        self,
+        fields_NFD: Tensor,
+        numeric_NM: Tensor,
+        sequences: dict[str, Behaviours],
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Computes :meth:`pooled_losses` of warm users.
+
+        Args:
+            fields_NFD: their attribute embeddings, detached; ``N`` may be 0.
+            numeric_NM: their numeric attributes.
+            sequences: sequence -> detached real behaviours [N, T, D] and their number [N].
+        """
+        attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
+        return self.pooled_losses(attributes_NP, *self._pooled(sequences))
+
     @torch.no_grad()
     def update(
         self,
@@ -67,14 +103,10 @@ class BehaviourFiller(nn.Module):
             weights_N: weight of each user; 1 by default.
         """
         weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
-        behaviours = [sequences[name] for name in self.sequences]
-        relative_NS = torch.stack(
-            [lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1
-        )
+        pooled_NQ, relative_NS = self._pooled(sequences)
         self.relative_lengths.update(relative_NS, weights_N)
-        pooled = [mean_over_positions([sequence]).squeeze(1) for sequence in behaviours]
         attributes_NP = torch.cat([fields_NFD.flatten(1), numeric_NM], dim=1)
-        self.update_pooled(attributes_NP, torch.cat(pooled, dim=1), weights_N)
+        self.update_pooled(attributes_NP, pooled_NQ, weights_N)
 
     def virtual_behaviours(self, fields_NFD: Tensor, numeric_NM: Tensor) -> dict[str, Behaviours]:
         """Computes virtual behaviours.
@@ -99,3 +131,12 @@ class BehaviourFiller(nn.Module):
     def output_specs(self) -> list[OutputSpec]:
         """Declares the virtual behaviours of every sequence."""
         return virtual_behaviours_specs(self.sequences)
+
+    def _pooled(self, sequences: dict[str, Behaviours]) -> tuple[Tensor, Tensor]:
+        """Pooled behaviours [N, Q], and their number as a share of the positions [N, S]."""
+        behaviours = [sequences[name] for name in self.sequences]
+        relative_NS = torch.stack(
+            [lengths_N / values_NTD.shape[1] for values_NTD, lengths_N in behaviours], dim=1
+        )
+        pooled = [mean_over_positions([sequence]).squeeze(1) for sequence in behaviours]
+        return torch.cat(pooled, dim=1), relative_NS

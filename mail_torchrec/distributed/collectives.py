@@ -98,7 +98,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     if rows.dtype is torch.bool:  # not every backend moves booleans
         return gather_rows(rows.to(torch.uint8)).bool()
     with span("communication"):
-        counts = _counts_of_ranks(rows.shape[0], rows.device)
+        counts = counts_of_ranks(rows.shape[0], rows.device)
         padded = rows.new_zeros(max(counts), *rows.shape[1:])  # all_gather: equal shapes
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in range(world_size())]
@@ -106,8 +106,34 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def _counts_of_ranks(number: int, device: torch.device) -> list[int]:
-    """Returns the number of each rank; hosts tell each other, so that none waits for a GPU."""
+def gather_rows_with_gradient(rows: Tensor) -> tuple[Tensor, int]:
+    """Concatenates all ranks' rows as :func:`gather_rows` does, and keeps the gradient.
+
+    The gradient of own rows is the sum of what the ranks' losses have for them. Every rank must
+    call it, and backward too, which sums over ranks.
+
+    Args:
+        rows: ``[rows, ...]``; the number of rows may differ between ranks and be zero.
+
+    Returns:
+        ``[rows of all ranks, ...]``, and the place of the first own row.
+    """
+    if world_size() == 1:
+        return rows, 0
+    counts = counts_of_ranks(rows.shape[0], rows.device)
+    first, total = sum(counts[: rank()]), sum(counts)
+    before = rows.new_zeros(first, *rows.shape[1:])
+    behind = rows.new_zeros(total - first - rows.shape[0], *rows.shape[1:])
+    return sum_over_ranks(torch.cat([before, rows, behind])), first
+
+
+def counts_of_ranks(number: int, device: torch.device) -> list[int]:
+    """Returns the number of each rank; hosts tell each other, so that none waits for a GPU.
+
+    Args:
+        number: this rank's, known to the host.
+        device: that the ranks compute on.
+    """
     counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = number
     dist.all_reduce(counts, group=None if device.type == "cpu" else _host_group())

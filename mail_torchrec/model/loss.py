@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from mail_torchrec.data.reading.batch import Batch
-from mail_torchrec.distributed.collectives import gather_rows, sum_over_ranks, world_size
+from mail_torchrec.distributed.collectives import (
+    gather_rows,
+    gather_rows_with_gradient,
+    sum_over_ranks,
+    world_size,
+)
+from mail_torchrec.losses.contrastive import contrastive_loss
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.losses.paired_mse import paired_mse
 from mail_torchrec.losses.ranking import ranking_loss
@@ -22,7 +28,10 @@ from mail_torchrec.towers.zero_shot.losses import ZeroShotLosses
 from mail_torchrec.towers.zero_shot.settings import ZeroShotSettings
 from mail_torchrec.utils.spans import span
 
-RESERVED_LOSSES = ("rt", "ctcvr", "a", "v", "d", "r", "meta", "new_rt", "new_ctcvr")
+RESERVED_LOSSES = (
+    *("rt", "ctcvr", "a", "v", "d", "r", "meta", "new_rt", "new_ctcvr", "virtual_item"),
+    *("item_contrast", "item_r", "item_ranking", "item_identity", "item_rating"),
+)
 """Names of the model's own losses, which an auxiliary loss of a tower may not have."""
 
 
@@ -97,22 +106,47 @@ def cold_pass_terms(
     }
 
 
-def zero_shot_terms(losses: ZeroShotLosses, settings: ZeroShotSettings) -> dict[str, LossTerm]:
+def zero_shot_terms(
+    losses: ZeroShotLosses, settings: ZeroShotSettings, *, all_ranks: bool
+) -> dict[str, LossTerm]:
     """Builds the terms L_a, L_v and, where it is a mean over rows, L_d of the zero-shot tower.
 
     Args:
         losses: of the warm users.
         settings: of the tower.
+        all_ranks: contrasts the codes of all ranks; else each rank its own alone.
     """
     assert losses.weights_N is not None
-    row_losses = dict(losses.row_losses)
+    row_losses, raw_sum = dict(losses.row_losses), settings.reduction == "sum"
     if settings.aligns_by("paired_mse"):
         assert losses.P_NH is not None and losses.Q_NH is not None
         row_losses["d"] = paired_mse(losses.P_NH, losses.Q_NH, settings.reduction)
+    if settings.aligns_by("contrastive"):
+        row_losses["d"] = contrastive_losses(losses, settings.temperature, all_ranks=all_ranks)
+    scales = {"d": settings.alignment_weight}
     return {
-        f"L_{name}": LossTerm(losses_N, losses.weights_N, raw_sum=settings.reduction == "sum")
+        f"L_{name}": LossTerm(losses_N, losses.weights_N, scales.get(name, 1.0), raw_sum)
         for name, losses_N in row_losses.items()
     }
+
+
+def contrastive_losses(losses: ZeroShotLosses, temperature: float, *, all_ranks: bool) -> Tensor:
+    """Computes InfoNCE of each warm user's two codes, with the other warm users as negatives, [W].
+
+    Over all ranks, the codes of the attributes are gathered with their gradient: a rank's codes are
+    the negatives of the other ranks' users.
+
+    Args:
+        losses: codes and weights of this rank's warm users.
+        temperature: divides the cosines of the codes.
+        all_ranks: the negatives are the users of all ranks; else each rank's own.
+    """
+    P_WH, Q_WH, weights_W = losses.P_NH, losses.Q_NH, losses.weights_N
+    assert P_WH is not None and Q_WH is not None and weights_W is not None
+    if not all_ranks:
+        return contrastive_loss(Q_WH, P_WH, temperature, weights_W)
+    P_MH, first = gather_rows_with_gradient(P_WH.to(torch.promote_types(P_WH.dtype, torch.float32)))
+    return contrastive_loss(Q_WH, P_MH, temperature, gather_rows(weights_W), first)
 
 
 def reduce_terms(
@@ -128,20 +162,20 @@ def reduce_terms(
         terms: the terms of ranking.
         zero_shot: row losses and codes of the zero-shot tower; None without any.
         settings: of the zero-shot tower; None without one.
-        mmd_over_all_ranks: compares the codes of all ranks, see :func:`mmd_share`.
+        mmd_over_all_ranks: aligns the codes of all ranks, see :func:`mmd_share`.
 
     Returns:
         The shares by name, and the sum to minimise, all scalars.
     """
     if zero_shot is not None and settings is not None:
-        terms = terms | zero_shot_terms(zero_shot, settings)
+        terms = terms | zero_shot_terms(zero_shot, settings, all_ranks=mmd_over_all_ranks)
     with span("ranking"):
         losses = loss_shares(terms)
         loss = torch.stack([term.scale * losses[name] for name, term in terms.items()]).sum()
     if zero_shot is not None and settings is not None and settings.aligns_by("mmd"):
         with span("zero_shot"):
             losses["L_d"] = mmd_share(zero_shot, settings.sigma, all_ranks=mmd_over_all_ranks)
-        loss = loss + losses["L_d"]
+        loss = loss + settings.alignment_weight * losses["L_d"]
     return losses, loss
 
 

@@ -14,6 +14,7 @@ TABLE_GROUPS = (FUSED, TABLES)
 _GROUP_OF_PREFIX = {
     "towers.zero_shot.": ZERO_SHOT,
     "towers.meta_emb.": ZERO_SHOT,
+    "towers.filler.": ZERO_SHOT,
     "towers.virtual_items.": ZERO_SHOT,
     "towers.ranking.": RANKING,
     "towers.multi_task.": RANKING,

@@ -147,6 +147,38 @@ def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> N
     assert groups["zero_shot"] and groups["ranking"] and not groups["tables"]
 
 
+OWN_LOSSES = {"meta_emb": {"L_meta"}, "cvar": {"L_v", "L_d", "L_r"}, "mwuf": {"L_r"}}
+_LOSSES_OF_BASELINES = {f"loss/{loss}" for losses in OWN_LOSSES.values() for loss in losses}
+
+
+@pytest.mark.usefixtures("single_process")
+@pytest.mark.parametrize("name", ["cvar", "mwuf"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_a_fillers_losses_train_it_and_the_rank_loss_all_else(
+    root: Path, name: str, switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = whole(root, name, **switches)
+    state = deepcopy(model.state_dict())
+
+    def after(*without: str) -> dict[str, torch.Tensor]:
+        model.load_state_dict(state)
+        model.zero_grad()
+        torch.manual_seed(0)
+        with monkeypatch.context() as patch:
+            if "own" in without:
+                patch.setattr(model.towers, "_generator_terms", lambda *_: {})
+            if "rank" in without:
+                patch.setattr("mail_torchrec.model.mail.ranking_terms", lambda *_: {})
+            model(batch)[0].backward()
+        return gradients(model)
+
+    joint, ranking, own = after(), after("own"), after("rank")
+    fillers = {n for n, _ in model.named_parameters() if n.startswith("towers.filler.")}
+    assert set(own) == fillers and set(ranking) == joint.keys() - fillers
+    assert all(torch.equal(joint[n], value) for n, value in ranking.items())
+    assert all(torch.equal(joint[n], own[n]) and own[n].abs().sum() > 0 for n in fillers)
+
+
 @pytest.mark.parametrize(("name", "model", "dim"), [
     ("mean_fill", {}, 8),
     ("llae", {}, 8),
@@ -154,6 +186,9 @@ def test_the_generator_has_the_optimizer_of_the_zero_shot_tower(root: Path) -> N
     ("meta_emb", {}, 8),
     ("meta_emb", {"tower": "dmr", "tower_options": {"num_negatives": 5, "hidden_dims": [8]}}, 8),
     ("llae", {"cold_loss_weight": 1.0, "new_user_tower": "own"}, 8),
+    ("cvar", {}, 8),
+    ("cvar", {"tower": "emblr", "tower_options": {}}, 1),
+    ("mwuf", {"cold_loss_weight": 1.0, "new_user_tower": "own"}, 8),
 ], ids=str)  # fmt: skip
 def test_a_run_is_evaluated_again_with_the_same_metrics(
     root: Path, tmp_path: Path, name: str, model: dict[str, Any], dim: int
@@ -167,7 +202,9 @@ def test_a_run_is_evaluated_again_with_the_same_metrics(
     )
     assert evaluate_run(RunDir(tmp_path / "run"), None, []) == metrics
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert ("loss/L_meta" in lines[0]) == (name == "meta_emb")
+    assert OWN_LOSSES.get(name, set()) == {
+        key.removeprefix("loss/") for key in lines[0] if key in _LOSSES_OF_BASELINES
+    }
     [counts] = [line["counts"] for line in lines if "epoch" in line]
     assert (
         (250 / counts["distinct/user"] > 2) if name == "meta_emb" else "distinct/user" not in counts

@@ -47,6 +47,7 @@ def train_on_ranks(
     weights: str,
     optimization: dict[str, Any] | None = None,
     schema: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains on equal global batches on any number of ranks, and saves the weights."""
     # Adam and Adagrad divide by |gradient| + eps: a large eps keeps rounding from being blown up to
@@ -54,9 +55,8 @@ def train_on_ranks(
     train = {"eps": 0.1, "learning_rate": 0.05, "tables": {"eps": 0.1, "learning_rate": 0.1}}
     train |= optimization or {}
     schema = schema or (WITH_ID if model.get("baseline") else SCHEMA)
-    config = Config.model_validate(
-        config_tree(Path(root), sharding=sharding, model=model, train=train, schema=schema)
-    )
+    sections = {"sharding": sharding, "model": model, "train": train, "schema": schema}
+    config = Config.model_validate(config_tree(Path(root), **sections, data=data or {}))
     source = Source(config.data.path("train"), config.schema_)
     encoders = fit_encoders(source, config.schema_, config.data.cold_start)
     assembled = assemble(config, encoders, torch.device("cpu"), reads_vectors=True)
@@ -211,6 +211,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mean_fill": baseline_tree("mean_fill")["model"],
     "llae": baseline_tree("llae", solve_every=2, rank=2)["model"],
     "meta_emb": baseline_tree("meta_emb")["model"],
+    "cvar": baseline_tree("cvar", noise=0, latent_dim=4)["model"],
+    "mwuf": baseline_tree("mwuf")["model"],
+    "contrastive": config_tree(Path())["model"]
+    | {
+        "zero_shot": config_tree(Path())["model"]["zero_shot"]
+        | {"alignment": "contrastive", "temperature": 0.2, "alignment_weight": 0.5}
+    },
     "weighted": config_tree(Path())["model"] | {"multi_task": {"hidden_dims": [6]}},
 }
 BEGUN = {"item": {"init_range": 0.3, "init_from": {"path": "items.parquet"}}}
@@ -242,6 +249,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ("mean_fill", "row_wise", 2),
         ("llae", "row_wise", 2),
         ("meta_emb", "row_wise", 2),
+        ("cvar", "row_wise", 2),
+        ("mwuf", "table_wise", 2),
+        ("contrastive", "row_wise", 2),
     ],
 )
 def test_losses_weights_and_scores_equal_one_rank(

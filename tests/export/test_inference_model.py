@@ -73,6 +73,15 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {"new_items": {"max_count": 18}},
         "schema": VECTORED,
     },
+    "taught-items-din": {
+        "model": model("din", virtual_items={"contrast": {"steps": 1}, "ranking_weight": 1.0}),
+        "data": {"new_items": {"max_count": 18}},
+        "schema": VECTORED,
+    },
+    "distilled-items-dmr": {
+        "model": model("dmr", virtual_items={"mse_weight": 0.0, "distillation": {}}),
+        "data": {"new_items": {"max_count": 18}},
+    },
     "mean-items-dmr": {
         "model": model("dmr", virtual_items={"fill": "mean"}),
         "data": {"new_items": {"max_count": 18}},
@@ -142,7 +151,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     **{
         name: {"model": model("base_dnn", **WITHOUT, baseline={"name": name})}
-        for name in ("mean_fill", "llae")
+        for name in ("mean_fill", "llae", "cvar", "mwuf")
     },
     "meta_emb": {
         "model": model("base_dnn", **WITHOUT, baseline={"name": "meta_emb"}),

@@ -63,8 +63,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "wide_deep": {"model": {"tower": "wide_deep", **NO_DROPOUT}},
     "din": {"model": {"tower": "din", "tower_options": {}}},
     "crosses": {"model": {"attribute_crosses": {"rank": 4}}},
+    "contrastive": {"model": {"zero_shot": ZERO_SHOT | {"alignment": "contrastive"}}},
     "mean_fill": baseline_tree("mean_fill"),
     "llae": baseline_tree("llae", solve_every=1),
+    "cvar": baseline_tree("cvar", noise=0),
+    "mwuf": baseline_tree("mwuf"),
     "meta_emb": baseline_tree("meta_emb"),
     "meta_emb and dmr": {
         "schema": WITH_ID,
@@ -102,7 +105,7 @@ def step_of(
 
     Results are losses, gradients, buffers, and the scores afterwards.
     """
-    data = {"root": str(root), "group_by_user": grouped}
+    data = {"root": str(root), "group_by_user": grouped} | sections.get("data", {})
     model = MAIL | sections.get("model", {})
     config = Config.model_validate(
         config_tree(

@@ -74,6 +74,10 @@ TAUGHT: dict[str, Any] = {
     }
 }
 META: dict[str, Any] = baseline_tree("meta_emb")
+CONTRASTED: dict[str, Any] = {
+    "model": MODEL
+    | {"zero_shot": MODEL["zero_shot"] | {"alignment": "contrastive", "temperature": 0.2}}
+}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +88,14 @@ META: dict[str, Any] = baseline_tree("meta_emb")
         ("adagrad", HEAD, {"L_a", "L_v", "L_d"}),
         ("adagrad", TAUGHT, {"L_a", "L_v", "L_d", "L_r"}),
         ("adagrad", META, {"L_meta"}),
+        ("adagrad", CONTRASTED, {"L_a", "L_v", "L_d"}),
+        ("adagrad", baseline_tree("cvar"), {"L_v", "L_d", "L_r"}),
+        ("adagrad", baseline_tree("mwuf"), {"L_r"}),
     ],
-    ids=["mail-adagrad", "mail-rowwise_adagrad", "multi_task", "ranking_weight", "meta_emb"],
+    ids=[
+        *("mail-adagrad", "mail-rowwise_adagrad", "multi_task", "ranking_weight", "meta_emb"),
+        *("contrastive", "cvar", "mwuf"),
+    ],
 )
 def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
     small_root: Path,
@@ -110,7 +120,7 @@ def test_without_the_rank_loss_tables_and_their_state_keep_every_bit(
         {
             name: value.clone()
             for name, value in second.model.named_parameters()
-            if "zero_shot" in name or "meta_emb" in name
+            if any(part in name for part in ("zero_shot", "meta_emb", "filler"))
         },
     )
     for _ in range(20):
@@ -154,8 +164,9 @@ def whole(small_root: Path, **model: Any) -> tuple[Any, Any]:
         {"multi_task": {}},
         {"zero_shot": MODEL["zero_shot"] | {"ranking_weight": 3.0}},
         {"tower": "base_dnn", "tower_options": {"dropout": 0.0}, **TAUGHT["model"]},
+        CONTRASTED["model"],
     ],
-    ids=["mail", "multi_task", "ranking_weight", "mixture"],
+    ids=["mail", "multi_task", "ranking_weight", "mixture", "contrastive"],
 )
 def test_zero_shot_losses_leave_the_ranking_gradients_as_they_are(
     small_root: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,8 @@ from mail_torchrec.reproduce.methods.resolution import resolve_config
 from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from tests.support.small_rows import config_tree
 
-_SWITCHES = ("mixture", "ranking loss", "flag + dropout")
+_SWITCHES = ("mixture", "ranking loss", "flag + dropout", "contrastive")
+_REMEDIES = {"CVAR": "cvar", "MWUF": "mwuf"}
 
 
 @pytest.fixture
@@ -50,8 +51,9 @@ def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its
         "Wide&Deep",
     ]
     switched = set(METHODS) - set(TABLE_2) - set(TABLE_3)
-    assert switched == {
-        f"MAIL-{tower} + {name}" for tower in ("BaseDNN", "DIN") for name in _SWITCHES
+    towers = ("BaseDNN", "DIN")
+    assert switched == {f"{tower} + {name}" for tower in towers for name in _REMEDIES} | {
+        f"MAIL-{tower} + {name}" for tower in towers for name in _SWITCHES
     }
     assert len({method.file_name.lower() for method in METHODS.values()}) == len(METHODS)
     assert (
@@ -90,6 +92,7 @@ def test_switches_beyond_the_paper_are_a_mails_and_no_other_methods(path: Path) 
     found = {name: resolved(f"MAIL-DIN + {name}", path)["model"] for name in _SWITCHES}
     assert found["mixture"]["zero_shot"]["reconstruction_target"] == "mixture"
     assert found["ranking loss"]["zero_shot"]["ranking_weight"] == 1
+    assert found["contrastive"]["zero_shot"]["alignment"] == "contrastive"
     assert found["flag + dropout"]["virtual_flag"]
     assert found["flag + dropout"]["behaviour_dropout"] == 0.5
     assert all(model["tower"] == "din" for model in found.values())
@@ -108,7 +111,10 @@ def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps
     path.write_text(yaml.safe_dump(tree))
     fills = {name: "mean_fill" for name in METHODS if name.endswith(" + mean fill")}
     assert "BaseDNN + mean fill" in fills
-    baselines = fills | {"LLAE": "llae", "MetaEmb": "meta_emb"}
+    remedies = {
+        f"{t} + {title}": _REMEDIES[title] for title in _REMEDIES for t in ("BaseDNN", "DIN")
+    }
+    baselines = fills | {"LLAE": "llae", "MetaEmb": "meta_emb"} | remedies
     for name, baseline in baselines.items():
         model = resolved(name, path)["model"]
         assert (model["baseline"]["name"], model["zero_shot"]) == (baseline, None)

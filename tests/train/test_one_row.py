@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dual": {"variant": "dual"},
     "full": {"variant": "full"},
     "paired_mse": {"alignment": "paired_mse"},
+    "contrastive": {"alignment": "contrastive"},
     "standardised": {"standardise_targets": True},
     "pooled": {"reconstruction_target": "pooled", "standardise_targets": True},
     "all_fields": {"input_fields": "all_fields", "decoders": "per_group", "pooling": "concat"},
@@ -37,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sum": {"reduction": "sum"},
 }
 assert len(VARIANTS) >= len(TOWERS), "each of both is in a pair"
-BASELINES = ("mean_fill", "llae", "meta_emb")
+BASELINES = ("mean_fill", "llae", "meta_emb", "cvar", "mwuf")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from mail_torchrec.reproduce.methods.method import CROSSES, NO_REMEDY, TOWERS, Method
 
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
+_DROPOUT = (*NO_REMEDY, "model.behaviour_dropout=0.5")
 _GROUPED_BY_USER = ("data.group_by_user=true",)
 
 
@@ -36,7 +37,7 @@ _PAPER = [
     _mail("DMR"),
 ]
 _NEW = [
-    Method("BaseDNN + DropoutNet", "BaseDNN", (*NO_REMEDY, "model.behaviour_dropout=0.5")),
+    Method("BaseDNN + DropoutNet", "BaseDNN", _DROPOUT),
     *(Method(f"{tower} + mean fill", tower, _baseline("mean_fill")) for tower in TOWERS),
     # All that MetaEmb has but the generator.
     Method("BaseDNN + user id", "BaseDNN", (*NO_REMEDY, *_GROUPED_BY_USER), user_id=True),
@@ -59,10 +60,26 @@ _ORACLES = [
     Method(f"{tower} oracle", tower, (*NO_REMEDY, "data.cold_start.oracle=true"))
     for tower in TOWERS
 ]
+_REMEDIES = [
+    Method(f"{tower} + {title}", tower, _baseline(name))
+    for tower in ("BaseDNN", "DIN")
+    for title, name in {"CVAR": "cvar", "MWUF": "mwuf"}.items()
+]
+_OWN_TOWER = (*NO_REMEDY, "model.cold_loss_weight=1", "model.new_user_tower=own")
+_CROSSED = [
+    Method("BaseDNN + crosses + DropoutNet", f"BaseDNN{CROSSES}", _DROPOUT),
+    _tuned(f"BaseDNN{CROSSES}"),
+    # What of the tuned preset is left without virtual behaviours.
+    *(
+        Method(f"{tower} + own tower", tower, _OWN_TOWER)
+        for tower in ("BaseDNN", f"BaseDNN{CROSSES}", "DMR")
+    ),
+]
 _SWITCHES = {
     "mixture": ("zero_shot.reconstruction_target=mixture", "zero_shot.virtual_length=predicted"),
     "ranking loss": ("zero_shot.ranking_weight=1",),
     "flag + dropout": ("virtual_flag=true", "behaviour_dropout=0.5"),
+    "contrastive": ("zero_shot.alignment=contrastive",),
 }
 _SWITCHED = [
     Method(f"MAIL-{tower} + {name}", tower, (*_MAIL, *(f"model.{change}" for change in changes)))
@@ -71,7 +88,10 @@ _SWITCHED = [
 ]
 _ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
 
-METHODS = {method.name: method for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS, *_SWITCHED]}
+METHODS = {
+    method.name: method
+    for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS, *_CROSSED, *_REMEDIES, *_SWITCHED]
+}
 """Every method by name."""
 TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]
 """The paper's seven methods in its order, newer ones, and the oracles."""

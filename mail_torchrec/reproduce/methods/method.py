@@ -73,11 +73,14 @@ class Method:
         """Methods beside the base that a gain should be clear of too, the easiest one first.
 
         They are the mean fill, which does no more than to repair an empty input, and the same tower
-        with crosses, which uses the attributes that a blind base leaves to its remedies.
+        with crosses, which uses the attributes that a blind base leaves to its remedies. The tuned
+        preset has a tower for new users too, which may win without any virtual behaviours.
         """
         if self.base is None or self.is_oracle:
             return []
         controls = [f"{self.tower} + mean fill"]
         if (crosses := f"{self.tower}{CROSSES}") in TOWERS:
             controls.append(crosses)
+        if self.preset is not None:
+            controls.append(f"{self.tower} + own tower")
         return [] if self.name in controls else controls

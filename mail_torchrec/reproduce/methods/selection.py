@@ -10,7 +10,7 @@ from mail_torchrec.utils.logging import get_logger
 logger = get_logger(__name__)
 
 SECTION_METHODS = {
-    "table2": TABLE_2,
+    "table2": [*TABLE_2, *(name for name in METHODS if name not in [*TABLE_2, *TABLE_3])],
     "table3": TABLE_3,
     "figures": [name for name in METHODS if name.startswith("MAIL-") and name != "MAIL-None"],
     "warmup": [
@@ -22,6 +22,7 @@ SECTION_METHODS = {
 }
 """Methods that each section of the report can show."""
 _DEFAULT_METHODS = {
+    "table2": TABLE_2,
     "figures": ["MAIL-BaseDNN"],
     "warmup": ["BaseDNN", "MAIL-BaseDNN", "DMR", "MAIL-DMR"],
     "curve": [

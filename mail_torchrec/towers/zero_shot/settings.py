@@ -7,6 +7,9 @@ from pydantic import Field, PositiveInt, model_validator
 from mail_torchrec.losses.reconstruction import Reduction
 from mail_torchrec.settings import Settings
 
+Alignment = Literal["mmd", "paired_mse", "contrastive"]
+"""Kind of L_d."""
+
 
 class ZeroShotSettings(Settings):
     """Switches of the zero-shot tower.
@@ -17,11 +20,19 @@ class ZeroShotSettings(Settings):
     variant: Literal["none", "single", "dual", "full"] = "full"
     """Losses, for ablations: full (L_a + L_v + L_d), dual (L_a + L_v), single (L_a) or none (an
     untrained linear map)."""
-    alignment: Literal["mmd", "paired_mse"] = "mmd"
-    """L_d between the codes of attributes and behaviours: mmd (maximum mean discrepancy, paper) or
-    paired_mse (squared distance row by row, released code)."""
+    alignment: Alignment = "mmd"
+    """L_d between the codes of attributes and behaviours: mmd (maximum mean discrepancy, paper),
+    paired_mse (squared distance row by row, released code), or contrastive (InfoNCE with the step's
+    other warm users as negatives; CLCRec, Wei et al., MM 2021)."""
+    alignment_weight: float = Field(default=1.0, ge=0.0, exclude_if=lambda weight: weight == 1.0)
+    """Weight of L_d in the sum that is minimised; the paper has 1."""
     sigma: float = Field(default=1.0, gt=0.0)
     """Bandwidth of the MMD's Gaussian kernel."""
+    temperature: float = Field(
+        default=1.0, gt=0.0, exclude_if=lambda temperature: temperature == 1.0
+    )
+    """Temperature of alignment contrastive, which divides the cosine of two codes: the smaller, the
+    more the most similar negatives count; CLCRec's released code has 1."""
     fill: Literal["train_and_infer", "infer_only"] = "train_and_infer"
     """Cold users get virtual behaviours in training and evaluation (train_and_infer, paper) or in
     evaluation alone (infer_only, released code)."""
@@ -116,6 +127,6 @@ class ZeroShotSettings(Settings):
         """True where D2 reconstructs the shares of prototypes."""
         return self.reconstruction_target == "mixture"
 
-    def aligns_by(self, alignment: Literal["mmd", "paired_mse"]) -> bool:
+    def aligns_by(self, alignment: Alignment) -> bool:
         """Returns whether L_d is part of the loss and is of this kind."""
         return self.variant == "full" and self.alignment == alignment
