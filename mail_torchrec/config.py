@@ -15,7 +15,7 @@ from mail_torchrec.data.settings import DataSettings
 from mail_torchrec.embeddings.settings import ShardingSettings
 from mail_torchrec.metrics.settings import MetricsSettings
 from mail_torchrec.model.builders import ModelSettings, check_task_labels
-from mail_torchrec.model.virtual_items import check_virtual_items
+from mail_torchrec.model.virtual_items.settings import check_virtual_items
 from mail_torchrec.optim.settings import RANKING, ZERO_SHOT
 from mail_torchrec.records.run_record import read_recorded
 from mail_torchrec.settings import Settings, annotation_below, readable_faults

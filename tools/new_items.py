@@ -4,9 +4,11 @@
 
 Each run trains with the ids of a few items withheld, and tests with those of many
 (``data.cold_start.items``); the oracle shows all of them. Intervals are 95 %, over users and seeds.
-What is finished is kept: the same command goes on where it was stopped.
+What is finished is kept: the same command goes on where it was stopped, and the table is written
+after every seed. The methods are described in ``mail_torchrec/model/virtual_items/README.md``.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,14 +38,28 @@ METHODS: Mapping[str, list[str]] = {
     "dropout": ["model.virtual_items={fill: mean, dropout: 0.2}"],
     "virtual": ["model.virtual_items={}"],
     "virtual + dropout": ["model.virtual_items={dropout: 0.2}"],
+    "virtual + ranking": ["model.virtual_items={ranking_weight: 1.0}"],
+    "clcrec": [
+        "model.virtual_items={mse_weight: 0, contrast: {weight: 0.5}, ranking_weight: 0.5, "
+        "dropout: 0.5}"
+    ],
+    "aldi": ["model.virtual_items={mse_weight: 0, ranking_weight: 1.0, distillation: {}}"],
+    "content proxy": [
+        "model.virtual_items={mse_weight: 0, ranking_weight: 1.0, contrast: {steps: 75}}"
+    ],
     ORACLE: ["data.cold_start.items.oracle=true"],
 }
 """Overrides of each method."""
 
 
 def run_method(config: Path, common: list[str], name: str, seed: int, run_dir: Path) -> Path:
-    """Trains a method once, unless it is finished; returns the folder of its predictions."""
+    """Trains a method once, unless it is finished; returns the folder of its predictions.
+
+    A run that was stopped begins anew.
+    """
     if not (run_dir / "metrics.json").exists():
+        if (run_dir / "config.yaml").exists():
+            shutil.rmtree(run_dir)
         own = [f"name={name}", f"train.seed={seed}", "train.save_predictions=true"]
         train(load_config(config, [*common, *METHODS[name], *own]), RunDir(run_dir))
     return run_dir / "predictions"
@@ -54,6 +70,17 @@ def by_items(folder: Path) -> Predictions:
     table = pq.read_table(folder)
     columns = (table[name].to_numpy() for name in ("logit", "label", "user", "is_new_item"))
     return Predictions.from_columns(*columns)
+
+
+def table_of(folders: Mapping[str, list[Path]], shares: str, resamples: int) -> str:
+    """Formats the results of predictions of each method, one folder a seed."""
+    found = bootstrap({name: map(by_items, each) for name, each in folders.items()}, resamples)
+    is_new_R = by_items(folders[BASE][0]).is_new_R
+    head = (
+        f"{len(is_new_R):,} test rows, {np.count_nonzero(is_new_R):,} of new items; {shares}; "
+        f"seeds: {len(folders[BASE])}; {resamples} resamples.\n\n"
+    )
+    return head + report(found)
 
 
 def report(found: Mapping[str, BootstrappedMetrics]) -> str:
@@ -106,23 +133,15 @@ def main(
         *overrides,
     ]
     names = dict.fromkeys((BASE, *(methods or METHODS), ORACLE))
-    folders = {
-        name: [
-            run_method(config, common, name, seed, out / f"{name.replace(' ', '-')}-{seed}")
-            for seed in range(1, seeds + 1)
-        ]
-        for name in names
-    }
-    found = bootstrap({name: map(by_items, each) for name, each in folders.items()}, resamples)
-    first = by_items(folders[BASE][0])
-    is_new_R = first.is_new_R
-    head = (
-        f"{len(is_new_R):,} test rows, {np.count_nonzero(is_new_R):,} of new items; "
-        f"{train_share:g} of the items withheld in training, {test_share:g} in test; "
-        f"{seeds} seeds, {resamples} resamples.\n\n"
-    )
-    write_file(out / "new_items.md", head + report(found))
-    click.echo(head + report(found))
+    folders: dict[str, list[Path]] = {name: [] for name in names}
+    shares = f"{train_share:g} of the items withheld in training, {test_share:g} in test"
+    for seed in range(1, seeds + 1):
+        for name in names:
+            run_dir = out / f"{name.replace(' ', '-')}-{seed}"
+            folders[name].append(run_method(config, common, name, seed, run_dir))
+        page = table_of(folders, shares, resamples)
+        write_file(out / "new_items.md", page)
+        click.echo(page)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import nn
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
 from mail_torchrec.baselines.registry import BaselineSettings
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
-from mail_torchrec.model.virtual_items import VirtualItemSettings
+from mail_torchrec.model.virtual_items.settings import VirtualItemSettings
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from mail_torchrec.towers.inputs import InputShapes

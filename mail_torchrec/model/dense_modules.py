@@ -24,7 +24,7 @@ from mail_torchrec.model.features import input_shapes
 from mail_torchrec.model.projections import Projections
 from mail_torchrec.model.step import RankingResult
 from mail_torchrec.model.vector_fields import VectorFields
-from mail_torchrec.model.virtual_items import VirtualItems
+from mail_torchrec.model.virtual_items.generator import VirtualItems
 from mail_torchrec.towers.inputs import (
     RankingInputs,
     RankingOutput,

@@ -6,20 +6,17 @@ Shape letters as in ``towers/inputs.py``; ``F`` fields that the zero-shot tower 
 user attributes.
 """
 
-from itertools import chain
-
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from mail_torchrec.baselines.meta_emb import pair_rows
 from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.losses.ranking import ranking_loss
 from mail_torchrec.model.cold_rows import with_virtual_behaviours, without_behaviours
+from mail_torchrec.model.constant_towers import by_constant_towers
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.loss import LossTerm
-from mail_torchrec.model.step import RankingResult, StepInputs
-from mail_torchrec.towers.inputs import RankingInputs
+from mail_torchrec.model.step import StepInputs
 
 
 def meta_emb_terms(
@@ -66,55 +63,8 @@ def virtual_ranking_terms(
     virtual = dense.zero_shot.virtual_behaviours(fields_UFD, numeric_UM)
     cold = step.all_as_cold
     filled = with_virtual_behaviours(users, cold.rows_V, virtual, cold.max_rows)
-    result = _rank_by_constants(dense, candidates.join_users(filled))
+    inputs = candidates.join_users(filled)
+    result = by_constant_towers(dense, lambda: dense.rank(inputs, as_cold=True))
     losses_B = ranking_loss(result.output.logits_B, batch.labels_B)
     weight = dense.zero_shot.settings.ranking_weight
     return {"L_r": LossTerm(losses_B, batch.weights_B, weight)}
-
-
-def _rank_by_constants(dense: DenseModules, inputs: RankingInputs) -> RankingResult:
-    """Ranks rows as cold users', by modules that are in evaluation mode and get no gradient."""
-    modules = {
-        name: module
-        for name in ("ranking", "multi_task", "cold_ranking", "cold_multi_task")
-        if (module := getattr(dense, name)) is not None
-    }
-    state = {
-        f"dense.{prefix}.{name}": value.detach()
-        for prefix, module in modules.items()
-        for name, value in chain(module.named_parameters(), module.named_buffers())
-    }
-    were_training = {name: module.training for name, module in modules.items()}
-    try:
-        for module in modules.values():
-            module.eval()
-        result: RankingResult = functional_call(_RankAsCold(dense), state, (inputs,))
-    finally:
-        for name, module in modules.items():
-            module.train(were_training[name])
-    return result
-
-
-class _RankAsCold(nn.Module):
-    """Calls ``dense.rank`` as a module's forward, which functional_call needs."""
-
-    def __init__(self, dense: DenseModules) -> None:
-        super().__init__()
-        self.dense = dense
-
-    def forward(self, inputs: RankingInputs) -> RankingResult:
-        return self.dense.rank(inputs, as_cold=True)
-
-
-def virtual_item_terms(item_losses_B: Tensor | None, batch: Batch) -> dict[str, LossTerm]:
-    """Builds the term of the generator of new items' vectors, over the rows of warm items.
-
-    Args:
-        item_losses_B: losses of all rows; None without a generator.
-        batch: says which items are warm.
-    """
-    if item_losses_B is None:
-        return {}
-    assert batch.is_cold_item_B is not None
-    weights_B = batch.weights_B * ~batch.is_cold_item_B
-    return {"L_virtual_item": LossTerm(item_losses_B, weights_B)}

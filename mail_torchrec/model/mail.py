@@ -31,11 +31,7 @@ from mail_torchrec.model.cold_rows import (
 )
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.features import InputAssembler
-from mail_torchrec.model.generator_losses import (
-    meta_emb_terms,
-    virtual_item_terms,
-    virtual_ranking_terms,
-)
+from mail_torchrec.model.generator_losses import meta_emb_terms, virtual_ranking_terms
 from mail_torchrec.model.lookup import feature_embeddings
 from mail_torchrec.model.loss import LossTerm, cold_pass_terms, ranking_terms, reduce_terms
 from mail_torchrec.model.step import (
@@ -46,7 +42,8 @@ from mail_torchrec.model.step import (
     select_by_cold,
     step_inputs,
 )
-from mail_torchrec.model.virtual_items import with_virtual_items
+from mail_torchrec.model.virtual_items.generator import with_virtual_items
+from mail_torchrec.model.virtual_items.terms import virtual_item_terms
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
 from mail_torchrec.towers.tasks.layout import task_targets
@@ -234,10 +231,10 @@ class Towers(DenseModules):
                 batch, pooled, unpooled, self._assembler.schema, self._feature_tables
             )
             embeddings.fields |= self.vector_fields(batch.vectors)
-            embeddings, losses_B = with_virtual_items(self.virtual_items, embeddings, batch)
+            embeddings, items = with_virtual_items(self.virtual_items, embeddings, batch)
             expand = self.fills_candidates
             step = step_inputs(batch, embeddings, self._assembler, expand_users=expand)
-            return replace(step, item_losses_B=losses_B)
+            return replace(step, items=items)
 
     def _rank_step(self, step: StepInputs, cold: ColdUsers) -> RankingResult:
         with span("zero_shot"):
@@ -271,7 +268,9 @@ class Towers(DenseModules):
         numeric_BM = self._assembler.numeric_attributes(batch.numeric_BN)
         numeric_UM = self._assembler.numeric_attributes(step.users.numeric_BN)
         meta_emb = meta_emb_terms(self, step, batch, numeric_BM)
-        meta_emb |= virtual_item_terms(step.item_losses_B, batch)
+        meta_emb |= virtual_item_terms(
+            self, step, batch, self._assembler, lambda: self.fill_cold_users(step.users, step.cold)
+        )
         return meta_emb | virtual_ranking_terms(self, step, batch, fields_UFD, numeric_UM)
 
     def _zero_shot_losses(self, step: StepInputs, fields_UFD: Tensor) -> ZeroShotLosses | None:

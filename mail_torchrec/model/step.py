@@ -13,6 +13,7 @@ from torch import Tensor
 from mail_torchrec.data.reading.batch import Batch, RowSets, map_tensors
 from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
+from mail_torchrec.model.virtual_items.generator import VirtualItemInputs
 from mail_torchrec.towers.inputs import CandidateInputs, RankingInputs, RankingOutput
 from mail_torchrec.towers.layers.behaviours import Behaviours
 from mail_torchrec.towers.tasks.layout import TaskLayout
@@ -32,8 +33,8 @@ class StepInputs:
     """Indices of cold and warm users."""
     num_cold_rows: int
     """Rows of the cold users."""
-    item_losses_B: Tensor | None = None
-    """Losses of the generator of new items' vectors; None without one."""
+    items: VirtualItemInputs | None = None
+    """Inputs of the losses of the generator of new items' vectors; None without one."""
 
     @property
     def cold(self) -> ColdUsers:

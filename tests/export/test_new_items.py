@@ -1,6 +1,7 @@
 """A model with new items, exported: its requests say which are new, and the server counts them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,22 @@ from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
 from tests.support.small_rows import config_tree, write_rows
 
+LOSSES = {"contrast": {"steps": 2}, "distillation": {}, "ranking_weight": 1.0}
+
 
 @pytest.mark.long
-def test_requests_say_which_items_are_new_and_the_server_counts_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("losses", [{}, LOSSES], ids=["mse", "all losses"])
+def test_requests_say_which_items_are_new_and_the_server_counts_them(
+    tmp_path: Path, losses: dict[str, Any]
+) -> None:
     for part, seed in (("train", 1), ("test", 2)):
         write_rows(tmp_path / part / "a.parquet", 160, seed)
     tree = config_tree(tmp_path, data={"new_items": {"max_count": 0}})
-    tree["model"] = tree["model"] | {"virtual_items": {"dropout": 0.1}}
+    tree["model"] = tree["model"] | {"virtual_items": {"dropout": 0.1} | losses}
     train(Config.model_validate(tree), RunDir(tmp_path / "run"))
-    manifest = export(ExportOptions(RunDir(tmp_path / "run"), tmp_path / "model"))
+    aoti = bool(losses)
+    manifest = export(ExportOptions(RunDir(tmp_path / "run"), tmp_path / "model", aoti=aoti))
+    assert not aoti or manifest.parity["aoti"].max_difference < 1e-5
     assert manifest.new_item_input == NEW_ITEM_OF_CANDIDATE
     assert manifest.parity["onnx"].max_difference <= manifest.parity["onnx"].tolerance
     scorer = Scorer(tmp_path / "model")

@@ -13,14 +13,17 @@ from tests.support.small_rows import config_tree
 pytestmark = pytest.mark.usefixtures("single_process")
 
 
-@pytest.fixture
-def model_and_batch(small_root: Path) -> tuple[Any, Any]:
+ALL_LOSSES: dict[str, Any] = {"contrast": {}, "distillation": {}, "ranking_weight": 1.0}
+
+
+@pytest.fixture(params=[{}, ALL_LOSSES], ids=["mse", "all losses"])
+def model_and_batch(small_root: Path, request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """An unsharded model after some steps, and a batch with new and old items."""
     assembled, batches = build(
         small_root,
         sharding={"enabled": False},
         data={"new_items": {"max_count": 27}},
-        model=MODEL | {"virtual_items": {"hidden_dims": [6], "dropout": 0.2}},
+        model=MODEL | {"virtual_items": {"hidden_dims": [6], "dropout": 0.2} | request.param},
     )
     for _ in range(3):
         assembled.pipeline.progress(batches)

@@ -14,7 +14,7 @@ from mail_torchrec.data.ids.policy import MISSING_ROW, UNKNOWN_ROW, IdEncoder
 from mail_torchrec.data.items.candidate_item import item_column
 from mail_torchrec.data.items.hidden_items import hidden_items, withheld_columns
 from mail_torchrec.data.items.settings import HiddenItemSettings, NewItemSettings
-from mail_torchrec.data.parquet.arrow import Bools, Ints, binary, finite_numbers
+from mail_torchrec.data.parquet.arrow import Bools, Floats, Ints, binary, finite_numbers
 from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
 
@@ -27,6 +27,9 @@ class ItemFlags:
     """Rows reported as new items': by the rule, or hidden. The oracle reports them too."""
     is_cold_R: Bools
     """Rows whose item's vector the model should not rely on: new by the rule, or withheld."""
+    frequency_R: Floats | None = None
+    """Count of each row's item in the training data over the mean count of the known items
+    (float32); None where ids are not counted."""
 
     def take(self, rows: Ints | slice) -> "ItemFlags":
         """Returns the flags of some rows.
@@ -34,14 +37,17 @@ class ItemFlags:
         Args:
             rows: their indices [rows], or a slice.
         """
-        return ItemFlags(self.is_new_R[rows], self.is_cold_R[rows])
+        frequency_R = None if self.frequency_R is None else self.frequency_R[rows]
+        return ItemFlags(self.is_new_R[rows], self.is_cold_R[rows], frequency_R)
 
     @staticmethod
     def concatenate(parts: "list[ItemFlags]") -> "ItemFlags":
         """Appends the flags of several tables to one another."""
+        frequencies = [part.frequency_R for part in parts if part.frequency_R is not None]
         return ItemFlags(
             np.concatenate([part.is_new_R for part in parts]),
             np.concatenate([part.is_cold_R for part in parts]),
+            np.concatenate(frequencies) if frequencies else None,
         )
 
 
@@ -111,13 +117,14 @@ class ItemCohorts:
             ValueError: a flag that is neither 0 nor 1, or an age that is not finite.
         """
         is_cold_R = self.is_new_by_rule(table, rows_R, file)
+        frequency_R = None if self._frequency_V is None else self._frequency_V[rows_R]
         if self.hidden is None:
-            return ItemFlags(is_cold_R, is_cold_R)
+            return ItemFlags(is_cold_R, is_cold_R, frequency_R)
         column = self.schema.file_column(self.item)
         is_hidden_R = hidden_items(plain_ids(table[column], file=file, name=column), self.hidden)
         if not self.hidden.oracle:
             is_cold_R = is_cold_R | is_hidden_R
-        return ItemFlags(is_cold_R | is_hidden_R, is_cold_R)
+        return ItemFlags(is_cold_R | is_hidden_R, is_cold_R, frequency_R)
 
     def is_new_by_rule(self, table: pa.Table, rows_R: Ints, file: str) -> Bools:
         """Finds the rows of items that are new by the rule or the column, [R]; see :meth:`flags`.
@@ -157,6 +164,17 @@ class ItemCohorts:
         is_rare_V[self.encoder.rows_V] = counts_V <= self.rule.max_count
         is_rare_V[MISSING_ROW] = False
         return is_rare_V
+
+    @cached_property
+    def _frequency_V(self) -> Floats | None:
+        """Count of each table row's item over the mean of the known items; 0 without an item."""
+        counts_V = self.encoder.counts_V
+        if counts_V is None:
+            return None
+        frequency_V = np.zeros(self.encoder.num_rows, np.float32)
+        if len(counts_V) and (mean := counts_V.mean()):
+            frequency_V[self.encoder.rows_V] = counts_V / mean
+        return frequency_V
 
 
 def has_new_items(

@@ -132,6 +132,9 @@ class Batch(Pipelineable):
     is_cold_item_B: Tensor | None = None
     """Rows whose item is new by the rule, or its id withheld; the oracle's are not. None likewise.
     """
+    item_frequency_B: Tensor | None = None
+    """Count of the row's item in the training data over the mean count of the items (float). None
+    likewise, and where ids are not counted."""
 
     @property
     def is_cold_U(self) -> Tensor:

@@ -155,7 +155,10 @@ def _item_flags(rows: Chunk) -> dict[str, torch.Tensor]:
     """Returns the batch's flags of items; none where nothing says which items are new."""
     if (items := rows.items) is None:
         return {}
-    return {
+    flags = {
         "is_new_item_B": torch.from_numpy(items.is_new_R),
         "is_cold_item_B": torch.from_numpy(items.is_cold_R),
     }
+    if items.frequency_R is not None:
+        flags["item_frequency_B"] = torch.from_numpy(items.frequency_R)
+    return flags

@@ -83,6 +83,7 @@ def random_batch(
         task_labels=dict.fromkeys(schema.names(Group.TASK_LABEL), ones),
         is_new_item_B=none,
         is_cold_item_B=none,
+        item_frequency_B=ones,
     )
 
 

@@ -1,45 +1,43 @@
 """Virtual vectors of new items, generated from their content and other columns, behind the wall.
 
 The generator learns from the detached vectors of warm items, as the zero-shot tower does from
-behaviours: its loss reaches no table, and the ranking loss does not reach it.
+behaviours: its losses (``terms.py``) reach no table and no ranking tower, and L_rt does not reach
+it.
 
 Shape letters as in ``towers/inputs.py``; ``S`` stored columns of the items' table, ``G`` generated
 ones (of the items' table, then of the output-side table), ``P`` inputs side by side.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from mail_torchrec.data.items.candidate_item import candidate_item, item_column
+from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.items.hidden_items import withheld_columns
-from mail_torchrec.data.items.settings import HiddenItemSettings, NewItemSettings
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.model.features import FeatureEmbeddings
-from mail_torchrec.settings import Settings
+from mail_torchrec.model.virtual_items.settings import VirtualItemSettings
 from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
 
 
-class VirtualItemSettings(Settings):
-    """Generator of the vectors of new items."""
+@dataclass
+class VirtualItemInputs:
+    """Inputs of the losses that teach the generator, of one step."""
 
-    fill: Literal["generated", "mean"] = "generated"
-    """Vector of new items: made of the item's other columns, or the mean of warm items' vectors,
-    the control that a generator has to beat."""
-    hidden_dims: tuple[PositiveInt, ...] = (64,)
-    """Hidden layers of the generator."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the rows that each training step ranks by the virtual vector though their item is a
-    known one, so that the ranking tower learns what such a vector is worth."""
-    item: str | None = Field(default=None, exclude_if=lambda item: item is None)
-    """Column of the candidate item, as `data.new_items` names it; by default the target of the
-    first behaviour column."""
+    embeddings: FeatureEmbeddings
+    """Looked-up vectors, in which no item is virtual."""
+    generated_BG: Tensor
+    """Generated vectors, with the gradient of the generator."""
+    real_BG: Tensor
+    """Vectors of the items' ids, constants."""
+    numeric_BN: Tensor
+    """All numeric features."""
+    ids_B: Tensor
+    """Table row of each row's item (int64)."""
 
 
 class VirtualItems(nn.Module):
@@ -55,6 +53,9 @@ class VirtualItems(nn.Module):
         ValueError: the items have no other column.
     """
 
+    num_steps: Tensor
+    """Training steps so far, []; there with ``contrast.steps`` alone."""
+
     def __init__(
         self,
         settings: VirtualItemSettings,
@@ -65,7 +66,7 @@ class VirtualItems(nn.Module):
         super().__init__()
         item = settings.item or candidate_item(schema)
         assert item is not None, "check_virtual_items refuses it"
-        self.item, self.dropout = item, settings.dropout
+        self.item, self.dropout, self.settings = item, settings.dropout, settings
         withheld = withheld_columns(schema, item)
         others = [name for name in schema.fields(Group.ITEM) if name not in withheld]
         self._field_dims = {name: schema.table_dim(name) for name in others}
@@ -90,8 +91,11 @@ class VirtualItems(nn.Module):
             return
         hidden = dense_layers(in_dim, settings.hidden_dims, lambda _: nn.LeakyReLU())
         last = nn.Linear(last_dim(in_dim, settings.hidden_dims), out_dim)
-        nn.init.zeros_(last.weight)  # begins with the mean of all items, which the bias learns
-        nn.init.zeros_(last.bias)
+        if settings.contrast is None:  # which normalises vectors, and zeros have no direction
+            nn.init.zeros_(last.weight)  # begins with the mean of all items, which the bias learns
+            nn.init.zeros_(last.bias)
+        elif settings.contrast.steps is not None:
+            self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
         self.layers = nn.Sequential(*hidden, last)
 
     def forward(
@@ -114,17 +118,15 @@ class VirtualItems(nn.Module):
         generated_BG: Tensor = self.layers(torch.cat(inputs, dim=1).detach())  # WALL
         return generated_BG
 
-    def losses(self, generated_BG: Tensor, embeddings: FeatureEmbeddings) -> Tensor:
-        """Computes the mean squared error of each row's vector, [B].
+    def real(self, embeddings: FeatureEmbeddings) -> Tensor:
+        """Returns the vectors of the rows' own ids, [B, G], constants.
 
         Args:
-            generated_BG: of :meth:`forward`.
             embeddings: looked-up vectors.
         """
         real = [embeddings.fields[self.item][:, : self._num_stored]]
         real += [embeddings.match[name].target_BD for name in self._matches[:1]]
-        real_BG = torch.cat(real, dim=1).detach()  # WALL: no gradient of this loss reaches a table.
-        return (generated_BG.float() - real_BG.float()).square().mean(1)
+        return torch.cat(real, dim=1).detach()  # WALL: no gradient of a loss here reaches a table.
 
     def fill(
         self, embeddings: FeatureEmbeddings, generated_BG: Tensor, is_cold_B: Tensor
@@ -141,17 +143,28 @@ class VirtualItems(nn.Module):
                 torch.rand(is_cold_B.shape, device=is_cold_B.device) < self.dropout
             )
         # WALL: a virtual vector is a constant to the ranking tower.
-        constant_BG = generated_BG.detach()
-        is_cold_B1 = is_cold_B.unsqueeze(1)
+        return self.put(embeddings, generated_BG.detach(), is_cold_B)
+
+    def put(
+        self, embeddings: FeatureEmbeddings, vectors_BG: Tensor, is_put_B: Tensor
+    ) -> FeatureEmbeddings:
+        """Puts vectors in the place of those of items' ids.
+
+        Args:
+            embeddings: looked-up vectors.
+            vectors_BG: the vectors.
+            is_put_B: rows that get them (bool); the others keep theirs.
+        """
+        is_put_B1 = is_put_B.unsqueeze(1)
 
         def filled(real_BS: Tensor, virtual_BS: Tensor) -> Tensor:
-            return torch.where(is_cold_B1, virtual_BS.to(real_BS.dtype), real_BS)
+            return torch.where(is_put_B1, virtual_BS.to(real_BS.dtype), real_BS)
 
         real_BS = embeddings.fields[self.item]  # stored columns may be filled up behind these
-        stored_BS = filled(real_BS[:, : self._num_stored], constant_BG[:, : self._num_stored])
+        stored_BS = filled(real_BS[:, : self._num_stored], vectors_BG[:, : self._num_stored])
         if real_BS.shape[1] > self._num_stored:
             stored_BS = torch.cat([stored_BS, real_BS[:, self._num_stored :]], dim=1)
-        output_BD = constant_BG[:, self._num_stored :]
+        output_BD = vectors_BG[:, self._num_stored :]
         match = {
             name: replace(embeddings.match[name], target_BD=filled(found.target_BD, output_BD))
             if name in self._matches
@@ -164,7 +177,7 @@ class VirtualItems(nn.Module):
 
 def with_virtual_items(
     items: VirtualItems | None, embeddings: FeatureEmbeddings, batch: Batch
-) -> tuple[FeatureEmbeddings, Tensor | None]:
+) -> tuple[FeatureEmbeddings, VirtualItemInputs | None]:
     """Gives the rows of new items virtual vectors.
 
     Args:
@@ -173,44 +186,14 @@ def with_virtual_items(
         batch: vectors, numbers, and which items are new.
 
     Returns:
-        The embeddings, and the generator's losses [B]; None without one.
+        The embeddings, and inputs of the generator's losses; None without one.
     """
     if items is None:
         return embeddings, None
     assert batch.is_cold_item_B is not None, "the configuration says which items are new"
     generated_BG = items(embeddings, batch.vectors, batch.numeric_BN)
     filled = items.fill(embeddings, generated_BG, batch.is_cold_item_B)
-    return filled, items.losses(generated_BG, embeddings)
-
-
-def check_virtual_items(
-    settings: VirtualItemSettings | None,
-    schema: Schema,
-    rule: NewItemSettings | None,
-    hidden: HiddenItemSettings | None,
-) -> None:
-    """Checks that a model that makes vectors of new items is told which items are new.
-
-    Args:
-        settings: section ``model.virtual_items``.
-        schema: columns and tables.
-        rule: section ``data.new_items``.
-        hidden: section ``data.cold_start.items``.
-
-    Raises:
-        ValueError: it is not, for requests either, or the sections name two columns.
-    """
-    if settings is None:
-        return
-    if schema.new_item is None and (rule is None or not rule.has_rule):
-        raise ValueError(
-            "model.virtual_items makes vectors of new items, and nothing says which items of a "
-            "request are new; set data.new_items, {max_count: 0} for example, or give a column of "
-            "group 'new_item'"
-        )
-    column = item_column(schema, rule, hidden)
-    if (settings.item or candidate_item(schema)) != column:
-        raise ValueError(
-            f"model.virtual_items.item should be the column whose ids are new or not, '{column}', "
-            f"received {settings.item or 'null'}; set it"
-        )
+    is_pooled = items.item in batch.pooled.keys()
+    ids_B = (batch.pooled if is_pooled else batch.unpooled)[items.item].values()
+    real_BG = items.real(embeddings)
+    return filled, VirtualItemInputs(embeddings, generated_BG, real_BG, batch.numeric_BN, ids_B)

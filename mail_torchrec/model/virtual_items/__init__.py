@@ -1,0 +1,1 @@
+"""Limits of what clients can make the server hold and do."""

@@ -1,0 +1,168 @@
+"""ColdRec's split and metrics, against its rules written out with loops."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mail_torchrec.config import load_config
+from tests.support.small_rows import config_tree, write_rows
+from tools.coldrec.ranking_metrics import ranking_metrics
+from tools.coldrec.rows import ClickLog
+from tools.coldrec.rows import write_rows as write_coldrec_rows
+from tools.coldrec.split import split_pairs
+from tools.coldrec_items import coldrec_metrics, main
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(1)
+    table = np.unique(generator.integers(0, [60, 40], (700, 2)), axis=0)
+    table = table[generator.permutation(len(table))]
+    return table[:, 0], table[:, 1]
+
+
+def test_every_pair_is_in_one_part_and_cold_items_in_no_training(
+    pairs: tuple[np.ndarray, np.ndarray],
+) -> None:
+    users, items = pairs
+    split = split_pairs(users, items)
+    parts = [split.train, split.warm_validation, split.warm_test]
+    parts += [split.cold_validation, split.cold_test]
+    assert sorted(np.concatenate(parts)) == list(range(len(users)))
+    kinds = [set(items[part]) for part in parts]
+    assert len(kinds[3]) == len(kinds[4]) == 4 and len(kinds[0]) == 32  # of 40 items
+    assert not kinds[3] & kinds[4] and not kinds[0] & (kinds[3] | kinds[4])
+    for part in parts[1:3]:
+        assert set(items[part]) <= kinds[0] and set(users[part]) <= set(users[split.train])
+    num_warm = sum(len(part) for part in parts[:3])
+    assert len(parts[1]) <= num_warm // 10 and len(parts[2]) <= num_warm // 10
+
+
+def test_it_draws_what_the_benchmark_draws(pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    """Its rules in the order of its script: shuffle items, shuffle warm pairs, shuffle cold items.
+
+    Written with Python's lists; the numbers of the global generators are those of the seed.
+    """
+    users, items = pairs
+    groups = [[n for n in range(len(items)) if items[n] == i] for i in sorted(set(items))]
+    random.seed(7)
+    np.random.seed(7)
+    random.shuffle(groups)
+    count = int(0.8 * len(groups))
+    warm = np.array([n for group in groups[:count] for n in group])
+    cold = sorted(groups[count:], key=lambda group: items[group[0]])
+    np.random.shuffle(warm)
+    held = int(0.1 * len(warm))
+    train = set(warm[: len(warm) - 2 * held])
+    test = warm[-held:]
+    found = split_pairs(users, items, seed=7)
+    assert train <= set(found.train) and set(found.warm_test) <= set(test)
+    boxes = np.empty(len(cold), dtype=object)
+    boxes[:] = cold
+    np.random.shuffle(boxes)
+    expected = [n for group in boxes[: len(boxes) // 2] for n in group]
+    assert found.cold_validation.tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_recall_and_ndcg_by_hand(k: int) -> None:
+    generator = np.random.default_rng(2)
+    scores = generator.normal(size=(8, 9))
+    positive, masked = generator.random((8, 9)) < 0.3, generator.random((8, 9)) < 0.2
+    positive[3] = False  # a user without held-out pairs counts in no mean
+    positive &= ~masked
+    recalls, ndcgs = [], []
+    for user in range(8):
+        wanted = [i for i in range(9) if positive[user, i]]
+        if not wanted:
+            continue
+        shown = sorted((i for i in range(9) if not masked[user, i]), key=lambda i: -scores[user, i])
+        hits = [rank for rank, item in enumerate(shown[:k]) if item in wanted]
+        recalls.append(len(hits) / len(wanted))
+        ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(wanted))))
+        ndcgs.append(sum(1 / math.log2(rank + 2) for rank in hits) / ideal)
+    found = ranking_metrics(scores, positive, masked, k)
+    assert found["recall"] == pytest.approx(np.mean(recalls))
+    assert found["ndcg"] == pytest.approx(np.mean(ndcgs))
+
+
+def test_no_positive_item_gives_no_metric() -> None:
+    none = np.zeros((2, 3), bool)
+    assert math.isnan(ranking_metrics(np.zeros((2, 3)), none, none, 2)["recall"])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for part, seed in (("train", 1), ("test", 2)):
+        write_rows(tmp_path / part / "a.parquet", 160, seed)
+    path = tmp_path / "config.yaml"
+    tower = {"tower": "base_dnn", "tower_options": {"hidden_dims": [8]}, "zero_shot": None}
+    path.write_text(yaml.safe_dump(config_tree(tmp_path, model=tower)))
+    return path
+
+
+def test_rows_hold_each_warm_click_beside_an_item_that_the_user_did_not_click(
+    config: Path, tmp_path: Path
+) -> None:
+    log = ClickLog.read(load_config(config, []))
+    raw = [pq.read_table(tmp_path / part / "a.parquet") for part in ("train", "test")]
+    clicked = {
+        (row["user"], row["item"]) for t in raw for row in t.to_pylist() if row["clicked"] == 1
+    }
+    users, items = log.users["user"].to_pylist(), log.items["item"].to_pylist()
+    assert len(log.users_N) == len(clicked)
+    pairs = zip(log.users_N, log.items_N, strict=True)
+    assert {(users[u], items[i]) for u, i in pairs} == clicked
+    split = split_pairs(log.users_N, log.items_N)
+    cold_rows = np.unique(log.items_N[np.concatenate([split.cold_validation, split.cold_test])])
+    cold = {items[i] for i in cold_rows}
+    shown = log.without(cold_rows)
+    write_coldrec_rows(shown, split, tmp_path / "rows", seed=1)
+    table = pq.read_table(tmp_path / "rows" / "train").to_pylist()
+    assert len(table) == 2 * len(split.train)
+    for row in table:
+        assert ((row["user"], row["item"]) in clicked) == (row["clicked"] == 1)
+        assert row["item"] not in cold and not cold & set(row["history"])
+        assert len(row["history"]) == len(row["actions"])
+        assert row["tags"] == list(range(row["item"] % 3))
+    whole = {
+        user: history
+        for t in raw
+        for user, history in zip(t["user"].to_pylist(), t["history"].to_pylist(), strict=True)
+    }
+    for row in table:
+        assert row["history"] == [i for i in whole[row["user"]] if i not in cold]
+
+
+def test_settings_mask_training_pairs_and_the_other_kind_of_items(config: Path) -> None:
+    """An oracle that scores held-out pairs highest is perfect, one that scores others is not."""
+    log = ClickLog.read(load_config(config, []))
+    split = split_pairs(log.users_N, log.items_N)
+    users = np.arange(len(log.users))
+    scores = np.zeros((len(users), len(log.items)), np.float32)
+    for part, score in ((split.train, 3), (split.warm_test, 2), (split.cold_test, 1)):
+        scores[log.users_N[part], log.items_N[part]] = score
+    found = coldrec_metrics(scores, log, split, users, k=20)
+    assert all(found[setting]["ndcg"] == pytest.approx(1) for setting in found)
+    assert coldrec_metrics(-scores, log, split, users, k=1)["cold"]["ndcg"] < 0.5
+
+
+@pytest.mark.long
+def test_a_tower_ranks_all_items_and_what_is_finished_is_kept(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["--config", str(config), "--out", str(out), "--seeds", "1", "--users", "20"]
+    command += ["--method", "base", "--method", "clcrec", "--k", "5"]
+    first = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert first.exit_code == 0, first.output
+    page = (out / "coldrec_items.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/model")}
+    assert len(times) == 2
+    CliRunner().invoke(main, command, catch_exceptions=False)
+    assert (out / "coldrec_items.md").read_text() == page
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
