@@ -26,6 +26,7 @@ from mail_torchrec.data.encoders import Encoders
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.utils.logging import silence_third_parties
 from tools.benchmark.fuxictr.comparison import check_source, compare_with_fuxictr
+from tools.benchmark.fuxictr.profiling import add_fuxictr_profile
 from tools.benchmark.machine_limits import describe_machine, machine_limits
 from tools.benchmark.quality import compare_auc
 from tools.benchmark.random_rows import RowSettings, write_rows
@@ -35,6 +36,7 @@ from tools.benchmark.report import target_table, write_report
 from tools.benchmark.scaling import ScalingExperiment
 from tools.benchmark.step_breakdown import measure_breakdown
 from tools.benchmark.step_cost import StepCost, step_cost
+from tools.benchmark.step_profile import ProfileExperiment
 from tools.benchmark.subprocess_trainer import SubprocessTrainer
 from tools.benchmark.targets import Results
 from tools.benchmark.throughput import measure_in_turns
@@ -56,7 +58,7 @@ from tools.benchmark.workload import (
 )
 from tools.tool_command import ToolCommand
 
-PARTS = ("limits", "throughput", "breakdown", "reader", "scaling", "quality")
+PARTS = ("limits", "throughput", "breakdown", "profile", "reader", "scaling", "quality")
 """In this order; ``fuxictr`` follows them where a checkout is given."""
 _FUXICTR_ENVIRONMENT = Path.home() / ".cache/mail-torchrec/fuxictr"
 
@@ -108,14 +110,28 @@ class Bench:
             self.results["breakdown"][trainer.name] = parts
             self.results["step_cost"][trainer.name] = vars(_cost_of_a_batch(trainer))
 
+    def profile(self) -> None:
+        """Profiles all trainers, and FuxiCTR where its source is given, by group of operators."""
+        self.results.get("limits") or self.limits()
+        numbers = self.options["threads"], self.options["steps"]
+        experiment = ProfileExperiment(self.workload, self.device.type, *numbers)
+        found = experiment.measure(self.variants, self._grouped())
+        if self.options["fuxictr_source"]:
+            add_fuxictr_profile(found, self.workload, self.encoders, self.options)
+        self.results["profile"] = found
+
+    def _grouped(self) -> Variant:
+        """The grouped variant, or the first one."""
+        grouped = (variant for variant in self.variants if variant.name == GROUPED.name)
+        return next(grouped, self.variants[0])
+
     def reader(self) -> None:
         """Measures the reader alone."""
         self.results["reader"] = measure_reader(users=2_048 if self.options["small"] else 65_536)
 
     def scaling(self) -> None:
         """Measures batch, T, table rows and ranks of the grouped variant, or of the first one."""
-        grouped = (variant for variant in self.variants if variant.name == GROUPED.name)
-        variant = next(grouped, self.variants[0])
+        variant = self._grouped()
         threads, repeats, steps, small = (
             self.options[name] for name in ("threads", "repeats", "steps", "small")
         )
@@ -259,7 +275,6 @@ def main(
     """Measure training speed. KEY=VALUE overrides the configuration of all trainers.
 
     \b
-    python tools/bench.py --out runs/bench
     python tools/bench.py --out runs/bench --part throughput --part breakdown
     """  # noqa: D301
     silence_third_parties()

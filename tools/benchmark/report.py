@@ -8,6 +8,7 @@ from typing import Any
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
 from tools.benchmark.plots import draw_breakdown, draw_scaling, draw_throughput
+from tools.benchmark.profile.tables import profile_tables
 from tools.benchmark.step_breakdown import PARTS
 from tools.benchmark.targets import Results, check_targets, throughput_of
 from tools.benchmark.throughput import SpeedRatio, Throughput
@@ -45,6 +46,7 @@ def as_markdown(results: Results) -> str:
         _throughput,
         _breakdown,
         _step_cost,
+        _profile,
         _scaling,
         _reader,
         _quality,
@@ -161,6 +163,11 @@ def _step_cost(results: Results) -> Iterator[str]:
             for name, cost in costs.items()
         ]
         yield _table(["GFLOP", *parts, "MB of lookups"], rows)
+
+
+def _profile(results: Results) -> Iterator[str]:
+    if found := results.get("profile"):
+        yield from profile_tables(found, results["limits"])
 
 
 def _scaling(results: Results) -> Iterator[str]:

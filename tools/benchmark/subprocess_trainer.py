@@ -11,16 +11,19 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.multiprocessing as mp
 
 from mail_torchrec.distributed.process_group import process_group
 from mail_torchrec.utils.logging import silence_third_parties
+from tools.benchmark.profile.recording import ProfiledSteps, ProfileRequest, record_profile
 from tools.benchmark.throughput import Turn, timed_turn
 from tools.benchmark.trainers import REFERENCE, make_trainer, workload_encoders
 from tools.benchmark.workload import Variant, Workload
+
+Reply = TypeVar("Reply", Turn, ProfiledSteps)
 
 
 class SubprocessTrainer:
@@ -66,26 +69,40 @@ class SubprocessTrainer:
         """
         for rank in range(len(self._pipes)):
             self._send(rank, steps)
-        turns = [self._receive(rank) for rank in range(len(self._pipes))]
+        turns = [self._receive(rank, Turn) for rank in range(len(self._pipes))]
         slowest = max(turns, key=lambda turn: turn.seconds)
         rows = sum(turn.rows for turn in turns)
         peak_bytes = max(turn.peak_bytes for turn in turns)
         return replace(slowest, rows=rows, peak_bytes=peak_bytes)
 
-    def _send(self, rank: int, steps: int) -> None:
+    def profile(self, steps: int, folder: Path) -> list[ProfiledSteps]:
+        """Profiles some steps of all ranks; traces are written to ``rank-N.json``.
+
+        Args:
+            steps: number of them.
+            folder: an existing folder.
+
+        Raises:
+            RuntimeError: see :meth:`turn`.
+        """
+        for rank in range(len(self._pipes)):
+            self._send(rank, ProfileRequest(steps, folder / f"rank-{rank}.json"))
+        return [self._receive(rank, ProfiledSteps) for rank in range(len(self._pipes))]
+
+    def _send(self, rank: int, request: int | ProfileRequest) -> None:
         try:
-            self._pipes[rank].send(steps)
+            self._pipes[rank].send(request)
         except BrokenPipeError as error:
             raise self._ended(rank) from error
 
-    def _receive(self, rank: int) -> Turn:
+    def _receive(self, rank: int, kind: type[Reply]) -> Reply:
         try:
             reply = self._pipes[rank].recv()
         except EOFError as error:
             raise self._ended(rank) from error
         if isinstance(reply, str):
             raise RuntimeError(f"{self.name}: {reply}")
-        assert isinstance(reply, Turn)
+        assert isinstance(reply, kind)
         return reply
 
     def _ended(self, rank: int) -> RuntimeError:
@@ -130,7 +147,10 @@ def _serve_turns(
     device: str,
     threads: int,
 ) -> None:
-    """Replies to each number of steps with their turn, or with the traceback of an error."""
+    """Replies to each number of steps with their turn, to a request of a profile with its times.
+
+    An error is answered by its traceback.
+    """
     silence_third_parties()
     os.environ |= environment
     torch.set_num_threads(threads)
@@ -138,13 +158,16 @@ def _serve_turns(
         with process_group(device) as own_device:
             encoders = workload_encoders(workload)
             trainer = make_trainer(workload, variant, own_device, encoders)
-            while (steps := _receive_steps(pipe)) is not None:
-                turn = timed_turn(trainer, steps)
+            while (request := _receive_request(pipe)) is not None:
+                if isinstance(request, ProfileRequest):
+                    pipe.send(record_profile(trainer, request))
+                    continue
+                turn = timed_turn(trainer, request)
                 pipe.send(replace(turn, peak_bytes=_peak_bytes(own_device)))
     except Exception:
         pipe.send(traceback.format_exc())
         # The process stays until the traceback was read.
-        _receive_steps(pipe)
+        _receive_request(pipe)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -160,9 +183,11 @@ def _peak_bytes(device: torch.device) -> int:
     return int(found[1]) * 1024
 
 
-def _receive_steps(pipe: Connection) -> int | None:
-    """Receives the next number of steps; None where the pipe was closed."""
+def _receive_request(pipe: Connection) -> int | ProfileRequest | None:
+    """Receives the next number of steps, or request of a profile; None at the pipe's end."""
     try:
-        return int(pipe.recv())
+        request = pipe.recv()
     except EOFError:
         return None
+    assert isinstance(request, int | ProfileRequest)
+    return request

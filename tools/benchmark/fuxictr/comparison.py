@@ -69,14 +69,14 @@ def compare_with_fuxictr(
     Returns:
         Rows a second behind the first steps, and AUC, of ours and theirs.
     """
-    python = _prepare_environment(environment)
+    python = prepare_environment(environment)
     found: dict[str, Any] = {
         name: {"rows_per_second": [], "auc": []} for name in ("ours", "theirs")
     }
     with tempfile.TemporaryDirectory() as folder:
         rows = write_fuxictr_rows(Path(folder), workload.config(DMR), encoders, threads)
         for seed in range(1, repeats + 1):
-            theirs = _their_epoch(python, Path(folder), source, seed)
+            theirs = run_epoch(python, Path(folder), source, seed)
             seeded = Workload(workload.path, (*workload.overrides, f"train.seed={seed}"))
             ours = _our_epoch(seeded, encoders)
             for name, result in (("ours", ours), ("theirs", theirs)):
@@ -91,10 +91,13 @@ def compare_with_fuxictr(
     }
 
 
-def _prepare_environment(folder: Path) -> Path:
+def prepare_environment(folder: Path) -> Path:
     """Returns the Python of an environment with FuxiCTR, made where it is missing.
 
     Torch and other packages that both need are shared with this environment.
+
+    Args:
+        folder: of the environment.
     """
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
@@ -106,9 +109,20 @@ def _prepare_environment(folder: Path) -> Path:
     return python
 
 
-def _their_epoch(python: Path, folder: Path, source: Path, seed: int) -> dict[str, float]:
+def run_epoch(
+    python: Path, folder: Path, source: Path, seed: int, *options: str
+) -> dict[str, float]:
+    """Runs ``epoch.py``, and returns what it prints.
+
+    Args:
+        python: of FuxiCTR's environment.
+        folder: of the rows.
+        source: checkout of FuxiCTR.
+        seed: of the model.
+        options: further arguments.
+    """
     script = Path(__file__).with_name("epoch.py")
-    command = [str(python), str(script), str(folder), str(source.resolve()), str(seed)]
+    command = [str(python), str(script), str(folder), str(source.resolve()), str(seed), *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result

@@ -1,9 +1,10 @@
 """Trains FuxiCTR's DMR for an epoch; runs in an environment of its own, see ``comparison.py``.
 
-    python epoch.py ROWS_FOLDER CHECKOUT_OF_FUXICTR SEED
+    python epoch.py ROWS_FOLDER CHECKOUT_OF_FUXICTR SEED [TRACE STEPS]
 
-prints one line of JSON: rows a second behind the first steps, and the AUC of the test rows. Nothing
-of this project is imported here.
+prints one line of JSON: rows a second behind the first steps, and the AUC of the test rows. With a
+file for a trace it trains and profiles some steps instead, and prints their seconds without and
+with the profiler. Nothing of this project is imported here.
 """
 
 import importlib.util
@@ -17,12 +18,15 @@ import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
 from fuxictr.pytorch.torch_utils import seed_everything
+from torch.profiler import ProfilerActivity, profile
 
 _WARM_UP_STEPS = 3
 
 
-def main(folder: Path, source: Path, seed: int) -> dict[str, float]:
-    """Trains one epoch, and evaluates it."""
+def main(
+    folder: Path, source: Path, seed: int, trace: str = "", steps: str = "0"
+) -> dict[str, float]:
+    """Trains one epoch, and evaluates it; with a trace it profiles some steps instead."""
     options: dict[str, Any] = json.loads((folder / "options.json").read_text())
     torch.set_num_threads(options.pop("threads"))
     seed_everything(seed)
@@ -41,6 +45,8 @@ def main(folder: Path, source: Path, seed: int) -> dict[str, float]:
     # Without reader processes, as here: one thread is one thread.
     train_file, batch_size = str(folder / "train.npz"), options["batch_size"]
     loader = NpzDataLoader(features, train_file, batch_size=batch_size, shuffle=True, num_workers=0)
+    if trace:
+        return _profile(model, loader, Path(trace), int(steps))
     rate = _train(model, loader)
     test = NpzDataLoader(features, str(folder / "test.npz"), batch_size=4096, num_workers=0)
     return {"rows_per_second": rate, "auc": float(model.evaluate(test)["AUC"])}
@@ -58,6 +64,25 @@ def _train(model: Any, loader: Any) -> float:
     return rows / (time.perf_counter() - start)
 
 
+def _profile(model: Any, loader: Any, trace: Path, steps: int) -> dict[str, float]:
+    """Writes a Chrome trace of some steps; returns seconds of as many without and with it."""
+    model.train()
+    batches = (batch for _ in iter(int, 1) for batch in loader)  # epoch after epoch
+
+    def seconds_of(number: int) -> float:
+        start = time.perf_counter()
+        for _ in range(number):
+            model.train_step(next(batches))
+        return time.perf_counter() - start
+
+    seconds_of(_WARM_UP_STEPS)
+    seconds = seconds_of(steps)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        profiled = seconds_of(steps)
+    profiler.export_chrome_trace(str(trace))
+    return {"seconds": seconds, "profiled_seconds": profiled}
+
+
 def _dmr(source: Path) -> Any:
     """Imports the class from the checkout: the wheel does not hold it."""
     spec = importlib.util.spec_from_file_location(
@@ -70,4 +95,4 @@ def _dmr(source: Path) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])))
