@@ -26,7 +26,8 @@ METRICS = {
 }
 """Columns of each metric's numerator and denominator. CTCVR is the share of impressions that were
 clicked and led to a conversion."""
-_QUANTILE = 1.959963984540054
+QUANTILE = 1.959963984540054
+"""Of the normal distribution, for intervals of 95 %."""
 _CELLS = 4_000_000  # users times resamples in memory at a time: some 30 MB
 _SEED = 20211101
 
@@ -84,7 +85,7 @@ def compare_metric(
     if base.resampled_B is not None and candidate.resampled_B is not None:
         low, high = _quantiles(_divide(candidate.resampled_B, base.resampled_B) - 1)
     else:
-        low, high = (math.expm1(log_lift + sign * _QUANTILE * error) for sign in (-1, 1))
+        low, high = (math.expm1(log_lift + sign * QUANTILE * error) for sign in (-1, 1))
     p = math.erfc(abs(log_lift) / error / math.sqrt(2)) if error > 0 else None
     return MetricComparison(*estimates, Estimate(math.expm1(log_lift), low, high), p)
 
@@ -113,7 +114,7 @@ def _delta_method(numerator_U: Float64s, denominator_U: Float64s) -> tuple[float
 def _estimate(ratio: _Ratio) -> Estimate | None:
     if math.isnan(ratio.value):
         return None
-    half = _QUANTILE * math.sqrt(ratio.variance)
+    half = QUANTILE * math.sqrt(ratio.variance)
     low, high = ratio.value - half, ratio.value + half
     if ratio.resampled_B is not None:
         low, high = _quantiles(ratio.resampled_B)

@@ -4,7 +4,7 @@ Files are read a batch at a time; one line for each user, version and (where the
 new-user and new-item flag stays in memory. ``L`` lines, ``R`` rows of a batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,10 @@ class LogColumns:
     """Number of impressions that a row stands for; None where each row is one."""
     is_new_item: str | None = None
     """1 where the item was new."""
+    day: str | None = None
+    """Day of the impression, for a read-out by days since a user's first one."""
+    score: str | None = None
+    """Predicted probability of the click, for AUC and calibration by these days."""
 
     @property
     def names(self) -> list[str]:
@@ -121,26 +125,39 @@ def _read_sums(paths: Iterable[str], columns: LogColumns) -> tuple[pa.Table, int
     return _add_up(parts).sort_by([(name, "ascending") for name in _KEYS]), num_unclicked
 
 
-def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.Table, int]]:
-    """Yields the sums of each batch, and its number of conversions without a click."""
-    first: tuple[str, pa.DataType] | None = None
+def log_batches(paths: Iterable[str], columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yields the rows of a log batch by batch, each with the name of its file.
+
+    Args:
+        paths: Parquet files, folders or URIs.
+        columns: names of the columns to read.
+
+    Raises:
+        ValueError: no log, or a missing column.
+    """
     hint = "give as LOG Parquet files or folders of the exposure and click log"
     for log_file in (log_file for path in paths for log_file in parquet_files(path, hint)):
-        file = log_file.path
         if not log_file.num_rows:
             continue
         remedy = "name the log's columns (--user, --version, --click, ...)"
-        log_file.check_columns(columns.names, remedy)
-        for batch in log_file.batches(columns.names, _BATCH):
-            part, num_unclicked = _count_batch(batch, columns, file)
-            found = part["user"].type
-            first_file, expected = first = first or (file, found)
-            if found != expected:
-                raise ValueError(
-                    f"{file}: column '{columns.user}' should be {expected} as in {first_file}, "
-                    f"found {found}; a number and its text are different users: cast one of them"
-                )
-            yield _add_up([part]), num_unclicked
+        log_file.check_columns(list(columns), remedy)
+        for batch in log_file.batches(list(columns), _BATCH):
+            yield log_file.path, batch
+
+
+def _batch_sums(paths: Iterable[str], columns: LogColumns) -> Iterator[tuple[pa.Table, int]]:
+    """Yields the sums of each batch, and its number of conversions without a click."""
+    first: tuple[str, pa.DataType] | None = None
+    for file, batch in log_batches(paths, columns.names):
+        part, num_unclicked = _count_batch(batch, columns, file)
+        found = part["user"].type
+        first_file, expected = first = first or (file, found)
+        if found != expected:
+            raise ValueError(
+                f"{file}: column '{columns.user}' should be {expected} as in {first_file}, "
+                f"found {found}; a number and its text are different users: cast one of them"
+            )
+        yield _add_up([part]), num_unclicked
 
 
 def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Table, int]:
@@ -151,14 +168,14 @@ def _count_batch(batch: pa.Table, columns: LogColumns, file: str) -> tuple[pa.Ta
     if columns.conversion is not None:
         conversions_R = _events(batch, columns.conversion, columns, file)
     flags = {
-        name: zeros_R if column is None else _flags(batch, column, file)
+        name: zeros_R if column is None else read_flags(batch, column, file)
         for name, column in (("is_new", columns.is_new), ("is_new_item", columns.is_new_item))
     }
     counted_R = np.minimum(conversions_R, clicks_R)
     table = pa.table(
         {
-            "user": _ids(batch, columns.user, file),
-            "version": _ids(batch, columns.version, file).cast(pa.large_string()),
+            "user": read_ids(batch, columns.user, file),
+            "version": read_ids(batch, columns.version, file).cast(pa.large_string()),
             **{name: flag_R.astype(np.int8) for name, flag_R in flags.items()},
             "impressions": impressions_R,
             "clicks": clicks_R,
@@ -187,15 +204,35 @@ def _events(batch: pa.Table, name: str, columns: LogColumns, file: str) -> Ints:
     """Reads clicks or conversions [R]: 0 or 1, or counts in a log of sums."""
     if columns.impressions is not None:
         return _counts(batch, name, file)
-    return _flags(batch, name, file).astype(np.int64)
+    return read_flags(batch, name, file).astype(np.int64)
 
 
-def _flags(batch: pa.Table, name: str, file: str) -> Bools:
+def read_flags(batch: pa.Table, name: str, file: str) -> Bools:
+    """Reads a column of 0 and 1, [R].
+
+    Args:
+        batch: rows of a log.
+        name: of the column.
+        file: for messages.
+
+    Raises:
+        ValueError: other values.
+    """
     values = _plain(batch, name, LogicalType.NUMBER, file)
     return binary(pa.chunked_array([values]), file=file, name=name)
 
 
-def _ids(batch: pa.Table, name: str, file: str) -> pa.Array:
+def read_ids(batch: pa.Table, name: str, file: str) -> pa.Array:
+    """Reads a column of ids without nulls, int64 or large_string [R].
+
+    Args:
+        batch: rows of a log.
+        name: of the column.
+        file: for messages.
+
+    Raises:
+        ValueError: nulls, or values that are no ids.
+    """
     ids = plain_ids(batch[name], file=file, name=name)
     if ids.null_count:
         raise ValueError(

@@ -11,13 +11,16 @@ from mail_torchrec.abtest.arms import ARMS, CLICKS, CONVERSIONS, IMPRESSIONS, Ex
 from mail_torchrec.abtest.estimates import MetricComparison
 from mail_torchrec.abtest.formatting import estimate_text, p_text, verdict
 from mail_torchrec.abtest.plots import draw_lifts
+from mail_torchrec.abtest.since_first import SinceFirst
+from mail_torchrec.abtest.since_first_plot import draw_since_first
+from mail_torchrec.abtest.since_first_text import since_first_content, since_first_text
 from mail_torchrec.reporting.cohorts import COHORT_NAMES
 from mail_torchrec.reporting.html import markdown_to_html
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.utils.local_path import make_output_dir
 from mail_torchrec.utils.run_files import write_report_file
 
-_PLOT = "lifts.png"
+_PLOT, _DAYS_PLOT = "lifts.png", "days.png"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class AbTestReport:
     """Method of the intervals."""
     num_unclicked: int
     """Conversions without a click, which count as none."""
+    since_first: SinceFirst | None = None
+    """Read-out by days since the users' first exposures; None without days in the log."""
 
     @property
     def warnings(self) -> list[str]:
@@ -59,6 +64,8 @@ class AbTestReport:
             self._counts_table(),
             *(f"{note}\n" for note in self.notes),
         ]
+        if self.since_first is not None:
+            lines.append(since_first_text(self.since_first))
         return "\n".join(lines).rstrip() + "\n"
 
     def content(self) -> dict[str, Any]:
@@ -77,7 +84,7 @@ class AbTestReport:
             "intervals": self.method,
             "warnings": self.warnings,
             "verdicts": self.verdicts,
-        }
+        } | ({} if self.since_first is None else {"days": since_first_content(self.since_first)})
 
     def write(self, out: Path) -> list[Path]:
         """Writes the report in every form, with a plot of the lifts; returns the paths."""
@@ -85,6 +92,11 @@ class AbTestReport:
         draw_lifts({name: found.lift for name, found in self._by_name().items()}, out / _PLOT)
         caption = "What the candidate gains over the base, 95 % intervals."
         text = f"{self.text()}\n![{caption}]({_PLOT})\n"
+        plots = [out / _PLOT]
+        if self.since_first is not None:
+            draw_since_first(self.since_first, out / _DAYS_PLOT)
+            plots.append(out / _DAYS_PLOT)
+            text += f"\n![By days since the first exposure, 95 % intervals.]({_DAYS_PLOT})\n"
         bodies = {
             "html": markdown_to_html(text, out),
             "md": text,
@@ -92,7 +104,7 @@ class AbTestReport:
         }
         for kind, body in bodies.items():
             write_report_file(out / f"report.{kind}", body)
-        return [out / _PLOT, *(out / f"report.{kind}" for kind in bodies)]
+        return [*plots, *(out / f"report.{kind}" for kind in bodies)]
 
     def _by_name(self) -> dict[str, MetricComparison]:
         return {

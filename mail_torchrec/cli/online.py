@@ -66,6 +66,17 @@ from mail_torchrec.cli.options import OUTPUT_DIR
     ),
 )
 @click.option(
+    "--day",
+    metavar="COLUMN",
+    help="Column of the impression's day; adds a read-out by days since a user's first exposure, "
+    "of those whom --new-user calls new.",
+)
+@click.option(
+    "--score",
+    metavar="COLUMN",
+    help="Column of the predicted click probability; adds AUC and calibration by these days.",
+)
+@click.option(
     "--bootstrap",
     type=click.IntRange(0),
     default=0,
@@ -75,7 +86,7 @@ from mail_torchrec.cli.options import OUTPUT_DIR
 @click.option(
     "--out",
     type=OUTPUT_DIR,
-    help="Folder for report.html, report.md, report.json and lifts.png.",
+    help="Folder for report.html, report.md, report.json and the pictures.",
 )
 def abtest(
     log: tuple[str, ...],
@@ -91,6 +102,8 @@ def abtest(
     new_user: str | None,
     new_item: str | None,
     impressions: str | None,
+    day: str | None,
+    score: str | None,
     bootstrap: int,
     out: Path | None,
 ) -> None:
@@ -105,6 +118,7 @@ def abtest(
     mail-torchrec abtest log/ --split candidate=0.1 --candidate 3f2a81c09d4e \\
       --conversion bought --new-user is_new --out runs/test
     mail-torchrec abtest log/ --candidate new --base old --share 0.5
+    mail-torchrec abtest log/ --candidate new --base old --new-user is_new --day date --score pctr
     """  # noqa: D301
     from mail_torchrec.abtest.arms import ArmAssignment
     from mail_torchrec.abtest.command import abtest as run_abtest
@@ -119,8 +133,11 @@ def abtest(
         raise ValueError(
             "which version is on trial? name it by --candidate, or give --split as `serve` got it"
         )
+    if score is not None and day is None:
+        raise ValueError("--score is of the read-out by days; name by --day the column of the days")
     columns = LogColumns(
-        user, version_column, click_column, conversion, new_user, impressions, new_item
+        *(user, version_column, click_column, conversion, new_user, impressions, new_item),
+        *(day, score),
     )
     report = run_abtest(log, columns, ArmAssignment(candidate, base, share, rule), bootstrap)
     click.echo(report.text())
