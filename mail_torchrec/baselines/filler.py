@@ -96,12 +96,16 @@ class BehaviourFiller(nn.Module):
     ) -> None:
         """Learns from warm users; a collective call of all ranks in every training step.
 
+        In evaluation mode, which a frozen module keeps, one with parameters stays as it is.
+
         Args:
             fields_NFD: their attribute embeddings; ``N`` may be 0.
             numeric_NM: their numeric attributes.
             sequences: sequence -> real behaviours [N, T, D] and their number [N].
             weights_N: weight of each user; 1 by default.
         """
+        if self.is_trained and not self.training:
+            return
         weights_N = fields_NFD.new_ones(fields_NFD.shape[0]) if weights_N is None else weights_N
         pooled_NQ, relative_NS = self._pooled(sequences)
         self.relative_lengths.update(relative_NS, weights_N)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from mail_torchrec.baselines.meta_emb import MetaEmb, MetaEmbSettings
-from mail_torchrec.baselines.registry import BaselineSettings
+from mail_torchrec.baselines.registry import GENERATORS, BaselineSettings
 from mail_torchrec.data.schema.schema import Group, Kind, Schema
 from mail_torchrec.model.virtual_items.settings import VirtualItemSettings
 from mail_torchrec.settings import Settings
@@ -58,8 +58,8 @@ class ModelSettings(Settings):
     """Experts between the ranking tower's last hidden layer and the tasks, the click among them:
     mmoe or ple; null: the tasks share that layer alone."""
     baseline: BaselineSettings | None = None
-    """A published cold-start baseline in the zero-shot tower's place: mean_fill, llae or meta_emb;
-    null without one."""
+    """A published cold-start baseline in the zero-shot tower's place: mean_fill, llae, meta_emb,
+    cvar or mwuf; null without one."""
     behaviour_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of warm users (with behaviours) that each training step treats as cold ones, without
     their real behaviours (DropoutNet, Volkovs et al., NIPS 2017) or with virtual ones."""
@@ -78,8 +78,8 @@ class ModelSettings(Settings):
     """Keep the few real behaviours of cold users and put virtual ones behind them, which follow the
     real ones by count, as if attributes were worth so many behaviours; null replaces them."""
     mmd_over_all_ranks: bool = True
-    """Compute the MMD of L_d over the warm users of all ranks, as one process would; false compares
-    each rank's own users alone, for very many ranks."""
+    """Compute the MMD (or the contrastive loss) of L_d over the warm users of all ranks, as one
+    process would; false compares each rank's own users alone, for very many ranks."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -122,8 +122,8 @@ class ModelSettings(Settings):
     @property
     def has_generator(self) -> bool:
         """True where a part of the optimizer group ``zero_shot`` generates vectors."""
-        is_meta_emb = isinstance(self.baseline, MetaEmbSettings)
-        return self.zero_shot is not None or self.virtual_items is not None or is_meta_emb
+        has_baseline = isinstance(self.baseline, GENERATORS)
+        return self.zero_shot is not None or self.virtual_items is not None or has_baseline
 
     @property
     def task_layout(self) -> TaskLayout:

@@ -1,14 +1,18 @@
 """Losses by which the ranking tower teaches generators, itself a constant to them.
 
-They stand behind the wall: their gradient reaches MetaEmb's generator or the zero-shot tower alone.
+They stand behind the wall: their gradient reaches a baseline's generator or the zero-shot tower
+alone.
 
 Shape letters as in ``towers/inputs.py``; ``F`` fields that the zero-shot tower reads, ``M`` numeric
 user attributes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from mail_torchrec.baselines.filler import BehaviourFiller
 from mail_torchrec.baselines.meta_emb import pair_rows
 from mail_torchrec.data.reading.batch import Batch, map_tensors
 from mail_torchrec.losses.ranking import ranking_loss
@@ -16,7 +20,8 @@ from mail_torchrec.model.cold_rows import with_virtual_behaviours, without_behav
 from mail_torchrec.model.constant_towers import by_constant_towers
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.loss import LossTerm
-from mail_torchrec.model.step import StepInputs
+from mail_torchrec.model.step import StepInputs, WarmUsers
+from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 
 
 def meta_emb_terms(
@@ -55,16 +60,42 @@ def virtual_ranking_terms(
         fields_UFD: detached fields that the zero-shot tower reads.
         numeric_UM: numeric attributes of each user.
     """
-    if dense.zero_shot is None or not dense.zero_shot.settings.ranking_weight:
+    source, weight = _taught_source(dense)
+    if source is None or not weight:
         return {}
     # WALL: tables are constants to this loss, and below so is the tower that scores cold users.
     users = map_tensors(step.users, Tensor.detach)
     candidates = map_tensors(step.candidates.without_negatives(), Tensor.detach)
-    virtual = dense.zero_shot.virtual_behaviours(fields_UFD, numeric_UM)
+    virtual = source.virtual_behaviours(fields_UFD, numeric_UM)
     cold = step.all_as_cold
     filled = with_virtual_behaviours(users, cold.rows_V, virtual, cold.max_rows)
     inputs = candidates.join_users(filled)
     result = by_constant_towers(dense, lambda: dense.rank(inputs, as_cold=True))
     losses_B = ranking_loss(result.output.logits_B, batch.labels_B)
-    weight = dense.zero_shot.settings.ranking_weight
     return {"L_r": LossTerm(losses_B, batch.weights_B, weight)}
+
+
+def filler_terms(
+    filler: BehaviourFiller | None, warm: Callable[[], WarmUsers]
+) -> dict[str, LossTerm]:
+    """Builds the losses of a baseline with parameters that makes virtual behaviours, of warm users.
+
+    Args:
+        filler: the baseline; None without one.
+        warm: returns their detached features and weights.
+    """
+    if filler is None or not filler.is_trained:
+        return {}
+    fields_WFD, numeric_WM, sequences, weights_W = warm()
+    losses = filler.losses(fields_WFD, numeric_WM, sequences)
+    return {
+        f"L_{name}": LossTerm(losses_W, weights_W, weight)
+        for name, (losses_W, weight) in losses.items()
+    }
+
+
+def _taught_source(dense: DenseModules) -> tuple[ZeroShotTower | BehaviourFiller | None, float]:
+    """The module that makes virtual behaviours, and the weight of L_r, which trains it."""
+    if dense.zero_shot is not None:
+        return dense.zero_shot, dense.zero_shot.settings.ranking_weight
+    return dense.filler, 0.0 if dense.filler is None else dense.filler.ranking_weight

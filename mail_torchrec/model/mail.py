@@ -31,7 +31,7 @@ from mail_torchrec.model.cold_rows import (
 )
 from mail_torchrec.model.dense_modules import DenseModules
 from mail_torchrec.model.features import InputAssembler
-from mail_torchrec.model.generator_losses import meta_emb_terms, virtual_ranking_terms
+from mail_torchrec.model.generator_losses import filler_terms, meta_emb_terms, virtual_ranking_terms
 from mail_torchrec.model.lookup import feature_embeddings
 from mail_torchrec.model.loss import LossTerm, cold_pass_terms, ranking_terms, reduce_terms
 from mail_torchrec.model.step import (
@@ -264,10 +264,11 @@ class Towers(DenseModules):
     def _generator_terms(
         self, step: StepInputs, batch: Batch, fields_UFD: Tensor
     ) -> dict[str, LossTerm]:
-        """Losses by which the ranking tower teaches MetaEmb's generator or the zero-shot tower."""
+        """Losses of baselines' generators, and L_r, by which the ranking tower teaches them."""
         numeric_BM = self._assembler.numeric_attributes(batch.numeric_BN)
         numeric_UM = self._assembler.numeric_attributes(step.users.numeric_BN)
         meta_emb = meta_emb_terms(self, step, batch, numeric_BM)
+        meta_emb |= filler_terms(self.filler, lambda: self._warm_users(step, fields_UFD))
         meta_emb |= virtual_item_terms(
             self, step, batch, self._assembler, lambda: self.fill_cold_users(step.users, step.cold)
         )

@@ -163,6 +163,13 @@ def test_each_loss_trains_its_own_networks(name: str, trained: set[str]) -> None
     assert moved == trained
 
 
+def test_in_evaluation_mode_it_learns_nothing() -> None:
+    model, _ = observed()
+    before = {name: value.clone() for name, value in model.eval().state_dict().items()}
+    model.update(*warm(seed=1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_the_losses_of_no_users_are_empty_and_give_zero_gradients() -> None:
     model, _ = observed(hidden_dims=[7, 6])
     losses = model.losses(*warm(num_rows=0))

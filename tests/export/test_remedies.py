@@ -45,5 +45,5 @@ def test_onnx_and_aotinductor_score_as_the_trainer_does(
     candidates = [{"item": 3, "tags": [1]}]
     requests = [Request(user | {"age": age}, candidates) for age in (1, 2)]
     [output] = [spec.name for spec in manifest.outputs if spec.role == "virtual_behaviours"]
-    virtual = scorer.run(scorer.encode(requests))[output]
+    virtual = scorer.run(scorer.encode(requests), [output])[output]
     assert virtual[0].any() and (virtual[0] != virtual[1]).any()
