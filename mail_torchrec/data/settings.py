@@ -2,7 +2,7 @@
 
 import math
 from datetime import date
-from typing import Self, overload
+from typing import Literal, Self, overload
 
 from pydantic import Field
 
@@ -59,6 +59,11 @@ class DataSettings(Settings):
     """Keep rows of one user together when shuffling (the order of the users and of each user's rows
     is random) and deduplicate the user-side features of each batch: rows that agree in them share
     one lookup and one pass of the towers (RecD, Zhao et al. 2023)."""
+    shape_buckets: Literal[1, 2, 4, 8, 16, 32] | None = None
+    """Round the numbers of warm users, of cold users, of users and of attended behaviours of each
+    batch up to a ladder of sizes, so many from a power of two to the next: 8 adds at most an
+    eighth. Steps then have few shapes, for each of which `train.compile` compiles the towers. What
+    fills up counts in no loss. null: numbers are as the rows have them."""
     num_workers: int = Field(default=0, ge=0)
     """Reader processes of each rank; 0 reads in the training process. Where it is not set, a run on
     GPUs has one for each processor core but one, at most 8: a rank that reads launches nothing."""

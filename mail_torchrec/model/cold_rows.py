@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 from mail_torchrec.towers.inputs import RankingInputs
 from mail_torchrec.towers.layers.behaviours import Behaviours
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, position_mask
@@ -27,6 +28,9 @@ class ColdUsers:
     """Indices of both (int64); None where only the masks tell."""
     max_rows: int | None = None
     """Upper bound of the number of their rows, which the host knows; None where it knows none."""
+    buckets: ShapeBuckets | None = None
+    """Sizes of ``known_V``, filled up with an index that is none (see ``RowSets``); None where it
+    has no such index."""
 
     @property
     def is_filled_U(self) -> Tensor:
@@ -45,11 +49,18 @@ class ColdUsers:
             return self.known_V
         return torch.nonzero(self.is_filled_U).squeeze(1)
 
+    @property
+    def readable_V(self) -> Tensor:
+        """The same, with the last user's index in place of surplus ones (int64)."""
+        rows_V = self.rows_V
+        return rows_V if self.buckets is None else rows_V.clamp(max=len(self.is_cold_U) - 1)
+
     def with_dropped(self, warm_W: Tensor, share: float, num_rows: int) -> "ColdUsers":
         """Draws warm users who are treated as cold ones in this step.
 
-        On a GPU the host draws their number, and the device who they are: so nobody waits for it.
-        To draw each user by itself, as on the host, has the same distribution.
+        On a GPU, and with buckets, the host draws their number, and the device who they are: so
+        nobody waits for it. To draw each user by itself, as else on the host, has the same
+        distribution.
 
         Args:
             warm_W: indices of the warm users.
@@ -57,79 +68,97 @@ class ColdUsers:
             num_rows: of all users.
         """
         num_users, device = len(self.is_cold_U), self.is_cold_U.device
-        if device.type == "cpu":
+        if device.type == "cpu" and self.buckets is None:
             is_dropped_U = ~self.is_cold_U & (torch.rand(num_users) < share)
             return ColdUsers(self.is_cold_U, is_dropped_U)
         number = int((torch.rand(len(warm_W)) < share).sum())
         dropped_N = warm_W[torch.randperm(len(warm_W), device=device)[:number]]
-        is_dropped_U = torch.zeros_like(self.is_cold_U).index_fill(0, dropped_N, True)
+        has_surplus = self.buckets is not None
+        nobody_U = torch.zeros_like(self.is_cold_U)
+        is_dropped_U = _filled(nobody_U, dropped_N, True, has_surplus=has_surplus)
+        if self.buckets is not None:
+            dropped_N = self.buckets.fill_up(dropped_N, num_users)
         most = num_rows - num_users + 1  # rows of one user: each other has one at least
         max_rows = None if self.max_rows is None else min(self.max_rows + number * most, num_rows)
         known_V = torch.cat([self.rows_V, dropped_N])
-        return ColdUsers(self.is_cold_U, is_dropped_U, known_V, max_rows)
+        return ColdUsers(self.is_cold_U, is_dropped_U, known_V, max_rows, self.buckets)
 
 
 def with_virtual_behaviours(
     inputs: RankingInputs,
-    rows_V: Tensor,
+    cold: ColdUsers,
     virtual: dict[str, Behaviours],
-    max_rows: int | None = None,
     num_real: Mapping[str, Tensor] | None = None,
 ) -> RankingInputs:
     """Returns the inputs with virtual behaviours in some rows (Feng et al. 2021, Eq. 10).
 
     Args:
         inputs: one row a user.
-        rows_V: indices of the rows that get them (int64).
+        cold: the rows that get them.
         virtual: sequence -> virtual behaviours [V, T, D] and their number [V].
-        max_rows: of ``ColdUsers``.
         num_real: sequence -> how many behaviours in front are real ones [V], whose actions stay;
             None for none.
     """
     sequences = {
-        name: _with_virtual(
-            sequence, rows_V, max_rows, *virtual[name], num_real[name] if num_real else None
-        )
+        name: _with_virtual(sequence, cold, *virtual[name], num_real[name] if num_real else None)
         for name, sequence in inputs.sequences.items()
     }
     return replace(inputs, sequences=sequences)
 
 
-def _real_actions(actions_BT: Tensor, rows_V: Tensor, num_real_V: Tensor | None) -> Tensor:
+def _copied(x_UX: Tensor, rows_V: Tensor, values_VX: Tensor, *, has_surplus: bool) -> Tensor:
+    """Values [U, ...] with those of some rows replaced."""
+    if not has_surplus:
+        return x_UX.index_copy(0, rows_V, values_VX)
+    return torch.cat([x_UX, x_UX[:1]]).index_copy_(0, rows_V, values_VX)[:-1]
+
+
+def _filled(x_UX: Tensor, rows_V: Tensor, value: float, *, has_surplus: bool) -> Tensor:
+    """Values [U, ...] with one value in some rows."""
+    if not has_surplus:
+        return x_UX.index_fill(0, rows_V, value)
+    return torch.cat([x_UX, x_UX[:1]]).index_fill_(0, rows_V, value)[:-1]
+
+
+def _real_actions(actions_BT: Tensor, cold: ColdUsers, num_real_V: Tensor | None) -> Tensor:
     """Leaves out the actions of virtual behaviours, which have none."""
+    has_surplus, rows_V = cold.buckets is not None, cold.rows_V
     if num_real_V is None:
-        return actions_BT.index_fill(0, rows_V, 0)
-    real_VT = actions_BT.index_select(0, rows_V) * position_mask(num_real_V, actions_BT.shape[1])
-    return actions_BT.index_copy(0, rows_V, real_VT)
+        return _filled(actions_BT, rows_V, 0, has_surplus=has_surplus)
+    is_real_VT = position_mask(num_real_V, actions_BT.shape[1])
+    real_VT = actions_BT.index_select(0, cold.readable_V) * is_real_VT
+    return _copied(actions_BT, rows_V, real_VT, has_surplus=has_surplus)
 
 
 def _with_virtual(
     sequence: BehaviourSequence,
-    rows_V: Tensor,
-    max_rows: int | None,
+    cold: ColdUsers,
     values_VTD: Tensor,
     lengths_V: Tensor,
     num_real_V: Tensor | None,
 ) -> BehaviourSequence:
     values_VTD = values_VTD.to(sequence.values_BTD.dtype)
     lengths_V = lengths_V.to(sequence.lengths_B.dtype)
+    rows_V, has_surplus = cold.rows_V, cold.buckets is not None
     return replace(
         sequence,
-        values_BTD=sequence.values_BTD.index_copy(0, rows_V, values_VTD),
-        lengths_B=sequence.lengths_B.index_copy(0, rows_V, lengths_V),
-        actions_BT=_real_actions(sequence.actions_BT, rows_V, num_real_V),
-        is_virtual_B=sequence.is_virtual_B.index_fill(0, rows_V, True),
-        max_positions=_bound(sequence, sequence.max_positions, values_VTD.shape[0]),
-        max_row_positions=_bound(sequence, sequence.max_row_positions, max_rows),
+        values_BTD=_copied(sequence.values_BTD, rows_V, values_VTD, has_surplus=has_surplus),
+        lengths_B=_copied(sequence.lengths_B, rows_V, lengths_V, has_surplus=has_surplus),
+        actions_BT=_real_actions(sequence.actions_BT, cold, num_real_V),
+        is_virtual_B=_filled(sequence.is_virtual_B, rows_V, True, has_surplus=has_surplus),
+        max_positions=_bound(sequence, sequence.max_positions, values_VTD.shape[0], cold),
+        max_row_positions=_bound(sequence, sequence.max_row_positions, cold.max_rows, cold),
     )
 
 
-def _bound(sequence: BehaviourSequence, before: int | None, num_filled: int | None) -> int | None:
+def _bound(
+    sequence: BehaviourSequence, before: int | None, num_filled: int | None, cold: ColdUsers
+) -> int | None:
     """Upper bound of the positions when some rows are filled up, from that before."""
     if before is None or num_filled is None:
         return None
-    max_length: int = sequence.values_BTD.shape[1]
-    return before + num_filled * max_length
+    bound = before + num_filled * int(sequence.values_BTD.shape[1])
+    return bound if cold.buckets is None else cold.buckets.size(bound)
 
 
 def mixed_behaviours(
@@ -151,7 +180,7 @@ def mixed_behaviours(
         Sequence -> mixed behaviours [V, T, D] and their number [V]; and sequence -> how many of
         them are real [V].
     """
-    rows_V = cold.rows_V
+    rows_V = cold.readable_V
     is_cold_V = cold.is_cold_U.index_select(0, rows_V)
     mixed: dict[str, Behaviours] = {}
     num_real: dict[str, Tensor] = {}

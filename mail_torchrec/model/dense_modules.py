@@ -5,6 +5,7 @@ Shape letters as in ``towers/inputs.py``.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ from mail_torchrec.towers.registry import build_tower
 from mail_torchrec.towers.zero_shot.tower import ZeroShotTower
 from mail_torchrec.utils.output_spec import SCORES, OutputSpec
 
+_MOST_SHAPES = 64
+"""Shapes for which a tower is compiled; torch.compile runs others as they are. Its own limit is 8.
+"""
+
 
 class DenseModules(nn.Module):
     """Towers, heads and baselines of a model, without their training step.
@@ -68,6 +73,8 @@ class DenseModules(nn.Module):
     ) -> None:
         super().__init__()
         self.negatives_kept = negatives_kept
+        self.replays_graphs = False
+        """Whether the towers are CUDA graphs, whose outputs the next step overwrites."""
         self.settings = settings
         shapes = input_shapes(schema, num_rows, has_match=bool(feature_tables.match))
         has_first_order = bool(feature_tables.first_order)
@@ -120,6 +127,8 @@ class DenseModules(nn.Module):
         if self.settings.virtual_flag:
             inputs = with_virtual_flag(inputs, self.num_numeric_attributes)
         output = RankingOutput.wrap(tower(inputs))
+        if self.replays_graphs:
+            output = replace(output, logits_B=output.logits_B.clone())
         tasks = head(output) if head is not None else {}
         if (click_logits_B := tasks.pop(CLICK_TASK, None)) is not None:
             output = replace(output, logits_B=click_logits_B)
@@ -128,14 +137,43 @@ class DenseModules(nn.Module):
             return result
         return result.with_click_logits(output.logits_B + logit_shift(self.negatives_kept))
 
-    def compile_parts(self) -> None:
-        """Compiles the towers by torch.compile, with free numbers of rows and users."""
+    def compile_parts(
+        self, device: torch.device, mode: str = "default", *, has_few_shapes: bool = False
+    ) -> None:
+        """Compiles the towers by torch.compile: once for all shapes, or for each of a few.
+
+        Args:
+            device: of the towers.
+            mode: of torch.compile; ``reduce-overhead`` replays CUDA graphs.
+            has_few_shapes: numbers of rows and users are those of ``data.shape_buckets``.
+
+        Raises:
+            ValueError: CUDA graphs on a CPU, or of any number of shapes.
+        """
+        options: dict[str, Any] = {"dynamic": not has_few_shapes}
+        if has_few_shapes:
+            torch._dynamo.config.recompile_limit = _MOST_SHAPES
+        if mode == "reduce-overhead":
+            if device.type != "cuda":
+                raise ValueError(
+                    "train.compile_mode: reduce-overhead replays CUDA graphs, and this run is on a "
+                    "CPU; leave it out"
+                )
+            if not has_few_shapes:
+                raise ValueError(
+                    "train.compile_mode: reduce-overhead records a CUDA graph for each shape, and "
+                    "shapes differ from step to step; set data.shape_buckets=8"
+                )
+            self.replays_graphs, options["mode"] = True, mode
+            self.register_forward_pre_hook(
+                lambda *_: torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            )
         for tower in (self.ranking, self.cold_ranking):
             if tower is not None:
-                tower.compile(dynamic=True)
+                tower.compile(**options)
         if self.zero_shot is not None:
             for method in ("losses", "virtual_behaviours"):
-                compiled = torch.compile(getattr(self.zero_shot, method), dynamic=True)
+                compiled = torch.compile(getattr(self.zero_shot, method), **options)
                 setattr(self.zero_shot, method, compiled)
 
     def output_specs(self) -> list[OutputSpec]:

@@ -90,6 +90,8 @@ class SequenceEmbeddings:
     """Behaviours of all users together; None where the host does not know it."""
     num_row_behaviours: int | None = None
     """Behaviours of all rows together, those of a user counted in each of the user's rows."""
+    fixes_positions: bool = False
+    """As :attr:`BehaviourSequence.fixes_positions`."""
 
 
 @dataclass
@@ -201,6 +203,7 @@ class InputAssembler:
             is_virtual_U,
             max_positions=stored.num_behaviours,
             max_row_positions=stored.num_row_behaviours,
+            fixes_positions=stored.fixes_positions,
         )
 
     def target_embedding(self, sequence: str, fields: dict[str, Tensor]) -> Tensor:

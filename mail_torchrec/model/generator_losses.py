@@ -67,8 +67,7 @@ def virtual_ranking_terms(
     users = map_tensors(step.users, Tensor.detach)
     candidates = map_tensors(step.candidates.without_negatives(), Tensor.detach)
     virtual = source.virtual_behaviours(fields_UFD, numeric_UM)
-    cold = step.all_as_cold
-    filled = with_virtual_behaviours(users, cold.rows_V, virtual, cold.max_rows)
+    filled = with_virtual_behaviours(users, step.all_as_cold, virtual)
     inputs = candidates.join_users(filled)
     result = by_constant_towers(dense, lambda: dense.rank(inputs, as_cold=True))
     losses_B = ranking_loss(result.output.logits_B, batch.labels_B)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from mail_torchrec.data.reading.batch import Batch
@@ -36,7 +37,7 @@ def feature_embeddings(
     """
     found = _LookupOutputs(batch, pooled, unpooled, schema, feature_tables)
     fields = found.pooled_fields()
-    fields |= {name: unpooled[name].values() for name in schema.unpooled_scalars}
+    fields |= {name: found.unpooled_field(name) for name in schema.unpooled_scalars}
     return FeatureEmbeddings(
         fields=fields,
         sequences={name: found.sequence(name) for name in schema.sequences},
@@ -78,6 +79,12 @@ class _LookupOutputs:
             if name in found and name not in self.schema.list_weights
         }
 
+    def unpooled_field(self, name: str) -> Tensor:
+        """Vectors of a column of one id, [U, S] on the user side, else [B, S]."""
+        vectors: Tensor = self.unpooled[name].values()
+        is_of_user = self.schema.columns[name].group in USER_SIDE_GROUPS
+        return self._with_surplus(vectors) if is_of_user else vectors
+
     def sequence(self, name: str) -> SequenceEmbeddings:
         """Pads the vectors of the parts of a behaviour sequence to T positions."""
         max_length = self.schema.columns[name].max_length
@@ -86,13 +93,13 @@ class _LookupOutputs:
             part: _padded(self.unpooled[part], lengths_U, max_length)
             for part in self.schema.joined_parts(name)
         }
-        num_behaviours = self.batch.num_behaviours(name)
+        bounds = *self.batch.num_behaviours(name), self.batch.buckets is not None
         if (action := self.schema.action_of(name)) is None:
-            return SequenceEmbeddings(parts, lengths_U, None, *num_behaviours)
+            return SequenceEmbeddings(parts, lengths_U, None, *bounds)
         mask_UT = position_mask(lengths_U, max_length)
         ids_UT = torch.zeros(mask_UT.shape, dtype=torch.int64, device=mask_UT.device)
         ids_UT = ids_UT.masked_scatter(mask_UT, self.batch.unpooled[action].values())
-        return SequenceEmbeddings(parts, lengths_U, ids_UT, *num_behaviours)
+        return SequenceEmbeddings(parts, lengths_U, ids_UT, *bounds)
 
     def match(self, name: str) -> MatchInputs:
         """Collects the output-side vectors and sampling counts of a sequence's match loss."""
@@ -104,7 +111,7 @@ class _LookupOutputs:
         )
         return MatchInputs(
             target_BD=target_BD,
-            last_UD=last_UD,
+            last_UD=self._with_surplus(last_UD),
             negatives_KD=negatives_KD,
             last_ids_U=ids.last_U,
             negative_ids_K=ids.negatives_K,
@@ -115,9 +122,22 @@ class _LookupOutputs:
     def _lengths(self, name: str, ids: KeyedJaggedTensor) -> Tensor:
         """Number of ids of a column, [U] on the user side, else [B]."""
         lengths_B: Tensor = ids[name].lengths()
-        if self.schema.columns[name].group in USER_SIDE_GROUPS:
-            return self.batch.per_user(lengths_B)
-        return lengths_B
+        if self.schema.columns[name].group not in USER_SIDE_GROUPS:
+            return lengths_B
+        lengths_U = self.batch.per_user(lengths_B)
+        return self._with_surplus(lengths_U[: len(lengths_U) - self._num_surplus])
+
+    @property
+    def _num_surplus(self) -> int:
+        """Number of users who only fill a bucket up."""
+        return 0 if self.batch.dedup is None else self.batch.dedup.num_surplus
+
+    def _with_surplus(self, x_UX: Tensor) -> Tensor:
+        """Appends zeros for the surplus users to values of the others, [U, ...]."""
+        if not self._num_surplus:
+            return x_UX
+        sides = (0, 0) * (x_UX.dim() - 1)
+        return functional.pad(x_UX, (*sides, 0, self._num_surplus))
 
 
 def _padded(vectors: JaggedTensor, lengths_U: Tensor, max_length: int) -> Tensor:

@@ -192,14 +192,15 @@ class Towers(DenseModules):
         if (source := self.virtual_source) is None:
             dropped_U = cold.dropped_U
             return users if dropped_U is None else without_behaviours(users, dropped_U)
-        rows_V = cold.rows_V
+        cold = replace(cold, known_V=cold.rows_V)  # found once
+        read_V = cold.readable_V
         with torch.no_grad():  # WALL: virtual behaviours are constants to the ranking tower.
             fields_UFD = self.zero_shot_fields(users)
-            virtual = source.virtual_behaviours(fields_UFD[rows_V], numeric_UM[rows_V])
+            virtual = source.virtual_behaviours(fields_UFD[read_V], numeric_UM[read_V])
         if (strength := self.settings.mixing_strength) is None:
-            return with_virtual_behaviours(users, rows_V, virtual, cold.max_rows)
+            return with_virtual_behaviours(users, cold, virtual)
         mixed, num_real = mixed_behaviours(users, cold, virtual, strength)
-        return with_virtual_behaviours(users, rows_V, mixed, cold.max_rows, num_real)
+        return with_virtual_behaviours(users, cold, mixed, num_real)
 
     @torch.no_grad()
     def real_and_virtual_behaviours(
@@ -287,10 +288,11 @@ class Towers(DenseModules):
         if share < 1:
             order_W = torch.randperm(len(warm_W), device=warm_W.device)
             warm_W = warm_W[order_W[: math.ceil(share * len(warm_W))]]
+        weights_W, warm_W = step.weights_of(warm_W), step.readable(warm_W)
         sequences = {
             # WALL: no gradient of the zero-shot tower reaches a table.
             name: (sequence.values_BTD.detach()[warm_W], sequence.lengths_B[warm_W])
             for name, sequence in step.users.sequences.items()
         }
         numeric_UM = self._assembler.numeric_attributes(step.users.numeric_BN)
-        return WarmUsers(fields_UFD[warm_W], numeric_UM[warm_W], sequences, step.weights_U[warm_W])
+        return WarmUsers(fields_UFD[warm_W], numeric_UM[warm_W], sequences, weights_W)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mail_torchrec.data.reading.batch import Batch, RowSets, map_tensors
+from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 from mail_torchrec.model.cold_rows import ColdUsers
 from mail_torchrec.model.features import FeatureEmbeddings, InputAssembler
 from mail_torchrec.model.virtual_items.generator import VirtualItemInputs
@@ -32,14 +33,17 @@ class StepInputs:
     sets: RowSets
     """Indices of cold and warm users."""
     num_cold_rows: int
-    """Rows of the cold users."""
+    """Rows of the cold users, or an upper bound."""
+    buckets: ShapeBuckets | None = None
+    """Sizes of ``sets``; None where they are not filled up."""
     items: VirtualItemInputs | None = None
     """Inputs of the losses of the generator of new items' vectors; None without one."""
 
     @property
     def cold(self) -> ColdUsers:
         """Users without usable behaviours."""
-        return ColdUsers(self.is_cold_U, None, self.sets.cold, self.num_cold_rows)
+        of_sets = self.sets.cold, self.num_cold_rows, self.buckets
+        return ColdUsers(self.is_cold_U, None, *of_sets)
 
     @property
     def all_as_cold(self) -> ColdUsers:
@@ -48,6 +52,17 @@ class StepInputs:
         all_U = torch.arange(num_users, device=device)
         num_rows = len(self.candidates.numeric_BN)
         return ColdUsers(self.is_cold_U, torch.ones_like(self.is_cold_U), all_U, num_rows)
+
+    def readable(self, users_N: Tensor) -> Tensor:
+        """Indices of users, that of the last one in place of surplus ones (int64)."""
+        return users_N if self.buckets is None else users_N.clamp(max=len(self.weights_U) - 1)
+
+    def weights_of(self, users_N: Tensor) -> Tensor:
+        """Weights of users by their indices, 0 for surplus ones, [N]."""
+        weights_U = self.weights_U
+        if self.buckets is not None:
+            weights_U = nn.functional.pad(weights_U, (0, 1))
+        return weights_U[users_N]
 
     def with_dropped(self, share: float) -> ColdUsers:
         """Draws a share of the warm users, who are treated as cold ones in this step."""
@@ -76,7 +91,8 @@ def step_inputs(
     else:
         is_cold_U, weights_U, sets = batch.is_cold_U, batch.weights_U, batch.sets_U
     num_cold_rows = len(batch.sets.cold)
-    return StepInputs(users, candidates, is_cold_U, weights_U, sets, num_cold_rows)
+    of_sets = sets, num_cold_rows, batch.buckets
+    return StepInputs(users, candidates, is_cold_U, weights_U, *of_sets)
 
 
 class WarmUsers(NamedTuple):

@@ -200,7 +200,8 @@ def _build_towers(
     if config.train.compile:
         # It would cut the towers at gradient buckets, of which they fill one or two.
         torch._dynamo.config.optimize_ddp = False
-        towers.compile_parts()
+        has_few_shapes = config.data.shape_buckets is not None
+        towers.compile_parts(device, config.train.compile_mode, has_few_shapes=has_few_shapes)
     return towers
 
 

@@ -1,8 +1,8 @@
 """Settings of the training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mail_torchrec.optim.settings import OptimizerSettings
 from mail_torchrec.profiling.settings import ProfileSettings
@@ -33,6 +33,10 @@ class TrainSettings(OptimizerSettings):
     compile: bool = False
     """Compile the towers (torch.compile): some minutes before the first step, fewer passes over
     memory after it."""
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
+    """Mode of torch.compile; ``reduce-overhead`` replays the towers' kernels as CUDA graphs. It is
+    for GPUs, and needs `train.compile` and `data.shape_buckets`: each shape has a graph of its own.
+    """
     seed: int = Field(default=1, ge=0)
     """Seed of initial weights, dropout, shuffling and negatives."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -70,6 +74,15 @@ class TrainSettings(OptimizerSettings):
     def _check_evaluate_every(cls, text: str) -> str:
         EvaluationInterval.parse(text)
         return text
+
+    @model_validator(mode="after")
+    def _check_compile_mode(self) -> Self:
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(
+                f"compile_mode is a mode of torch.compile, received '{self.compile_mode}' with "
+                "compile=false; set train.compile=true, or leave compile_mode out"
+            )
+        return self
 
     def validation_rows(self, training_rows: int) -> int | None:
         """Returns ``evaluate_rows``, or its default for so many training rows; None for all."""

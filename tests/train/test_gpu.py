@@ -68,6 +68,22 @@ def test_cuda_has_every_fused_optimizer(root: Path, tmp_path: Path, optimizer: s
     assert curve[-1]["loss/L_rt"] < curve[0]["loss/L_rt"]
 
 
+def test_cuda_graphs_of_shape_buckets_train_as_the_towers_do(root: Path, tmp_path: Path) -> None:
+    graphs = {"compile": True, "compile_mode": "reduce-overhead"}
+    curves = []
+    for name, of_run in (("plain", {}), ("graphs", graphs)):
+        data = {"group_by_user": True, "shape_buckets": 4}
+        settings = {"batch_size": 50, "log_every": 1, "epochs": 3, "device": "cuda"} | of_run
+        train(
+            Config.model_validate(config_tree(root, train=settings, data=data)),
+            RunDir(tmp_path / name),
+        )
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        curves.append([line["loss/L_rt"] for line in found if "loss/L_rt" in line])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("kernel", "prefetch"),
     [("fused_uvm", False), ("fused_uvm_caching", False), ("fused_uvm_caching", True)],

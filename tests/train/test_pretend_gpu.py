@@ -77,6 +77,10 @@ CASES: dict[str, dict[str, Any]] = {
         train=BFLOAT16,
     ),
     "every kind of column": {"every_kind": True},
+    "buckets, some as cold, grouped": of(
+        model={"behaviour_dropout": 0.3, "mixing_strength": 2.0} | zero_shot(loss_sample_share=0.5),
+        data=GROUPED | {"shape_buckets": 4},
+    ),
     "meta_emb, grouped": baseline("meta_emb", data=GROUPED),
     "llae, bfloat16": baseline("llae", data=GROUPED, train=BFLOAT16),
 }  # fmt: skip
@@ -92,12 +96,16 @@ LONG_CASES: dict[str, dict[str, Any]] = {
     "no zero-shot tower": of(model={"zero_shot": None, "behaviour_dropout": 0.5}, data=GROUPED),
     "mean fill": baseline("mean_fill", data=GROUPED, model={"cold_loss_weight": 1.0}),
     "llae, cold loss": baseline("llae", model={"cold_loss_weight": 1.0}),
+    "cvar, bfloat16": baseline("cvar", data=GROUPED, train=BFLOAT16),
+    "mwuf, own tower": baseline("mwuf", model=_OWN),
     "meta_emb, own tower": baseline("meta_emb", train=BFLOAT16, model=_OWN),
     "tasks, mmoe": of(model={"tasks": TASKS, "experts": MMOE}, schema=TASK_SCHEMA, data=GROUPED),
     "tasks, ple, bfloat16": of(
         model=_WIDE | {"tasks": TASKS, "experts": PLE}, schema=TASK_SCHEMA, train=BFLOAT16
     ),
     "accumulated": of(train={"accumulate": 2}, data=GROUPED),
+    "buckets": of(data={"shape_buckets": 4}),
+    "buckets, bfloat16": of(data=GROUPED | {"shape_buckets": 4}, train=BFLOAT16),
     "frozen": of(train={"freeze": ["zero_shot", "tables.item"]}),
     "every kind of column, bfloat16": {"every_kind": True, "train": BFLOAT16},
 } | {
@@ -107,6 +115,7 @@ LONG_CASES: dict[str, dict[str, Any]] = {
         ({"variant": "single"}, GROUPED, BFLOAT16),
         ({"variant": "dual"}, {}, BFLOAT16),
         ({"fill": "infer_only"}, GROUPED, {}),
+        ({"alignment": "contrastive"}, GROUPED, BFLOAT16),
         ({"pooling": "concat", "standardise_targets": True}, {}, BFLOAT16),
         ({"reconstruction_target": "pooled", "standardise_targets": True}, GROUPED, {}),
         *(({name: value}, GROUPED, BFLOAT16) for name, value in _RARE.items()),

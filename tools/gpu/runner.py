@@ -44,7 +44,7 @@ STAGES = (
     Stage("profile", "a trace, the GPU's idle share, the longest kernels", 60, 20),
     Stage("checkpoint", "how long training waits for one, and host memory", 60, 20),
     Stage("plan", "the planner's memory and time against the measured", 40, 12),
-    Stage("compiled", "rows/s compiled", 120, 45),
+    Stage("compiled", "rows/s compiled, and as CUDA graphs", 180, 45),
     Stage("uvm", "tables in host memory; the last, for it can hang the GPU", 100, 25),
 )
 """In this order."""

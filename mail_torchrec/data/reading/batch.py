@@ -4,7 +4,7 @@ Shapes: ``B`` rows, ``U`` deduplicated users (B where none are deduplicated), ``
 ``K`` sampled negatives, ``E`` elements of a vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from mail_torchrec.data.reading.ipc import rebuild_tensor, reduce_tensor
+from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 
 
 @dataclass
@@ -34,12 +35,19 @@ class MatchIds:
     negatives_log_q_K: Tensor
     """Log of how often each ``negatives_K`` is expected among them."""
 
+    def filled_up(self, buckets: ShapeBuckets) -> "MatchIds":
+        """Returns them with surplus users, who have no behaviours."""
+        last_U, last_log_q_U = (buckets.fill_up(x_U, 0) for x_U in (self.last_U, self.last_log_q_U))
+        return replace(self, last_U=last_U, last_log_q_U=last_log_q_U)
+
 
 @dataclass
 class RowSets:
     """Indices of cold and warm rows (or users), in rising order (int64).
 
-    They are found where a batch is made, so that no step waits for a GPU to count them.
+    They are found where a batch is made, so that no step waits for a GPU to count them. Where their
+    numbers are rounded up (``Batch.buckets``), surplus indices stand behind: one more than the last
+    row, which is none.
     """
 
     cold: Tensor
@@ -60,6 +68,16 @@ class RowSets:
         sets = is_cold_R, ~is_cold_R, ~is_cold_R & (weights_R > 0)
         return RowSets(*(torch.nonzero(is_one_R).squeeze(1) for is_one_R in sets))
 
+    def filled_up(self, buckets: ShapeBuckets, num_rows: int) -> "RowSets":
+        """Returns the sets with surplus indices.
+
+        Args:
+            buckets: sizes of the sets.
+            num_rows: index of no row.
+        """
+        sets = self.cold, self.warm, self.weighted
+        return RowSets(*(buckets.fill_up(rows, num_rows) for rows in sets))
+
 
 @dataclass
 class DedupIndices:
@@ -73,6 +91,18 @@ class DedupIndices:
     """Cold and warm users."""
     num_behaviours: dict[str, int]
     """Sequence -> behaviours of all rows, those of a user counted in each of the user's rows."""
+    num_surplus: int = 0
+    """Surplus users behind the others, who have no rows. Their first row is that of another."""
+
+    def filled_up(self, buckets: ShapeBuckets) -> "DedupIndices":
+        """Returns the users with surplus ones."""
+        first_rows_U = buckets.fill_up(self.first_rows_U, 0)
+        return replace(
+            self,
+            first_rows_U=first_rows_U,
+            sets=self.sets.filled_up(buckets, len(first_rows_U)),
+            num_surplus=len(first_rows_U) - len(self.first_rows_U),
+        )
 
 
 @dataclass
@@ -136,6 +166,35 @@ class Batch(Pipelineable):
     """Count of the row's item in the training data over the mean count of the items (float). None
     likewise, and where ids are not counted."""
 
+    buckets: ShapeBuckets | None = None
+    """Sizes to which the numbers of users and behaviours and of the indices of the sets are rounded
+    up; None where all numbers are as the rows have them."""
+
+    def filled_up(self, buckets: ShapeBuckets, user_side: Collection[str]) -> "Batch":
+        """Returns the batch with surplus users and indices, which count in no loss.
+
+        The jagged tensors stay as they are.
+
+        Args:
+            buckets: sizes of their numbers.
+            user_side: names of the columns with one entry a user.
+        """
+        sets = self.sets.filled_up(buckets, len(self))
+        if self.dedup is None:
+            return replace(self, buckets=buckets, sets=sets)
+        vectors = {
+            name: buckets.fill_up(vectors_RE, 0) if name in user_side else vectors_RE
+            for name, vectors_RE in self.vectors.items()
+        }
+        return replace(
+            self,
+            buckets=buckets,
+            sets=sets,
+            dedup=self.dedup.filled_up(buckets),
+            vectors=vectors,
+            match={name: ids.filled_up(buckets) for name, ids in self.match.items()},
+        )
+
     @property
     def is_cold_U(self) -> Tensor:
         """``is_cold_B`` of each user."""
@@ -155,10 +214,16 @@ class Batch(Pipelineable):
         return self.sets if self.dedup is None else self.dedup.sets
 
     def num_behaviours(self, sequence: str) -> tuple[int, int]:
-        """Returns the behaviours of all users, and those of all rows, known without a GPU."""
+        """Returns the behaviours of all users, and those of all rows, known without a GPU.
+
+        With ``buckets`` both are rounded up.
+        """
         place = self.unpooled.keys().index(sequence)
         of_users = self.unpooled.length_per_key()[place]
-        return of_users, of_users if self.dedup is None else self.dedup.num_behaviours[sequence]
+        of_rows = of_users if self.dedup is None else self.dedup.num_behaviours[sequence]
+        if self.buckets is None:
+            return of_users, of_rows
+        return self.buckets.size(of_users), self.buckets.size(of_rows)
 
     def per_user(self, x_B: Tensor) -> Tensor:
         """Takes values that all rows of a user share once a user.

@@ -22,6 +22,7 @@ from mail_torchrec.data.reading.dedup import (
 )
 from mail_torchrec.data.reading.match_ids import MatchCollator
 from mail_torchrec.data.reading.row_counts import RowCounter
+from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
 
@@ -35,6 +36,7 @@ class BatchCollator:
         feature_tables: features of a batch.
         samplers: samplers of the negatives of each sequence; none outside training.
         group_by_user: deduplicate user-side features.
+        buckets: sizes that numbers of a batch are rounded up to; None leaves them.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class BatchCollator:
         samplers: Mapping[str, NegativeSampler],
         *,
         group_by_user: bool,
+        buckets: ShapeBuckets | None = None,
     ) -> None:
+        self._buckets = buckets
         self._schema, self._feature_tables = schema, feature_tables
         self._group_by_user = group_by_user
         self._user_side: set[str] = set()
@@ -108,7 +112,7 @@ class BatchCollator:
         )
         is_cold_B = torch.from_numpy(rows.is_cold_R)
         weights_B = torch.from_numpy(rows.weights_R * is_real_B)
-        return Batch(
+        batch = Batch(
             pooled=pooled,
             unpooled=unpooled,
             numeric_BN=torch.from_numpy(rows.numeric_RN),
@@ -128,6 +132,9 @@ class BatchCollator:
             },
             **_item_flags(rows),
         )
+        if self._buckets is None:
+            return batch
+        return batch.filled_up(self._buckets, self._user_side)
 
     def _dedup_indices(
         self, rows: Chunk, dedup: RowDedup, is_cold_B: torch.Tensor, weights_B: torch.Tensor

@@ -22,6 +22,7 @@ from mail_torchrec.data.reading.partition import (
 )
 from mail_torchrec.data.reading.permutation import FeaturePermutation
 from mail_torchrec.data.reading.prefetch import Prefetcher
+from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 from mail_torchrec.data.reading.shuffle import EpochShuffle
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Schema
@@ -62,7 +63,7 @@ class Reader(IterableDataset[Batch]):
         schema: their columns.
         encoders: of ids and numbers.
         feature_tables: feature keys of the batches.
-        settings: cold start, shuffle buffer, new-user rule, reader processes.
+        settings: cold start, shuffle buffer, new-user rule, reader processes, buckets.
         rank_info: rank to read for, and number of ranks.
         batch_size: maximum number of rows of a batch.
         shuffle: the rows are of training, shuffled by (seed, epoch); otherwise they come in the
@@ -110,6 +111,7 @@ class Reader(IterableDataset[Batch]):
             feature_tables,
             samplers or {},
             group_by_user=settings.group_by_user,
+            buckets=ShapeBuckets.of(settings.shape_buckets),
         )
         is_of_training = source.split is not None  # validation rows of the training files
         self.negatives_kept = (

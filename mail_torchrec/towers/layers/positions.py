@@ -105,5 +105,5 @@ def select_positions(sequence: BehaviourSequence) -> Positions:
     """Selects the real positions of a sequence, or all of them under torch.compile and export."""
     if torch.compiler.is_compiling():
         return PaddedPositions(sequence)
-    on_host = sequence.lengths_B.device.type == "cpu"
-    return RealPositions(sequence, None if on_host else sequence.max_positions)
+    is_counted = sequence.lengths_B.device.type == "cpu" and not sequence.fixes_positions
+    return RealPositions(sequence, None if is_counted else sequence.max_positions)

@@ -67,6 +67,8 @@ class BehaviourSequence:
     where it knows none."""
     max_row_positions: int | None = None
     """The same over the rows that share these users, where rows share users."""
+    fixes_positions: bool = False
+    """Work goes over ``max_positions`` positions on a CPU too, which else counts the real ones."""
 
     @property
     def users(self) -> "BehaviourSequence":
@@ -141,6 +143,7 @@ class DedupSequence(BehaviourSequence):
             is_virtual_B=users.is_virtual_B.index_select(0, inverse_indices_B),
             match=match,
             max_positions=users.max_row_positions,
+            fixes_positions=users.fixes_positions,
             user_sequence=users,
             inverse_indices_B=inverse_indices_B,
         )
@@ -163,6 +166,7 @@ class DedupSequence(BehaviourSequence):
             self.is_virtual_B,
             self.match,
             self.max_positions,
+            fixes_positions=self.fixes_positions,
         )
 
     @property
