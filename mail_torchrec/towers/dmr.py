@@ -14,7 +14,7 @@ from mail_torchrec.losses.match import sampled_softmax
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.dmr_networks import ItemToItemNetwork, UserToItemNetwork
 from mail_torchrec.towers.inputs import InputShapes, RankingInputs, RankingOutput
-from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
+from mail_torchrec.towers.layers.mlp import LastDimPReLU, dense_layers, last_dim
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, DedupSequence
 from mail_torchrec.towers.outputs import vector_specs
 from mail_torchrec.utils.output_spec import OutputSpec
@@ -77,7 +77,7 @@ class DMR(nn.Module):
         )
         in_dim = shapes.features_dim + sum(3 * shape.dim + 2 for shape in self.sequences.values())
         self.representation_dim = last_dim(in_dim, settings.hidden_dims)
-        layers = dense_layers(in_dim, settings.hidden_dims, nn.PReLU)
+        layers = dense_layers(in_dim, settings.hidden_dims, LastDimPReLU)
         logit = nn.Linear(self.representation_dim, 1)
         self.mlp = nn.Sequential(nn.BatchNorm1d(in_dim), *layers, logit)
 
@@ -156,14 +156,13 @@ def _dense_once_a_user(
 
     The attributes are the first features, and equal in all rows of a user.
     """
-    weight_HF = layer.weight
-    users_UF = features_BF[:, :num_attributes].index_select(0, sequence.one_row_U)
-    users_UH = functional.linear(users_UF, weight_HF[:, :num_attributes], layer.bias)
-    return torch.addmm(
-        sequence.to_rows(users_UH),
-        features_BF[:, num_attributes:],
-        weight_HF[:, num_attributes:].T,
-    )
+    # Split, not sliced: the gradients of two slices are two tensors of the whole's size.
+    sizes = [num_attributes, layer.in_features - num_attributes]
+    attributes_BF, others_BF = torch.split(features_BF, sizes, dim=1)
+    of_attributes_HF, of_others_HF = torch.split(layer.weight, sizes, dim=1)
+    users_UF = attributes_BF.index_select(0, sequence.one_row_U)
+    users_UH = functional.linear(users_UF, of_attributes_HF, layer.bias)
+    return torch.addmm(sequence.to_rows(users_UH), others_BF, of_others_HF.T)
 
 
 def _match_loss(sequence: BehaviourSequence, before_UD: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ from mail_torchrec.towers.layers.mlp import LastDimPReLU, dense_layers, last_dim
 from mail_torchrec.towers.layers.positions import Positions, RealPositions
 from mail_torchrec.towers.layers.sequences import BehaviourSequence, position_mask
 
+_FEW_ACTIONS = 16
+"""Up to so many, sums of the terms of all places and actions are made ahead."""
+
 
 class BehaviourScores(nn.Module):
     """Scores each behaviour by ``a_t = g([q_t, e_t, q_t - e_t, q_t * e_t])``.
@@ -106,15 +109,28 @@ class BehaviourScores(nn.Module):
         The layer is applied to the few embeddings, whose results are then gathered.
         """
         weights, places_UT = self._query_weights(), _places(users)
-        query_UTD = functional.embedding(places_UT, self._by_place(weights[0]))
+        by_place_TD = self._by_place(weights[0])
         if self.action is None:
-            return query_UTD
-        by_action = functional.linear(self.action.weight, weights[1])
-        return query_UTD + functional.embedding(users.actions_BT, by_action)
+            return _looked_up(by_place_TD, places_UT)
+        by_action_AD = functional.linear(self.action.weight, weights[1])
+        num_actions = len(by_action_AD)
+        if num_actions > _FEW_ACTIONS:
+            return _looked_up(by_place_TD, places_UT) + _looked_up(by_action_AD, users.actions_BT)
+        # One row for each place and action: one lookup, and one sum of its gradients.
+        both_XD = (by_place_TD.unsqueeze(1) + by_action_AD).flatten(0, 1)
+        return _looked_up(both_XD, places_UT * num_actions + users.actions_BT)
 
     def _by_place(self, weight_DX: Tensor) -> Tensor:
         """The query layer's terms of position and bias, [T, D]."""
         return functional.linear(self.position.weight, weight_DX, self.query[0].bias)
+
+
+def _looked_up(table_RD: Tensor, rows_UT: Tensor) -> Tensor:
+    """Rows of a small table, [U, T, D]."""
+    if table_RD.device.type != "cpu" or torch.compiler.is_compiling():
+        return functional.embedding(rows_UT, table_RD)
+    # On a CPU its gradients take half of the time of an embedding's.
+    return table_RD.index_select(0, rows_UT.flatten()).view(*rows_UT.shape, -1)
 
 
 def _places(users: BehaviourSequence) -> Tensor:

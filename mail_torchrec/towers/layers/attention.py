@@ -32,8 +32,10 @@ def masked_softmax(scores_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 def weighted_sum(weights_NT: Tensor, values_NTD: Tensor) -> Tensor:
     """Sum over positions of weight times vector, [N, D]."""
-    if multiplies_in_bfloat16(values_NTD):
-        # Memory is the limit there: the products of weights and vectors are not written to it.
+    is_plain = values_NTD.device.type == "cpu" and weights_NT.dtype == values_NTD.dtype
+    is_plain = is_plain and not torch.compiler.is_compiling()
+    if is_plain or multiplies_in_bfloat16(values_NTD):
+        # Memory is the limit on CPUs: the products of weights and vectors are not written to it.
         with torch.autocast("cpu", enabled=False):
             weights_N1T = weights_NT.to(values_NTD.dtype).unsqueeze(1)
             return torch.bmm(weights_N1T, values_NTD).squeeze(1)

@@ -9,6 +9,7 @@ with the profiler. Nothing of this project is imported here.
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,7 @@ def _profile(model: Any, loader: Any, trace: Path, steps: int) -> dict[str, floa
 
     seconds_of(_WARM_UP_STEPS)
     seconds = seconds_of(steps)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it prints lines of its own
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         profiled = seconds_of(steps)
     profiler.export_chrome_trace(str(trace))

@@ -115,7 +115,8 @@ def read_operations(trace: Mapping[str, Any]) -> list[Operation]:
         for event in trace["traceEvents"]
         if event.get("ph") == "X" and event.get("cat") in ("cpu_op", "user_annotation")
     ]
-    return _Reader().read(event for event in events if event["tid"] == training_thread(events))
+    thread = training_thread(events)
+    return _Reader().read(event for event in events if event["tid"] == thread)
 
 
 def training_thread(events: Iterable[Mapping[str, Any]]) -> Any:
