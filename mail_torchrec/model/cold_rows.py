@@ -55,7 +55,9 @@ class ColdUsers:
         rows_V = self.rows_V
         return rows_V if self.buckets is None else rows_V.clamp(max=len(self.is_cold_U) - 1)
 
-    def with_dropped(self, warm_W: Tensor, share: float, num_rows: int) -> "ColdUsers":
+    def with_dropped(
+        self, warm_W: Tensor, share: float, num_rows: int, num_surplus: int = 0
+    ) -> "ColdUsers":
         """Draws warm users who are treated as cold ones in this step.
 
         On a GPU, and with buckets, the host draws their number, and the device who they are: so
@@ -66,6 +68,7 @@ class ColdUsers:
             warm_W: indices of the warm users.
             share: of them that is drawn.
             num_rows: of all users.
+            num_surplus: users without rows, who only fill up.
         """
         num_users, device = len(self.is_cold_U), self.is_cold_U.device
         if device.type == "cpu" and self.buckets is None:
@@ -78,7 +81,8 @@ class ColdUsers:
         is_dropped_U = _filled(nobody_U, dropped_N, True, has_surplus=has_surplus)
         if self.buckets is not None:
             dropped_N = self.buckets.fill_up(dropped_N, num_users)
-        most = num_rows - num_users + 1  # rows of one user: each other has one at least
+        # Rows of one user: each other has one at least.
+        most = num_rows - (num_users - num_surplus) + 1
         max_rows = None if self.max_rows is None else min(self.max_rows + number * most, num_rows)
         known_V = torch.cat([self.rows_V, dropped_N])
         return ColdUsers(self.is_cold_U, is_dropped_U, known_V, max_rows, self.buckets)

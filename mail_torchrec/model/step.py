@@ -36,6 +36,8 @@ class StepInputs:
     """Rows of the cold users, or an upper bound."""
     buckets: ShapeBuckets | None = None
     """Sizes of ``sets``; None where they are not filled up."""
+    num_surplus: int = 0
+    """Users without rows, who only fill up."""
     items: VirtualItemInputs | None = None
     """Inputs of the losses of the generator of new items' vectors; None without one."""
 
@@ -67,7 +69,8 @@ class StepInputs:
     def with_dropped(self, share: float) -> ColdUsers:
         """Draws a share of the warm users, who are treated as cold ones in this step."""
         num_rows = len(self.candidates.numeric_BN)
-        return self.cold.with_dropped(self.sets.warm, share, num_rows) if share else self.cold
+        of_users = self.sets.warm, share, num_rows, self.num_surplus
+        return self.cold.with_dropped(*of_users) if share else self.cold
 
 
 def step_inputs(
@@ -85,13 +88,15 @@ def step_inputs(
     users = assembler.user_inputs(embeddings, numeric_UM)
     inverse_indices_B = batch.dedup.inverse_indices_B if batch.dedup is not None else None
     candidates = assembler.candidate_inputs(embeddings, batch.numeric_BN, inverse_indices_B)
+    num_surplus = 0
     if expand_users:
         users, candidates = candidates.expand_users(users)
         is_cold_U, weights_U, sets = batch.is_cold_B, batch.weights_B, batch.sets
     else:
         is_cold_U, weights_U, sets = batch.is_cold_U, batch.weights_U, batch.sets_U
+        num_surplus = 0 if batch.dedup is None else batch.dedup.num_surplus
     num_cold_rows = len(batch.sets.cold)
-    of_sets = sets, num_cold_rows, batch.buckets
+    of_sets = sets, num_cold_rows, batch.buckets, num_surplus
     return StepInputs(users, candidates, is_cold_U, weights_U, *of_sets)
 
 

@@ -52,6 +52,9 @@ def test_users_are_dropped_from_among_the_warm_ones() -> None:
     )
     cold = ColdUsers(is_cold_U, None, cold_V, 100, buckets)
     assert cold.readable_V[100:].tolist() == [399] * 12
+    # 100 of the users have no rows, so one user may have 700.
+    assert cold.with_dropped(warm_W, 0.5, 999, 100).max_rows == 999
+    assert cold.with_dropped(warm_W, 1e-9, 999, 100).max_rows == 100, "those of the cold users"
     shares, sizes = [], set()
     for _ in range(50):
         dropped = cold.with_dropped(warm_W, 0.25, 400)
