@@ -193,6 +193,13 @@ def publish(source: Path, to: str) -> None:
     help="Load a new version although it takes other columns, types or outputs than the one that "
     "serves.",
 )
+@click.option(
+    "--drift",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Compare a sample of the new users of each such time with the golden behaviours of "
+    "`export --drift`, for /metrics; 3600: every hour. By default never.",
+)
 def serve(model: str, split: str | None, split_salt: str, **options: Any) -> None:
     """Serve exported models by the Open Inference Protocol v2, REST and gRPC.
 

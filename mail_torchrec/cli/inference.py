@@ -46,6 +46,13 @@ from mail_torchrec.cli.options import ALLOW_TOWER, LOCAL_PATH, OUTPUT_DIR
     help="Parquet file or folder of these rows; by default the run's data.validation.",
 )
 @click.option(
+    "--drift",
+    type=click.IntRange(20, 5000),
+    metavar="USERS",
+    help="Keep virtual and real behaviours of so many new and old users, which `serve --drift` "
+    "compares those of served users with.",
+)
+@click.option(
     "--aoti",
     is_flag=True,
     help="Also compile a package that needs torch alone (AOTInductor; needs g++).",
@@ -71,6 +78,7 @@ def export(
     manifest.json          inputs and outputs in order with types and limits, encoding of raw
                            values, metrics, checksums
     golden.json            requests of raw values, and the trainer's scores of them
+    golden_behaviours.float32  with --drift: virtual and real behaviours of sampled users
 
     Tables are read one by one: the peak memory is the largest stored shard of a table plus the
     program itself. Nothing is written where a probability differs from the trainer's by more than
@@ -93,6 +101,8 @@ def export(
             f"the trainer's probabilities {parity.max_difference:.1g} (at most "
             f"{parity.tolerance:g})"
         )
+    for line in manifest.drift.lines() if manifest.drift else ():
+        click.echo(line)
 
 
 @click.command()

@@ -12,8 +12,9 @@ from mail_torchrec.data.content.vector_scales import VECTOR_SCALES
 from mail_torchrec.data.ids.policy import FIRST_ROW, MISSING_ROW, UNKNOWN_ROW
 from mail_torchrec.data.source import Source
 from mail_torchrec.data.weights.positions import position_rows
-from mail_torchrec.export.compact_tables import CompactTables
+from mail_torchrec.export.compact_tables import CompactTables, copied_to
 from mail_torchrec.export.delta import DeltaBase, write_delta
+from mail_torchrec.export.drift.collecting import GoldenSample, check_drift
 from mail_torchrec.export.exported_program import export_program
 from mail_torchrec.export.finished_run import FinishedRun
 from mail_torchrec.export.inference_model import InferenceModel, buffer_name
@@ -67,6 +68,9 @@ class ExportOptions:
     """Spare rows in each table's files, as a share of its rows, for deltas; None for none."""
     delta_of: Path | None = None
     """Artefact with spare rows, or delta, to write what changed since; None writes all of it."""
+    drift: int | None = None
+    """New users, and old ones, whose virtual and real behaviours are kept to tell drift by; None
+    for none."""
 
 
 def export(options: ExportOptions) -> ArtifactManifest:
@@ -84,6 +88,8 @@ def export(options: ExportOptions) -> ArtifactManifest:
     base = None if options.delta_of is None else DeltaBase.open(options.delta_of)
     with atomic_dir(options.out) as folder:
         run = FinishedRun.open(options.run_dir)
+        if options.drift is not None:
+            check_drift(run, options.drift)
         if base is None:
             return _write(run, options, folder, run.capacities(options.spare))
         options = replace(options, table_type=base.manifest.table_type)
@@ -105,12 +111,15 @@ def _write(
         folder: folder of the artefact.
         capacities: rows of each table's files, for spare ones; None for none.
     """
-    requests, types = _golden_requests(run, options)
+    source = _golden_source(run, options)
+    requests, types = _golden_requests(run, source)
+    sample = None if options.drift is None else GoldenSample(run, source, types, options.drift)
     calibration = _fit_calibration(options)
     calibrator = calibration.calibrator if calibration is not None else None
     compact = _compact_tables(run, requests, types)
     place = folder / ("tables" if capacities is None else SPARE_TABLES)
-    tables = run.write_tables(place, options.table_type, compact.copy_shard)
+    kept = [compact] if sample is None else [compact, sample.compact]
+    tables = run.write_tables(place, options.table_type, copied_to(kept))
     if capacities is not None:
         tables = add_spare_rows(tables, capacities, folder)
     scores = trainer_scores(compact, run.towers, calibrator)
@@ -126,6 +135,8 @@ def _write(
 
         compiled = AotiModel(folder, manifest).run
     parity = check_parity(folder, options.table_type, compiled)
+    if sample is not None:
+        manifest = sample.add(folder, manifest, run.towers)
     return manifest.model_copy(update={"parity": parity}).write(folder)
 
 
@@ -139,20 +150,20 @@ def _fit_calibration(options: ExportOptions) -> Calibration | None:
     return fit_calibration(options.run_dir, options.calibrate, options.calibration_data)
 
 
-def _golden_requests(
-    run: FinishedRun, options: ExportOptions
-) -> tuple[list[Request], dict[str, ValueType]]:
-    data, schema = run.config.data, run.config.schema_
+def _golden_source(run: FinishedRun, options: ExportOptions) -> Source:
+    """Opens the rows that golden requests are sampled from."""
+    data, hint = run.config.data, "give --data a Parquet file or folder"
     try:
-        source = Source(
-            options.data or data.path(data.test),
-            schema,
-            run.types,
-            "give --data a Parquet file or folder",
-        )
+        return Source(options.data or data.path(data.test), run.config.schema_, run.types, hint)
     except ValueError as error:
         origin = "--data" if options.data else "the run's test data"
         raise ValueError(f"golden requests are taken from {origin}: {error}") from error
+
+
+def _golden_requests(
+    run: FinishedRun, source: Source
+) -> tuple[list[Request], dict[str, ValueType]]:
+    data, schema = run.config.data, run.config.schema_
     return sample_requests(
         source, schema, run.encoders, data.cold_start.of_test, data.new_user_max_behaviours
     )

@@ -3,7 +3,7 @@
 The trainer's model runs over them where whole tables would not fit into memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -112,6 +112,16 @@ class CompactTables:
             values.append(torch.from_numpy(np.searchsorted(rows, _ids(jagged, key))))
         weights = jagged.weights_or_none()
         return KeyedJaggedTensor(keys, torch.cat(values), weights, lengths=jagged.lengths())
+
+
+def copied_to(parts: Sequence[CompactTables]) -> Callable[[str, Tensor, int, int], None]:
+    """Returns a function that copies a shard's rows to each of several compact tables."""
+
+    def copy(table: str, shard: Tensor, first_row: int, first_column: int) -> None:
+        for part in parts:
+            part.copy_shard(table, shard, first_row, first_column)
+
+    return copy
 
 
 def _ids(jagged: KeyedJaggedTensor, key: str) -> Ints:

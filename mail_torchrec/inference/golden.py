@@ -66,7 +66,7 @@ def sample_requests(
         *_evenly(np.flatnonzero(~chunk.is_cold_R)),
         int(np.argmax(num_behaviours_R)),
     ]
-    users = [_user(table, row, limits, bool(chunk.is_cold_R[row])) for row in rows]
+    users = [request_user(table, row, limits, bool(chunk.is_cold_R[row])) for row in rows]
     return _requests(table, users, schema, types), types
 
 
@@ -115,7 +115,9 @@ def _requests(
     """Gives each user candidates; adds a user without values and one of unseen ids."""
     users = [*users, _without_values(users[-1], schema), _unseen(users[-1], schema, types)]
     requests = [
-        Request(user, [_candidate(table, row, user, schema) for row in _candidate_rows(i, table)])
+        Request(
+            user, [request_candidate(table, row, user, schema) for row in _candidate_rows(i, table)]
+        )
         for i, user in enumerate(users)
     ]
     missing, unseen = requests[-2:]
@@ -134,8 +136,15 @@ def _candidate_rows(request: int, table: pa.Table) -> list[int]:
     return [(7 * request + 31 * candidate) % len(table) for candidate in range(num_candidates)]
 
 
-def _user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dict[str, Any]:
-    """Takes a row's user, with the behaviours that the simulated cold start shows."""
+def request_user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dict[str, Any]:
+    """Takes a row's user, with the behaviours that the simulated cold start shows.
+
+    Args:
+        table: rows with the files' columns.
+        row: number of the row.
+        limits: on the rows' behaviours.
+        is_new: value of the column that says which users are new, where there is one.
+    """
     schema = limits.schema
     [values] = table.slice(row, 1).to_pylist()
     user = {}
@@ -150,10 +159,17 @@ def _user(table: pa.Table, row: int, limits: HistoryLimits, is_new: bool) -> dic
     return user
 
 
-def _candidate(
+def request_candidate(
     table: pa.Table, row: int, user: Mapping[str, Any], schema: Schema
 ) -> dict[str, Any]:
-    """Takes a row's item; a column that the user has as well keeps the user's value."""
+    """Takes a row's item; a column that the user has as well keeps the user's value.
+
+    Args:
+        table: rows with the files' columns.
+        row: number of the row.
+        user: the request's user.
+        schema: columns and tables.
+    """
     [values] = table.slice(row, 1).to_pylist()
     columns = request_columns(schema).candidate
     return {column: user.get(column, json_value(values[column])) for column in columns}

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from mail_torchrec.calibration.calibrator import Calibration
 from mail_torchrec.data.items.settings import NewItemSettings
 from mail_torchrec.data.schema.schema import Kind, Schema, Transform
+from mail_torchrec.drift.golden_behaviours import DriftInfo
 from mail_torchrec.inference.artifact_files import (
     DENSE_WEIGHTS,
     GOLDEN,
@@ -75,6 +76,8 @@ class ArtifactManifest(Settings):
     for."""
     calibration: Calibration | None = Field(default=None, exclude_if=lambda found: found is None)
     """Calibration of the clicks; None for none."""
+    drift: DriftInfo | None = Field(default=None, exclude_if=lambda found: found is None)
+    """Golden behaviours, which virtual ones of served users are compared with; None for none."""
     checkpoint: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     """Digest of the trained checkpoint, which runs that continue it name as their parent; None
     where no deltas to this version can be made."""
@@ -126,8 +129,13 @@ class ArtifactManifest(Settings):
         for table in self.tables.values():
             needed |= {*table.files.values(), *filter(None, [table.vocabulary])}
         needed |= {vectors.scales for vectors in self.vectors.values()}
+        needed |= {self.drift.file} if self.drift is not None else set()
         if missing := needed - self.files.keys():
             raise ValueError(f"files should have {', '.join(sorted(missing))}")
+        virtual = self.outputs_of("virtual_behaviours")
+        dims = [spec.size[-1] for spec in virtual if spec.axis == "users" and spec.size]
+        if self.drift is not None and self.drift.dim != sum(dims):
+            raise ValueError(f"drift.dim should be {sum(dims)}, the users' virtual behaviours'")
         return self
 
     @classmethod

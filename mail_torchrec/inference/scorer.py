@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.drift.golden_behaviours import GoldenBehaviours
 from mail_torchrec.inference.artifact_files import MANIFEST, ONNX_MODEL, VOCABULARIES
 from mail_torchrec.inference.golden_file import read_golden
 from mail_torchrec.inference.manifest import ArtifactManifest
@@ -46,6 +47,8 @@ class Scorer:
             self.manifest.value_types,
             self.manifest.new_items,
         )
+        drift = self.manifest.drift
+        self.golden_behaviours = GoldenBehaviours.read(folder, drift) if drift else None
         self._session = open_session(folder / ONNX_MODEL, threads)
         self.scores = [spec.name for spec in self.manifest.outputs_of(*SCORES)]
 

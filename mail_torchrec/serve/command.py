@@ -17,6 +17,7 @@ import uvicorn
 
 from mail_torchrec.inference.traffic_split import TrafficSplit
 from mail_torchrec.publishing.follower import Follower, following
+from mail_torchrec.serve.drift.monitor import DriftMonitor
 from mail_torchrec.serve.grpc_service import start_grpc
 from mail_torchrec.serve.limits.admission import Admission
 from mail_torchrec.serve.limits.grpc_calls import grpc_options
@@ -78,6 +79,9 @@ class ServeOptions:
     """Folder for private copies of the versions, to be mapped in their place; None maps them."""
     allow_schema_change: bool = False
     """Load versions that take other requests than the one that serves."""
+    drift: float | None = None
+    """Seconds after which served new users are compared with a version's golden behaviours; None
+    never compares them."""
 
 
 def serve(options: ServeOptions) -> None:
@@ -104,7 +108,8 @@ def _serve(options: ServeOptions, follower: Follower | None) -> None:
         copy_to=options.copy_to,
     )
     name = options.name or versions.serving.manifest.name
-    ranker = Ranker(name, versions, metrics, options.max_candidates)
+    drift = DriftMonitor.of(versions, metrics.registry, options.drift)
+    ranker = Ranker(name, versions, metrics, options.max_candidates, drift)
     admission = Admission(
         options.max_waiting_bytes,
         options.max_requests,
@@ -130,6 +135,8 @@ def _serve(options: ServeOptions, follower: Follower | None) -> None:
         options.receive_seconds,
     )
     stop = _start_watcher(versions, options.poll, follower)
+    if drift is not None:
+        drift.start(stop)
     http_port = http_socket.getsockname()[1]
     LOG.info("serving model '%s': http://%s:%d, gRPC %s:%d", name, host, http_port, host, grpc_port)
     # What is there now stays as long as the server: a collection need not walk through it, while

@@ -17,7 +17,8 @@ from mail_torchrec.inference.raw_requests import (
     parse_raw_request,
 )
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Request
-from mail_torchrec.inference.scorer import Scorer
+from mail_torchrec.inference.scorer import Arrays, Scorer
+from mail_torchrec.serve.drift.monitor import DriftMonitor
 from mail_torchrec.serve.input_checks import check_inputs
 from mail_torchrec.serve.prometheus import ServerMetrics
 from mail_torchrec.serve.versions import ModelVersions
@@ -56,13 +57,19 @@ class Ranker:
         versions: loaded versions.
         metrics: counts every scored call.
         max_candidates: most candidates of a call.
+        drift: samples the virtual behaviours of new users; None for none.
     """
 
     def __init__(
-        self, name: str, versions: ModelVersions, metrics: ServerMetrics, max_candidates: int
+        self,
+        name: str,
+        versions: ModelVersions,
+        metrics: ServerMetrics,
+        max_candidates: int,
+        drift: DriftMonitor | None = None,
     ) -> None:
         self.name, self.versions, self.metrics = name, versions, metrics
-        self.max_candidates = max_candidates
+        self.max_candidates, self.drift = max_candidates, drift
 
     def infer(self, call: InferenceCall) -> InferenceResult:
         """Computes the outputs of a call.
@@ -80,7 +87,7 @@ class Ranker:
         else:
             inputs = self._encode(raw, scorer)
         _check_outputs(call.outputs, manifest)
-        outputs = scorer.run(inputs, call.outputs or None)
+        outputs = self._run(scorer, inputs, call.outputs or tuple(scorer.scores))
         _check_finite(outputs)
         self.metrics.count(inputs, manifest)
         self.metrics.seconds.labels(manifest.version).observe(time.perf_counter() - start)
@@ -112,6 +119,15 @@ class Ranker:
         """Raises InvalidRequestError for the name of another model."""
         if name != self.name:
             raise InvalidRequestError(f"model '{name}' should be '{self.name}'", 404)
+
+    def _run(self, scorer: Scorer, inputs: Arrays, names: tuple[str, ...]) -> Arrays:
+        """Computes outputs, and beside them virtual behaviours where users are sampled."""
+        sampled = None if self.drift is None else self.drift.offer(inputs, scorer.manifest)
+        if self.drift is None or sampled is None:
+            return scorer.run(inputs, names)
+        found = scorer.run(inputs, tuple(dict.fromkeys((*names, *sampled.outputs))))
+        self.drift.keep(sampled, found)
+        return {name: found[name] for name in names}
 
     def _user(self, call: InferenceCall, raw: RawRequest | None) -> str | None:
         """Finds the user id that a traffic split hashes."""
