@@ -161,6 +161,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rowwise_adagrad": {"train": {"epochs": 1, "tables": {"name": "rowwise_adagrad"}}},
     "sync": {"checkpoint": {"mode": "sync"}, "schema": with_parts("sum"), "train": {"epochs": 1}},
     "llae": baseline_tree("llae", solve_every=3),
+    "cvar": baseline_tree("cvar") | {"train": {"epochs": 1}},
     "meta_emb": baseline_tree("meta_emb")
     | {"data": {"group_by_user": True}, "train": {"epochs": 1}},
 }
@@ -413,7 +414,13 @@ def test_a_pickle_in_a_checkpoint_is_loaded_by_no_command(
     evaluate_run(RunDir(killed), None, [])
     train(configuration(root), RunDir(killed), resume=True)
     assert_equal_runs(finished, killed)
-    export(ExportOptions(RunDir(killed), tmp_path / "model"))
+
+    def converted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("by now all of the checkpoint is read")
+
+    monkeypatch.setattr("mail_torchrec.export.command._write_models", converted)
+    with pytest.raises(KeyboardInterrupt, match="all of the checkpoint is read"):
+        export(ExportOptions(RunDir(killed), tmp_path / "model"))
     assert not Path(CANARY).exists()
 
 
@@ -525,46 +532,48 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(
     assert_equal_runs(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("SHA256SUMS", errno.EACCES),
-        ("SHA256SUMS", errno.ENOENT),
-        ("__0_0.distcp", errno.EIO),
-        ("__0_0.distcp", errno.ENOENT),
-        ("tensors.json", errno.ESTALE),
-    ],
-)
+UNREADABLE = [
+    ("SHA256SUMS", errno.EACCES),
+    ("SHA256SUMS", errno.ENOENT),
+    ("__0_0.distcp", errno.EIO),
+    ("__0_0.distcp", errno.ENOENT),
+    ("tensors.json", errno.ESTALE),
+]
+
+
 def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
-    root: Path,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    error: int,
+    root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = as_killed(finished, tmp_path / "run", 10)
     shutil.rmtree(killed / "checkpoints" / ".step-00000015.partial")
     before, really_open = files_of(killed), os.open
-    unreadable = killed / "checkpoints/step-00000010" / name
-    assert unreadable.exists()
+    for name, error in UNREADABLE:
+        unreadable = killed / "checkpoints/step-00000010" / name
+        assert unreadable.exists()
 
-    def open_file(path: Any, *arguments: Any, **options: Any) -> int:
-        if os.fspath(path) == str(unreadable):
-            raise OSError(error, os.strerror(error), str(path))
-        return really_open(path, *arguments, **options)
+        def open_file(
+            path: Any,
+            *arguments: Any,
+            refused: Path = unreadable,
+            error: int = error,
+            **options: Any,
+        ) -> int:
+            if os.fspath(path) == str(refused):
+                raise OSError(error, os.strerror(error), str(path))
+            return really_open(path, *arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", open_file)
-        for action in (
-            lambda: train(configuration(root), RunDir(killed), resume=True),
-            lambda: evaluate_run(RunDir(killed), None, []),
-        ):
-            with pytest.raises(
-                OSError, match=r"step-00000010' cannot be read, which does not say that it is dam"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", open_file)
+            for action in (
+                lambda: train(configuration(root), RunDir(killed), resume=True),
+                lambda: evaluate_run(RunDir(killed), None, []),
             ):
-                action()
-    assert files_of(killed) == before
+                with pytest.raises(
+                    OSError,
+                    match=r"step-00000010' cannot be read, which does not say that it is dam",
+                ):
+                    action()
+        assert files_of(killed) == before, (name, error)
     train(configuration(root), RunDir(killed), resume=True)
     assert_equal_runs(finished, killed)
 

@@ -90,8 +90,9 @@ def test_small_tables_of_equal_rows_are_looked_up_all_the_same(tmp_path: Path) -
     [
         "tasks-own-dmr",
         "two-sequences-dmr",
-        "crosses-mean_fill",
-        # Parts of these by themselves, or of what test_export.py exports.
+        # Parts of these by themselves, or of what test_export.py, test_zero_shot_switches.py and
+        # test_remedies.py export.
+        pytest.param("crosses-mean_fill", marks=pytest.mark.long),
         pytest.param("tasks-deepfm", marks=pytest.mark.long),
         pytest.param("dmr", marks=pytest.mark.long),
         pytest.param("tasks-base_dnn", marks=pytest.mark.long),

@@ -40,7 +40,8 @@ DAYS = ("2024-05-01", "2024-05-02")
 def tree_of(root: Path, day: str) -> dict[str, Any]:
     tables = SCHEMA["tables"] | {"item": SCHEMA["tables"]["item"] | MANAGED}
     data = {"train": f"log/day={day}", "test": "test"}
-    return config_tree(root, data=data, schema=SCHEMA | {"tables": tables})
+    schema = SCHEMA | {"tables": tables}
+    return config_tree(root, data=data, schema=schema, model={"zero_shot": None})
 
 
 def make(root: Path) -> None:

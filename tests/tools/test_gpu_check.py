@@ -14,7 +14,9 @@ import torch
 from click.testing import CliRunner
 
 from mail_torchrec.embeddings.settings import TableOptimizerSettings
+from tests.support import forked_stages
 from tools.benchmark.random_rows import RowSettings
+from tools.gpu import runner
 from tools.gpu.checks.exact_optimizers import ExactTable
 from tools.gpu.checks.profile import device_work
 from tools.gpu.checks.tables import optimizer_error
@@ -58,8 +60,9 @@ def test_a_stage_that_fails_or_is_late_takes_nothing_with_it(tmp_path: Path) -> 
     command = (sys.executable, str(tmp_path / "stand_in.py"))
     arguments = (str(tmp_path / "results.jsonl"),)
     log = tmp_path / "log.txt"
-    runner = Runner(record, log, arguments, 1_000, time.monotonic(), command=command)
-    runner.run(stages, ends.append)
+    Runner(record, log, arguments, 1_000, time.monotonic(), command=command).run(
+        stages, ends.append
+    )
     assert [end.outcome for end in ends] == [*("failed", "out of time", "done", "done", "skipped")]
     found = record.results()
     lines = verdict_lines(found, [*(stage.name for stage in stages), "other"])
@@ -161,7 +164,9 @@ def test_an_epoch_of_generated_rows_has_32_batches() -> None:
 
 
 @pytest.mark.long
-def test_it_all_runs_on_a_cpu(tmp_path: Path) -> None:
+def test_it_all_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first stage in a fresh interpreter, the others in forks."""
+    monkeypatch.setattr(runner.subprocess, "Popen", forked_stages.start)
     words = ["--device", "cpu", "--small", "--seconds", "1800", "--out", str(tmp_path)]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output + (tmp_path / "log.txt").read_text()[-5_000:]
