@@ -165,9 +165,7 @@ class DenseModules(nn.Module):
                     "shapes differ from step to step; set data.shape_buckets=8"
                 )
             self.replays_graphs, options["mode"] = True, mode
-            self.register_forward_pre_hook(
-                lambda *_: torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            )
+            self.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
         for tower in (self.ranking, self.cold_ranking):
             if tower is not None:
                 tower.compile(**options)

@@ -42,7 +42,7 @@ def test_a_step_with_buckets_is_the_step_without(
         bounds = {"rtol": 1e-5, "atol": 1e-8} if "tables" in key else {"rtol": 1e-8, "atol": 1e-11}
         torch.testing.assert_close(
             found[key], value, **bounds, msg=lambda text, key=key: f"{key}: {text}"
-        )  # type: ignore[misc]
+        )
 
 
 def test_users_are_dropped_from_among_the_warm_ones() -> None:

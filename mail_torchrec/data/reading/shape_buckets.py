@@ -34,7 +34,7 @@ class ShapeBuckets:
         """Rounds a count up."""
         if count <= _LEAST:
             return _LEAST
-        below = 2 ** ((count - 1).bit_length() - 1)
+        below = 1 << ((count - 1).bit_length() - 1)  # the greatest power of two below
         step = max(below // self.steps, 1)
         return -(-count // step) * step
 
