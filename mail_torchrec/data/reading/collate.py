@@ -12,7 +12,7 @@ from mail_torchrec.data.ids.policy import IdEncoder
 from mail_torchrec.data.negatives import NegativeSampler
 from mail_torchrec.data.parquet.arrow import Bools, Ints
 from mail_torchrec.data.reading.batch import Batch, DedupIndices, RowSets
-from mail_torchrec.data.reading.batch_ids import batch_ids, keyed_jagged
+from mail_torchrec.data.reading.batch_ids import MatchCollator, batch_ids, keyed_jagged
 from mail_torchrec.data.reading.chunk import Chunk
 from mail_torchrec.data.reading.dedup import (
     USER_SIDE_GROUPS,
@@ -20,7 +20,6 @@ from mail_torchrec.data.reading.dedup import (
     dedup_keys,
     deduplicate,
 )
-from mail_torchrec.data.reading.match_ids import MatchCollator
 from mail_torchrec.data.reading.row_counts import RowCounter
 from mail_torchrec.data.reading.shape_buckets import ShapeBuckets
 from mail_torchrec.data.schema.feature_tables import FeatureTables
