@@ -112,7 +112,8 @@ class Bench:
 
     def profile(self) -> None:
         """Profiles all trainers, and FuxiCTR where its source is given, by group of operators."""
-        self.results.get("limits") or self.limits()
+        if "limits" not in self.results:
+            self.limits()
         numbers = self.options["threads"], self.options["steps"]
         experiment = ProfileExperiment(self.workload, self.device.type, *numbers)
         found = experiment.measure(self.variants, self._grouped())
@@ -122,8 +123,7 @@ class Bench:
 
     def _grouped(self) -> Variant:
         """The grouped variant, or the first one."""
-        grouped = (variant for variant in self.variants if variant.name == GROUPED.name)
-        return next(grouped, self.variants[0])
+        return next((one for one in self.variants if one.name == GROUPED.name), self.variants[0])
 
     def reader(self) -> None:
         """Measures the reader alone."""

@@ -69,7 +69,7 @@ class ProfileExperiment:
         Returns:
             Number of ranks -> one entry a rank: seconds a step, sums, waits in collectives.
         """
-        found = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for ranks in (1, 2):
             recorded = self._record(variant, ranks)
             waits = rank_waits([trace for _, trace in recorded], self.steps)

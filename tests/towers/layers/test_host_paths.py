@@ -16,7 +16,8 @@ NUM, LENGTH, DIM, ACTIONS = 5, 4, 3, 2
 
 
 def prelu_of(num_slopes: int) -> LastDimPReLU:
-    layer = LastDimPReLU(num_slopes).double()
+    layer = LastDimPReLU(num_slopes)
+    layer.double()
     layer.weight.data = torch.linspace(-0.5, 0.8, num_slopes, dtype=torch.float64)
     return layer
 
@@ -76,6 +77,7 @@ def test_queries_are_the_dense_layer_on_place_and_action(
     sequence = BehaviourSequence(
         values_BTD, lengths_B, actions_BT, values_BTD[:, 0], torch.zeros(3, dtype=torch.bool)
     )
+    assert scores.action is not None
     found_BTD = scores._user_queries(sequence)
     direction_BTD = torch.randn_like(found_BTD)
     parameters = scores.position.weight, scores.action.weight, scores.query[0].weight

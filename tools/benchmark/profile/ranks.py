@@ -38,10 +38,10 @@ def rank_waits(traces: Sequence[Mapping[str, Any]], steps: int) -> list[Waits]:
     found: list[Waits] = [{} for _ in traces]
     for kind in sorted({kind for of_rank in done for kind in of_rank}):
         pairs = list(zip(*(of_rank[kind] for of_rank in done), strict=False))
-        exchange = sum(min(times) for times in pairs)
+        exchange = sum((min(times) for times in pairs), 0.0)
         for waits, of_rank in zip(found, done, strict=True):
-            numbers = {"calls": len(of_rank[kind]), "seconds": sum(of_rank[kind])}
-            waits[kind] = numbers | {"exchange": exchange}
+            times = of_rank[kind]
+            waits[kind] = {"calls": len(times), "seconds": sum(times), "exchange": exchange}
     for starts in zip(*called, strict=False):
         last = max(starts)
         for waits, start in zip(found, starts, strict=True):
