@@ -126,9 +126,7 @@ class DenseModules(nn.Module):
             tower, head = self.cold_ranking, self.cold_multi_task
         if self.settings.virtual_flag:
             inputs = with_virtual_flag(inputs, self.num_numeric_attributes)
-        output = RankingOutput.wrap(tower(inputs))
-        if self.replays_graphs:
-            output = replace(output, logits_B=output.logits_B.clone())
+        output = self._kept(RankingOutput.wrap(tower(inputs)))
         tasks = head(output) if head is not None else {}
         if (click_logits_B := tasks.pop(CLICK_TASK, None)) is not None:
             output = replace(output, logits_B=click_logits_B)
@@ -136,6 +134,12 @@ class DenseModules(nn.Module):
         if self.training or self.negatives_kept == 1:
             return result
         return result.with_click_logits(output.logits_B + logit_shift(self.negatives_kept))
+
+    def _kept(self, output: RankingOutput) -> RankingOutput:
+        """Copies what is read after the step, which CUDA graphs would overwrite."""
+        if not self.replays_graphs:
+            return output
+        return replace(output, logits_B=output.logits_B.clone())
 
     def compile_parts(
         self, device: torch.device, mode: str = "default", *, has_few_shapes: bool = False

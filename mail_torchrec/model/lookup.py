@@ -125,19 +125,14 @@ class _LookupOutputs:
         if self.schema.columns[name].group not in USER_SIDE_GROUPS:
             return lengths_B
         lengths_U = self.batch.per_user(lengths_B)
-        return self._with_surplus(lengths_U[: len(lengths_U) - self._num_surplus])
-
-    @property
-    def _num_surplus(self) -> int:
-        """Number of users who only fill a bucket up."""
-        return 0 if self.batch.dedup is None else self.batch.dedup.num_surplus
+        return self._with_surplus(lengths_U[: len(lengths_U) - self.batch.num_surplus])
 
     def _with_surplus(self, x_UX: Tensor) -> Tensor:
         """Appends zeros for the surplus users to values of the others, [U, ...]."""
-        if not self._num_surplus:
+        if not self.batch.num_surplus:
             return x_UX
         sides = (0, 0) * (x_UX.dim() - 1)
-        return functional.pad(x_UX, (*sides, 0, self._num_surplus))
+        return functional.pad(x_UX, (*sides, 0, self.batch.num_surplus))
 
 
 def _padded(vectors: JaggedTensor, lengths_U: Tensor, max_length: int) -> Tensor:

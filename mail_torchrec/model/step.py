@@ -88,15 +88,13 @@ def step_inputs(
     users = assembler.user_inputs(embeddings, numeric_UM)
     inverse_indices_B = batch.dedup.inverse_indices_B if batch.dedup is not None else None
     candidates = assembler.candidate_inputs(embeddings, batch.numeric_BN, inverse_indices_B)
-    num_surplus = 0
     if expand_users:
         users, candidates = candidates.expand_users(users)
         is_cold_U, weights_U, sets = batch.is_cold_B, batch.weights_B, batch.sets
     else:
         is_cold_U, weights_U, sets = batch.is_cold_U, batch.weights_U, batch.sets_U
-        num_surplus = 0 if batch.dedup is None else batch.dedup.num_surplus
-    num_cold_rows = len(batch.sets.cold)
-    of_sets = sets, num_cold_rows, batch.buckets, num_surplus
+    num_surplus = 0 if expand_users else batch.num_surplus
+    of_sets = sets, len(batch.sets.cold), batch.buckets, num_surplus
     return StepInputs(users, candidates, is_cold_U, weights_U, *of_sets)
 
 

@@ -209,6 +209,11 @@ class Batch(Pipelineable):
         return zeros_U.index_add(0, self.dedup.inverse_indices_B, self.weights_B)
 
     @property
+    def num_surplus(self) -> int:
+        """Number of users without rows, who only fill up."""
+        return 0 if self.dedup is None else self.dedup.num_surplus
+
+    @property
     def sets_U(self) -> RowSets:
         """Cold and warm users."""
         return self.sets if self.dedup is None else self.dedup.sets
