@@ -43,12 +43,17 @@ def clustered_auc(
     )
     value = float(placements_R[is_positive_R].mean())
     class_sizes_R = np.where(is_positive_R, num_positives, num_negatives)
+    return ClusteredAuc(value, _variance((placements_R - value) / class_sizes_R, users_R))
+
+
+def _variance(parts_R: Floats, users_R: NDArray[np.generic]) -> float:
+    """Computes the variance of a sum of rows, of which those of one user hang together."""
     users, indices_R = np.unique(users_R, return_inverse=True)
-    if len(users) < 2:
-        return ClusteredAuc(value, np.nan)
-    of_users_U = np.bincount(indices_R, (placements_R - value) / class_sizes_R)
     num_users = len(users)
-    return ClusteredAuc(value, float(np.square(of_users_U).sum() * num_users / (num_users - 1)))
+    if num_users < 2:
+        return float("nan")
+    of_users_U = np.bincount(indices_R, parts_R)
+    return float(np.square(of_users_U).sum() * num_users / (num_users - 1))
 
 
 def _share_below(sorted_values: Floats, scores_R: Floats) -> Floats:

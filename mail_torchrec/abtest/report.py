@@ -89,14 +89,9 @@ class AbTestReport:
     def write(self, out: Path) -> list[Path]:
         """Writes the report in every form, with a plot of the lifts; returns the paths."""
         make_output_dir(out)
-        draw_lifts({name: found.lift for name, found in self._by_name().items()}, out / _PLOT)
-        caption = "What the candidate gains over the base, 95 % intervals."
-        text = f"{self.text()}\n![{caption}]({_PLOT})\n"
-        plots = [out / _PLOT]
-        if self.since_first is not None:
-            draw_since_first(self.since_first, out / _DAYS_PLOT)
-            plots.append(out / _DAYS_PLOT)
-            text += f"\n![By days since the first exposure, 95 % intervals.]({_DAYS_PLOT})\n"
+        pictures = self._draw(out)
+        images = [f"![{caption}]({name})\n" for name, caption in pictures.items()]
+        text = "\n".join([self.text(), *images])
         bodies = {
             "html": markdown_to_html(text, out),
             "md": text,
@@ -104,7 +99,16 @@ class AbTestReport:
         }
         for kind, body in bodies.items():
             write_report_file(out / f"report.{kind}", body)
-        return [*plots, *(out / f"report.{kind}" for kind in bodies)]
+        return [*(out / name for name in pictures), *(out / f"report.{kind}" for kind in bodies)]
+
+    def _draw(self, out: Path) -> dict[str, str]:
+        """Draws the pictures; returns their names and captions."""
+        draw_lifts({name: found.lift for name, found in self._by_name().items()}, out / _PLOT)
+        pictures = {_PLOT: "What the candidate gains over the base, 95 % intervals."}
+        if self.since_first is not None:
+            draw_since_first(self.since_first, out / _DAYS_PLOT)
+            pictures[_DAYS_PLOT] = "By days since the first exposure, 95 % intervals."
+        return pictures
 
     def _by_name(self) -> dict[str, MetricComparison]:
         return {

@@ -162,15 +162,17 @@ def _calibration(log: Impressions, rows: NDArray[np.int64]) -> Estimate | None:
     if log.scores_R is None or not log.clicks_R[rows].any():
         return None
     users, indices_R = np.unique(log.users_R[rows], return_inverse=True)
-    if len(users) < 2:
-        return None
     predicted_U = np.bincount(indices_R, log.scores_R[rows])
     clicks_U = np.bincount(indices_R, log.clicks_R[rows])
-    ratio = float(predicted_U.sum() / clicks_U.sum())
-    if not ratio > 0:
+    if len(users) < 2 or not predicted_U.any():
         return None
-    residuals_U = predicted_U - ratio * clicks_U
-    variance = float(residuals_U.var(ddof=1) * len(users) / predicted_U.sum() ** 2)
+    return _ratio_of_sums(predicted_U, clicks_U)
+
+
+def _ratio_of_sums(numerator_U: Float64s, denominator_U: Float64s) -> Estimate:
+    ratio = float(numerator_U.sum() / denominator_U.sum())
+    residuals_U = numerator_U - ratio * denominator_U
+    variance = float(residuals_U.var(ddof=1) * len(residuals_U) / numerator_U.sum() ** 2)
     low, high = (ratio * math.exp(sign * QUANTILE * math.sqrt(variance)) for sign in (-1, 1))
     return Estimate(ratio, low, high)
 

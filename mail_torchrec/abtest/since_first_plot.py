@@ -26,11 +26,10 @@ def draw_since_first(found: SinceFirst, out_png: Path) -> None:
     figure = Figure(figsize=(11, 3.3), layout="constrained")
     lifts, aucs, newness = figure.subplots(1, 3)
     _draw_lifts(lifts, found)
-    for place, arm in enumerate(ARMS):
+    for place, arm in zip((1, 0), ARMS, strict=True):
         days = {day: one.arms[arm].auc for day, one in found.days["new"].items()}
-        _draw(aucs, days, 1 - place, arm)
-        shares = [share * 100 for share in found.still_new[arm].shares]
-        newness.step(range(len(shares)), shares, where="post", color=_COLOURS[1 - place], label=arm)
+        _draw(aucs, days, place, arm)
+        _draw_newness(newness, found.still_new[arm].shares, _COLOURS[place], arm)
     _label(lifts, "lift of the click rate, %", by_days=True)
     _label(aucs, "AUC, users new at first", by_days=True)
     _label(newness, "users still new, %", by_days=False)
@@ -46,6 +45,11 @@ def _draw_lifts(axes: Any, found: SinceFirst) -> None:
             for day, lift in lifts_by_day(found.days[users]).items()
         }
         _draw(axes, of_days, place, "new at first" if users == "new" else "others")
+
+
+def _draw_newness(axes: Any, shares: list[float], colour: str, label: str) -> None:
+    percents = [share * 100 for share in shares]
+    axes.step(range(len(percents)), percents, where="post", color=colour, label=label)
 
 
 def _label(axes: Any, title: str, *, by_days: bool) -> None:

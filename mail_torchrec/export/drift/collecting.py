@@ -155,7 +155,7 @@ def _real_vectors(compact: CompactTables, towers: Towers) -> NDArray[np.float32]
 
 
 def _check_enough(users: SampledUsers, source: Source) -> None:
-    if min(len(users.new), len(users.old)) < MIN_USERS:
+    if users.num_users < MIN_USERS:
         raise ValueError(
             f"--drift needs {MIN_USERS} new and {MIN_USERS} old users, and '{source.path}' has "
             f"{len(users.new)} and {len(users.old)}; give --data rows with more, or leave it out"

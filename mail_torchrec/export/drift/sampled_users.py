@@ -31,6 +31,11 @@ class SampledUsers:
     """Without the behaviours that the simulated cold start hides."""
     old: list[Request] = field(default_factory=list)
 
+    @property
+    def num_users(self) -> int:
+        """Number of users that there are of either kind."""
+        return min(len(self.new), len(self.old))
+
 
 @dataclass(frozen=True)
 class UserSampler:
@@ -69,8 +74,7 @@ class UserSampler:
                     seen.add(key)
                     users.append(request())
             num_rows += len(table)
-            is_full = min(len(found.new), len(found.old)) >= num_users
-            if is_full or num_rows >= _MAX_ROWS:
+            if found.num_users >= num_users or num_rows >= _MAX_ROWS:
                 break
         return found
 

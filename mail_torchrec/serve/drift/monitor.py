@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from mail_torchrec.drift.golden_behaviours import DriftInfo, GoldenBehaviours, behaviour_vectors
 from mail_torchrec.inference.datatypes import Array
 from mail_torchrec.inference.manifest import ArtifactManifest
+from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.serve.drift.gauges import DriftGauges
 from mail_torchrec.serve.drift.reservoir import Reservoir, Sampled
 from mail_torchrec.serve.prometheus import cold_users
@@ -138,19 +139,10 @@ class DriftMonitor:
         windows = {name: one for name, one in self._windows.items() if name in loaded}
         for version in self._windows.keys() - windows.keys():
             self.gauges.remove(version)
-        for version, scorer in loaded.items():
-            info, golden = scorer.manifest.drift, scorer.golden_behaviours
-            if version in windows or info is None or golden is None:
-                continue
-            outputs = scorer.manifest.outputs_of("virtual_behaviours")
-            windows[version] = _Window(
-                info,
-                golden,
-                Reservoir(info.new_users, info.dim),
-                tuple(spec.name for spec in outputs),
-                time.monotonic(),
-            )
-            self.gauges.set_golden(version, info)
+        for version in loaded.keys() - windows.keys():
+            if (window := _new_window(loaded[version])) is not None:
+                windows[version] = window
+                self.gauges.set_golden(version, window.info)
         self._windows = windows  # replaced as a whole: requests read it meanwhile
 
     def _report(self, message: str) -> None:
@@ -158,3 +150,13 @@ class DriftMonitor:
         if not self._is_broken:
             self._is_broken = True
             LOG.exception("drift: %s; requests go on", message)
+
+
+def _new_window(scorer: Scorer) -> _Window | None:
+    """Starts the window of a version; None for one without golden behaviours."""
+    info, golden = scorer.manifest.drift, scorer.golden_behaviours
+    if info is None or golden is None:
+        return None
+    outputs = scorer.manifest.outputs_of("virtual_behaviours")
+    names = tuple(spec.name for spec in outputs)
+    return _Window(info, golden, Reservoir(info.new_users, info.dim), names, time.monotonic())
