@@ -153,8 +153,9 @@ def test_losses_are_those_of_scoring_each_row_as_new_and_as_old(
     model, batch = whole(small_root, settings)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: order)
-    expected = expected_losses(model, batch, order.tolist())
     found = model(batch)[1].losses
+    # Batch norm's statistics are those behind the step's other passes.
+    expected = expected_losses(model, batch, order.tolist())
     names = {name for name in LOSSES if LOSSES[name] is settings}
     assert names <= found.keys() and ("L_virtual_item" in found) == (settings is CLCREC)
     for name in names:
@@ -205,7 +206,7 @@ def test_each_loss_teaches_the_generator_alone_and_lowers_itself(
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: order)
     generator = [value for key, value in model.named_parameters() if "virtual_items" in key]
-    optimizer = torch.optim.SGD(generator, 0.05)
+    optimizer = torch.optim.Adam(generator, 0.005)
     found = []
     for _ in range(8):
         model.zero_grad()

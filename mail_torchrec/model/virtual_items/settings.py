@@ -20,7 +20,7 @@ class ItemContrastSettings(Settings):
     weight: float = Field(default=1.0, gt=0.0)
     """Weight of the loss."""
     temperature: float = Field(default=0.2, ge=0.05)
-    """Divisor of the cosines; the authors use 0.1 to 2."""
+    """Divisor of the cosines; the authors' code has 1 by default."""
     steps: PositiveInt | None = None
     """Training steps of contrast, behind which the ranking loss (ranking_weight) teaches instead: a
     content proxy, aligned first and then trained end to end; null: both in every step."""
