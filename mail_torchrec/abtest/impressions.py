@@ -5,6 +5,7 @@ One line an impression stays in memory, 26 bytes of it. ``R`` impressions, ``U``
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mail_torchrec.abtest.arms import ARMS
 from mail_torchrec.abtest.exposures import LogColumns, log_batches, read_flags, read_ids
-from mail_torchrec.data.parquet.arrow import Bools, Ints
+from mail_torchrec.data.parquet.arrow import Bools
 from mail_torchrec.data.parquet.logical_types import LogicalType, logical_type, plain_values
 
 NO_ARM = -1
@@ -60,7 +61,7 @@ def read_impressions(
     names = list(dict.fromkeys([*columns.names, *filter(None, (columns.day, columns.score))]))
     arm_of = {name: arm for arm, key in enumerate(ARMS) for name in versions[key]}
     users: list[pa.Array] = []
-    parts: list[list[NDArray[np.generic]]] = []
+    parts: list[list[NDArray[Any]]] = []
     for file, batch in log_batches(paths, names):
         users.append(read_ids(batch, columns.user, file).dictionary_encode())
         parts.append(_arrays(batch, columns, arm_of, file))
@@ -90,12 +91,12 @@ def _check(columns: LogColumns) -> None:
 
 def _arrays(
     batch: pa.Table, columns: LogColumns, arm_of: Mapping[str, int], file: str
-) -> list[NDArray[np.generic]]:
+) -> list[NDArray[Any]]:
     """Converts a batch to arms, days, flags, clicks and scores, [R] each."""
     assert columns.day is not None and columns.is_new is not None
     versions = read_ids(batch, columns.version, file).cast(pa.large_string()).dictionary_encode()
     arms = [arm_of.get(name, NO_ARM) for name in versions.dictionary.to_pylist()]
-    found: list[NDArray[np.generic]] = [
+    found: list[NDArray[Any]] = [
         np.array(arms, np.int8)[versions.indices.to_numpy()],
         _days(batch, columns.day, file),
         read_flags(batch, columns.is_new, file),
@@ -148,7 +149,7 @@ def _scores(batch: pa.Table, name: str, file: str) -> NDArray[np.float64]:
     return scores_R
 
 
-def _without_both(users_R: Ints, arms_R: NDArray[np.int8]) -> NDArray[np.int8]:
+def _without_both(users_R: NDArray[np.int32], arms_R: NDArray[np.int8]) -> NDArray[np.int8]:
     """Takes the impressions of users who saw both arms out of either."""
     num_users = int(users_R.max()) + 1
     saw_both_U = np.ones(num_users, np.bool_)

@@ -44,7 +44,8 @@ def still_new(log: Impressions, since_R: NDArray[np.int32], rows_R: Bools) -> St
     if not rows_R.any():
         return StillNew(0, 0, [])
     end_U, has_stopped_U = _ends(log.users_R[rows_R], since_R[rows_R], log.is_new_R[rows_R])
-    share, shares = 1.0, []
+    share = 1.0
+    shares: list[float] = []
     for day in range(min(int(end_U.max()), _MAX_DAYS - 1) + 1):
         num_stopped = np.count_nonzero((end_U == day) & has_stopped_U)
         share *= 1 - num_stopped / np.count_nonzero(end_U >= day)

@@ -122,7 +122,9 @@ def settled_from(lifts: Mapping[str, Estimate | None]) -> str | None:
 
 
 def _compare(log: Impressions, rows_R: Bools, num_resamples: int) -> DayComparison:
-    sums, arms, aucs = {}, {}, []
+    sums: dict[str, Float64s] = {}
+    arms: dict[str, ArmDay] = {}
+    aucs: list[ClusteredAuc] = []
     for arm, name in enumerate(ARMS):
         rows = np.flatnonzero(rows_R & (log.arms_R == arm))
         sums[name] = _user_sums(log.users_R[rows], log.clicks_R[rows])

@@ -44,7 +44,8 @@ class Reservoir:
         Args:
             num_users: users of a request.
         """
-        users, places = [], []
+        users: list[int] = []
+        places: list[int] = []
         with self._lock:
             for user in range(num_users):
                 place = self._num_offered
