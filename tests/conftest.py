@@ -13,6 +13,7 @@ from mail_torchrec.train import evaluation
 from tests.support import plain
 from tests.support.blank_pictures import leave_pictures_blank
 from tests.support.exported_models import exported
+from tests.support.kept_operators import keep_operators
 from tests.support.small_rows import write_rows
 
 _draw_loss_curves = evaluation.draw_loss_curves
@@ -106,6 +107,14 @@ def blank_loss_curves() -> Iterator[None]:
     """A run in this process leaves empty pictures."""
     with pytest.MonkeyPatch.context() as patch:
         leave_pictures_blank(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_operators() -> Iterator[None]:
+    """Exports in this process share the exporter's table of operators."""
+    with pytest.MonkeyPatch.context() as patch:
+        keep_operators(patch)
         yield
 
 
