@@ -18,13 +18,13 @@ from mail_torchrec.data.parquet.logical_types import plain_ids
 from mail_torchrec.data.schema.schema import Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.data_check.scan import find_day, spread
-from mail_torchrec.diagnose.sampled_rows import NATURAL, target_item
+from mail_torchrec.diagnose.item_rule import MAX_COUNTED_ROWS, NATURAL, ItemRule
+from mail_torchrec.diagnose.sampled_rows import target_item
 from mail_torchrec.utils.progress import progress_bar
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_MAX_ROWS = 5_000_000
 _MIN_USERS = 20
 """New users of whom something is said about how long they stay new, at least."""
 
@@ -39,6 +39,7 @@ class LoggedRows:
         is_new_R: rows of new users, by the rule of the configuration.
         days_R: day from 1970; None where no column holds it.
         num_rows: rows of the files, of which these are all or some.
+        is_new_item_R: rows of new items by the rule; None without a rule.
     """
 
     users_R: npt.NDArray[np.uint64]
@@ -46,6 +47,7 @@ class LoggedRows:
     is_new_R: Bools
     days_R: Ints | None
     num_rows: int
+    is_new_item_R: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class ColdDay:
         day: from 1970.
         num_rows: rows that were read.
         new_users: share of rows of new users.
-        new_items: share of rows whose item is on no earlier day; None on the first day.
+        new_items: share of rows of new items by the rule; without one, of rows whose item is on no
+            earlier day, None on the first day.
     """
 
     day: int
@@ -95,10 +98,12 @@ class ColdRows:
         train_new_users: share of training rows of new users.
         test_new_users: the same of test rows.
         test_unseen_users: share of test rows whose user is not in the training rows.
-        test_new_items: share of test rows whose item is not in the training rows.
+        test_new_items: share of test rows of new items by the rule; without one, of those whose
+            item is not in the training rows.
         days: by day; empty where no column holds the day.
         staying: None without days, or with fewer than 20 users who are seen when new.
         is_whole: all rows of the files were read.
+        item_rule: the rule for new items in words; None without one.
     """
 
     train_new_users: float
@@ -108,34 +113,45 @@ class ColdRows:
     days: list[ColdDay]
     staying: StayingNew | None
     is_whole: bool
+    item_rule: str | None = None
 
 
-def count_cold_rows(config: Config) -> ColdRows:
-    """Reads users, items and days of up to five million rows of each part, and counts cold ones."""
+def count_cold_rows(config: Config, rule: ItemRule | None = None) -> ColdRows:
+    """Reads users, items and days of up to five million rows of each part, and counts cold ones.
+
+    Args:
+        config: names the files, and what their columns are.
+        rule: for new items; without one they are those that training, or earlier days, do not have.
+    """
     schema, data = config.schema_, config.data
     source = Source(data.path(data.train), schema)
-    train = _read(source, config)
-    test = _read(Source(data.path(data.test), schema, source.types), config)
+    train = _read(source, config, rule)
+    test = _read(Source(data.path(data.test), schema, source.types), config, rule)
     both = (train, test)
+    is_new_item_R = test.is_new_item_R
+    if is_new_item_R is None:
+        is_new_item_R = ~np.isin(test.items_R, train.items_R)
     return ColdRows(
         float(train.is_new_R.mean()),
         float(test.is_new_R.mean()),
         float(np.mean(~np.isin(test.users_R, train.users_R))),
-        float(np.mean(~np.isin(test.items_R, train.items_R))),
+        float(is_new_item_R.mean()),
         _by_day(both),
         staying_new(both),
         all(part.num_rows == len(part.is_new_R) for part in both),
+        None if rule is None else rule.text,
     )
 
 
-def _read(source: Source, config: Config) -> LoggedRows:
+def _read(source: Source, config: Config, rule: ItemRule | None) -> LoggedRows:
     schema, day = config.schema_, find_day(source, config.schema_)
-    item = target_item(schema)
+    item = target_item(schema) if rule is None else rule.cohorts.item
     names = [schema.group_key, *schema.sequences, item]
     names += [schema.new_user] if schema.new_user is not None else []
-    columns = list(dict.fromkeys(schema.file_column(name) for name in names))
-    chosen = source.select(spread(source.row_groups, _MAX_ROWS))
-    users, items, new, days = [], [], [], []
+    of_rule = [] if rule is None else rule.columns
+    columns = list(dict.fromkeys([*map(schema.file_column, names), *of_rule]))
+    chosen = source.select(spread(source.row_groups, MAX_COUNTED_ROWS))
+    users, items, new, days, new_items = [], [], [], [], []
     for group in progress_bar(chosen.row_groups, desc=f"cold rows of {source.path}", unit="group"):
         file = chosen.file(group)
         for table in chosen.pieces(group, columns):
@@ -144,6 +160,8 @@ def _read(source: Source, config: Config) -> LoggedRows:
             users.append(hash64(keys, "user"))
             new.append(new_user_rows(table, limits, config.data.new_user_max_behaviours, file))
             items.append(hash64(_ids(table, schema, item, file), "item"))
+            if rule is not None:
+                new_items.append(rule.is_new(table, file))
         if day is not None:
             stored = chosen.files[group.file].read([day.column], group.index)
             days.append(day.numbers(stored, chosen.types, file))
@@ -153,6 +171,7 @@ def _read(source: Source, config: Config) -> LoggedRows:
         np.concatenate(new),
         np.concatenate(days) if days else None,
         source.num_rows,
+        np.concatenate(new_items) if new_items else None,
     )
 
 
@@ -165,21 +184,28 @@ def _by_day(parts: tuple[LoggedRows, LoggedRows]) -> list[ColdDay]:
     if any(part.days_R is None for part in parts):
         return []
     days_R = np.concatenate([part.days_R for part in parts if part.days_R is not None])
-    items_R = np.concatenate([part.items_R for part in parts])
     is_new_R = np.concatenate([part.is_new_R for part in parts])
-    _, places_R = np.unique(items_R, return_inverse=True)
-    first = np.full(places_R.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, places_R, days_R)
-    is_new_item_R = first[places_R] == days_R
+    by_rule = [part.is_new_item_R for part in parts if part.is_new_item_R is not None]
+    is_new_item_R = np.concatenate(by_rule) if by_rule else _on_no_earlier_day(parts, days_R)
     return [
         ColdDay(
             day,
             int(np.count_nonzero(days_R == day)),
             float(is_new_R[days_R == day].mean()),
-            float(is_new_item_R[days_R == day].mean()) if number else None,
+            float(is_new_item_R[days_R == day].mean()) if number or by_rule else None,
         )
         for number, day in enumerate(np.unique(days_R).tolist())
     ]
+
+
+def _on_no_earlier_day(parts: tuple[LoggedRows, LoggedRows], days_R: Ints) -> Bools:
+    """Finds the rows whose item is on no earlier day, [R]."""
+    items_R = np.concatenate([part.items_R for part in parts])
+    _, places_R = np.unique(items_R, return_inverse=True)
+    first = np.full(places_R.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, places_R, days_R)
+    is_new_R: Bools = first[places_R] == days_R
+    return is_new_R
 
 
 def staying_new(parts: tuple[LoggedRows, ...]) -> StayingNew | None:

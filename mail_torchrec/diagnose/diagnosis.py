@@ -2,6 +2,7 @@
 
 from mail_torchrec.config import Config
 from mail_torchrec.diagnose.cold_rows import count_cold_rows
+from mail_torchrec.diagnose.item_rule import read_item_rule
 from mail_torchrec.diagnose.new_items import value_for_new_items
 from mail_torchrec.diagnose.new_users import value_for_new_users
 from mail_torchrec.diagnose.report import Diagnosis
@@ -22,8 +23,9 @@ def diagnose(config: Config, max_rows: int) -> Diagnosis:
     Raises:
         ValueError: data that could not be trained on either, or too few clicks.
     """
-    sample = read_sample(config, max_rows)
-    cold = count_cold_rows(config)
+    rule = read_item_rule(config)
+    sample = read_sample(config, max_rows, rule)
+    cold = count_cold_rows(config, rule)
     logger.info("new users: fitting trees on %d rows", len(sample.train))
     users = value_for_new_users(sample, config.data.cold_start.of_training.hide_share)
     logger.info("new items: fitting trees")

@@ -3,7 +3,7 @@
 Shapes: ``R`` rows, ``F`` features, ``V`` values of a list column end to end, ``E`` elements.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -20,8 +20,11 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 FOLDS = 5
-_FEW_IDS = 200
-"""Ids that are categories of the trees; rarer ones share one."""
+_FEW_IDS = 16
+"""Ids that are categories of the trees; rarer ones share one. With 200 a column trees learn the
+training users by heart, whose attributes name them, and score other users worse."""
+_MANY_IDS = 200
+"""Ids, up to which a column of attributes does not name users."""
 _PRIOR_ROWS = 20.0
 _CONTENT_DIM = 24
 _MOST_USERS_SHARE = 0.5
@@ -91,6 +94,19 @@ class Features:
         ]
         return Features(self.num_train, columns, self.parts, self.is_category)
 
+    def with_histories(self, columns: Iterable[Floats]) -> "Features":
+        """Returns the features with other histories; what is not given of these is 0.
+
+        Args:
+            columns: leading features of histories [R], in their order.
+        """
+        given, zeros_R = iter(columns), np.zeros(len(self.columns[0]))
+        replaced = [
+            next(given, zeros_R) if part in HISTORY_PARTS else column_R
+            for column_R, part in zip(self.columns, self.parts, strict=True)
+        ]
+        return Features(self.num_train, replaced, self.parts, self.is_category)
+
     def has(self, part: FeatureGroup) -> bool:
         """Returns whether a group has features."""
         return part in self.parts
@@ -136,18 +152,19 @@ class Rows:
         return np.unique(ids_R, return_inverse=True)[1].astype(np.int64)
 
 
-def add_columns(features: Features, rows: Rows) -> list[str]:
+def add_columns(features: Features, rows: Rows, item: str | None = None) -> list[str]:
     """Adds the features of all columns but histories and content vectors of items.
 
     Args:
         features: to add to.
         rows: training and test rows.
+        item: column of the candidate item's id, beside the target of the first history.
 
     Returns:
         The columns that were left out, for they name users.
     """
     schema, left_out = rows.schema, []
-    item = target_item(schema)
+    items = {target_item(schema), item}
     for group, part in (
         (Group.ATTRIBUTE, FeatureGroup.ATTRIBUTES),
         (Group.CONTEXT, FeatureGroup.CONTEXT),
@@ -159,7 +176,7 @@ def add_columns(features: Features, rows: Rows) -> list[str]:
                 if part is FeatureGroup.ATTRIBUTES and _names_users(ids_R, rows):
                     left_out.append(name)
                     continue
-                _add_ids(features, FeatureGroup.ITEM_ID if name == item else part, ids_R, rows)
+                _add_ids(features, FeatureGroup.ITEM_ID if name in items else part, ids_R, rows)
             elif name in schema.lists:
                 _add_list(features, part, name, rows)
         for name in schema.numeric(group):
@@ -185,7 +202,7 @@ def _names_users(ids_R: Ints, rows: Rows) -> bool:
     """Returns whether a column of attributes has nearly as many ids as there are users."""
     train = slice(0, rows.num_train)
     num_users = len(np.unique(rows.rows.users_R[train]))
-    return len(np.unique(ids_R[train])) > max(_FEW_IDS, _MOST_USERS_SHARE * num_users)
+    return len(np.unique(ids_R[train])) > max(_MANY_IDS, _MOST_USERS_SHARE * num_users)
 
 
 def _add_ids(features: Features, part: FeatureGroup, ids_R: Ints, rows: Rows) -> None:

@@ -71,11 +71,13 @@ class Statistics:
     Args:
         names: of the statistics; those of factors are the sequence's name and a number.
         values_RT: statistics.
+        scales_T: of each statistic: of factors the root mean square of their entries, 1 of others.
         num_factors: leading statistics of each sequence that are its factors.
     """
 
     names: list[str]
     values_RT: Floats
+    scales_T: Floats
     num_factors: dict[str, int]
 
     def factors(self, sequence: str) -> Floats:
@@ -113,8 +115,11 @@ def _factors(ids_V: Ints, rows_V: Ints, lengths_R: Ints, num_ids: int, rows: Row
     )
     counts.data[:] = 1.0
     by_id_I, by_user = counts.sum(axis=0), counts.sum(axis=1)
-    scale_I = 1 / np.sqrt(np.maximum(by_id_I, 1))
-    normal = sp.diags_array(1 / np.sqrt(np.maximum(by_user, 1))) @ counts @ sp.diags_array(scale_I)
+    # Without the mean degrees, each item that one user alone has is a factor of its own, and the
+    # leading one is constant (regularised spectral clustering; Qin and Rohe, NIPS 2013).
+    scale_I = 1 / np.sqrt(np.maximum(by_id_I + by_id_I.sum() / max((by_id_I > 0).sum(), 1), 1))
+    scale = 1 / np.sqrt(np.maximum(by_user + by_user.mean(), 1))
+    normal = sp.diags_array(scale) @ counts @ sp.diags_array(scale_I)
     num_factors = min(_FACTORS, len(chosen_R) - 1, int((by_id_I > 0).sum()) - 1)
     if num_factors < 1:
         return np.zeros((num_ids, 1))
@@ -126,14 +131,16 @@ def _factors(ids_V: Ints, rows_V: Ints, lengths_R: Ints, num_ids: int, rows: Row
     return factors_IK
 
 
-def last_rows(rows: Rows, is_known_R: np.ndarray) -> Ints:
+def last_rows(rows: Rows, is_known_R: np.ndarray, *, of_test: bool = False) -> Ints:
     """Returns the last training row of each user, of those that are known, in order.
 
     Args:
         rows: training and test rows.
         is_known_R: rows that may be chosen, [R].
+        of_test: the last test row instead.
     """
-    candidates = np.flatnonzero(is_known_R[: rows.num_train])[::-1]
+    is_test_R = np.arange(len(is_known_R)) >= rows.num_train
+    candidates = np.flatnonzero(is_known_R & (is_test_R == of_test))[::-1]
     _, first = np.unique(rows.rows.users_R[candidates], return_index=True)
     return np.sort(candidates[first])
 
@@ -142,19 +149,23 @@ def statistics(sequences: list[Sequence], rows: Rows) -> Statistics:
     """Computes the statistics of each row's histories: factors, log lengths, shares of actions."""
     names: list[str] = []
     columns: list[Floats] = []
+    scales: list[float] = []
     num_factors: dict[str, int] = {}
     for sequence in sequences:
         history_RK = sequence.mean(sequence.factors_IK)
         num_factors[sequence.name] = history_RK.shape[1]
         names += [f"{sequence.name} factor {k + 1}" for k in range(history_RK.shape[1])]
         columns += list(history_RK.T)
+        entries_VK = sequence.factors_IK[sequence.ids_V]
+        scales += np.sqrt((entries_VK**2).mean(axis=0)).tolist()
         names.append(f"{sequence.name} log length")
         columns.append(np.log1p(sequence.lengths_R))
         for aligned in rows.schema.actions_of(sequence.name):
             for share, values_R in _shares(aligned, rows, sequence):
                 names.append(share)
                 columns.append(values_R)
-    return Statistics(names, np.stack(columns, axis=1), num_factors)
+        scales += [1.0] * (len(names) - len(scales))
+    return Statistics(names, np.stack(columns, axis=1), np.array(scales), num_factors)
 
 
 def _shares(aligned: str, rows: Rows, sequence: Sequence) -> Iterator[tuple[str, Floats]]:
@@ -196,13 +207,42 @@ def add_statistics(
     """
     for column_R in found.values_RT.T:
         features.add(part, column_R)
+    for column_R in _fits(found, sequences):
+        features.add(fit, column_R)
+
+
+def filled(features: Features, found: Statistics, sequences: list[Sequence]) -> Features:
+    """Returns the features with other histories, in which no entry is the target item.
+
+    Args:
+        features: with histories, as of :func:`add_statistics` and then :func:`add_matches`.
+        found: statistics of the other histories.
+        sequences: of the same rows.
+    """
+    return features.with_histories([*found.values_RT.T, *_fits(found, sequences)])
+
+
+def mean_statistics(known: Statistics, rows: Rows) -> Statistics:
+    """Returns the mean statistics of the training users' histories, in every row.
+
+    Args:
+        known: statistics of the real histories.
+        rows: training and test rows.
+    """
+    mean_T = known.values_RT[last_rows(rows, rows.num_behaviours_R > 0)].mean(axis=0)
+    values_RT = np.broadcast_to(mean_T, known.values_RT.shape)
+    return Statistics(known.names, values_RT, known.scales_T, known.num_factors)
+
+
+def _fits(found: Statistics, sequences: list[Sequence]) -> Iterator[Floats]:
+    """Yields product and cosine [R] of the factors of a history and of the target item."""
     for sequence in sequences:
         target_RK = sequence.factors_IK[sequence.target_R]
         history_RK = found.factors(sequence.name)
         products_R = np.einsum("rk,rk->r", history_RK, target_RK)
         lengths_R = np.linalg.norm(history_RK, axis=1) * np.linalg.norm(target_RK, axis=1)
-        features.add(fit, products_R)
-        features.add(fit, products_R / np.maximum(lengths_R, 1e-9))
+        yield products_R
+        yield products_R / np.maximum(lengths_R, 1e-9)
 
 
 def add_matches(features: Features, sequences: list[Sequence], rows: Rows) -> None:

@@ -6,7 +6,7 @@ rows of held-out users who have a history, which are scored with it and as if th
 Shape: ``R`` rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,18 +21,18 @@ from mail_torchrec.diagnose.features import (
     concatenated,
 )
 from mail_torchrec.diagnose.histories import (
-    Sequence,
-    Statistics,
     add_item_factors,
     add_matches,
     add_statistics,
+    filled,
     last_rows,
+    mean_statistics,
     read_sequences,
     statistics,
 )
 from mail_torchrec.diagnose.predicted_histories import MIN_USERS, predict_histories
 from mail_torchrec.diagnose.sampled_rows import SampledRows, check_labels
-from mail_torchrec.diagnose.trees import MeasuredScores, fit_scores
+from mail_torchrec.diagnose.trees import MeasuredScores, fit_scores, fit_trees
 from mail_torchrec.reporting.intervals import Interval
 
 HELD_OUT = 0.4
@@ -43,6 +43,7 @@ _PREDICTED = (FeatureGroup.PREDICTED, FeatureGroup.PREDICTED_ITEM)
 BASE, ATTRIBUTES, NO_CROSSES = "item and context", "attributes", "attributes without crosses"
 HISTORIES, PREDICTED, BOTH = "histories", "predicted histories", "attributes and histories"
 EMPTY = "attributes and histories, taken away"
+MEAN_FILL, VIRTUAL = "the same, mean histories instead", "the same, predicted histories instead"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class NewUserValue:
         crosses: gain of attributes that may interact with the item over those that may not.
         empty_input: gain of trees that never saw histories over those whose training rows had them
             (but for the share that the configuration hides), where there are none.
+        mean_fill: gain of these trees where they are given the mean of histories instead.
+        virtual: gain of predicted histories over that mean, for these trees.
+        learnt: gain of trees that never saw histories over these, by the better filling.
         explained: R^2 of statistics of histories by attributes, by name.
         left_out: attributes that name users.
         why_none: the reason where there is no answer; everything else is empty then.
@@ -72,6 +76,9 @@ class NewUserValue:
     predicted: Interval | None = None
     crosses: Interval | None = None
     empty_input: Interval | None = None
+    mean_fill: Interval | None = None
+    virtual: Interval | None = None
+    learnt: Interval | None = None
     attribute_share: Interval | None = None
     """Attributes' gain over item and context as a share of that of histories."""
     recovered: Interval | None = None
@@ -108,8 +115,16 @@ def value_for_new_users(sample: SampledRows, hidden_share: float) -> NewUserValu
     add_item_factors(features, sequences)
     add_statistics(features, known, sequences, FeatureGroup.HISTORY, FeatureGroup.HISTORY_ITEM)
     add_matches(features, sequences, rows)
-    explained = _add_predicted(features, known, sequences, rows)
-    return _measure(features, rows, explained, tuple(left_out), hidden_share)
+    if not features.has(FeatureGroup.ATTRIBUTES):
+        return _without_attributes(features, rows, tuple(left_out))
+    predicted = predict_histories(features, known, rows)
+    fills = {
+        MEAN_FILL: filled(features, mean_statistics(known, rows), sequences),
+        VIRTUAL: filled(features, predicted.statistics, sequences),
+    }
+    add_statistics(features, predicted.statistics, sequences, *_PREDICTED)
+    found = _measure(features, fills, rows, hidden_share)
+    return replace(found, explained=predicted.explained, left_out=tuple(left_out))
 
 
 def is_held_out(users_R: np.ndarray, share: float) -> Bools:
@@ -135,66 +150,60 @@ def _split(sample: SampledRows) -> tuple[Chunk, Chunk]:
     )
 
 
-def _add_predicted(
-    features: Features, known: Statistics, sequences: list[Sequence], rows: Rows
-) -> dict[str, float] | None:
-    """Adds predicted histories; returns how much of the real ones is explained."""
-    if not features.has(FeatureGroup.ATTRIBUTES):
-        return None
-    predicted = predict_histories(features, known, rows)
-    add_statistics(
-        features,
-        predicted.statistics,
-        sequences,
-        FeatureGroup.PREDICTED,
-        FeatureGroup.PREDICTED_ITEM,
-    )
-    return predicted.explained
-
-
-def _measure(
-    features: Features,
-    rows: Rows,
-    explained: dict[str, float] | None,
-    left_out: tuple[str, ...],
-    hidden_share: float,
-) -> NewUserValue:
+def _without_attributes(features: Features, rows: Rows, left_out: tuple[str, ...]) -> NewUserValue:
     test = rows.rows.take(slice(rows.num_train, None))
     measured = MeasuredScores(test.labels_R, test.users_R)
-    attributes = (*_ITEM, FeatureGroup.ATTRIBUTES)
-    models: dict[str, tuple[FeatureGroup, ...]] = {BASE: _ITEM, HISTORIES: (*_ITEM, *HISTORY_PARTS)}
-    if explained is not None:
-        models |= {
-            ATTRIBUTES: attributes,
-            PREDICTED: (*attributes, *_PREDICTED),
-            BOTH: (*attributes, *HISTORY_PARTS),
-        }
-    for name, parts in models.items():
-        measured.add(name, fit_scores(features, parts, rows))
-    if explained is None:
-        return NewUserValue(
-            measured.num_rows,
-            measured.num_users,
-            {name: measured.auc(name) for name in models},
-            histories=measured.gain(HISTORIES, BASE),
-            left_out=left_out,
-        )
-    measured.add(NO_CROSSES, fit_scores(features, attributes, rows, additive=True))
-    is_empty_R = is_held_out(~rows.rows.users_R, hidden_share)  # others than the held-out users
-    is_empty_R[rows.num_train :] = True
-    measured.add(EMPTY, fit_scores(features.emptied(is_empty_R), models[BOTH], rows))
-    names = [BASE, NO_CROSSES, ATTRIBUTES, PREDICTED, EMPTY, HISTORIES, BOTH]
+    measured.add(BASE, fit_scores(features, _ITEM, rows))
+    measured.add(HISTORIES, fit_scores(features, (*_ITEM, *HISTORY_PARTS), rows))
     return NewUserValue(
         measured.num_rows,
         measured.num_users,
-        {name: measured.auc(name) for name in names},
+        {name: measured.auc(name) for name in (BASE, HISTORIES)},
+        histories=measured.gain(HISTORIES, BASE),
+        left_out=left_out,
+    )
+
+
+def _measure(
+    features: Features, fills: dict[str, Features], rows: Rows, hidden_share: float
+) -> NewUserValue:
+    """Fits and measures all models.
+
+    Args:
+        features: with predicted histories too.
+        fills: the features without these, with other histories in place of the real ones.
+        rows: training and test rows.
+        hidden_share: of the users whose histories training hides.
+    """
+    test = rows.rows.take(slice(rows.num_train, None))
+    measured = MeasuredScores(test.labels_R, test.users_R)
+    attributes = (*_ITEM, FeatureGroup.ATTRIBUTES)
+    both = (*attributes, *HISTORY_PARTS)
+    measured.add(BASE, fit_scores(features, _ITEM, rows))
+    measured.add(NO_CROSSES, fit_scores(features, attributes, rows, additive=True))
+    measured.add(ATTRIBUTES, fit_scores(features, attributes, rows))
+    measured.add(PREDICTED, fit_scores(features, (*attributes, *_PREDICTED), rows))
+    is_empty_R = is_held_out(~rows.rows.users_R, hidden_share)  # others than the held-out users
+    is_empty_R[rows.num_train :] = True
+    empty = features.emptied(is_empty_R)
+    used_to_histories = fit_trees(empty, both, rows)
+    for name, given in {EMPTY: empty, **fills}.items():
+        measured.add(name, used_to_histories.score(given))
+    measured.add(HISTORIES, fit_scores(features, (*_ITEM, *HISTORY_PARTS), rows))
+    measured.add(BOTH, fit_scores(features, both, rows))
+    best_fill = max(EMPTY, MEAN_FILL, VIRTUAL, key=lambda name: measured.auc(name).mean)
+    return NewUserValue(
+        measured.num_rows,
+        measured.num_users,
+        measured.aucs(),
         histories=measured.gain(BOTH, ATTRIBUTES),
         attributes=measured.gain(ATTRIBUTES, BASE),
         predicted=measured.gain(PREDICTED, ATTRIBUTES),
         crosses=measured.gain(ATTRIBUTES, NO_CROSSES),
         empty_input=measured.gain(ATTRIBUTES, EMPTY),
+        mean_fill=measured.gain(MEAN_FILL, EMPTY),
+        virtual=measured.gain(VIRTUAL, MEAN_FILL),
+        learnt=measured.gain(ATTRIBUTES, best_fill),
         attribute_share=measured.share(ATTRIBUTES, HISTORIES, BASE),
         recovered=measured.share(PREDICTED, BOTH, ATTRIBUTES),
-        explained=explained,
-        left_out=left_out,
     )

@@ -46,8 +46,14 @@ def draw_aucs(aucs: Mapping[str, Interval], out_png: Path) -> None:
     save_figure(figure, out_png)
 
 
-def draw_days(days: list[ColdDay], out_png: Path) -> None:
-    """Draws the share of rows of new users, and of items on no earlier day, by day."""
+def draw_days(days: list[ColdDay], new_items: str, out_png: Path) -> None:
+    """Draws the shares of rows of new users and of new items by day.
+
+    Args:
+        days: in order.
+        new_items: name of the second line: what counts as a new item.
+        out_png: the file to write.
+    """
     figure, axes = _figure(3.2)
     names = [day_name(day.day) for day in days]
     users = [100 * day.new_users for day in days]
@@ -56,7 +62,7 @@ def draw_days(days: list[ColdDay], out_png: Path) -> None:
              if day.new_items is not None]  # fmt: skip
     if items:
         axes.plot(*zip(*items, strict=True), "s-", color=OLD_USER_COLOUR, markersize=4,
-                  label="items on no earlier day")  # fmt: skip
+                  label=new_items)  # fmt: skip
     axes.set_ylabel("% of the day's rows", color=TEXT_COLOUR)
     axes.set_ylim(bottom=0)
     shown = range(0, len(names), max(1, len(names) // 8))

@@ -20,6 +20,8 @@ from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.utils.run_files import write_file
 
 PAGE, NUMBERS = "diagnosis.html", "diagnosis.json"
+_DAYS = 40
+"""Days that the table of cold rows shows, at most."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Diagnosis:
             if self.new_items.aucs:
                 draw_aucs(self.new_items.aucs, pictures / "items.png")
             if self.cold.days:
-                draw_days(self.cold.days, pictures / "days.png")
+                draw_days(self.cold.days, _new_items_of_day(self.cold), pictures / "days.png")
             if self.cold.staying is not None:
                 draw_staying(self.cold.staying, pictures / "staying.png")
             page = markdown_to_html("\n\n".join(self._blocks()), pictures)
@@ -106,6 +108,9 @@ class Diagnosis:
             ["their share of what histories add", share_text(found.recovered)],
             ["attributes crossed with the item", gain_text(found.crosses)],
             ["to have learnt to do without histories", gain_text(found.empty_input)],
+            ["mean histories, for trees used to histories", gain_text(found.mean_fill)],
+            ["predicted histories instead of the mean, for these", gain_text(found.virtual)],
+            ["to have learnt to do without, over the best of these", gain_text(found.learnt)],
         ]
         yield markdown_table(["what it is worth to new users, in AUC", ""], rows)
         if found.explained:
@@ -120,12 +125,16 @@ class Diagnosis:
         if found.aucs is None:
             yield f"No answer: {found.why_none}."
             return
+        num_rows, items = f"{found.num_rows:,}", f"{found.num_items:,}"
         yield (
-            f"Trees fitted without {ITEMS_HELD_OUT:.0%} of the items, measured on the "
-            f'{found.num_rows:,} test rows of {found.num_items:,} of them; "item known" is fitted '
-            "on all training rows, with ids."
+            f"Trees fitted without {ITEMS_HELD_OUT:.0%} of the items, measured on the {num_rows} "
+            f'test rows of {items} of them; "item known" is fitted on all training rows, with ids.'
+            if found.rule is None
+            else f"Trees fitted without the new items (those of which {found.rule}), measured on "
+            f'the {num_rows} test rows of {items} of them; "item known" is fitted on all training '
+            "rows and the test rows that other users have of them, with ids."
         )
-        yield "![AUC on items whom the trees have not seen, by what the trees are given](items.png)"
+        yield "![AUC on items that the trees have not seen, by what the trees are given](items.png)"
         yield _auc_table(found.aucs)
         rows = [
             ["the item's other columns, beside user and context", gain_text(found.columns)],
@@ -140,7 +149,7 @@ class Diagnosis:
             ["training rows of new users", f"{cold.train_new_users:.1%}"],
             ["test rows of new users", f"{cold.test_new_users:.1%}"],
             ["test rows of users that training has not", f"{cold.test_unseen_users:.1%}"],
-            ["test rows of items that training has not", f"{cold.test_new_items:.1%}"],
+            [_new_items_of_test(cold), f"{cold.test_new_items:.1%}"],
         ]
         yield markdown_table(["as they are, without data.cold_start", "share"], rows)
         if not cold.is_whole:
@@ -152,9 +161,14 @@ class Diagnosis:
         days = [
             [day_name(day.day), f"{day.num_rows:,}", f"{day.new_users:.1%}",
              "-" if day.new_items is None else f"{day.new_items:.1%}"]
-            for day in cold.days[-40:]
+            for day in cold.days[-_DAYS:]
         ]  # fmt: skip
-        yield markdown_table(["day", "rows", "new users", "items on no earlier day"], days)
+        if len(cold.days) > _DAYS:
+            yield (
+                f"The table has the last {_DAYS} of {len(cold.days)} days; {NUMBERS} has all of "
+                f"them, from {day_name(cold.days[0].day)} on."
+            )
+        yield markdown_table(["day", "rows", "new users", _new_items_of_day(cold)], days)
         yield from self._of_staying()
 
     def _of_staying(self) -> Iterator[str]:
@@ -174,6 +188,16 @@ class Diagnosis:
             "while new."
         )
         yield "![Users who are still new, by days since their first row](staying.png)"
+
+
+def _new_items_of_test(cold: ColdRows) -> str:
+    if cold.item_rule is None:
+        return "test rows of items that training has not"
+    return f"test rows of new items ({cold.item_rule})"
+
+
+def _new_items_of_day(cold: ColdRows) -> str:
+    return "items on no earlier day" if cold.item_rule is None else "new items"
 
 
 def _auc_table(aucs: Mapping[str, Interval]) -> str:

@@ -4,6 +4,7 @@ Shapes: ``R`` rows, ``F`` features, ``U`` users, ``B`` the data as it is, then t
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,29 @@ _USER_PARTS = {FeatureGroup.ATTRIBUTES}
 _AT_A_TIME = 50
 
 
+@dataclass(frozen=True)
+class FittedTrees:
+    """Trees that are fitted, whose scores are means.
+
+    Args:
+        trees: one fit each.
+        parts: groups of features that they see.
+    """
+
+    trees: list[HistGradientBoostingClassifier]
+    parts: Collection[FeatureGroup]
+
+    def score(self, features: Features) -> Floats:
+        """Returns probabilities of the test rows, [R].
+
+        Args:
+            features: of training rows, then of test rows, in the groups and order of the fit.
+        """
+        test_RF = features.select(self.parts)[0][features.num_train :]
+        mean_R: Floats = np.mean([trees.predict_proba(test_RF)[:, 1] for trees in self.trees], 0)
+        return mean_R
+
+
 def fit_scores(
     features: Features,
     parts: Collection[FeatureGroup],
@@ -27,7 +51,18 @@ def fit_scores(
     *,
     additive: bool = False,
 ) -> Floats:
-    """Fits trees on the training rows and scores the test rows, the mean of two fits.
+    """Fits trees on the training rows and scores the test rows, [R]; see :func:`fit_trees`."""
+    return fit_trees(features, parts, rows, additive=additive).score(features)
+
+
+def fit_trees(
+    features: Features,
+    parts: Collection[FeatureGroup],
+    rows: Rows,
+    *,
+    additive: bool = False,
+) -> FittedTrees:
+    """Fits trees on the training rows, two fits.
 
     Each fit stops by the loss of another fifth of the training users: attributes can name users,
     and more trees would learn these by heart.
@@ -37,12 +72,9 @@ def fit_scores(
         parts: groups of features that the trees see.
         rows: the rows of the features.
         additive: do not let attributes interact with other features.
-
-    Returns:
-        Probabilities of the test rows, [R].
     """
     values_RF, is_category, groups = features.select(parts)
-    train_RF, test_RF = values_RF[: features.num_train], values_RF[features.num_train :]
+    train_RF = values_RF[: features.num_train]
     interactions: Any = None
     if additive:
         places = range(len(groups))
@@ -50,12 +82,13 @@ def fit_scores(
             {place for place in places if groups[place] in _USER_PARTS},
             {place for place in places if groups[place] not in _USER_PARTS},
         ]
-    labels_R, scores = rows.labels_R, []
+    labels_R = rows.labels_R
+    fitted: list[HistGradientBoostingClassifier] = []
     for seed in SEEDS:
         is_fitted_R = rows.folds_R != seed
         trees = HistGradientBoostingClassifier(
             max_iter=MAX_ITERATIONS,
-            learning_rate=0.05,
+            learning_rate=0.1,
             max_leaf_nodes=15,
             min_samples_leaf=50,
             l2_regularization=5,
@@ -63,7 +96,7 @@ def fit_scores(
             categorical_features=is_category or None,
             interaction_cst=interactions,
             early_stopping=True,
-            n_iter_no_change=15,
+            n_iter_no_change=10,
             random_state=seed,
         )
         trees.fit(
@@ -72,9 +105,8 @@ def fit_scores(
             X_val=train_RF[~is_fitted_R],
             y_val=labels_R[~is_fitted_R],
         )
-        scores.append(trees.predict_proba(test_RF)[:, 1])
-    mean_R: Floats = np.mean(scores, axis=0)
-    return mean_R
+        fitted.append(trees)
+    return FittedTrees(fitted, parts)
 
 
 class MeasuredScores:
@@ -105,6 +137,10 @@ class MeasuredScores:
     def auc(self, name: str) -> Interval:
         """Returns a model's AUC."""
         return _interval(self._aucs[name])
+
+    def aucs(self) -> dict[str, Interval]:
+        """Returns the AUC of each model, in the order in which they were measured."""
+        return {name: self.auc(name) for name in self._aucs}
 
     def gain(self, name: str, base: str) -> Interval:
         """Returns the difference of two models' AUCs."""

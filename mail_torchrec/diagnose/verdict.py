@@ -1,6 +1,7 @@
 """Closing sentences of a diagnosis: remedies for new users and new items, and missing data."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,7 +19,9 @@ class Remedy(StrEnum):
     """Something to try."""
 
     MAIL = "MAIL"
+    OWN_TOWER = "MAIL's tuned preset"
     DROPOUT = "behaviour dropout"
+    MEAN_FILL = "mean fill"
     CROSSES = "a tower with attribute crosses"
     CONTENT = "content vectors"
     NOTHING = "nothing"
@@ -80,28 +83,13 @@ def _judge_users(users: NewUserValue, cold: ColdRows) -> tuple[list[Remedy], lis
 
 
 def _choose_for_users(users: NewUserValue, rows: str) -> tuple[list[Remedy], list[str]]:
-    remedies, reasons = [], []
     assert users.recovered is not None and users.attribute_share is not None
-    if is_gain(users.predicted) and users.recovered.mean >= _SMALLEST_SHARE:
-        remedies.append(Remedy.MAIL)
-        reasons.append(
-            f"histories predicted from attributes recover {share_text(users.recovered)} of what "
-            f"histories are worth ({gain_text(users.histories)} AUC)"
-        )
-    if is_gain(users.crosses):
-        remedies.append(Remedy.CROSSES)
-        reasons.append(
-            f"attributes crossed with the item are worth {gain_text(users.crosses)} AUC, which "
-            "sums of embeddings hardly find"
-        )
-    if is_gain(users.empty_input):
-        remedies.append(Remedy.DROPOUT)
-        reasons.append(
-            f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where "
-            "they lack: dropout, mean fill and MAIL repair that alike"
-        )
-    if remedies:
-        first = f"New users: try {' and '.join(remedies)}, for {'; '.join(reasons)} ({rows})."
+    found = [*_fillings(users), *_crosses(users)]
+    remedies = [remedy for remedy, _ in found]
+    if found:
+        named = " and ".join(dict.fromkeys(remedies))
+        reasons = "; ".join(reason for _, reason in found)
+        first = f"New users: try {named}, for {reasons} ({rows})."
     else:
         remedies = [Remedy.NOTHING]
         first = (
@@ -109,18 +97,77 @@ def _choose_for_users(users: NewUserValue, rows: str) -> tuple[list[Remedy], lis
             f"{gain_text(users.histories)} AUC, but those predicted from attributes add "
             f"{gain_text(users.predicted)} to trees that have the attributes ({rows})."
         )
+    sentences = [first]
+    if Remedy.OWN_TOWER in remedies:
+        sentences.append(
+            f"A cheaper try: {Remedy.DROPOUT}, one setting. It teaches the same, but to the one "
+            "network that serves old users too, and may cost these; look at both cohorts."
+        )
     last = "Data that would help: attributes that tell more of what a user likes"
     if users.explained:
-        best = max(users.explained.values())
-        last += f" (they explain at most {max(best, 0):.0%} of any statistic of histories)"
-    enough = Remedy.MAIL in remedies and users.recovered.mean > 0.5
-    return remedies, [first] if enough else [first, f"{last}."]
+        explained = [max(value, 0) for value in users.explained.values()]
+        last += f" (they explain {sum(explained) / len(explained):.0%} of histories' statistics)"
+    enough = is_gain(users.predicted) and users.recovered.mean > 0.5
+    return list(dict.fromkeys(remedies)), sentences if enough else [*sentences, f"{last}."]
+
+
+def _fillings(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
+    """Yields what to do about histories that lack, with the reasons.
+
+    Predicted histories tell something of the user: MAIL. Where a model does better that was taught
+    to do without histories, than one that is used to them and given a filled-in one, it has to be
+    taught: by rows whose histories are taken away. A tower of new users' own learns that at no cost
+    to old users, from attributes; where these tell nothing, dropout does. Where the mean of
+    histories repairs as much, nothing has to be taught.
+    """
+    assert users.recovered is not None
+    tells = is_gain(users.predicted) and users.recovered.mean >= _SMALLEST_SHARE
+    teaches = is_gain(users.empty_input) and is_gain(users.learnt)
+    of_histories = (
+        f"histories predicted from attributes recover {share_text(users.recovered)} of what "
+        f"histories are worth ({gain_text(users.histories)} AUC)"
+    )
+    if tells:
+        yield (Remedy.OWN_TOWER if teaches else Remedy.MAIL), of_histories
+    if teaches and not (is_gain(users.attributes) or is_gain(users.predicted)):
+        yield (
+            Remedy.DROPOUT,
+            f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where "
+            "they lack, and has to be taught to do without, which may cost old users. That is all "
+            f"there is to win: attributes tell nothing of new users ({gain_text(users.attributes)})"
+            ", nor would virtual behaviours, which are made of them",
+        )
+    elif teaches:
+        yield (
+            Remedy.OWN_TOWER,
+            f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where "
+            f"they lack, and is still {gain_text(users.learnt)} behind with filled-in ones: it has "
+            "to be taught to do without, which the preset's tower for new users is",
+        )
+    elif is_gain(users.mean_fill) and not tells:
+        yield (
+            Remedy.MEAN_FILL,
+            f"a model that is used to histories gains {gain_text(users.mean_fill)} AUC where it is "
+            "given their mean instead of none, and has nothing to learn beyond that",
+        )
+
+
+def _crosses(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
+    if is_gain(users.crosses):
+        yield (
+            Remedy.CROSSES,
+            f"attributes crossed with the item are worth {gain_text(users.crosses)} AUC, which "
+            "sums of embeddings hardly find",
+        )
 
 
 def _judge_items(items: NewItemValue, cold: ColdRows) -> tuple[list[Remedy], list[str]]:
     if items.known is None or items.columns is None:
         return [], [f"New items: no answer, since {items.why_none}."]
-    rows = f"{cold.test_new_items:.1%} of the test rows are of items that training has not"
+    new_items = (
+        "items that training has not" if cold.item_rule is None else f"new items: {cold.item_rule}"
+    )
+    rows = f"{cold.test_new_items:.1%} of the test rows are of {new_items}"
     if is_gain(items.content):
         return [Remedy.CONTENT], [
             f"New items: use content vectors. They add {gain_text(items.content)} AUC to the "

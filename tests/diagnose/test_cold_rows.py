@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from mail_torchrec.diagnose.cold_rows import LoggedRows, staying_new
+from mail_torchrec.diagnose.cold_rows import ColdDay, ColdRows, LoggedRows, staying_new
+from mail_torchrec.diagnose.new_items import NewItemValue
+from mail_torchrec.diagnose.new_users import NewUserValue
+from mail_torchrec.diagnose.report import Diagnosis
+from mail_torchrec.diagnose.sampled_rows import row_quotas
+from mail_torchrec.diagnose.verdict import Verdict
 
 
 def logged(rows: list[tuple[int, int, bool]]) -> LoggedRows:
@@ -43,3 +48,23 @@ def test_nothing_is_said_of_few_users_or_without_days() -> None:
     assert staying_new((many,)) is not None
     without_days = LoggedRows(many.users_R, many.items_R, many.is_new_R, None, 50)
     assert staying_new((without_days,)) is None
+
+
+@pytest.mark.parametrize("num_days", [40, 55])
+def test_the_table_of_days_says_that_there_are_more(num_days: int) -> None:
+    days = [ColdDay(19_000 + day, 100, 0.1, 0.2) for day in range(num_days)]
+    cold = ColdRows(0.1, 0.1, 0.1, 0.3, days, None, True)
+    users, items = NewUserValue(why_none="-"), NewItemValue(why_none="-")
+    found = Diagnosis("", cold, users, items, Verdict([], [], []))
+    text = found.text()
+    assert text.count("| 20") == 40 and len(found.numbers()["cold"]["days"]) == num_days
+    said = (
+        "The table has the last 40 of 55 days; diagnosis.json has all of them, from 2022-01-08 on."
+    )
+    assert (said in text) == (num_days > 40) == ("The table has" in text)
+
+
+def test_rows_that_small_row_groups_leave_over_are_the_others() -> None:
+    assert row_quotas([10, 100, 3, 100], 100) == [10, 43, 3, 44]
+    assert row_quotas([5, 5], 100) == [5, 5]
+    assert row_quotas([9, 9, 9], 2) == [1, 1, 1]  # each has at least one

@@ -27,6 +27,9 @@ USERS = NewUserValue(
     predicted=NOTHING,
     crosses=NOTHING,
     empty_input=NOTHING,
+    mean_fill=NOTHING,
+    virtual=NOTHING,
+    learnt=NOTHING,
     attribute_share=gain(0.3, 0.05),
     recovered=gain(0.02, 0.02),
     explained={"seen log length": 0.08},
@@ -47,7 +50,34 @@ ITEMS = NewItemValue(1000, 50, {}, gain(0.01), None, gain(0.03))
         ({"predicted": gain(0.003), "recovered": gain(0.07)}, [Remedy.NOTHING], "nothing will"),
         ({"predicted": gain(0.02, 0.03), "recovered": gain(0.5)}, [Remedy.NOTHING], "+.0200 [-.01"),
         ({"crosses": gain(0.01)}, [Remedy.CROSSES], "+.0100 [+.0090, +.0110] AUC"),
-        ({"empty_input": gain(0.01)}, [Remedy.DROPOUT], "dropout, mean fill and MAIL"),
+        ({"empty_input": gain(0.01)}, [Remedy.NOTHING], "nothing will"),
+        (
+            {"empty_input": gain(0.01), "learnt": gain(0.008)},
+            [Remedy.OWN_TOWER],
+            "still +.0080 [+.0070, +.0090] behind with filled-in ones",
+        ),
+        (
+            {"predicted": gain(0.02), "recovered": gain(0.5)}
+            | {"empty_input": gain(0.01), "learnt": gain(0.008)},
+            [Remedy.OWN_TOWER],
+            "try MAIL's tuned preset, for histories predicted",
+        ),
+        (
+            {"empty_input": gain(0.01), "learnt": gain(0.008), "attributes": NOTHING},
+            [Remedy.DROPOUT],
+            "That is all there is to win: attributes tell nothing of new users (+.0005",
+        ),
+        (
+            {"empty_input": gain(0.01), "mean_fill": gain(0.01)},
+            [Remedy.MEAN_FILL],
+            "given their mean instead of none",
+        ),
+        (
+            {"empty_input": gain(0.01), "mean_fill": gain(0.01), "predicted": gain(0.02)}
+            | {"recovered": gain(0.5)},
+            [Remedy.MAIL],
+            "try MAIL, for",
+        ),
         (
             {"predicted": gain(0.02), "recovered": gain(0.5), "crosses": gain(0.01)},
             [Remedy.MAIL, Remedy.CROSSES],
@@ -83,3 +113,16 @@ def test_remedies_for_new_items(
 def test_numbers_are_written_with_their_signs_and_intervals() -> None:
     assert gain_text(Interval(-0.0123, -0.02, 0.0005, 1)) == "-.0123 [-.0200, +.0005]"
     assert share_text(Interval(0.62, 0.55, 0.7, 1)) == "62 % [55 %, 70 %]"
+
+
+def test_a_tower_of_new_users_own_comes_with_the_cheaper_try() -> None:
+    taught = replace(USERS, empty_input=gain(0.01), learnt=gain(0.008))
+    sentences = judge(taught, ITEMS, COLD).sentences
+    assert sentences[1].startswith("A cheaper try: behaviour dropout")
+    assert not any("cheaper" in sentence for sentence in judge(USERS, ITEMS, COLD).sentences)
+
+
+def test_new_items_of_a_rule_are_named_by_it() -> None:
+    cold = replace(COLD, item_rule="'days_old' is at most 7")
+    sentence = judge(USERS, ITEMS, cold).sentences[-2]
+    assert "3.0% of the test rows are of new items: 'days_old' is at most 7" in sentence
