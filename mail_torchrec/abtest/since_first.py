@@ -164,8 +164,8 @@ def _calibration(log: Impressions, rows: NDArray[np.int64]) -> Estimate | None:
     if log.scores_R is None or not log.clicks_R[rows].any():
         return None
     users, indices_R = np.unique(log.users_R[rows], return_inverse=True)
-    predicted_U = np.bincount(indices_R, log.scores_R[rows])
-    clicks_U = np.bincount(indices_R, log.clicks_R[rows])
+    predicted_U: Float64s = np.bincount(indices_R, log.scores_R[rows]).astype(np.float64)
+    clicks_U: Float64s = np.bincount(indices_R, log.clicks_R[rows]).astype(np.float64)
     if len(users) < 2 or not predicted_U.any():
         return None
     return _ratio_of_sums(predicted_U, clicks_U)

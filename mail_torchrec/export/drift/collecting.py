@@ -150,8 +150,10 @@ def _real_vectors(compact: CompactTables, towers: Towers) -> NDArray[np.float32]
     model, batch = compact.model(towers)
     tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
     real, _, _ = model.towers.real_and_virtual_behaviours(batch, *tables)
-    vectors: NDArray[np.float32] = mean_over_positions(list(real.values())).flatten(1).numpy()
-    return vectors[batch.weights_U.numpy() > 0]
+    is_row_M: NDArray[np.bool_] = batch.weights_U.numpy() > 0
+    vectors_MD: NDArray[np.float32] = mean_over_positions(list(real.values())).flatten(1).numpy()
+    real_MD: NDArray[np.float32] = vectors_MD[is_row_M]
+    return real_MD
 
 
 def _check_enough(users: SampledUsers, source: Source) -> None:
