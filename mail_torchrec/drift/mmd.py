@@ -52,27 +52,33 @@ def mean_discrepancy(
         second_MD: at least 2 vectors.
         bandwidth: ``s`` of the kernel ``exp(-|x - y|^2 / (2 s^2))``.
     """
-    num_first, num_second = len(first_ND), len(second_MD)
     vectors_VD = np.concatenate([first_ND, second_MD]).astype(np.float64)
     kernel_VV = np.exp(_squared_distances(vectors_VD) / (-2 * bandwidth**2)).astype(np.float32)
     np.fill_diagonal(kernel_VV, 0)
     random = np.random.default_rng(_SEED)
-    is_first_V = np.arange(len(vectors_VD)) < num_first
+    is_first_V = np.arange(len(vectors_VD)) < len(first_ND)
     permuted = [random.permutation(is_first_V) for _ in range(_PERMUTATIONS)]
-    is_first_VP = np.stack([is_first_V, *permuted], axis=1)
-    ones_VP = is_first_VP.astype(np.float32)
-    # Sums of the kernel over pairs of the first set, of both, and of the second one.
-    sums_VP = (kernel_VV @ ones_VP).astype(np.float64)
+    squared_P = _squared_of_splits(kernel_VV, np.stack([is_first_V, *permuted], axis=1))
+    return Discrepancy(float(squared_P[0]), float(np.quantile(squared_P[1:], _QUANTILE)))
+
+
+def _squared_of_splits(
+    kernel_VV: NDArray[np.float32], is_first_VP: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Computes the squared MMD of several splits of the vectors into two sets, [P]."""
+    sums_VP = (kernel_VV @ is_first_VP.astype(np.float32)).astype(np.float64)
     total_V1 = kernel_VV.sum(1, dtype=np.float64)[:, None]
     first_P = np.where(is_first_VP, sums_VP, 0).sum(0)
     both_P = np.where(is_first_VP, 0, sums_VP).sum(0)
     second_P = np.where(is_first_VP, 0, total_V1 - sums_VP).sum(0)
-    squared_P = (
+    num_first = int(is_first_VP[:, 0].sum())
+    num_second = len(kernel_VV) - num_first
+    squared_P: NDArray[np.float64] = (
         first_P / (num_first * (num_first - 1))
         + second_P / (num_second * (num_second - 1))
         - 2 * both_P / (num_first * num_second)
     )
-    return Discrepancy(float(squared_P[0]), float(np.quantile(squared_P[1:], _QUANTILE)))
+    return squared_P
 
 
 def _squared_distances(vectors_VD: NDArray[np.float64]) -> NDArray[np.float64]:
