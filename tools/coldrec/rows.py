@@ -52,7 +52,8 @@ class ClickLog:
         users_N, items_N = indices
         _, distinct = np.unique(users_N * len(tables[1]) + items_N, return_index=True)
         distinct.sort()
-        return ClickLog(schema, *tables, users_N[distinct], items_N[distinct])
+        users, items = tables
+        return ClickLog(schema, users, items, users_N[distinct], items_N[distinct])
 
     def without(self, items: Ints) -> "ClickLog":
         """Returns the log with these items taken out of all histories.
