@@ -82,15 +82,6 @@ CASES: dict[str, dict[str, Any]] = {
         "model": model("dmr", virtual_items={"mse_weight": 0.0, "distillation": {}}),
         "data": {"new_items": {"max_count": 18}},
     },
-    "taught-items-din": {
-        "model": model("din", virtual_items={"contrast": {"steps": 1}, "ranking_weight": 1.0}),
-        "data": {"new_items": {"max_count": 18}},
-        "schema": VECTORED,
-    },
-    "distilled-items-dmr": {
-        "model": model("dmr", virtual_items={"mse_weight": 0.0, "distillation": {}}),
-        "data": {"new_items": {"max_count": 18}},
-    },
     "mean-items-dmr": {
         "model": model("dmr", virtual_items={"fill": "mean"}),
         "data": {"new_items": {"max_count": 18}},
