@@ -32,6 +32,9 @@ from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
 from mail_torchrec.towers.layers.standardisation import Standardiser
 
 
+_MOST_LOG_VARIANCE = 10.0
+
+
 class CVARSettings(Settings):
     """CVAR (Zhao et al., SIGIR 2022); defaults of its released code, in means over rows."""
 
@@ -119,4 +122,6 @@ def _layers(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Seque
 def _moments(encoded_N2H: Tensor) -> tuple[Tensor, Tensor]:
     """Means and logs of variances, each [N, H]."""
     means_NH, log_variances_NH = encoded_N2H.chunk(2, dim=1)
-    return means_NH, log_variances_NH
+    # After a first batch of one user vectors are standardised by hardly any deviation, and the
+    # exponential of what a layer then says is infinite.
+    return means_NH, log_variances_NH.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE)

@@ -12,7 +12,16 @@ from mail_torchrec.triton.module_copy import required_files
 from mail_torchrec.triton.repository import PYTHON_MODEL, RepositoryOptions, write_repository
 from tools.served import ROOT
 
-ROOMS = {"__init__.py", "calibration", "data", "inference", "settings.py", "triton", "utils"}
+ROOMS = {
+    "__init__.py",
+    "calibration",
+    "data",
+    "drift",
+    "inference",
+    "settings.py",
+    "triton",
+    "utils",
+}
 
 SCORE = """
 import json, sys, types
