@@ -25,7 +25,7 @@ class ProfileExperiment:
     Args:
         workload: data, columns, towers.
         device: cpu or cuda; operators are those of the host.
-        threads: threads of a process; of two ranks each has one.
+        threads: threads of a process; where ranks are compared each has one.
         steps: steps of a profile, and as many before it without the profiler.
         traces: folder that keeps the Chrome traces; None for none.
     """
@@ -60,7 +60,7 @@ class ProfileExperiment:
         Returns:
             The sums of ``profile/summary.py``, and seconds a step without and with the profiler.
         """
-        [(times, trace)] = self._record(variant, 1)
+        [(times, trace)] = self._record(variant, 1, self.threads)
         return _times(times) | summarise(read_operations(trace), times.steps)
 
     def profile_ranks(self, variant: Variant) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class ProfileExperiment:
         """
         found: dict[str, list[dict[str, Any]]] = {}
         for ranks in (1, 2):
-            recorded = self._record(variant, ranks)
+            recorded = self._record(variant, ranks, 1)
             waits = rank_waits([trace for _, trace in recorded], self.steps)
             found[str(ranks)] = [
                 _times(times) | summarise(read_operations(trace), times.steps) | {"waits": wait}
@@ -80,10 +80,9 @@ class ProfileExperiment:
         return found
 
     def _record(
-        self, variant: Variant | None, ranks: int
+        self, variant: Variant | None, ranks: int, threads: int
     ) -> list[tuple[ProfiledSteps, dict[str, Any]]]:
         """Times and trace of each rank."""
-        threads = self.threads if ranks == 1 else 1
         process = SubprocessTrainer(self.workload, variant, self.device, threads, ranks=ranks)
         with tempfile.TemporaryDirectory() as temporary, process as trainer:
             folder = Path(temporary)
