@@ -31,7 +31,6 @@ from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
 from mail_torchrec.towers.layers.standardisation import Standardiser
 
-
 _MOST_LOG_VARIANCE = 10.0
 
 
