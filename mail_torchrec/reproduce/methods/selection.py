@@ -33,6 +33,7 @@ _DEFAULT_METHODS = {
         "MAIL-BaseDNN",
         "MAIL-BaseDNN tuned",
         "MAIL-BaseDNN + dropout",
+        "BaseDNN + own tower",
         "BaseDNN oracle",
     ],
 }
