@@ -17,7 +17,7 @@ from mail_torchrec.embeddings.sharding_plan import build_sharding_plan
 from mail_torchrec.embeddings.storage import MemoryKind, optimizer_state_bytes, weight_bytes
 from mail_torchrec.embeddings.workload import Workload
 from mail_torchrec.planning.scenarios import Scenario
-from mail_torchrec.train.cost.dense_cost import DenseCost
+from mail_torchrec.train.cost.dense_cost import ALIGNMENT, DenseCost
 
 TABLE_PARTS = (
     "table weights",
@@ -25,7 +25,6 @@ TABLE_PARTS = (
     "caches, inputs and outputs",
     "copies for checkpoints",
 )
-_MMD = "mmd over all ranks"
 _NOTABLE_SHARE = 0.05
 
 
@@ -36,7 +35,7 @@ class StepTime:
     lookup: float
     """Kernels of the tables, forward and backward."""
     communication: float
-    """Collectives of the tables, of the gradients and of the MMD."""
+    """Collectives of the tables, of the gradients and of L_d."""
     dense: float
     """Arithmetic of the towers; by measured rates also their other operators, and what every step
     takes."""
@@ -118,8 +117,8 @@ class PlanEstimate:
         link = hardware.intra_gb_s if on_one_host else hardware.inter_gb_s
         # A ring all-reduce sends and receives each gradient twice.
         reduced = 2 * self.dense_cost.gradient_bytes() * (world_size - 1) / world_size
-        gathered = 8 * batch_size * (world_size - 1) * self.dense_cost.code_dim
-        collectives = (reduced + gathered) / (link * 1e6 * hardware.efficiency)
+        aligned = self.dense_cost.alignment_bytes(batch_size, world_size)
+        collectives = (reduced + aligned) / (link * 1e6 * hardware.efficiency)
         arithmetic = self.dense_cost.flops(batch_size, world_size) / (
             hardware.tflops * 1e9 * hardware.efficiency
         )
@@ -146,9 +145,9 @@ class PlanEstimate:
         batch_size = self.scenario.config.train.batch_size
         collectives = 0.0
         if world_size > 1:
-            gathered = 8 * batch_size * (world_size - 1) * cost.code_dim
+            aligned = cost.alignment_bytes(batch_size, world_size)
             collectives = rates.all_reduce.ms(cost.gradient_bytes())
-            collectives += rates.all_to_all.ms(gathered, calls=2 if gathered else 0)
+            collectives += rates.all_to_all.ms(aligned, calls=2 if aligned else 0)
         products = cost.flops(batch_size, world_size) / (rates.tower_tflops * 1e9)
         operators = rates.steps.towers_ms(cost.operators, cost.written_bytes(batch_size))
         return StepTime(
@@ -176,14 +175,14 @@ class PlanEstimate:
     @property
     def notes(self) -> list[str]:
         """Remarks on unusual costs of this scenario."""
-        mmd = self.dense_memory.get(_MMD, 0.0)
-        if mmd <= _NOTABLE_SHARE * self.capacity:
+        num_bytes = self.dense_memory.get(ALIGNMENT, 0.0)
+        if num_bytes <= _NOTABLE_SHARE * self.capacity:
             return []
-        on_gpu = self.scenario.hardware.device == "cuda"
-        growth = "the rows of all ranks" if on_gpu else "ranks times the square of the batch"
+        in_blocks = self.scenario.hardware.device == "cuda" and not self.dense_cost.contrasts
+        growth = "the rows of all ranks" if in_blocks else "ranks times the square of the batch"
         return [
-            f"L_d over the rows of all ranks takes {mmd / 2**30:.1f} GiB of each rank, and grows "
-            f"with {growth}: model.mmd_over_all_ranks=false compares "
+            f"L_d over the rows of all ranks takes {num_bytes / 2**30:.1f} GiB of each rank, and "
+            f"grows with {growth}: model.mmd_over_all_ranks=false compares "
             "each rank's own rows"
         ]
 

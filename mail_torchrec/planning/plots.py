@@ -16,6 +16,7 @@ from mail_torchrec.embeddings.partitioner import Placement
 from mail_torchrec.embeddings.sharding_options import FloatArray
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.reporting.figure_style import TEXT_COLOUR, plain_text, save_figure, style_axes
+from mail_torchrec.train.cost.dense_cost import ALIGNMENT
 
 _GIB = 2**30
 _STEP_PARTS = ("lookup", "communication", "dense")
@@ -26,7 +27,7 @@ _COLOURS = {
     "copies for checkpoints": "#e4ebf3",
     "towers": "#e0a458",
     "activations": "#c8553d",
-    "mmd over all ranks": "#8f2d56",
+    ALIGNMENT: "#8f2d56",
     "lookup": "#2f6690",
     "communication": "#81a4cd",
     "dense": "#c8553d",
@@ -80,8 +81,8 @@ def _memory_parts_R(estimate: PlanEstimate) -> dict[str, FloatArray]:
     dense = dict(estimate.dense_memory)
     ones_R = np.ones(estimate.scenario.group.world_size)
     parts_R["activations"] = ones_R * dense.pop("activations") / _GIB
-    if (mmd := dense.pop("mmd over all ranks", 0.0)) > 0:
-        parts_R["mmd over all ranks"] = ones_R * mmd / _GIB
+    if (num_bytes := dense.pop(ALIGNMENT, 0.0)) > 0:
+        parts_R[ALIGNMENT] = ones_R * num_bytes / _GIB
     parts_R["towers"] = ones_R * sum(dense.values()) / _GIB
     return parts_R
 

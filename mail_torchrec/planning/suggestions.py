@@ -147,7 +147,7 @@ def _with(config: Config, section: str, **changes: Any) -> Config:
 def _more_ranks(estimate: PlanEstimate) -> list[Suggestion]:
     """Doubles the ranks until the tables fit.
 
-    If the MMD over all ranks leaves no room for more ranks, they are tried without it.
+    If L_d over all ranks leaves no room for more ranks, they are tried without it.
     """
     config = estimate.scenario.config
     own_rows = _with(config, "model", mmd_over_all_ranks=False)

@@ -10,18 +10,21 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.source import Source
+from mail_torchrec.embeddings.constraints import HAS_PREFETCH_STAGES
+from mail_torchrec.losses.contrastive import contrastive_loss
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import estimate_grid
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
 from mail_torchrec.records.run_record import begin_record
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.cost.dense_cost import dense_cost
+from mail_torchrec.train.cost.dense_cost import ALIGNMENT, dense_cost
 from tests.support.small_rows import config_tree, write_rows
 
 ROWS = {"age": 5, "city": 100, "hour": 24, "item": 4_000_000, "actions": 9, "tags": 50_000}
@@ -75,7 +78,12 @@ def test_two_byte_formats_halve_the_estimated_exchange_of_vectors_and_gradients(
 def test_a_prefetch_hides_the_way_from_host_memory_to_the_cache(config: Path) -> None:
     cached = "sharding.compute_kernels=[fused_uvm_caching]"
     [plain] = estimate_grid(grid(config, cached))
-    [prefetched] = estimate_grid(grid(config, cached, "sharding.prefetch=true"))
+    prefetching = grid(config, cached, "sharding.prefetch=true")
+    if not HAS_PREFETCH_STAGES:
+        with pytest.raises(ValueError, match="needs TorchRec"):
+            estimate_grid(prefetching)
+        return
+    [prefetched] = estimate_grid(prefetching)
     assert prefetched.step_time.lookup < plain.step_time.lookup
     assert prefetched.peak_memory >= plain.peak_memory
 
@@ -287,26 +295,33 @@ def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
     cost = dense_cost(settings, config_feature_tables(settings), ROWS)
     one, two = (cost.memory(rows, 1)["activations"] for rows in (64, 128))
     assert two == pytest.approx(2 * one, rel=0.1) and one > 64 * 6 * 8 * 4
-    assert cost.memory(64, 1)[
-        "adam"
-    ] == 8 * cost.parameters and "mmd over all ranks" not in cost.memory(64, 1)
-    # The MMD over all ranks: what torch keeps for own rows against those of 3 more ranks, beside
-    # what one rank keeps.
-    kept = {
-        ranks: _kept(torch.rand(64, 12, requires_grad=True), torch.rand(64 * ranks, 12))
-        for ranks in (1, 4)
-    }
-    assert cost.memory(64, 4)["mmd over all ranks"] == pytest.approx(kept[4] - kept[1], rel=0.1)
-    # A GPU keeps a block of the kernel matrix at most, and the others' codes.
-    on_gpu = cost.memory(8192, 4, "cuda")["mmd over all ranks"]
+    assert cost.memory(64, 1)["adam"] == 8 * cost.parameters
+    # A GPU keeps a block of the MMD's kernel matrix at most, and the others' codes.
+    on_gpu = cost.memory(8192, 4, "cuda")[ALIGNMENT]
     assert 0 < on_gpu - 4 * 2 * 3 * 8192 * 12 <= 4 * 2**25
     averaged = load_config(config, ["train.ema.decay=0.9"])
     of_averaged = dense_cost(averaged, config_feature_tables(averaged), ROWS).memory(64, 1)
     assert of_averaged == cost.memory(64, 1) | {"ema": 4 * cost.parameters}
-    own = load_config(config, ["model.mmd_over_all_ranks=false"])
-    assert "mmd over all ranks" not in dense_cost(own, config_feature_tables(own), ROWS).memory(
-        64, 4
+
+
+@pytest.mark.parametrize("alignment", ["mmd", "contrastive"])
+def test_the_cost_of_l_d_over_all_ranks_is_what_torch_keeps_and_multiplies(
+    config: Path, alignment: str
+) -> None:
+    """Of own rows against those of 3 more ranks, beside what one rank keeps."""
+    settings = load_config(config, [f"model.zero_shot.alignment={alignment}"])
+    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
+    (more, more_flops), (few, few_flops) = (_aligned(alignment, 64 * ranks) for ranks in (4, 1))
+    assert cost.memory(64, 4)[ALIGNMENT] == pytest.approx(more - few, rel=0.1)
+    assert ALIGNMENT not in cost.memory(64, 1)
+    if alignment == "contrastive":  # of the MMD the backward pass is taken for more than it is
+        flops = cost.flops(64, 4) - cost.flops(64, 1)
+        assert flops == pytest.approx(more_flops - few_flops, rel=0.1)
+    own = load_config(
+        config, ["model.mmd_over_all_ranks=false", f"model.zero_shot.alignment={alignment}"]
     )
+    of_own = dense_cost(own, config_feature_tables(own), ROWS)
+    assert ALIGNMENT not in of_own.memory(64, 4) and of_own.alignment_bytes(64, 4) == 0
 
 
 def test_scenarios_that_differ_in_the_schema_have_their_own_towers(config: Path) -> None:
@@ -315,16 +330,24 @@ def test_scenarios_that_differ_in_the_schema_have_their_own_towers(config: Path)
     assert narrow.dense_memory["batches"] == wide.dense_memory["batches"]
 
 
-def _kept(rows: torch.Tensor, all_rows: torch.Tensor) -> int:
+def _aligned(alignment: str, num_rows: int) -> tuple[int, int]:
+    """Bytes kept and floating point operations of 64 rows' alignment with so many."""
+    rows, all_rows = torch.rand(64, 12, requires_grad=True), torch.rand(num_rows, 12)
     kept: dict[int, int] = {}
 
     def keep(value: torch.Tensor) -> torch.Tensor:
         kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        mmd(rows, rows * 2, 1.0, all_rows, all_rows * 2)
-    return sum(kept.values())
+    counter: Any = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        if alignment == "mmd":
+            loss = mmd(rows, rows * 2, 1.0, all_rows, all_rows * 2)
+        else:
+            others = all_rows.requires_grad_()
+            loss = contrastive_loss(rows * 2, others, 1.0, torch.ones(num_rows)).sum()
+        loss.backward()
+    return sum(kept.values()), counter.get_total_flops()
 
 
 class _Report(HTMLParser):

@@ -24,6 +24,8 @@ from mail_torchrec.model.mail import Mail, Towers
 from mail_torchrec.train.cost.operator_count import OperatorCounter
 from mail_torchrec.train.cost.random_batches import RandomIds, num_negatives, random_batch
 
+ALIGNMENT = "L_d over all ranks"
+"""Purpose of the memory in which L_d compares a rank's rows with those of all ranks."""
 _FLOAT_BYTES = 4
 # Sizes of the two measured batches, whose difference is the cost of a row.
 _ROWS = (4, 12)
@@ -32,6 +34,8 @@ _BATCHES = 2
 # The four kernel matrices of the MMD, each kept twice for the backward pass: squared distances and
 # kernel values.
 _MMD_MATRICES = 8
+# The contrastive loss keeps its similarities, on any device.
+_CONTRAST_MATRICES = 1
 # Rows of every measured table.
 _NUM_IDS = 3
 
@@ -49,7 +53,7 @@ class DenseCost:
     flops_per_row: float
     """Floating point operations of a step for each row, forward and backward."""
     code_dim: int
-    """Width of the codes that the MMD compares over all ranks; 0 where it does not."""
+    """Width of the codes that L_d compares over all ranks; 0 where it does not."""
     batch_per_row: float = 0.0
     """Bytes of a batch's tensors for each row."""
     batch_fixed: float = 0.0
@@ -64,6 +68,8 @@ class DenseCost:
     """Bytes that the operators of a step write for each row."""
     written_fixed: float = 0.0
     """Bytes that the operators of a step write whatever the batch size."""
+    contrasts: bool = False
+    """L_d compares the codes by the contrastive loss, and not by the MMD."""
 
     def memory(self, batch_size: int, world_size: int, device: str = "cpu") -> dict[str, float]:
         """Estimates bytes by purpose; the tables have to leave their sum free.
@@ -83,16 +89,27 @@ class DenseCost:
         memory["batches"] = _BATCHES * (self.batch_fixed + self.batch_per_row * batch_size)
         if world_size > 1 and self.code_dim:
             others = batch_size * (world_size - 1)
-            kept = _MMD_MATRICES * batch_size * others
-            if device == "cuda":
+            matrices = _CONTRAST_MATRICES if self.contrasts else _MMD_MATRICES
+            kept = matrices * batch_size * others
+            if device == "cuda" and not self.contrasts:
                 kept = min(GPU_BLOCK, 4 * batch_size * (batch_size + others))
-            memory["mmd over all ranks"] = _FLOAT_BYTES * (kept + 2 * others * self.code_dim)
+            memory[ALIGNMENT] = _FLOAT_BYTES * (kept + 2 * others * self.code_dim)
         return memory
 
     def flops(self, batch_size: int, world_size: int) -> float:
         """Estimates the floating point operations of a step."""
-        mmd = 3 * 4 * 2 * batch_size * batch_size * (world_size - 1) * self.code_dim
-        return self.flops_per_row * batch_size + mmd
+        matrices = 1 if self.contrasts else 4
+        pairs = batch_size * batch_size * (world_size - 1)
+        return self.flops_per_row * batch_size + 3 * matrices * 2 * pairs * self.code_dim
+
+    def alignment_bytes(self, batch_size: int, world_size: int) -> float:
+        """Estimates the bytes that a rank receives for L_d over all ranks.
+
+        The MMD gathers two codes of each row; the contrastive loss sums one over ranks, and its
+        gradient, and a ring sends a sum twice.
+        """
+        vectors = 4 if self.contrasts else 2
+        return float(_FLOAT_BYTES * vectors * batch_size * (world_size - 1) * self.code_dim)
 
     def written_bytes(self, batch_size: int) -> float:
         """Estimates the bytes that the operators of a step write."""
@@ -160,6 +177,7 @@ def dense_cost(
     written_per_row = (second.written_bytes - first.written_bytes) / more_rows
     smaller, larger = map(batch_bytes, batches)
     batch_per_row = (larger - smaller) / more_rows
+    zero_shot = config.model.zero_shot
     parameters = (value for value in towers.parameters() if value.requires_grad)
     return DenseCost(
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -167,6 +185,7 @@ def dense_cost(
         bytes_fixed=max(0.0, first.kept_bytes - bytes_per_row * _ROWS[0]),
         flops_per_row=(second.flops - first.flops) / more_rows,
         code_dim=_compared_code_dim(config),
+        contrasts=zero_shot is not None and zero_shot.aligns_by("contrastive"),
         batch_per_row=batch_per_row,
         batch_fixed=smaller - batch_per_row * _ROWS[0],
         has_averages=config.train.ema is not None,
@@ -178,12 +197,12 @@ def dense_cost(
 
 
 def _compared_code_dim(config: Config) -> int:
-    """Returns the width of the codes that the MMD compares over all ranks, or 0."""
+    """Returns the width of the codes that L_d compares over all ranks, or 0."""
     zero_shot = config.model.zero_shot
     if zero_shot is None or not config.model.mmd_over_all_ranks:
         return 0
-    uses_mmd = zero_shot.variant == "full" and zero_shot.alignment == "mmd"
-    return zero_shot.encoder_dims[-1] if uses_mmd else 0
+    compares_all = zero_shot.aligns_by("mmd") or zero_shot.aligns_by("contrastive")
+    return zero_shot.encoder_dims[-1] if compares_all else 0
 
 
 def batch_bytes(batch: Batch) -> int:
