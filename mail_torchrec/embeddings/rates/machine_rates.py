@@ -114,7 +114,8 @@ class StepRates(Settings):
     ms_a_mb: NotNegative = 0.0
     """Milliseconds for each million bytes that the towers' operators write."""
     measured: list[tuple[int, int, float, float]] = []
-    """Groups, operators, written bytes and milliseconds that the rates were fitted to."""
+    """Groups that are exchanged, operators, written bytes and milliseconds that the rates were
+    fitted to."""
 
     def towers_ms(self, operators: float, num_bytes: float) -> float:
         """Returns the milliseconds of a step's fixed part and of the towers' operators."""

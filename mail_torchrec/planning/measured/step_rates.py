@@ -87,7 +87,9 @@ def measure_steps(device: torch.device, hardware: Hardware) -> StepRates:
         ms, estimate = _measure(shape, device, hardware)
         written = estimate.dense_cost.written_bytes(shape.batch_size)
         beyond = max(_LEAST_MS, ms - estimate.step_time.total)
-        points.append((len(estimate.plan.groups), estimate.dense_cost.operators, written, beyond))
+        # On one rank all models have two groups, and plans count none.
+        groups = len(estimate.plan.groups) if world_size() > 1 else 0
+        points.append((groups, estimate.dense_cost.operators, written, beyond))
     terms_PC = np.array([(1.0, groups, ops / 1e3, size / 1e6) for groups, ops, size, _ in points])
     fixed, of_groups, of_operators, of_bytes = fit(terms_PC, np.array([p[-1] for p in points]))
     return StepRates(

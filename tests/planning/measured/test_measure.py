@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from mail_torchrec.cli import main
+from mail_torchrec.embeddings.hardware import PRESETS
 from mail_torchrec.embeddings.rates.hardware_file import HardwareFile
 from mail_torchrec.planning.measured import calibration, fitting, lookup_rates, step_rates
 from mail_torchrec.planning.measured.job import append_result, read_job
@@ -197,3 +199,22 @@ def test_the_rank_correlation_is_spearman_s() -> None:
             spearmanr(first, second).statistic
         )
     assert spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+
+
+@pytest.mark.parametrize("fixed_ms", [0.7, 3.0, 40.0])
+def test_on_one_rank_a_step_costs_no_group_of_tables_a_wait(
+    fixed_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans of one rank count no group, so what a step takes must not be theirs."""
+
+    def measured(shape: Any, *_: Any) -> tuple[float, Any]:
+        operators = 300 if shape.tower == "din" else 200
+        cost = SimpleNamespace(operators=operators, written_bytes=lambda rows: 2e4 * rows)
+        parts = {"plan": SimpleNamespace(groups={1: {0}, 2: {0}}), "dense_cost": cost}
+        ms = 5.0 + fixed_ms + 8 * operators / 1e3 + 0.25 * 2e4 * shape.batch_size / 1e6
+        return ms, SimpleNamespace(step_time=SimpleNamespace(total=5.0), **parts)
+
+    monkeypatch.setattr(step_rates, "_measure", measured)
+    rates = step_rates.measure_steps(torch.device("cpu"), PRESETS["cpu"])
+    assert rates.ms_a_group == pytest.approx(0, abs=1e-9)
+    assert rates.towers_ms(250, 3e6) == pytest.approx(fixed_ms + 2 + 0.75)
