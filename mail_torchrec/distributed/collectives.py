@@ -134,6 +134,8 @@ def counts_of_ranks(number: int, device: torch.device) -> list[int]:
         number: this rank's, known to the host.
         device: that the ranks compute on.
     """
+    if world_size() == 1:
+        return [number]
     counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = number
     dist.all_reduce(counts, group=None if device.type == "cpu" else _host_group())

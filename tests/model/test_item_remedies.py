@@ -236,6 +236,17 @@ def test_a_content_proxy_is_aligned_first_and_then_trained_by_the_ranking_loss(
     assert steps == 4  # a resumed run goes on in its phase
 
 
+def test_a_frozen_generator_stays_as_it_is_and_in_its_phase(small_root: Path) -> None:
+    frozen = sections(PROXY) | {"train": {"freeze": ["zero_shot"]}}
+    assembled, batches = build(small_root, **frozen)
+    assembled.train_mode()
+    state = {n: v.clone() for n, v in assembled.model.state_dict().items() if "virtual_items" in n}
+    found = [assembled.pipeline.progress(batches).losses for _ in range(4)]
+    assert all(losses["L_item_contrast"].item() > 0 == losses["L_item_r"] for losses in found)
+    after = assembled.model.state_dict()
+    assert len(state) == 5 and all(torch.equal(after[name], state[name]) for name in state)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -1,5 +1,6 @@
 """Virtual vectors of new items: who gets them, their loss, and the wall around their generator."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from mail_torchrec.config import Config
 from tests.model.test_wall import MODEL, build, gradients
-from tests.support.small_rows import config_tree
+from tests.support.small_rows import SCHEMA, config_tree
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -112,6 +113,32 @@ def test_new_items_are_scored_by_generated_vectors_and_no_others(
     torch.testing.assert_close(candidates.items_BID[:, 0], expected[:, :8], **close)
     torch.testing.assert_close(candidates.targets["history"], expected[:, :8], **close)
     torch.testing.assert_close(candidates.matches["history"].target_BD, expected[:, 8:], **close)
+
+
+def test_the_generator_reads_nothing_that_tells_the_id(small_root: Path) -> None:
+    """A new item's cross is an unknown id, which no known item's is."""
+    told = {"both": {"group": "item", "cross": ["item", "city"]}, "same": {"group": "item"}}
+    told["same"] |= {"column": "item"}
+    assembled, batches = build(
+        small_root,
+        sharding={"enabled": False},
+        data={"new_items": {"max_count": 27}},
+        model=MODEL | {"virtual_items": {"contrast": {}}},
+        schema=SCHEMA | {"columns": SCHEMA["columns"] | told},
+    )
+    model, batch = assembled.model, next(batches)
+    tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+    given = model.towers._step_inputs(batch, *tables).items
+
+    def generated(*names: str) -> torch.Tensor:
+        fields = given.embeddings.fields
+        changed = fields | {name: fields[name] + 1 for name in names}
+        embeddings = replace(given.embeddings, fields=changed)
+        made: torch.Tensor = model.towers.virtual_items(embeddings, {}, batch.numeric_BN)
+        return made
+
+    assert torch.equal(generated(*told, "item"), given.generated_BG)
+    assert not torch.equal(generated("tags"), given.generated_BG)
 
 
 @pytest.mark.parametrize(

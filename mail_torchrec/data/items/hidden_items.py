@@ -42,11 +42,26 @@ def without_hidden(
         schema: columns and tables.
         settings: of the rows that are trained on; None, or its oracle, hides no id.
     """
-    if settings is None or settings.oracle or not settings.share:
+    if settings is None or not settings.withholds:
         return ids
     if name not in withheld_columns(schema, item_column(schema, None, settings)):
         return ids
     return ids.filter(pa.array(~hidden_items(ids, settings)))
+
+
+def crosses_of(schema: Schema, item: str) -> frozenset[str]:
+    """Returns the columns that cross the item's id with others, and so tell it.
+
+    Args:
+        schema: columns and tables.
+        item: column of the candidate item.
+    """
+    column = schema.file_column(item)
+    return frozenset(
+        name
+        for name in schema.derived
+        if schema.columns[name].cross is not None and column in schema.raw_columns(name)
+    )
 
 
 def withheld_columns(schema: Schema, item: str) -> frozenset[str]:

@@ -101,7 +101,7 @@ class ItemCohorts:
             Table rows [N].
         """
         hidden = self.hidden
-        if hidden is None or hidden.oracle or not hidden.share or name not in self._withheld:
+        if hidden is None or not hidden.withholds or name not in self._withheld:
             return rows_N
         return np.where(hidden_items(ids, hidden), UNKNOWN_ROW, rows_N)
 

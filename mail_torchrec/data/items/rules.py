@@ -1,6 +1,7 @@
 """Rules that the settings of new items must obey, beside those of each section."""
 
 from mail_torchrec.data.items.candidate_item import item_column
+from mail_torchrec.data.items.hidden_items import crosses_of
 from mail_torchrec.data.items.new_items import has_new_items
 from mail_torchrec.data.items.settings import HiddenItemSettings, NewItemSettings
 from mail_torchrec.data.schema.schema import Group, Schema
@@ -30,13 +31,11 @@ def check_new_items(
                 f"received {hidden.item or 'null'}; set it"
             )
     _check_rule(schema, rule, hidden, item)
-    column = schema.file_column(item)
-    for name in schema.derived if hidden is not None else ():
-        if schema.columns[name].cross is not None and column in schema.raw_columns(name):
-            raise ValueError(
-                f"data.cold_start.items withholds the ids of '{item}', and the cross "
-                f"schema.columns.{name} would tell them; drop the cross, or hide no items"
-            )
+    if hidden is not None and (crosses := crosses_of(schema, item)):
+        raise ValueError(
+            f"data.cold_start.items withholds the ids of '{item}', and the cross "
+            f"schema.columns.{min(crosses)} would tell them; drop the cross, or hide no items"
+        )
 
 
 def _check_rule(

@@ -76,3 +76,8 @@ class HiddenItemSettings(Settings):
         """Share of the items hidden in rows of one kind, see :meth:`with_share`."""
         assert self.train_share == self.test_share, "ask of_training or of_test"
         return self.test_share
+
+    @property
+    def withholds(self) -> bool:
+        """True where ids are withheld from rows of one kind, which the oracle does not."""
+        return bool(self.share) and not self.oracle

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mail_torchrec.data.items.candidate_item import candidate_item
-from mail_torchrec.data.items.hidden_items import withheld_columns
+from mail_torchrec.data.items.hidden_items import crosses_of, withheld_columns
 from mail_torchrec.data.reading.batch import Batch
 from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.data.schema.schema import Group, Schema
@@ -67,8 +67,8 @@ class VirtualItems(nn.Module):
         item = settings.item or candidate_item(schema)
         assert item is not None, "check_virtual_items refuses it"
         self.item, self.dropout, self.settings = item, settings.dropout, settings
-        withheld = withheld_columns(schema, item)
-        others = [name for name in schema.fields(Group.ITEM) if name not in withheld]
+        telling = withheld_columns(schema, item) | crosses_of(schema, item)
+        others = [name for name in schema.fields(Group.ITEM) if name not in telling]
         self._field_dims = {name: schema.table_dim(name) for name in others}
         self._vectors, self._num_numeric = (
             schema.vectors(Group.ITEM),

@@ -14,7 +14,6 @@ from mail_torchrec.distributed.collectives import (
     gather_rows,
     rank,
     sum_over_ranks,
-    world_size,
 )
 from mail_torchrec.losses.distillation import (
     identification,
@@ -86,7 +85,8 @@ def _in_phases(items: VirtualItems, terms: dict[str, LossTerm]) -> dict[str, Los
     if contrast is None or contrast.steps is None:
         return terms
     is_first = items.num_steps < contrast.steps
-    items.num_steps += 1
+    if items.training:  # a frozen generator stays in its phase
+        items.num_steps += 1
     counts = {"L_item_contrast": is_first, "L_item_r": ~is_first}
     return {
         name: LossTerm(term.losses_N * counts[name], term.weights_N, term.scale)
@@ -115,17 +115,10 @@ def contrast_losses(
         ids = gather_rows(given.ids_B), given.ids_B
         is_counted = gather_rows(is_counted_B), is_counted_B
         sums_A = sum_over_ranks(negative_sums(own_AB, ids, is_counted))
-        first, number = _place_of_own_rows(given.ids_B)
+        number = len(given.ids_B)
+        first = sum(counts_of_ranks(number, given.ids_B.device)[: rank()])
         positive_B = own_AB[first : first + number].diagonal()
         return info_nce(positive_B, sums_A[first : first + number])
-
-
-def _place_of_own_rows(ids_B: Tensor) -> tuple[int, int]:
-    """Index of this rank's first row among those of all ranks, and the number of its rows."""
-    number = len(ids_B)
-    if world_size() == 1:
-        return 0, number
-    return sum(counts_of_ranks(number, ids_B.device)[: rank()]), number
 
 
 def distillation_terms(
