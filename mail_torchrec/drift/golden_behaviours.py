@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mail_torchrec.drift.mmd import mean_discrepancy, median_distance
-from mail_torchrec.drift.two_sample import MIN_VECTORS, two_sample_auc
+from mail_torchrec.drift.two_sample import MIN_VECTORS, constant_elements, two_sample_auc
 from mail_torchrec.settings import Settings
 from mail_torchrec.utils.safe_paths import PlainPath, open_regular
 
@@ -88,11 +88,17 @@ class GoldenBehaviours:
     old_virtual_MD: Floats
     old_real_MD: Floats
 
+    @property
+    def _sets(self) -> tuple[Floats, Floats, Floats]:
+        """The sets in the order of :data:`GOLDEN_SETS`."""
+        return self.new_virtual_ND, self.old_virtual_MD, self.old_real_MD
+
     def describe(self) -> DriftInfo:
         """Compares the sets.
 
         Raises:
-            ValueError: fewer than 20 users of either kind.
+            ValueError: fewer than 20 users of either kind, or virtual behaviours that are the same
+                for all of them.
         """
         num_new, num_old = len(self.new_virtual_ND), len(self.old_virtual_MD)
         if min(num_new, num_old) < MIN_USERS:
@@ -100,7 +106,13 @@ class GoldenBehaviours:
                 f"golden behaviours need {MIN_USERS} new and {MIN_USERS} old users, found "
                 f"{num_new} and {num_old}; take more rows"
             )
-        bandwidth = median_distance(np.concatenate([self.new_virtual_ND, self.old_virtual_MD]))
+        virtual_VD = np.concatenate([self.new_virtual_ND, self.old_virtual_MD])
+        if constant_elements(virtual_VD).all():
+            raise ValueError(
+                f"golden behaviours: virtual behaviours of all {num_new} new and {num_old} old "
+                "users are the same, so nothing could be told from them; leave --drift out"
+            )
+        bandwidth = median_distance(virtual_VD)
         real_bandwidth = median_distance(np.concatenate([self.old_virtual_MD, self.old_real_MD]))
         # Of other users each, or every real vector would have its own copy in the other set.
         halves = self.old_virtual_MD[::2], self.old_real_MD[1::2]
@@ -121,26 +133,15 @@ class GoldenBehaviours:
             served_UD: at least 10 vectors.
             info: description of these golden behaviours.
         """
-        sets = dict(
-            zip(
-                GOLDEN_SETS,
-                (self.new_virtual_ND, self.old_virtual_MD, self.old_real_MD),
-                strict=True,
-            )
-        )
+        bandwidths = info.bandwidth, info.bandwidth, info.real_bandwidth
         return {
-            name: compare(
-                served_UD,
-                golden_ND,
-                info.real_bandwidth if name == "old_real" else info.bandwidth,
-            )
-            for name, golden_ND in sets.items()
+            name: compare(served_UD, golden_ND, bandwidth)
+            for name, golden_ND, bandwidth in zip(GOLDEN_SETS, self._sets, bandwidths, strict=True)
         }
 
     def write(self, folder: Path) -> None:
         """Writes the file into a folder."""
-        parts = self.new_virtual_ND, self.old_virtual_MD, self.old_real_MD
-        np.concatenate(parts).astype(_ELEMENT).tofile(folder / GOLDEN_BEHAVIOURS)
+        np.concatenate(self._sets).astype(_ELEMENT).tofile(folder / GOLDEN_BEHAVIOURS)
 
     @classmethod
     def read(cls, folder: Path, info: DriftInfo) -> "GoldenBehaviours":

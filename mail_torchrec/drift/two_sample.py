@@ -55,6 +55,18 @@ def two_sample_auc(first_ND: NDArray[Any], second_MD: NDArray[Any]) -> float:
     return _auc(scores_V, is_second_V)
 
 
+def constant_elements(vectors_VD: NDArray[Any]) -> NDArray[np.bool_]:
+    """Finds the elements that are the same in all vectors but for the rounding of float32, [D].
+
+    Args:
+        vectors_VD: at least one vector.
+    """
+    is_constant_D: NDArray[np.bool_] = (
+        vectors_VD.std(0, dtype=np.float64) <= _MIN_SPREAD * np.abs(vectors_VD).max()
+    )
+    return is_constant_D
+
+
 def _folds(is_second_V: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Assigns vectors to folds, of each set as many to each (as scikit-learn stratifies)."""
     random = np.random.RandomState(_SEED)
@@ -69,9 +81,8 @@ def _folds(is_second_V: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _standardised(train_ND: Floats, test_QD: Floats) -> tuple[Floats, Floats]:
     """Scales both by mean and standard deviation of the training vectors."""
-    mean_D, deviation_D = train_ND.mean(0), train_ND.std(0)
-    is_constant_D = deviation_D <= _MIN_SPREAD * np.abs(train_ND).max()
-    scale_D = np.where(is_constant_D, 1.0, deviation_D)
+    mean_D = train_ND.mean(0)
+    scale_D = np.where(constant_elements(train_ND), 1.0, train_ND.std(0))
     return (train_ND - mean_D) / scale_D, (test_QD - mean_D) / scale_D
 
 

@@ -99,6 +99,12 @@ def write_delta(
             f"'{base.folder}' is version {manifest.version} already: nothing has changed since"
         )
     check_same_tables(base.manifest, manifest)
+    if manifest.drift is None and (drift := base.manifest.drift) is not None:
+        logger.warning(
+            "'%s' has golden behaviours, and the delta has none, for these are of its tables: "
+            "servers will measure no drift of the new version; give --drift %d to go on",
+            *(base.folder, drift.new_users),
+        )
     touched = None if base.has_tables else touched_since(base, run_dir)
     tables = {}
     for name, table in manifest.tables.items():

@@ -203,26 +203,28 @@ class Towers(DenseModules):
         return with_virtual_behaviours(users, cold, mixed, num_real)
 
     @torch.no_grad()
-    def real_and_virtual_behaviours(
+    def user_inputs(
         self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]
-    ) -> tuple[dict[str, Behaviours], dict[str, Behaviours], Tensor]:
-        """Returns real and virtual behaviours of every user, and the pooled attributes h_a [U, E].
+    ) -> RankingInputs:
+        """Assembles the inputs of every user, with the real behaviours.
 
         Args:
             batch: ids and lengths.
             pooled: looked-up vectors of the pooled columns.
             unpooled: looked-up vectors of the others.
         """
-        assert self.zero_shot is not None
-        users = self._step_inputs(batch, pooled, unpooled).users
-        fields_UFD = self.zero_shot_fields(users)
-        real = {
-            name: (sequence.values_BTD, sequence.lengths_B)
-            for name, sequence in users.sequences.items()
-        }
+        return self._step_inputs(batch, pooled, unpooled).users
+
+    @torch.no_grad()
+    def virtual_behaviours(self, users: RankingInputs) -> dict[str, Behaviours]:
+        """Computes virtual behaviours of every user, by the zero-shot tower or a filling baseline.
+
+        Args:
+            users: one row a user.
+        """
+        assert self.virtual_source is not None
         numeric_UM = self._assembler.numeric_attributes(users.numeric_BN)
-        virtual = self.zero_shot.virtual_behaviours(fields_UFD, numeric_UM)
-        return real, virtual, self.zero_shot.pooled_fields(fields_UFD)
+        return self.virtual_source.virtual_behaviours(self.zero_shot_fields(users), numeric_UM)
 
     def _step_inputs(
         self, batch: Batch, pooled: KeyedTensor, unpooled: dict[str, JaggedTensor]

@@ -90,16 +90,18 @@ def collect_user_vectors(run_dir: RunDir, num_users: int) -> UserVectors:
 def _batch_vectors(model: Mail, batch: Batch) -> UserVectors:
     """Computes the vectors of a batch's users, without its padding rows."""
     with torch.no_grad():
-        feature_tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
-        real, virtual, attributes_UE = model.towers.real_and_virtual_behaviours(
-            batch, *feature_tables
-        )
-        num_real_U = torch.stack([lengths_U for _, lengths_U in real.values()]).sum(0)
+        tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
+        towers = model.towers
+        assert towers.zero_shot is not None
+        users = towers.user_inputs(batch, *tables)
+        virtual = towers.virtual_behaviours(users)
+        real = [(sequence.values_BTD, sequence.lengths_B) for sequence in users.sequences.values()]
+        num_real_U = torch.stack([lengths_U for _, lengths_U in real]).sum(0)
         columns = [batch.per_user(batch.users_B), batch.per_user(batch.is_new_B), num_real_U > 0]
         vectors = [
-            mean_over_positions(list(real.values())).flatten(1),
-            mean_over_positions([virtual[name] for name in real]).flatten(1),
-            attributes_UE,
+            mean_over_positions(real).flatten(1),
+            mean_over_positions([virtual[name] for name in users.sequences]).flatten(1),
+            towers.zero_shot.pooled_fields(towers.zero_shot_fields(users)),
         ]
     rows = UserVectors(
         *(column.cpu().numpy() for column in columns),

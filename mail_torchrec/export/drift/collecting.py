@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mail_torchrec.baselines.mean_fill import MeanFill
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.source import Source
 from mail_torchrec.drift.golden_behaviours import (
@@ -30,7 +31,6 @@ from mail_torchrec.inference.requests import Request, request_columns
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.inference.values import ValueType
 from mail_torchrec.model.mail import Towers
-from mail_torchrec.towers.layers.behaviours import mean_over_positions
 
 _USERS_A_CALL = 100
 
@@ -43,16 +43,22 @@ def check_drift(run: FinishedRun, num_users: int) -> None:
         num_users: users of each kind to sample.
 
     Raises:
-        ValueError: it has none, or they depend on the candidate; or too few or too many users.
+        ValueError: it has none, they depend on the candidate, or they are the same for all users;
+            or too few or too many users.
     """
     if not MIN_USERS <= num_users <= MAX_USERS:
         raise ValueError(
             f"--drift should be {MIN_USERS} to {MAX_USERS} users, received {num_users}"
         )
-    if run.towers.zero_shot is None:
+    if run.towers.virtual_source is None:
         raise ValueError(
-            "--drift compares virtual behaviours with real ones, and the model makes none by a "
-            "zero-shot tower (model.zero_shot); leave it out"
+            "--drift compares virtual behaviours with real ones, and the model makes none (no "
+            "model.zero_shot, and no model.baseline that fills); leave it out"
+        )
+    if isinstance(run.towers.filler, MeanFill):
+        raise ValueError(
+            "--drift tells whether new users' virtual behaviours change, and those of "
+            "model.baseline mean_fill are the same for all users; leave it out"
         )
     if run.towers.fills_candidates:
         raise ValueError(
@@ -149,11 +155,11 @@ def _real_vectors(compact: CompactTables, towers: Towers) -> NDArray[np.float32]
     """Computes the real behaviours of old users [M, D], in the order of the batch."""
     model, batch = compact.model(towers)
     tables = model.pooled_tables(batch.pooled), model.unpooled_tables(batch.unpooled)
-    real, _, _ = model.towers.real_and_virtual_behaviours(batch, *tables)
+    sequences = model.towers.user_inputs(batch, *tables).sequences
     is_row_M: NDArray[np.bool_] = batch.weights_U.numpy() > 0
-    vectors_MD: NDArray[np.float32] = mean_over_positions(list(real.values())).flatten(1).numpy()
-    real_MD: NDArray[np.float32] = vectors_MD[is_row_M]
-    return real_MD
+    virtual = (spec for spec in towers.output_specs() if spec.role == "virtual_behaviours")
+    real = (sequences[str(spec.column)] for spec in virtual)  # in the order of virtual ones
+    return behaviour_vectors([sequence.real_BTD.numpy()[is_row_M] for sequence in real])
 
 
 def _check_enough(users: SampledUsers, source: Source) -> None:

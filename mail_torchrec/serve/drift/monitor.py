@@ -67,6 +67,7 @@ class DriftMonitor:
         self.versions, self.seconds = versions, seconds
         self.gauges = DriftGauges(registry)
         self._windows: Mapping[str, _Window] = {}
+        self._without_golden: set[str] = set()
         self._is_broken = False
         self._find_versions()
 
@@ -139,10 +140,18 @@ class DriftMonitor:
         windows = {name: one for name, one in self._windows.items() if name in loaded}
         for version in self._windows.keys() - windows.keys():
             self.gauges.remove(version)
-        for version in loaded.keys() - windows.keys():
+        self._without_golden &= loaded.keys()
+        for version in loaded.keys() - windows.keys() - self._without_golden:
             if (window := _new_window(loaded[version])) is not None:
                 windows[version] = window
                 self.gauges.set_golden(version, window.info)
+                continue
+            self._without_golden.add(version)
+            LOG.warning(
+                "drift: version %s has no golden behaviours, so its users are compared with none; "
+                "export it with --drift",
+                version,
+            )
         self._windows = windows  # replaced as a whole: requests read it meanwhile
 
     def _report(self, message: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from mail_torchrec.cli import main
-from mail_torchrec.config import Config
 from mail_torchrec.data.source import Source
 from mail_torchrec.drift.golden_behaviours import GOLDEN_BEHAVIOURS, GoldenBehaviours
 from mail_torchrec.drift.two_sample import two_sample_auc
@@ -25,9 +24,8 @@ from mail_torchrec.inference.requests import length_input
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.towers.layers.behaviours import mean_over_positions
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import train
 from tests.support.drift_models import NUM_USERS
-from tests.support.small_rows import baseline_tree, config_tree, write_rows
+from tests.support.small_rows import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,7 @@ def test_virtual_behaviours_are_the_trainers(
         run.write_tables(tmp_path / name, "float32", copied_to([compact]))
         model, remapped = compact.model(run.towers)
         tables = model.pooled_tables(remapped.pooled), model.unpooled_tables(remapped.unpooled)
-        _, virtual, _ = model.towers.real_and_virtual_behaviours(remapped, *tables)
+        virtual = model.towers.virtual_behaviours(model.towers.user_inputs(remapped, *tables))
         found[name] = mean_over_positions(list(virtual.values())).flatten(1).numpy()
     assert np.allclose(golden.new_virtual_ND, found["new"], atol=1e-6)
     assert np.allclose(golden.old_virtual_MD, found["old"], atol=1e-6)
@@ -172,13 +170,3 @@ def test_models_and_rows_that_have_no_such_behaviours_are_refused(
     with pytest.raises(ValueError, match="should be 20 to 5000 users, received 5"):
         export(ExportOptions(run_dir, tmp_path / "out", drift=5))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.long
-def test_a_model_without_zero_shot_tower_is_refused(tmp_path: Path) -> None:
-    for part, seed in (("train", 1), ("test", 2)):
-        write_rows(tmp_path / part / "a.parquet", 200, seed)
-    tree = config_tree(tmp_path) | baseline_tree("mean_fill")
-    train(Config.model_validate(tree), RunDir(tmp_path / "run"))
-    with pytest.raises(ValueError, match="none by a zero-shot tower"):
-        export(ExportOptions(RunDir(tmp_path / "run"), tmp_path / "out", drift=20))
