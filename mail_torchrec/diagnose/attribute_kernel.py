@@ -68,7 +68,7 @@ def fit_kernel_ridge(inputs_NF: sp.csr_matrix, targets_NT: Floats, folds_N: Ints
     """Fits kernels and penalties, and keeps those of the smallest errors on users left out.
 
     Args:
-        inputs_NF: one row a user, as of :func:`encode`.
+        inputs_NF: one row a user: categories one-hot, numbers standardised.
         targets_NT: standardised; each has the penalty that suits it best.
         folds_N: fold of each user.
     """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mail_torchrec.data.ids.hashing import mix64
 from mail_torchrec.data.parquet.arrow import Bools
 from mail_torchrec.data.reading.chunk import Chunk
 from mail_torchrec.diagnose.features import (
@@ -139,6 +140,16 @@ def is_held_out(users_R: np.ndarray, share: float) -> Bools:
     return chosen_R
 
 
+def is_taken_away(users_R: np.ndarray, share: float) -> Bools:
+    """Chooses rows of users whose histories are taken away, whether they are held out or not.
+
+    Args:
+        users_R: hash of each row's user, [R].
+        share: of the users to choose.
+    """
+    return is_held_out(mix64(users_R.view(np.uint64)), share)  # a hash of its own
+
+
 def _split(sample: SampledRows) -> tuple[Chunk, Chunk]:
     """Returns training rows of users who are not held out, test rows with history of the others."""
     train, test = sample.train, sample.test
@@ -183,7 +194,7 @@ def _measure(
     measured.add(NO_CROSSES, fit_scores(features, attributes, rows, additive=True))
     measured.add(ATTRIBUTES, fit_scores(features, attributes, rows))
     measured.add(PREDICTED, fit_scores(features, (*attributes, *_PREDICTED), rows))
-    is_empty_R = is_held_out(~rows.rows.users_R, hidden_share)  # others than the held-out users
+    is_empty_R = is_taken_away(rows.rows.users_R, hidden_share)
     is_empty_R[rows.num_train :] = True
     empty = features.emptied(is_empty_R)
     used_to_histories = fit_trees(empty, both, rows)

@@ -1,6 +1,7 @@
 """A diagnosis as text, as JSON and as one page with pictures that needs nothing else."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class Diagnosis:
                 draw_staying(self.cold.staying, pictures / "staying.png")
             page = markdown_to_html("\n\n".join(self._blocks()), pictures)
         write_file(folder / PAGE, page.encode())
-        write_file(folder / NUMBERS, json.dumps(self.numbers(), indent=2).encode() + b"\n")
+        numbers = json.dumps(self.numbers(), indent=2, allow_nan=False)
+        write_file(folder / NUMBERS, f"{numbers}\n".encode())
 
     def numbers(self) -> dict[str, Any]:
         """Returns everything as plain values; intervals as ``mean``, ``low``, ``high``."""
@@ -209,7 +211,9 @@ def _auc_table(aucs: Mapping[str, Interval]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Drops the number of seeds of intervals."""
+    """Drops the number of seeds of intervals; numbers that are none, such as 0 / 0, become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items() if key != "num_seeds"}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

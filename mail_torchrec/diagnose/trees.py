@@ -149,7 +149,8 @@ class MeasuredScores:
     def share(self, name: str, of: str, base: str) -> Interval:
         """Returns one model's gain over a base as a share of another model's."""
         base_B = self._aucs[base]
-        return _interval((self._aucs[name] - base_B) / (self._aucs[of] - base_B))
+        with np.errstate(divide="ignore", invalid="ignore"):  # equal AUCs: there is no share
+            return _interval((self._aucs[name] - base_B) / (self._aucs[of] - base_B))
 
 
 def _interval(values_B: Floats) -> Interval:
