@@ -32,7 +32,7 @@ def check_data(config: Config, max_rows: int) -> CheckReport:
         path = data.path(data.validation.path)
         validation = open_part("validation", path, schema, types or {}, max_rows, report)
     report.head = "\n".join(_head(part) for part in (train, validation, test) if part is not None)
-    for unused in unused_settings(config.model, schema):
+    for unused in unused_settings(config.model, schema, data):
         report.warn("unused", unused)
     if train is None:
         return report

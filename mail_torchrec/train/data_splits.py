@@ -256,7 +256,7 @@ def fit_run_encoders(
     def save() -> None:
         fitted[0].save(run_dir.vocabularies)
         save_column_types(sources.test.types, run_dir.vocabularies)
-        for unused in unused_settings(config.model, config.schema_):
+        for unused in unused_settings(config.model, config.schema_, config.data):
             logger.info("%s", unused)
         for warning in shapes.warnings():
             logger.warning("'%s': %s", source.path, warning)

@@ -15,7 +15,7 @@ from tests.support.small_rows import SCHEMA, config_tree
 def found(root: Path, **sections: Any) -> list[str]:
     sections = {"model": {"multi_task": {}}} | sections
     config = Config.model_validate(config_tree(root, **sections))
-    return unused_settings(config.model, config.schema_)
+    return unused_settings(config.model, config.schema_, config.data)
 
 
 def sequence_with(**parts: Any) -> dict[str, Any]:
@@ -27,6 +27,10 @@ def sequence_with(**parts: Any) -> dict[str, Any]:
 
 def of_columns(**columns: dict[str, Any]) -> dict[str, Any]:
     return {"schema": SCHEMA | {"columns": SCHEMA["columns"] | columns}}
+
+
+def of_model(**model: Any) -> dict[str, Any]:
+    return {"model": {"multi_task": {}} | model}
 
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -55,6 +59,37 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "schema.sequences.past.actions: a part named 'action' is what was done with each item, "
         "'actions' is a part as any other; rename it if it is the actions",
     ),
+    "day": (
+        of_columns(day={"group": "day", "column": "date"}),
+        "schema.columns.day: nothing reads the day of a row, which data.cold_start.by=user_day "
+        "does; set it, or drop the column",
+    ),
+    "days of nobody": (
+        of_columns(day={"group": "day", "column": "date"})
+        | {"data": {"cold_start": {"by": "user_day"}}},
+        "data.cold_start.by: no user is hidden, by days or otherwise; set "
+        "data.cold_start.hide_share, or drop it",
+    ),
+    "mixing of nothing": (
+        of_model(mixing_strength=3.0),
+        "model.mixing_strength: no cold user has a behaviour to mix with virtual ones; set "
+        "data.new_user_max_behaviours above 0, or drop it",
+    ),
+    "temperature": (
+        of_model(zero_shot={"temperature": 0.1}),
+        "model.zero_shot.temperature: changes nothing without alignment contrastive; drop it, or "
+        "set that",
+    ),
+    "crosses": (
+        of_model(attribute_crosses={"form": "fm", "rank": 8}),
+        "model.attribute_crosses.rank: changes nothing without form bilinear; drop it, or set that",
+    ),
+    "mean items": (
+        {"data": {"new_items": {"max_count": 0}}}
+        | of_model(virtual_items={"fill": "mean", "hidden_dims": [9]}),
+        "model.virtual_items.hidden_dims: changes nothing without fill generated; drop it, or set "
+        "that",
+    ),
 }
 
 
@@ -66,5 +101,10 @@ def test_what_changes_nothing_is_told(tmp_path: Path, case: str) -> None:
 
 def test_of_what_is_used_nothing_is_told(tmp_path: Path) -> None:
     assert found(tmp_path) == []
+    used = {"alignment": "contrastive", "temperature": 0.1, "alignment_weight": 2.0}
+    used |= {"reconstruction_target": "mixture", "num_prototypes": 4}
+    used |= {"virtual_length": "predicted"}
+    model = {"zero_shot": used, "mixing_strength": 3.0, "attribute_crosses": {"rank": 8}}
+    assert found(tmp_path, data={"new_user_max_behaviours": 5}, **of_model(**model)) == []
     config = Config.model_validate(every_kind(tmp_path))
-    assert unused_settings(config.model, config.schema_) == []
+    assert unused_settings(config.model, config.schema_, config.data) == []
