@@ -24,12 +24,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from mail_torchrec.baselines.filler import BehaviourFiller
+from mail_torchrec.baselines.filler import TrainedFiller
 from mail_torchrec.losses.wasserstein import gaussian_wasserstein
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
-from mail_torchrec.towers.layers.standardisation import Standardiser
 
 _MOST_LOG_VARIANCE = 10.0
 
@@ -55,7 +54,7 @@ class CVARSettings(Settings):
     """Weight of the ranking loss of all rows scored on virtual behaviours (L_r)."""
 
 
-class CVAR(BehaviourFiller):
+class CVAR(TrainedFiller):
     """Decodes pooled behaviours of cold users from a latent code of their attributes.
 
     Args:
@@ -64,25 +63,15 @@ class CVAR(BehaviourFiller):
         num_attributes: P, elements of all attribute vectors and numeric attributes together.
     """
 
-    is_trained = True
-
     def __init__(
         self, settings: CVARSettings, sequences: dict[str, SequenceShape], num_attributes: int
     ) -> None:
-        super().__init__(sequences)
-        self.settings, self.ranking_weight = settings, settings.ranking_weight
-        num_pooled = sum(shape.dim for shape in sequences.values())
+        super().__init__(sequences, num_attributes, settings.ranking_weight)
+        self.settings = settings
         hidden_dims, latent_dim = settings.hidden_dims, settings.latent_dim
-        self.attribute_scale = Standardiser(num_attributes)
-        self.pooled_scale = Standardiser(num_pooled)
-        self.posterior = _layers(num_pooled, hidden_dims, 2 * latent_dim)
+        self.posterior = _layers(self.num_pooled, hidden_dims, 2 * latent_dim)
         self.prior = _layers(num_attributes, hidden_dims, 2 * latent_dim)
-        self.decoder = _layers(latent_dim + len(sequences), hidden_dims[::-1], num_pooled)
-
-    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
-        """Updates the moments by which vectors are standardised."""
-        self.attribute_scale.update_vectors(attributes_NP, weights_N)
-        self.pooled_scale.update_vectors(pooled_NQ, weights_N)
+        self.decoder = _layers(latent_dim + len(sequences), hidden_dims[::-1], self.num_pooled)
 
     def pooled_losses(
         self, attributes_NP: Tensor, pooled_NQ: Tensor, relative_NS: Tensor

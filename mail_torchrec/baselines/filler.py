@@ -16,7 +16,7 @@ from mail_torchrec.towers.layers.behaviours import (
     mean_over_positions,
     repeat_over_positions,
 )
-from mail_torchrec.towers.layers.standardisation import RunningMoments
+from mail_torchrec.towers.layers.standardisation import RunningMoments, Standardiser
 from mail_torchrec.towers.outputs import virtual_behaviours_specs
 from mail_torchrec.utils.output_spec import OutputSpec
 
@@ -144,3 +144,29 @@ class BehaviourFiller(nn.Module):
         )
         pooled = [mean_over_positions([sequence]).squeeze(1) for sequence in behaviours]
         return torch.cat(pooled, dim=1), relative_NS
+
+
+class TrainedFiller(BehaviourFiller):
+    """Filler with parameters, which its losses train on vectors in units of their moving moments.
+
+    Args:
+        sequences: the behaviour sequences.
+        num_attributes: P.
+        ranking_weight: weight of L_r.
+    """
+
+    is_trained = True
+
+    def __init__(
+        self, sequences: dict[str, SequenceShape], num_attributes: int, ranking_weight: float
+    ) -> None:
+        super().__init__(sequences)
+        self.ranking_weight = ranking_weight
+        self.num_pooled = sum(shape.dim for shape in sequences.values())
+        self.attribute_scale = Standardiser(num_attributes)
+        self.pooled_scale = Standardiser(self.num_pooled)
+
+    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
+        """Updates the moments by which vectors are standardised."""
+        self.attribute_scale.update_vectors(attributes_NP, weights_N)
+        self.pooled_scale.update_vectors(pooled_NQ, weights_N)

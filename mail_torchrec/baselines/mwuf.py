@@ -24,11 +24,10 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from mail_torchrec.baselines.filler import BehaviourFiller
+from mail_torchrec.baselines.filler import TrainedFiller
 from mail_torchrec.settings import Settings
 from mail_torchrec.towers.inputs import SequenceShape
 from mail_torchrec.towers.layers.mlp import dense_layers, last_dim
-from mail_torchrec.towers.layers.standardisation import Standardiser
 
 
 class MWUFSettings(Settings):
@@ -43,7 +42,7 @@ class MWUFSettings(Settings):
     networks."""
 
 
-class MWUF(BehaviourFiller):
+class MWUF(TrainedFiller):
     """Scales warm users' mean pooled behaviours by attributes, and shifts them.
 
     Args:
@@ -52,23 +51,13 @@ class MWUF(BehaviourFiller):
         num_attributes: P, elements of all attribute vectors and numeric attributes together.
     """
 
-    is_trained = True
-
     def __init__(
         self, settings: MWUFSettings, sequences: dict[str, SequenceShape], num_attributes: int
     ) -> None:
-        super().__init__(sequences)
-        self.settings, self.ranking_weight = settings, settings.ranking_weight
-        num_pooled = sum(shape.dim for shape in sequences.values())
-        self.attribute_scale = Standardiser(num_attributes)
-        self.pooled_scale = Standardiser(num_pooled)
-        self.scaling = _network(num_attributes, settings.hidden_dims, num_pooled)
-        self.shifting = _network(num_pooled, settings.hidden_dims, num_pooled)
-
-    def update_pooled(self, attributes_NP: Tensor, pooled_NQ: Tensor, weights_N: Tensor) -> None:
-        """Updates the mean, and the moments by which vectors are standardised."""
-        self.attribute_scale.update_vectors(attributes_NP, weights_N)
-        self.pooled_scale.update_vectors(pooled_NQ, weights_N)
+        super().__init__(sequences, num_attributes, settings.ranking_weight)
+        dims, num_pooled = settings.hidden_dims, self.num_pooled
+        self.scaling = _network(num_attributes, dims, num_pooled)
+        self.shifting = _network(num_pooled, dims, num_pooled)
 
     def predict_pooled(self, attributes_NP: Tensor) -> Tensor:
         """Scales and shifts the mean, [N, Q]."""

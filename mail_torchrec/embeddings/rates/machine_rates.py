@@ -34,8 +34,8 @@ def distinct_rows(ids: float, rows: float) -> float:
     return rows * -math.expm1(ids * math.log1p(-1 / rows)) if rows > 1 else min(ids, rows)
 
 
-def lookup_terms(ids: float, columns: float, bags: float, rows: float) -> tuple[float, ...]:
-    """Returns the quantities, in millions, that a :class:`LookupRate` has a rate for, in its order.
+def lookup_terms(ids: float, columns: float, bags: float, rows: float) -> dict[str, float]:
+    """Returns the quantities, in millions, by the :class:`LookupRate`'s names of their rates.
 
     Args:
         ids: that are looked up.
@@ -45,8 +45,16 @@ def lookup_terms(ids: float, columns: float, bags: float, rows: float) -> tuple[
     """
     distinct = distinct_rows(ids, rows)
     crowded = distinct * math.log2(1 + distinct / _CROWD)
-    counts = (ids, ids * columns, bags, bags * columns, distinct, distinct * columns, crowded)
-    return tuple(count / _MILLION for count in counts)
+    counts = {
+        "ids": ids,
+        "values": ids * columns,
+        "bags": bags,
+        "bag_values": bags * columns,
+        "rows": distinct,
+        "row_values": distinct * columns,
+        "crowded_rows": crowded,
+    }
+    return {f"ms_a_million_{name}": count / _MILLION for name, count in counts.items()}
 
 
 class LookupRate(Settings):
@@ -81,17 +89,9 @@ class LookupRate(Settings):
             bags: that they lie in.
             rows: of the shard, over which the ids spread evenly.
         """
-        rates = (
-            self.ms_a_million_ids,
-            self.ms_a_million_values,
-            self.ms_a_million_bags,
-            self.ms_a_million_bag_values,
-            self.ms_a_million_rows,
-            self.ms_a_million_row_values,
-            self.ms_a_million_crowded_rows,
-        )
         terms = lookup_terms(ids, columns, bags, rows)
-        return sum(rate * term for rate, term in zip(rates, terms, strict=True))
+        ms: float = sum(getattr(self, name) * millions for name, millions in terms.items())
+        return ms
 
 
 class LookupRates(Settings):

@@ -1,6 +1,7 @@
 """Rates of FBGEMM's kernels, measured by lookups of many shapes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,19 +63,11 @@ def _measure(optimizer: EmbOptimType, pooling: PoolingMode, device: torch.device
             repeats = _REPEATS if ids < _LARGE_IDS else _LARGE_REPEATS
             ms = timed(_lookup(tables[rows], rows, ids, length, device), device, repeats)
             points.append((ids, columns, ids // length, rows, ms))
-    terms_PC = np.array([(1.0, *lookup_terms(*shape)) for *shape, _ in points])
-    fixed, *rates = fit(terms_PC, np.array([point[-1] for point in points]))
-    return LookupRate(
-        fixed_ms=fixed,
-        ms_a_million_ids=rates[0],
-        ms_a_million_values=rates[1],
-        ms_a_million_bags=rates[2],
-        ms_a_million_bag_values=rates[3],
-        ms_a_million_rows=rates[4],
-        ms_a_million_row_values=rates[5],
-        ms_a_million_crowded_rows=rates[6],
-        measured=points,
-    )
+    terms = [{"fixed_ms": 1.0} | lookup_terms(*shape) for *shape, _ in points]
+    terms_PC = np.array([list(of_point.values()) for of_point in terms])
+    rates = fit(terms_PC, np.array([point[-1] for point in points]))
+    fitted: dict[str, Any] = dict(zip(terms[0], rates, strict=True))
+    return LookupRate(**fitted, measured=points)
 
 
 def _build_table(
