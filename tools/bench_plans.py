@@ -132,7 +132,13 @@ def workloads() -> dict[str, Workload]:
 @click.option("--steps", type=click.IntRange(2), default=20, show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Of the batches.")
 @click.option("--hardware", type=LOCAL_PATH, help="Measured before; else now.")
-@click.option("--workload", "chosen", multiple=True, help="Only this one; may be repeated.")
+@click.option(
+    "--workload",
+    "chosen",
+    type=click.Choice(list(workloads())),
+    multiple=True,
+    help="Only this one; may be repeated.",
+)
 def main(
     out: Path,
     report: Path | None,
@@ -163,11 +169,12 @@ def main(
         click.echo(_plan(*words))
         found = json.loads((folder / "measured.json").read_text())["plans"]
         plans += [plan | {"group": name} for plan in found if plan["passes"]]
-    text = _report(plans, calibration)
-    click.echo(text)
     target = report or out / "plans.md"
+    picture = target.with_suffix(".png")
+    text = report_text(plans, calibration, picture.name)
+    click.echo(text)
     target.write_text(text)
-    draw_steps_measured(_dots(plans), target.with_suffix(".png"))
+    draw_steps_measured(_dots(plans), picture)
 
 
 def _plan(*words: str) -> str:
@@ -196,7 +203,14 @@ def _dots(plans: list[dict[str, Any]]) -> list[tuple[str, float, float, float]]:
     ]
 
 
-def _report(plans: list[dict[str, Any]], calibration: str) -> str:
+def report_text(plans: list[dict[str, Any]], calibration: str, picture: str) -> str:
+    """Formats the rank correlations and the plans of all workloads.
+
+    Args:
+        plans: as ``measured.json`` has them, each with its workload as ``group``.
+        calibration: what the calibration printed; its first paragraph ends the report.
+        picture: file name of the picture beside the report.
+    """
     lines = [
         "# Plans: estimate beside measurement",
         "",
@@ -228,8 +242,8 @@ def _report(plans: list[dict[str, Any]], calibration: str) -> str:
             f"| {plan['group']} | {plan['tables']} | {plan['published_ms']['step']:.2f} | "
             f"{plan['estimate_ms']['step']:.1f} | {plan['step_ms']:.1f} | {' | '.join(parts)} |"
         )
-    picture = "![Measured over estimated milliseconds a step](plans.png)"
-    return "\n".join([*lines, "", picture, "", calibration.partition("\n\n")[0], ""])
+    shown = f"![Measured over estimated milliseconds a step]({picture})"
+    return "\n".join([*lines, "", shown, "", calibration.partition("\n\n")[0], ""])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@
 The clicks of a log are the pairs. A fifth of the items is cold: no training row and no history has
 them (YuanchenBei/ColdRec, its proportions and seed). A tower is trained on the warm pairs, each
 beside an item that its user did not click; its export then ranks all items for a sample of the test
-users. What is finished is kept.
+users. What is finished is kept; runs of other settings or rows are refused.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.config import load_config
 from mail_torchrec.export.command import ExportOptions, export
 from mail_torchrec.inference.requests import USER_OF_CANDIDATE, Request
 from mail_torchrec.inference.scorer import Scorer
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import train
 from mail_torchrec.utils.run_files import write_file
 from tools.coldrec.ranking_metrics import ranking_metrics
 from tools.coldrec.rows import ClickLog, unread_columns, write_rows
 from tools.coldrec.split import ColdRecSplit, Ints, split_pairs
+from tools.kept_runs import train_once
 from tools.tool_command import ToolCommand
 
 METHODS: Mapping[str, list[str]] = {
@@ -131,24 +131,26 @@ def report(found: Mapping[str, list[Metrics]], k: int) -> str:
 
 
 def run_method(config: Path, common: list[str], name: str, seed: int, folder: Path) -> Path:
-    """Trains and exports a method once, unless it is there; returns the exported model."""
-    model = folder / "model"
+    """Trains and exports a method, unless it is there; returns the exported model."""
+    own, run, model = (
+        [f"name={name}", f"train.seed={seed}"],
+        RunDir(folder / "run"),
+        folder / "model",
+    )
+    train_once(load_config(config, [*common, *METHODS[name], *own]), run)
     if not model.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        own = [f"name={name}", f"train.seed={seed}"]
-        train(load_config(config, [*common, *METHODS[name], *own]), RunDir(folder / "run"))
-        export(ExportOptions(RunDir(folder / "run"), model))
+        export(ExportOptions(run, model))
     return model
 
 
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", type=Path, required=True)
-@click.option("--out", type=Path, required=True)
+@click.option("--config", type=LOCAL_PATH, required=True)
+@click.option("--out", type=OUTPUT_DIR, required=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--users", "num_users", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--k", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--method", "methods", type=click.Choice(list(METHODS)), multiple=True)
-@click.argument("overrides", nargs=-1)
+@OVERRIDES
 def main(
     config: Path,
     out: Path,

@@ -4,11 +4,11 @@
 
 Each run trains with the ids of a few items withheld, and tests with those of many
 (``data.cold_start.items``); the oracle shows all of them. Intervals are 95 %, over users and seeds.
-What is finished is kept: the same command goes on where it was stopped, and the table is written
-after every seed. The methods are described in ``mail_torchrec/model/virtual_items/README.md``.
+What is finished is kept: the same command goes on where it was stopped (runs of other settings are
+refused), and the table is written after every seed. The methods are described in
+``mail_torchrec/model/virtual_items/README.md``.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
+from mail_torchrec.cli.options import LOCAL_PATH, OUTPUT_DIR, OVERRIDES
 from mail_torchrec.config import load_config
 from mail_torchrec.predictions.predictions import Predictions
 from mail_torchrec.reporting.intervals import Interval
@@ -27,8 +28,8 @@ from mail_torchrec.reproduce.bootstrap import (
     paired_difference,
 )
 from mail_torchrec.train.run_dir import RunDir
-from mail_torchrec.train.trainer import train
 from mail_torchrec.utils.run_files import write_file
+from tools.kept_runs import train_once
 from tools.tool_command import ToolCommand
 
 BASE, ORACLE = "base", "oracle"
@@ -53,16 +54,10 @@ METHODS: Mapping[str, list[str]] = {
 
 
 def run_method(config: Path, common: list[str], name: str, seed: int, run_dir: Path) -> Path:
-    """Trains a method once, unless it is finished; returns the folder of its predictions.
-
-    A run that was stopped begins anew.
-    """
-    if not (run_dir / "metrics.json").exists():
-        if (run_dir / "config.yaml").exists():
-            shutil.rmtree(run_dir)
-        own = [f"name={name}", f"train.seed={seed}", "train.save_predictions=true"]
-        train(load_config(config, [*common, *METHODS[name], *own]), RunDir(run_dir))
-    return run_dir / "predictions"
+    """Trains a method, unless it is finished; returns the folder of its predictions."""
+    own = [f"name={name}", f"train.seed={seed}", "train.save_predictions=true"]
+    train_once(load_config(config, [*common, *METHODS[name], *own]), RunDir(run_dir))
+    return RunDir(run_dir).predictions
 
 
 def by_items(folder: Path) -> Predictions:
@@ -107,14 +102,14 @@ def _text(interval: Interval | None, digits: int = 4) -> str:
 
 
 @click.command(cls=ToolCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", type=Path, required=True)
-@click.option("--out", type=Path, required=True)
+@click.option("--config", type=LOCAL_PATH, required=True)
+@click.option("--out", type=OUTPUT_DIR, required=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--train-share", type=float, default=0.02, show_default=True)
 @click.option("--test-share", type=float, default=0.4, show_default=True)
 @click.option("--method", "methods", type=click.Choice(list(METHODS)), multiple=True)
 @click.option("--resamples", type=click.IntRange(1), default=500, show_default=True)
-@click.argument("overrides", nargs=-1)
+@OVERRIDES
 def main(
     config: Path,
     out: Path,

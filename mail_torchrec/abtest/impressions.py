@@ -17,6 +17,7 @@ from mail_torchrec.abtest.exposures import LogColumns, log_batches, read_flags, 
 from mail_torchrec.data.parquet.arrow import Bools
 from mail_torchrec.data.parquet.logical_types import LogicalType, logical_type, plain_values
 
+_MOST_DAYS = 1_000_000  # 2,700 years; larger numbers are dates such as 20240501, or no days
 NO_ARM = -1
 """Arm of impressions of other versions, and of users who saw both arms."""
 
@@ -108,13 +109,13 @@ def _arrays(
 
 
 def _days(batch: pa.Table, name: str, file: str) -> NDArray[np.int32]:
-    """Reads days: integers, dates, times (in UTC), or dates as text, ``2024-05-01``."""
+    """Reads days: counted, such as 19844 or 20240501, dates, times (in UTC), or dates as text."""
     try:
         days = _day_numbers(batch[name])
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(
-            f"{file}: column '{name}' should hold days: whole numbers, dates, times, or dates as "
-            f"text (2024-05-01): {error}"
+            f"{file}: column '{name}' should hold days: whole numbers counted day by day or as "
+            f"20240501, dates, times, or dates as text (2024-05-01): {error}"
         ) from error
     if days.null_count:
         raise ValueError(
@@ -128,11 +129,23 @@ def _days(batch: pa.Table, name: str, file: str) -> NDArray[np.int32]:
 def _day_numbers(column: pa.ChunkedArray) -> pa.Array:
     kind = logical_type(column.type)
     if kind is LogicalType.INTEGER:
-        return plain_values(column, kind).cast(pa.int32())
+        return _counted_days(plain_values(column, kind))
     if kind not in (LogicalType.TIME, LogicalType.STRING):
         raise ValueError(f"found {column.type}")
     times = plain_values(column, kind).cast(pa.timestamp("us"))
     return pc.floor_temporal(times, unit="day").cast(pa.date32()).cast(pa.int32())
+
+
+def _counted_days(days: pa.Array) -> pa.Array:
+    """Returns days that are counted as they are, and those that are written 20240501 as dates.
+
+    Differences of the latter would not be days from one month to the next.
+    """
+    bounds = pc.min_max(days).as_py()
+    if bounds["max"] is None or max(-bounds["min"], bounds["max"]) <= _MOST_DAYS:
+        return days.cast(pa.int32())
+    dates = pc.strptime(days.cast(pa.string()), format="%Y%m%d", unit="s")
+    return dates.cast(pa.date32()).cast(pa.int32())
 
 
 def _scores(batch: pa.Table, name: str, file: str) -> NDArray[np.float64]:

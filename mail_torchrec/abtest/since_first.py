@@ -35,7 +35,7 @@ class ArmDay:
     calibration: Estimate | None
     """Predicted over observed clicks."""
     still_new: float | None
-    """Share of the users on these days who are still new at their last impression of them."""
+    """Share of the users on these days who are new at all their impressions of them."""
 
 
 @dataclass(frozen=True)

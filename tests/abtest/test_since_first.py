@@ -22,7 +22,7 @@ from mail_torchrec.abtest.since_first import read_since_first, settled_from
 from mail_torchrec.cli import main
 
 DAY_NAMES = {0: "0", 1: "1", 2: "2"}
-FIRST_DAY = date(2024, 5, 1)
+FIRST_DAY = date(2024, 4, 25)
 
 
 def write_days(path: Path, num_users: int, seed: int, *, lift: float = 0.0) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def test_every_cell_is_that_of_plain_python(tmp_path: Path) -> None:
     assert "days.png" in (tmp_path / "out" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["integers", "times", "texts"])
+@pytest.mark.parametrize("kind", ["integers", "written integers", "times", "texts"])
 def test_days_may_be_written_in_other_ways(tmp_path: Path, kind: str) -> None:
     write_days(tmp_path / "log.parquet", 200, seed=2)
     expected, _ = read_out(tmp_path / "log.parquet", tmp_path / "dates")
@@ -112,6 +112,7 @@ def test_days_may_be_written_in_other_ways(tmp_path: Path, kind: str) -> None:
     hours = pa.array(np.random.default_rng(0).integers(0, 86_400, len(log)), pa.duration("s"))
     other = {
         "integers": days.cast(pa.int32()),
+        "written integers": pa.array([int(f"{day:%Y%m%d}") for day in days.to_pylist()]),
         "times": pa.compute.add(days.cast(pa.timestamp("s")), hours),
         "texts": days.cast(pa.string()),
     }[kind]
@@ -219,6 +220,7 @@ def test_an_auc_of_one_class_or_user_has_no_interval() -> None:
             ("--day", "day", "--new-user", "fresh", "--score", "bad"),
             "column 'bad' should hold probabilities",
         ),
+        (("--day", "seconds", "--new-user", "fresh"), "counted day by day or as 20240501"),
         (("--day", "nulls", "--new-user", "fresh"), "should say the day of every row"),
         (("--day", "day", "--new-user", "fresh", "--impressions", "n"), "rows are sums"),
     ],
@@ -231,6 +233,7 @@ def test_what_cannot_be_read_is_refused(
     for name, column in (
         ("bad", np.full(len(log), 1.5)),
         ("n", np.ones(len(log), np.int64)),
+        ("seconds", np.full(len(log), 1_714_521_600)),
         ("nulls", pa.nulls(len(log), pa.int32())),
     ):
         log = log.append_column(name, pa.array(column))

@@ -99,11 +99,12 @@ def test_no_positive_item_gives_no_metric() -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    for part, seed in (("train", 1), ("test", 2)):
+    for part, seed in (("log/day=1", 1), ("log/day=2", 2)):
         write_rows(tmp_path / part / "a.parquet", 160, seed)
     path = tmp_path / "config.yaml"
     tower = {"tower": "base_dnn", "tower_options": {"hidden_dims": [8]}, "zero_shot": None}
-    path.write_text(yaml.safe_dump(config_tree(tmp_path, model=tower)))
+    data = {"train": "log/day=1", "test": ["log/day=2"]}
+    path.write_text(yaml.safe_dump(config_tree(tmp_path, model=tower, data=data)))
     return path
 
 
@@ -111,7 +112,7 @@ def test_rows_hold_each_warm_click_beside_an_item_that_the_user_did_not_click(
     config: Path, tmp_path: Path
 ) -> None:
     log = ClickLog.read(load_config(config, []))
-    raw = [pq.read_table(tmp_path / part / "a.parquet") for part in ("train", "test")]
+    raw = [pq.read_table(tmp_path / f"log/day={day}" / "a.parquet") for day in (1, 2)]
     clicked = {
         (row["user"], row["item"]) for t in raw for row in t.to_pylist() if row["clicked"] == 1
     }

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mail_torchrec.config import Config
 from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.schema.schema import Group, Schema
+from mail_torchrec.data.source import Source
 from tools.coldrec.split import ColdRecSplit, Ints
 
 USER_GROUPS = (Group.GROUP_KEY, Group.ATTRIBUTE, Group.BEHAVIOUR)
@@ -37,9 +38,10 @@ class ClickLog:
     @staticmethod
     def read(config: Config) -> "ClickLog":
         """Reads the clicks of the training and test rows of a configuration."""
-        schema = config.schema_
-        paths = [config.data.path("train"), config.data.path("test")]
-        table = pa.concat_tables([pq.read_table(str(path)) for path in paths])
+        schema, data = config.schema_, config.data
+        train = Source(data.path(data.train), schema)
+        sources = train, Source(data.path(data.test), schema, train.types)
+        table = pa.concat_tables(one.read(group) for one in sources for group in one.row_groups)
         clicks = table.filter(pc.equal(table[schema.file_column(schema.label)], 1))
         tables, indices = [], []
         for key, groups in ((_user(schema), USER_GROUPS), (item_column(schema), (Group.ITEM,))):
