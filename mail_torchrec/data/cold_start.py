@@ -104,13 +104,18 @@ class ColdStartSettings(Settings):
 
     def shares_given(self) -> str:
         """Formats the shares as overrides, as in ``data.cold_start.hide_share=0.4``."""
-        of_parts = {"train_share": self.train_share, "test_share": self.test_share}
-        given = {"hide_share": self.hide_share} | of_parts
-        return ", ".join(
-            f"data.cold_start.{name}={share:g}"
-            for name, share in given.items()
-            if share is not None
-        )
+        names = ["hide_share", *self._shares_of_parts]
+        return ", ".join(f"data.cold_start.{name}={getattr(self, name):g}" for name in names)
+
+    def deciding_shares(self) -> list[str]:
+        """Lists the shares that hide users: ``hide_share``, where not both parts have their own."""
+        given = self._shares_of_parts
+        return given if len(given) == 2 else ["hide_share", *given]
+
+    @property
+    def _shares_of_parts(self) -> list[str]:
+        names = "train_share", "test_share"
+        return [name for name in names if getattr(self, name) is not None]
 
     def _with_share(self, share: float | None, items: HiddenItemSettings | None) -> Self:
         own = {"hide_share": self.hide_share if share is None else share, "items": items}

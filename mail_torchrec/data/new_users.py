@@ -78,7 +78,8 @@ def no_new_rows(path: str, num_rows: int, schema: Schema, settings: DataSettings
         lists = ", ".join(f"'{name}'" for name in _unpadded(schema))
         padded = [f"set 'padding' where lists are filled up to one length ({lists})"]
         remedies = [*(padded if lists else []), "raise data.new_user_max_behaviours"]
-    remedies.append("raise data.cold_start.hide_share, the share of users who are made new ones")
+    names = " or ".join(settings.cold_start.deciding_shares())
+    remedies.append(f"raise data.cold_start.{names}, the share of users who are made new ones")
     return (
         f"'{path}': none of the {num_rows} rows is a new user's, so nothing is learnt or measured "
         f"about new users here. A row is a new user's where {rule}, or where the simulated cold "

@@ -1,9 +1,10 @@
-"""Contrastive alignment of two codes of the same rows (CLCRec, Wei et al., MM 2021).
+"""Contrastive alignment of two codes of the same users (CLCRec, Wei et al., MM 2021).
 
 Source: Wei et al., "Contrastive Learning for Cold-Start Recommendation", its loss between the
 collaborative embedding of an item and the code of its features; here of a user's behaviours and
-attributes. Shape letters: ``N`` rows of this rank, ``M`` rows of all ranks, ``H`` elements of a
-code.
+attributes. ``losses/info_nce.py`` is that of items, many of which have several rows.
+
+Shape letters: ``N`` rows of this rank, ``M`` rows of all ranks, ``H`` elements of a code.
 """
 
 import torch

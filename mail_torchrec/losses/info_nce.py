@@ -2,7 +2,8 @@
 
 Source: Wei et al., "Contrastive Learning for Cold-Start Recommendation", MM 2021: the anchor is an
 item's id vector, the positive its content vector, the negatives other items' content vectors; both
-are normalised. Negatives may lie on several ranks, so the sum over them comes in parts.
+are normalised. Negatives may lie on several ranks, so the sum over them comes in parts. Of users,
+whose rows are all different, ``losses/contrastive.py`` aligns the codes.
 
 Shape letters: ``A`` anchors, ``B`` candidates (rows with a generated vector), ``G`` elements.
 """

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mail_torchrec.config import Config
+from mail_torchrec.data.new_users import no_new_rows
 from mail_torchrec.predict.evaluate import evaluate_run
 from mail_torchrec.train.run_dir import RunDir
 from mail_torchrec.train.trainer import train
@@ -62,6 +63,28 @@ def test_padded_histories_are_told_and_so_is_what_comes_of_them(
     assert "test': none of the 80 rows is a new user's" in capsys.readouterr().err
     evaluate_run(RunDir(tmp_path / "run"), None, ["data.cold_start.hide_share=0.9"])
     assert "new user" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shares", "remedy"),
+    [
+        ({"hide_share": 0}, "raise data.cold_start.hide_share, the share"),
+        ({"test_share": 0.4}, "raise data.cold_start.hide_share or test_share, the share"),
+        (
+            {"hide_share": 0.5, "train_share": 0, "test_share": 0.4},
+            "raise data.cold_start.train_share or test_share, the share",
+        ),
+    ],
+)
+def test_the_shares_that_may_be_raised_are_those_that_hide_someone(
+    shares: dict[str, float], remedy: str
+) -> None:
+    tree = config_tree(Path("rows"), data={"root": "rows", "cold_start": shares})
+    config = Config.model_validate(tree)
+    said = no_new_rows("rows/train", 80, config.schema_, config.data)
+    assert remedy in said
+    for name, share in shares.items():
+        assert f"data.cold_start.{name}={share:g}" in said
 
 
 def test_with_the_padding_set_there_are_new_users_and_no_warning(

@@ -59,7 +59,7 @@ def check_numbers(table: pa.Table, schema: Schema, where: str) -> None:
 
 
 def flag_columns(schema: Schema) -> list[str]:
-    """Returns the columns of 0 and 1: label, conversion and new user's flag."""
+    """Returns the columns of 0 and 1: label, conversion, flags of new users and items."""
     return schema.names(Group.LABEL, Group.CONVERSION, Group.NEW_USER, Group.NEW_ITEM)
 
 
