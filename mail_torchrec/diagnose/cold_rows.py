@@ -187,14 +187,15 @@ def _by_day(parts: tuple[LoggedRows, LoggedRows]) -> list[ColdDay]:
     is_new_R = np.concatenate([part.is_new_R for part in parts])
     by_rule = [part.is_new_item_R for part in parts if part.is_new_item_R is not None]
     is_new_item_R = np.concatenate(by_rule) if by_rule else _on_no_earlier_day(parts, days_R)
+    days, places_R = np.unique(days_R, return_inverse=True)
+    counts, users, items = (
+        np.bincount(places_R, weights_R).tolist() for weights_R in (None, is_new_R, is_new_item_R)
+    )
     return [
         ColdDay(
-            day,
-            int(np.count_nonzero(days_R == day)),
-            float(is_new_R[days_R == day].mean()),
-            float(is_new_item_R[days_R == day].mean()) if number or by_rule else None,
+            day, count, users[place] / count, items[place] / count if place or by_rule else None
         )
-        for number, day in enumerate(np.unique(days_R).tolist())
+        for place, (day, count) in enumerate(zip(days.tolist(), counts, strict=True))
     ]
 
 

@@ -45,11 +45,6 @@ class BootstrappedMetric:
 
     values_SB: Floats
 
-    @property
-    def seed_values(self) -> list[float]:
-        """The value of each seed on the data."""
-        return [float(value) for value in self.values_SB[:, 0]]
-
     def mean_over_seeds_B(self) -> Floats:
         """Computes the mean over seeds ``[B]`` of the data, then over each resample's seeds."""
         num_seeds, num_columns = self.values_SB.shape

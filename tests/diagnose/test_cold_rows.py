@@ -1,14 +1,25 @@
 """How long users stay new, against Kaplan and Meier's estimate by hand; rates out of fold."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from mail_torchrec.diagnose.cold_rows import ColdDay, ColdRows, LoggedRows, staying_new
+from mail_torchrec.config import load_config
+from mail_torchrec.diagnose.cold_rows import (
+    ColdDay,
+    ColdRows,
+    LoggedRows,
+    count_cold_rows,
+    staying_new,
+)
 from mail_torchrec.diagnose.new_items import NewItemValue
 from mail_torchrec.diagnose.new_users import NewUserValue
 from mail_torchrec.diagnose.report import Diagnosis
 from mail_torchrec.diagnose.sampled_rows import row_quotas
 from mail_torchrec.diagnose.verdict import Verdict
+from tests.diagnose.conftest import planted_log, write_log
 
 
 def logged(rows: list[tuple[int, int, bool]]) -> LoggedRows:
@@ -39,6 +50,23 @@ def test_users_still_new_are_kaplan_and_meiers_estimate() -> None:
     assert found.still_new_D == pytest.approx([1, 1, 1 / 3, 1 / 3, 0])
     assert found.median_days == 2
     assert found.rows_while_new == pytest.approx((10 * 3 + 10 * 2 + 5) / 25)
+
+
+def test_the_shares_of_each_day_are_those_of_its_rows(tmp_path: Path) -> None:
+    config = load_config(write_log(tmp_path, planted_log()), [])
+    parts = [pq.read_table(tmp_path / f"{part}.parquet").to_pylist() for part in ("train", "test")]
+    rows = sorted((row for part in parts for row in part), key=lambda row: row["day"])
+    first: dict[int, str] = {}
+    by_day: dict[str, list[tuple[bool, bool]]] = {}
+    for row in rows:
+        since = first.setdefault(row["item"], row["day"])
+        by_day.setdefault(row["day"], []).append((not row["seen"], since == row["day"]))
+    found = count_cold_rows(config).days
+    assert [str(np.datetime64(day.day, "D")) for day in found] == list(by_day)
+    for place, (day, flags) in enumerate(zip(found, by_day.values(), strict=True)):
+        users, items = np.mean(flags, axis=0)
+        assert (day.num_rows, day.new_users) == (len(flags), pytest.approx(users))
+        assert day.new_items == (pytest.approx(items) if place else None)
 
 
 def test_nothing_is_said_of_few_users_or_without_days() -> None:
