@@ -60,7 +60,7 @@ def test_a_run_survives_a_fault(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [1])  # of 23: all of them take over ten minutes
+@pytest.mark.parametrize("part", [1])  # of 41: all of them take over ten minutes
 @pytest.mark.parametrize("resumes", [False, True], ids=["begins", "resumes"])
 def test_a_run_survives_a_fault_at_every_call(
     root: Path, tmp_path: Path, resumes: bool, part: int
@@ -72,6 +72,6 @@ def test_a_run_survives_a_fault_at_every_call(
     kinds = FAULTS[1:]
     cases = [
         Case(kinds[call % len(kinds)], call, resumes)
-        for call in range(part, calms[resumes].places, 23)
+        for call in range(part, calms[resumes].places, 41)
     ]
     assert faults_of(outcomes(root, tmp_path / "runs", cases)) == []
