@@ -27,12 +27,13 @@ def allow_replicas_on_cpu() -> None:
 
     class OnCpu(names["DMPCollection"]):  # type: ignore[misc]
         def _allreduce_tensors(
-            self, ctx: Any, tensors: dict[torch.dtype, list[torch.Tensor]], *_: Any, **__: Any
+            self, where: Any, tensors: dict[torch.dtype, list[torch.Tensor]], *_: Any, **__: Any
         ) -> None:
+            group = getattr(where, "replica_pg", where)  # the group itself in TorchRec 1.6
             for found in tensors.values():
                 for tensor in found:
-                    dist.all_reduce(tensor, group=ctx.replica_pg)
-                    tensor.div_(ctx.replica_pg.size())
+                    dist.all_reduce(tensor, group=group)
+                    tensor.div_(group.size())
 
     replicas.ReplicatedModelParallel.__bases__ = (OnCpu,)
     replicas._DEVICES = ("cuda", "cpu")
