@@ -124,7 +124,7 @@ def _estimate(ratio: _Ratio) -> Estimate | None:
 def _resample(sums_U3: Float64s, stream: int, num_resamples: int) -> Float64s:
     """Sums each resample of users, [B, 3]."""
     random = np.random.default_rng([_SEED, stream])
-    batch_size = max(1, _CELLS // len(sums_U3))
+    batch_size = max(1, _CELLS // max(len(sums_U3), 1))
     starts = range(0, num_resamples, batch_size)
     sizes = [min(batch_size, num_resamples - start) for start in starts]
     return np.concatenate([random.poisson(1.0, (size, len(sums_U3))) @ sums_U3 for size in sizes])

@@ -1,5 +1,6 @@
 """The read-out by new and old users and items is that of these impressions alone."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,21 @@ def test_the_command_names_the_cohorts(tmp_path: Path, options: tuple[str, ...])
     assert done.exit_code == 0, done.output
     assert "CTR, new items" in done.output
     assert ("CTR, old users, new items" in done.output) == bool(options)
+
+
+@pytest.mark.parametrize("options", [(), ("--bootstrap", "20")])
+def test_a_cohort_that_an_arm_lacks_is_said_and_has_no_interval(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    log = write_log(tmp_path / "log.parquet", 300, seed=1)
+    only_base = pa.array(np.array(log["model_version"].to_pylist()) == "a")
+    pq.write_table(log.append_column("fresh_item", only_base), tmp_path / "log.parquet")
+    arguments = ["abtest", str(tmp_path / "log.parquet"), "--candidate", "b", *options]
+    arguments += ["--new-item", "fresh_item", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out/report.json").read_text())["cohorts"]
+    assert found["new_items"]["counts"]["candidate"]["users"] == 0
+    ctr = found["new_items"]["metrics"]["CTR"]
+    assert ctr["base"] and ctr["candidate"] is None and ctr["lift"] is None
+    assert "CTR of new items: only 0 users of the candidate had an event" in done.output
