@@ -146,5 +146,13 @@ class CrossedTower(nn.Module):
 
 
 def crossed_shapes(shapes: InputShapes, crosses: AttributeCrosses) -> InputShapes:
-    """Returns the shapes that a tower gets when its inputs have the products too."""
-    return replace(shapes, num_numeric=shapes.num_numeric + crosses.num_products)
+    """Returns the shapes that a tower gets when its inputs have the products too.
+
+    They count as numeric features of the items, behind whose own they stand.
+    """
+    more = crosses.num_products
+    return replace(
+        shapes,
+        num_numeric=shapes.num_numeric + more,
+        num_numeric_items=shapes.num_numeric_items + more,
+    )

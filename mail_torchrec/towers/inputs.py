@@ -53,7 +53,8 @@ class InputShapes:
     num_numeric_attributes: int = 0
     """Of the numeric features those of the user, which come first."""
     num_numeric_items: int = 0
-    """Of the numeric features those of the items, which come last."""
+    """Of the numeric features those of the items, which come last; products of
+    ``model.attribute_crosses`` are among them, behind the others."""
 
     @property
     def dims(self) -> dict[str, int]:

@@ -123,6 +123,8 @@ def test_a_tower_of_a_users_own_reads_the_products(monkeypatch: pytest.MonkeyPat
         def __init__(self, options: dict[str, Any], given: InputShapes) -> None:
             super().__init__()
             assert given.num_numeric == layout.num_numeric + 4
+            # The last features are still the items', the products behind their own.
+            assert given.num_numeric_items == layout.num_numeric_items + 4
 
         def forward(self, inputs: RankingInputs) -> torch.Tensor:
             return inputs.numeric_BN.sum(1)
