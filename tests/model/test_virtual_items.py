@@ -117,8 +117,10 @@ def test_new_items_are_scored_by_generated_vectors_and_no_others(
 
 def test_the_generator_reads_nothing_that_tells_the_id(small_root: Path) -> None:
     """A new item's cross is an unknown id, which no known item's is."""
-    told = {"both": {"group": "item", "cross": ["item", "city"]}, "same": {"group": "item"}}
-    told["same"] |= {"column": "item"}
+    told = {
+        "both": {"group": "item", "cross": ["item", "city"]},
+        "same": {"group": "item", "column": "item"},
+    }
     assembled, batches = build(
         small_root,
         sharding={"enabled": False},
