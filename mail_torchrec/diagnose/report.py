@@ -155,7 +155,10 @@ class Diagnosis:
         ]
         yield markdown_table(["as they are, without data.cold_start", "share"], rows)
         if not cold.is_whole:
-            yield "Not all rows were read: the last two shares are upper bounds."
+            yield (
+                "Not all rows were read: shares of users and items that training has not, or "
+                "seldom, are upper bounds."
+            )
         if not cold.days:
             yield "By day: no column of the files holds the day of a row."
             return

@@ -65,7 +65,7 @@ def test_the_shares_of_each_day_are_those_of_its_rows(tmp_path: Path) -> None:
     assert [str(np.datetime64(day.day, "D")) for day in found] == list(by_day)
     for place, (day, flags) in enumerate(zip(found, by_day.values(), strict=True)):
         users, items = np.mean(flags, axis=0)
-        assert (day.num_rows, day.new_users) == (len(flags), pytest.approx(users))
+        assert day.num_rows == len(flags) and day.new_users == pytest.approx(users)
         assert day.new_items == (pytest.approx(items) if place else None)
 
 
