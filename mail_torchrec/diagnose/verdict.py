@@ -13,14 +13,14 @@ from mail_torchrec.reporting.intervals import Interval
 SMALLEST_GAIN = 0.002
 """AUC below which a gain is reported as none, however narrow its interval is."""
 _SMALLEST_SHARE = 0.1
+"""Of what histories are worth, below which a remedy is not named."""
 
 
 class Remedy(StrEnum):
     """Something to try."""
 
     MAIL = "MAIL"
-    OWN_TOWER = "MAIL's tuned preset"
-    DROPOUT = "behaviour dropout"
+    PRESET = "MAIL's tuned preset"
     MEAN_FILL = "mean fill"
     CROSSES = "a tower with attribute crosses"
     CONTENT = "content vectors"
@@ -98,9 +98,9 @@ def _choose_for_users(users: NewUserValue, rows: str) -> tuple[list[Remedy], lis
             f"{gain_text(users.predicted)} to trees that have the attributes ({rows})."
         )
     sentences = [first]
-    if Remedy.OWN_TOWER in remedies:
+    if Remedy.PRESET in remedies:
         sentences.append(
-            f"A cheaper try: {Remedy.DROPOUT}, one setting. It teaches the same, but to the one "
+            "A cheaper try: behaviour dropout, one setting. It teaches the same, but to the one "
             "network that serves old users too, and may cost these; look at both cohorts."
         )
     last = "Data that would help: attributes that tell more of what a user likes"
@@ -117,8 +117,7 @@ def _fillings(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
     Predicted histories tell something of the user: MAIL. Where a model does better that was taught
     to do without histories, than one that is used to them and given a filled-in one, it has to be
     taught: by rows whose histories are taken away. A tower of new users' own learns that at no cost
-    to old users, from attributes; where these tell nothing, dropout does. Where the mean of
-    histories repairs as much, nothing has to be taught.
+    to old users. Where the mean of histories repairs as much, nothing has to be taught.
     """
     assert users.recovered is not None
     tells = is_gain(users.predicted) and users.recovered.mean >= _SMALLEST_SHARE
@@ -128,22 +127,9 @@ def _fillings(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
         f"histories are worth ({gain_text(users.histories)} AUC)"
     )
     if tells:
-        yield (Remedy.OWN_TOWER if teaches else Remedy.MAIL), of_histories
-    if teaches and not (is_gain(users.attributes) or is_gain(users.predicted)):
-        yield (
-            Remedy.DROPOUT,
-            f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where "
-            "they lack, and has to be taught to do without, which may cost old users. That is all "
-            f"there is to win: attributes tell nothing of new users ({gain_text(users.attributes)})"
-            ", nor would virtual behaviours, which are made of them",
-        )
-    elif teaches:
-        yield (
-            Remedy.OWN_TOWER,
-            f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where "
-            f"they lack, and is still {gain_text(users.learnt)} behind with filled-in ones: it has "
-            "to be taught to do without, which the preset's tower for new users is",
-        )
+        yield (Remedy.PRESET if teaches else Remedy.MAIL), of_histories
+    if teaches:
+        yield Remedy.PRESET, _to_be_taught(users)
     elif is_gain(users.mean_fill) and not tells:
         yield (
             Remedy.MEAN_FILL,
@@ -152,8 +138,23 @@ def _fillings(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
         )
 
 
+def _to_be_taught(users: NewUserValue) -> str:
+    reason = (
+        f"a model that is used to histories loses {gain_text(users.empty_input)} AUC where they "
+        f"lack, and is still {gain_text(users.learnt)} behind with filled-in ones: it has to be "
+        "taught to do without, which the preset's tower for new users is"
+    )
+    if is_gain(users.attributes) or is_gain(users.predicted):
+        return reason
+    return (
+        f"{reason}. That is all there is to win: attributes tell nothing of new users "
+        f"({gain_text(users.attributes)})"
+    )
+
+
 def _crosses(users: NewUserValue) -> Iterator[tuple[Remedy, str]]:
-    if is_gain(users.crosses):
+    assert users.crosses is not None and users.histories is not None
+    if is_gain(users.crosses) and users.crosses.mean >= _SMALLEST_SHARE * users.histories.mean:
         yield (
             Remedy.CROSSES,
             f"attributes crossed with the item are worth {gain_text(users.crosses)} AUC, which "

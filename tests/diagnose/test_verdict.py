@@ -50,22 +50,23 @@ ITEMS = NewItemValue(1000, 50, {}, gain(0.01), None, gain(0.03))
         ({"predicted": gain(0.003), "recovered": gain(0.07)}, [Remedy.NOTHING], "nothing will"),
         ({"predicted": gain(0.02, 0.03), "recovered": gain(0.5)}, [Remedy.NOTHING], "+.0200 [-.01"),
         ({"crosses": gain(0.01)}, [Remedy.CROSSES], "+.0100 [+.0090, +.0110] AUC"),
+        ({"crosses": gain(0.0035)}, [Remedy.NOTHING], "nothing will"),  # of .04
         ({"empty_input": gain(0.01)}, [Remedy.NOTHING], "nothing will"),
         (
             {"empty_input": gain(0.01), "learnt": gain(0.008)},
-            [Remedy.OWN_TOWER],
+            [Remedy.PRESET],
             "still +.0080 [+.0070, +.0090] behind with filled-in ones",
         ),
         (
             {"predicted": gain(0.02), "recovered": gain(0.5)}
             | {"empty_input": gain(0.01), "learnt": gain(0.008)},
-            [Remedy.OWN_TOWER],
+            [Remedy.PRESET],
             "try MAIL's tuned preset, for histories predicted",
         ),
         (
             {"empty_input": gain(0.01), "learnt": gain(0.008), "attributes": NOTHING},
-            [Remedy.DROPOUT],
-            "That is all there is to win: attributes tell nothing of new users (+.0005",
+            [Remedy.PRESET],
+            "is. That is all there is to win: attributes tell nothing of new users (+.0005",
         ),
         (
             {"empty_input": gain(0.01), "mean_fill": gain(0.01)},
@@ -115,7 +116,7 @@ def test_numbers_are_written_with_their_signs_and_intervals() -> None:
     assert share_text(Interval(0.62, 0.55, 0.7, 1)) == "62 % [55 %, 70 %]"
 
 
-def test_a_tower_of_new_users_own_comes_with_the_cheaper_try() -> None:
+def test_the_preset_comes_with_the_cheaper_try() -> None:
     taught = replace(USERS, empty_input=gain(0.01), learnt=gain(0.008))
     sentences = judge(taught, ITEMS, COLD).sentences
     assert sentences[1].startswith("A cheaper try: behaviour dropout")
