@@ -36,6 +36,18 @@ from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
+_BY_OPTION = {
+    "drift": (
+        "golden behaviours",
+        "servers will measure no drift of the new version; give --drift to go on",
+    ),
+    "calibration": (
+        "a calibration",
+        "the new version's probabilities will have none; give --calibrate to go on",
+    ),
+}
+"""Parts of a manifest that an export has by an option: what they are, and what their lack means."""
+
 
 @dataclass(frozen=True)
 class DeltaBase:
@@ -99,12 +111,7 @@ def write_delta(
             f"'{base.folder}' is version {manifest.version} already: nothing has changed since"
         )
     check_same_tables(base.manifest, manifest)
-    if manifest.drift is None and (drift := base.manifest.drift) is not None:
-        logger.warning(
-            "'%s' has golden behaviours, and the delta has none, for these are of its tables: "
-            "servers will measure no drift of the new version; give --drift %d to go on",
-            *(base.folder, drift.new_users),
-        )
+    _warn_of_losses(base, manifest)
     touched = None if base.has_tables else touched_since(base, run_dir)
     tables = {}
     for name, table in manifest.tables.items():
@@ -133,6 +140,13 @@ def write_delta(
         base_files=same,
         files=checksums(out, skipped=(whole.name,)),
     ).write(out)
+
+
+def _warn_of_losses(base: DeltaBase, manifest: ArtifactManifest) -> None:
+    """Warns of what options brought into the base and would have to bring into a delta anew."""
+    for part, (what, remedy) in _BY_OPTION.items():
+        if getattr(base.manifest, part) is not None and getattr(manifest, part) is None:
+            logger.warning("'%s' has %s, and the delta has none: %s", base.folder, what, remedy)
 
 
 def _write_tombstones(

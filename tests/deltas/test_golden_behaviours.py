@@ -97,8 +97,8 @@ def test_a_delta_without_them_is_named_when_it_is_written_and_when_it_is_served(
     plain = manifest.model_copy(update={"drift": None, "files": files}).write(whole)
     (tmp_path / "day2").mkdir()
     write_delta(base, whole, plain, exported / "run2", tmp_path / "day2")
-    assert "has golden behaviours, and the delta has none" in log.text
-    assert f"give --drift {NUM_USERS} to go on" in log.text
+    assert "has golden behaviours, and the delta has none: servers" in log.text
+    assert "give --drift to go on" in log.text and "calibration" not in log.text
     models = tmp_path / "models"
     shutil.copytree(exported / "models/day1", models / "day1")
     made = apply_delta(tmp_path / "day2", models)

@@ -1,5 +1,6 @@
 """Deltas that cannot be made are refused before anything is written."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,21 @@ def test_a_base_without_spare_rows_is_refused(days: Path, tmp_path: Path) -> Non
     manifest.model_copy(update={"tables": tables}).write(base)
     with pytest.raises(ValueError, match=r"no spare rows.*--spare 0\.2"):
         DeltaBase.open(base)
+
+
+def test_a_calibration_that_the_delta_lacks_is_named(
+    days: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mail_torchrec"), "propagate", True)
+    base, full = DeltaBase.open(days / "full" / "day1"), days / "full" / "day3"
+    calibrated = base.manifest.model_copy(update={"calibration": "one"})
+    for number, manifest in enumerate((base.manifest, calibrated)):
+        whole, out = shutil.copytree(full, tmp_path / f"whole{number}"), tmp_path / f"{number}"
+        out.mkdir()
+        given = DeltaBase(base.folder, manifest)
+        write_delta(given, whole, ArtifactManifest.read(full), days / "run3", out)
+        assert ("has a calibration, and the delta has none" in caplog.text) == bool(number)
+    assert "give --calibrate to go on" in caplog.text
 
 
 def test_a_version_has_no_delta_to_itself_or_to_other_tables(days: Path, tmp_path: Path) -> None:
