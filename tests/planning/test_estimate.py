@@ -1,6 +1,8 @@
 """Plan estimates: memory that adds up, suggestions that help, scenarios that are refused."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.embeddings.constraints import HAS_PREFETCH_STAGES
 from mail_torchrec.losses.contrastive import contrastive_loss
+from mail_torchrec.losses.info_nce import cosine_logits, info_nce, negative_sums
 from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import estimate_grid
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
@@ -324,15 +327,53 @@ def test_the_cost_of_l_d_over_all_ranks_is_what_torch_keeps_and_multiplies(
     assert ALIGNMENT not in of_own.memory(64, 4) and of_own.alignment_bytes(64, 4) == 0
 
 
+def test_the_cost_of_contrasting_items_over_all_ranks_is_what_torch_keeps(config: Path) -> None:
+    items = "model.virtual_items={contrast: {temperature: 0.5}}"
+    settings = load_config(config, ["data.new_items={max_count: 3}", items])
+    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
+    (more, more_flops), (few, few_flops) = (_contrasted(64 * ranks, 16) for ranks in (4, 1))
+    assert cost.item_dim == 16, "the item's vector and that of the output-side table"
+    contrast = cost.memory(64, 4)["item contrast"]
+    assert contrast == pytest.approx(more - few, rel=0.1)
+    assert "item contrast" not in cost.memory(64, 1)
+    without = replace(cost, item_dim=0)
+    assert cost.flops(64, 4) - without.flops(64, 4) == more_flops - few_flops
+
+
 def test_scenarios_that_differ_in_the_schema_have_their_own_towers(config: Path) -> None:
     narrow, wide = estimate_grid(grid(config, vary=("schema.dim=8;32",)))
     assert narrow.dense_memory["weights"] < wide.dense_memory["weights"]
     assert narrow.dense_memory["batches"] == wide.dense_memory["batches"]
 
 
+def _contrasted(num_rows: int, dim: int) -> tuple[int, int]:
+    """The same of so many rows' items, of which this rank has 64."""
+    generated = torch.rand(64, dim, requires_grad=True)
+    anchors, ids = torch.rand(num_rows, dim), torch.arange(num_rows)
+    counted = torch.ones(num_rows, dtype=torch.bool)
+
+    def loss() -> torch.Tensor:
+        logits = cosine_logits(anchors, generated, 0.5)
+        sums = negative_sums(logits, (ids, ids[:64]), (counted, counted[:64]))
+        return info_nce(logits[:64].diagonal(), sums[:64]).sum()
+
+    return _cost_of(loss)
+
+
 def _aligned(alignment: str, num_rows: int) -> tuple[int, int]:
     """Bytes kept and floating point operations of 64 rows' alignment with so many."""
     rows, all_rows = torch.rand(64, 12, requires_grad=True), torch.rand(num_rows, 12)
+
+    def loss() -> torch.Tensor:
+        if alignment == "mmd":
+            return mmd(rows, rows * 2, 1.0, all_rows, all_rows * 2)
+        others, weights = all_rows.requires_grad_(), torch.ones(num_rows)
+        return contrastive_loss(rows * 2, others, 1.0, weights).sum()
+
+    return _cost_of(loss)
+
+
+def _cost_of(loss: Callable[[], torch.Tensor]) -> tuple[int, int]:
     kept: dict[int, int] = {}
 
     def keep(value: torch.Tensor) -> torch.Tensor:
@@ -341,12 +382,7 @@ def _aligned(alignment: str, num_rows: int) -> tuple[int, int]:
 
     counter: Any = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        if alignment == "mmd":
-            loss = mmd(rows, rows * 2, 1.0, all_rows, all_rows * 2)
-        else:
-            others = all_rows.requires_grad_()
-            loss = contrastive_loss(rows * 2, others, 1.0, torch.ones(num_rows)).sum()
-        loss.backward()
+        loss().backward()
     return sum(kept.values()), counter.get_total_flops()
 
 

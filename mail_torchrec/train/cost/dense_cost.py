@@ -36,6 +36,8 @@ _BATCHES = 2
 _MMD_MATRICES = 8
 # The contrastive loss keeps its similarities, on any device.
 _CONTRAST_MATRICES = 1
+# That of items keeps exponentials, and which pairs are of one item.
+_ITEM_PAIR_BYTES = 5
 # Rows of every measured table.
 _NUM_IDS = 3
 
@@ -70,6 +72,8 @@ class DenseCost:
     """Bytes that the operators of a step write whatever the batch size."""
     contrasts: bool = False
     """L_d compares the codes by the contrastive loss, and not by the MMD."""
+    item_dim: int = 0
+    """Width of the vectors that ``model.virtual_items.contrast`` compares over all ranks, or 0."""
 
     def memory(self, batch_size: int, world_size: int, device: str = "cpu") -> dict[str, float]:
         """Estimates bytes by purpose; the tables have to leave their sum free.
@@ -87,8 +91,11 @@ class DenseCost:
             memory["all-reduce buckets"] = weights
         memory["activations"] = self.bytes_fixed + self.bytes_per_row * batch_size
         memory["batches"] = _BATCHES * (self.batch_fixed + self.batch_per_row * batch_size)
-        if world_size > 1 and self.code_dim:
-            others = batch_size * (world_size - 1)
+        others = batch_size * (world_size - 1)
+        if others and self.item_dim:
+            of_others = _FLOAT_BYTES * others * self.item_dim
+            memory["item contrast"] = _ITEM_PAIR_BYTES * batch_size * others + of_others
+        if others and self.code_dim:
             matrices = _CONTRAST_MATRICES if self.contrasts else _MMD_MATRICES
             kept = matrices * batch_size * others
             if device == "cuda" and not self.contrasts:
@@ -100,7 +107,8 @@ class DenseCost:
         """Estimates the floating point operations of a step."""
         matrices = 1 if self.contrasts else 4
         pairs = batch_size * batch_size * (world_size - 1)
-        return self.flops_per_row * batch_size + 3 * matrices * 2 * pairs * self.code_dim
+        aligned = 3 * matrices * 2 * pairs * self.code_dim + 2 * 2 * pairs * self.item_dim
+        return self.flops_per_row * batch_size + aligned
 
     def alignment_bytes(self, batch_size: int, world_size: int) -> float:
         """Estimates the bytes that a rank receives for L_d over all ranks.
@@ -186,6 +194,7 @@ def dense_cost(
         flops_per_row=(second.flops - first.flops) / more_rows,
         code_dim=_compared_code_dim(config),
         contrasts=zero_shot is not None and zero_shot.aligns_by("contrastive"),
+        item_dim=_contrasted_item_dim(towers),
         batch_per_row=batch_per_row,
         batch_fixed=smaller - batch_per_row * _ROWS[0],
         has_averages=config.train.ema is not None,
@@ -203,6 +212,15 @@ def _compared_code_dim(config: Config) -> int:
         return 0
     compares_all = zero_shot.aligns_by("mmd") or zero_shot.aligns_by("contrastive")
     return zero_shot.encoder_dims[-1] if compares_all else 0
+
+
+def _contrasted_item_dim(towers: Towers) -> int:
+    """Returns the width of the item vectors that are contrasted over all ranks, or 0."""
+    items = towers.virtual_items
+    if items is None or items.settings.contrast is None:
+        return 0
+    width: int = items.layers[-1].out_features
+    return width
 
 
 def batch_bytes(batch: Batch) -> int:
