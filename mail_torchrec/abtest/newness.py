@@ -26,7 +26,7 @@ class StillNew:
 
     @property
     def half_day(self) -> int | None:
-        """First day by whose end half of the users are new no more; None where they never are."""
+        """First day of the curve by whose end half of the users are new no more, or None."""
         return next((day for day, share in enumerate(self.shares) if share <= 0.5), None)
 
 

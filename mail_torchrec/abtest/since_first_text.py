@@ -74,7 +74,10 @@ def _newness_sentence(found: SinceFirst) -> str:
         newness = found.still_new[arm]
         stopped = f"{newness.stopped:,} of {newness.users:,} stop being new in the log"
         half = newness.half_day
-        by = "fewer than half of them by its end" if half is None else f"half of them by day {half}"
+        last = len(newness.shares) - 1  # of the curve, which may end before the log
+        by = f"half of them by day {half}"
+        if half is None:
+            by = f"fewer than half of them by day {last}"
         parts.append(f"{arm}: {stopped}, {by}")
     return f"{_NAMES['new']}: {'; '.join(parts)}"
 

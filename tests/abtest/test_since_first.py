@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mail_torchrec.abtest.estimates import Estimate
 from mail_torchrec.abtest.impressions import Impressions
 from mail_torchrec.abtest.newness import still_new
 from mail_torchrec.abtest.since_first import read_since_first, settled_from
+from mail_torchrec.abtest.since_first_text import sentences
 from mail_torchrec.cli import main
 
 DAY_NAMES = {0: "0", 1: "1", 2: "2"}
@@ -160,6 +162,18 @@ def test_the_share_of_users_who_are_still_new_by_hand() -> None:
     assert (found.users, found.stopped) == (5, 3)
     # Day 0: none of 5; day 1: 2 of 4; day 2: none of 2; day 3: 1 of 1.
     assert found.shares == pytest.approx([1, 0.5, 0.5, 0]) and found.half_day == 1
+
+
+@pytest.mark.parametrize(
+    ("until", "said"), [(3, "half of them by day 3"), (100, "fewer than half of them by day 59")]
+)
+def test_it_is_said_until_which_day_users_are_followed(until: int, said: str) -> None:
+    """One impression a day and user, over more days than the curve has."""
+    users, days = np.repeat(np.arange(4), 80), np.tile(np.arange(80), 4)
+    log = impressions(users, days, days < until)
+    log = replace(log, arms_R=(users % 2).astype(np.int8), clicks_R=(days % 2).astype(np.int8))
+    sentence = sentences(read_since_first(log))[0]
+    assert sentence.count(said) == 2 and sentence.count("fewer") == 2 * (until > 59)
 
 
 def test_a_user_is_new_at_first_by_any_impression_of_the_first_day() -> None:
