@@ -1,5 +1,6 @@
 """Closing sentences of a diagnosis: remedies for new users and new items, and missing data."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -205,6 +206,6 @@ def gain_text(gain: Interval | None) -> str:
 
 def share_text(share: Interval | None) -> str:
     """Formats a share with its interval, ``62 % [55 %, 70 %]``."""
-    if share is None:
+    if share is None or not math.isfinite(share.mean):  # a share of nothing
         return "-"
     return f"{share.mean:.0%} [{share.low or 0:.0%}, {share.high or 0:.0%}]".replace("%", " %")

@@ -1,5 +1,6 @@
 """The closing sentences follow from the gains and their intervals."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,7 @@ def test_remedies_for_new_items(
 def test_numbers_are_written_with_their_signs_and_intervals() -> None:
     assert gain_text(Interval(-0.0123, -0.02, 0.0005, 1)) == "-.0123 [-.0200, +.0005]"
     assert share_text(Interval(0.62, 0.55, 0.7, 1)) == "62 % [55 %, 70 %]"
+    assert share_text(Interval(math.nan, math.nan, math.nan, 1)) == share_text(None) == "-"
 
 
 def test_the_preset_comes_with_the_cheaper_try() -> None:
