@@ -109,7 +109,6 @@ class Torchrun(subprocess.Popen[bytes]):
     [
         (ForkedTorchrun, signal.SIGTERM, 2),
         pytest.param(Torchrun, signal.SIGTERM, 2, marks=pytest.mark.long),
-        pytest.param(Torchrun, signal.SIGINT, 1, marks=pytest.mark.long),
         pytest.param(Torchrun, signal.SIGINT, 2, marks=pytest.mark.long),
     ],
 )
