@@ -132,11 +132,8 @@ def report(found: Mapping[str, list[Metrics]], k: int) -> str:
 
 def run_method(config: Path, common: list[str], name: str, seed: int, folder: Path) -> Path:
     """Trains and exports a method, unless it is there; returns the exported model."""
-    own, run, model = (
-        [f"name={name}", f"train.seed={seed}"],
-        RunDir(folder / "run"),
-        folder / "model",
-    )
+    run, model = RunDir(folder / "run"), folder / "model"
+    own = [f"name={name}", f"train.seed={seed}"]
     train_once(load_config(config, [*common, *METHODS[name], *own]), run)
     if not model.exists():
         export(ExportOptions(run, model))
