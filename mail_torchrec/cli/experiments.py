@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument(
-    "what", type=click.Choice(["table2", "table3", "figures", "warmup", "all", "curve"])
+    "what", type=click.Choice(["table2", "table3", "figures", "warmup", "all", "curve", "items"])
 )
 @CONFIG
 @click.option(
@@ -107,6 +107,8 @@ def reproduce(
     all      these four
     curve    headroom recovered over the share of cold training users (--share), or over the
              number of training rows (--rows), with the controls of every method
+    items    new items: what mean fill, generated vectors and published methods recover of
+             what withheld ids are worth (data.cold_start.items)
 
     A finished run is kept, also for another section with the same --out: an interrupted command
     goes on where it stopped. OUT/report.html is one file with all sections made so far.
@@ -122,6 +124,10 @@ def reproduce(
     options = ReproduceOptions(
         what, config_path, out, seeds, jobs, threads, chosen, overrides, paper
     )
+    if paper and what == "items":
+        raise click.UsageError(
+            "--paper is not of items, which the paper does not have; leave it out"
+        )
     if what != "curve":
         if shares or rows:
             raise click.UsageError("--share and --rows are of curve; leave them out")

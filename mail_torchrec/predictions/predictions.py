@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from mail_torchrec.data.parquet.files import parquet_files
 from mail_torchrec.data.parquet.logical_types import plain_ids
-from mail_torchrec.predictions.writer import IS_NEW, LABEL, LOGIT, USER
-
-_COLUMNS = [LOGIT, LABEL, USER, IS_NEW]
+from mail_torchrec.predictions.writer import IS_NEW, IS_NEW_ITEM, LABEL, LOGIT, USER
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,15 @@ class Predictions:
     users_R: NDArray[Any]
     """Group key, int64 or string: rows of one user have one value."""
     is_new_R: NDArray[np.bool_]
-    """Rows reported as new users'."""
+    """Rows reported as new users', or as new items'."""
 
     @staticmethod
-    def load(folder: Path) -> "Predictions":
+    def load(folder: Path, *, of_items: bool = False) -> "Predictions":
         """Reads the predictions that an evaluation wrote.
+
+        Args:
+            folder: of the predictions.
+            of_items: read which rows are new items', in place of new users'.
 
         Raises:
             ValueError: there is no such folder, or it holds something else.
@@ -48,11 +50,13 @@ class Predictions:
                 f"'{old}' holds predictions in the form of an earlier version; write them anew as "
                 f"Parquet: mail-torchrec evaluate --run-dir {folder.parent} --predictions {folder}"
             )
+        is_new = IS_NEW_ITEM if of_items else IS_NEW
+        columns = [LOGIT, LABEL, USER, is_new]
         try:
             tables = []
             for file in parquet_files(str(folder), "name the folder of the predictions"):
-                file.check_columns(_COLUMNS)
-                tables.append(file.read(_COLUMNS))
+                file.check_columns(columns)
+                tables.append(file.read(columns))
             table = pa.concat_tables(tables)
             users = plain_ids(table[USER], file=str(folder), name=USER)
         except (OSError, ValueError) as error:
@@ -63,7 +67,7 @@ class Predictions:
             table[LOGIT].to_numpy(),
             table[LABEL].to_numpy(),
             _array(users),
-            table[IS_NEW].to_numpy(),
+            table[is_new].to_numpy(),
         )
 
     @staticmethod
@@ -82,7 +86,7 @@ class Predictions:
         )
 
     def cohort(self, *, is_new: bool) -> Self:
-        """Selects the rows of new users, or those of old users."""
+        """Selects the rows of new users (or items), or those of old ones."""
         rows = self.is_new_R == is_new
         return type(self)(
             self.scores_R[rows], self.labels_R[rows], self.users_R[rows], self.is_new_R[rows]

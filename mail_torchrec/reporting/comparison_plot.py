@@ -25,9 +25,13 @@ _COHORT_STYLES = (("new", NEW_USER_COLOUR, -0.13), ("old", OLD_USER_COLOUR, 0.13
 
 
 def draw_comparison(
-    results: Sequence[MethodResult], out_png: Path, metric: str = "auc", over: str | None = None
+    results: Sequence[MethodResult],
+    out_png: Path,
+    metric: str = "auc",
+    over: str | None = None,
+    cohorts_of: str = "users",
 ) -> None:
-    """Draws the AUC of new and of old users of each method as dots with 95 % intervals.
+    """Draws the AUC of new and of old users (or items) of each method as dots with 95 % intervals.
 
     Args:
         results: methods, the first one at the top; a metric that is None is left out, an interval
@@ -36,6 +40,7 @@ def draw_comparison(
         metric: ``auc`` or ``gauc``.
         over: the x label's words for what means and intervals are taken over; by default the number
             of seeds of the methods.
+        cohorts_of: users or items.
 
     Raises:
         ValueError: there are no methods, or none of them has the metric.
@@ -56,7 +61,7 @@ def draw_comparison(
     figure = Figure(figsize=(7.2, 1.3 + 0.42 * len(results)), layout="constrained")
     panel = figure.subplots()
     for cohort, colour, _ in _COHORT_STYLES:
-        _draw_dots(panel, dots[cohort], f"{cohort} users", colour)
+        _draw_dots(panel, dots[cohort], f"{cohort} {cohorts_of}", colour)
     panel.set_yticks(range(len(results)), [plain_text(result.title) for result in results])
     panel.set_ylim(len(results) - 0.5, -0.5)
     label = f"{metric.upper()} on the test rows{_over_text(results, over)}"

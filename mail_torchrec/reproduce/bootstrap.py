@@ -30,7 +30,7 @@ from mail_torchrec.utils.progress import progress_bar
 
 NUM_RESAMPLES = 1000
 COHORTS = {"new": True, "old": False}
-"""Cohort of rows, and whether its users are new."""
+"""Cohort of rows, and whether its users (or items) are new."""
 
 Floats = NDArray[np.float64]
 
@@ -93,15 +93,24 @@ def bootstrap(
 
 
 def bootstrap_files(
-    files: Mapping[str, Sequence[Path]], num_resamples: int = NUM_RESAMPLES
+    files: Mapping[str, Sequence[Path]],
+    num_resamples: int = NUM_RESAMPLES,
+    *,
+    of_items: bool = False,
 ) -> dict[str, BootstrappedMetrics]:
-    """Bootstraps predictions in folders, one a seed; reads one at a time, with a progress bar."""
+    """Bootstraps predictions in folders, one a seed; reads one at a time, with a progress bar.
+
+    Args:
+        files: folders of each method.
+        num_resamples: number of times that users and seeds are drawn anew.
+        of_items: the cohorts are the rows of new and old items, in place of users.
+    """
     num_files = sum(map(len, files.values()))
     bar: tqdm[Path] = progress_bar(total=num_files, desc="resampling", unit="run")
 
     def load(path: Path) -> Predictions:
         bar.update()
-        return Predictions.load(path)
+        return Predictions.load(path, of_items=of_items)
 
     with bar:
         return bootstrap({name: map(load, paths) for name, paths in files.items()}, num_resamples)

@@ -8,6 +8,7 @@ from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce.figures import make_figures
 from mail_torchrec.reproduce.jobs import TrainingJob, plan_trainings
+from mail_torchrec.reproduce.methods.item_methods import check_new_items
 from mail_torchrec.reproduce.methods.selection import SECTION_METHODS, section_methods
 from mail_torchrec.reproduce.paper import dataset_of_paper
 from mail_torchrec.reproduce.runner import run_jobs
@@ -55,6 +56,8 @@ def reproduce(options: ReproduceOptions, command: str) -> str:
     methods = _methods_by_section(options, config.data.cold_start)
     if "warmup" in methods:
         check_sweepable(config.data)
+    if "items" in methods:
+        check_new_items(config)
     jobs = _train_all(options, methods)
     texts = []
     for name, names in methods.items():
@@ -104,4 +107,4 @@ def _make_section(
         evaluations = plan_evaluations(jobs)
         run_jobs(evaluations, options.out, options.num_processes, options.threads)
         return make_warmup(jobs, options.out)
-    return make_table(name, jobs, options.out, dataset)
+    return make_table(name, jobs, options.out, None if name == "items" else dataset)

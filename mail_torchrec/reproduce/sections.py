@@ -11,8 +11,8 @@ from mail_torchrec.utils.run_files import write_file, write_report_file
 
 SECTIONS = ("table2", "table3", "figures", "warmup")
 """Those that ``all`` makes, in the order of the report."""
-CURVES = ("curve", "curve-rows")
-"""Those of many more runs, which follow in the report."""
+FURTHER_SECTIONS = ("curve", "curve-rows", "items")
+"""Those of other runs, which follow in the report."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_report(out: Path, name: str) -> list[Path]:
     Returns:
         The paths of the three files.
     """
-    files = {section: out / f"{section}.json" for section in (*SECTIONS, *CURVES)}
+    files = {section: out / f"{section}.json" for section in (*SECTIONS, *FURTHER_SECTIONS)}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     lines = [
         f"# {name}: the paper's tables and figures",

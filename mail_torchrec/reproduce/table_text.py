@@ -56,6 +56,8 @@ class TableContent:
     """Numbers of test rows and users, by cohort."""
     num_seeds: int
     num_resamples: int
+    cohorts_of: str = "users"
+    """The cohorts are of users or items."""
 
     @property
     def over(self) -> str:
@@ -112,20 +114,23 @@ def method_verdict(
     differences: MetricIntervals,
     controls: Mapping[str, MetricIntervals],
     headroom: Interval | None,
+    cohorts_of: str = "users",
 ) -> str:
     """Says whether a method's gains over its base, and over its controls, are clear of 0."""
-    cohorts = [_cohort_verdict(cohort, differences) for cohort in COHORTS]
+    cohorts = [
+        f"{cohort} {cohorts_of} {_difference_verdict(differences[cohort]['auc'])}"
+        for cohort in COHORTS
+    ]
     text = f"{name} against {base}, AUC: {'; '.join(cohorts)}."
     for control, found in controls.items():
-        text += f" Against {control}: {_cohort_verdict('new', found)}."
+        text += f" Against {control}: new {cohorts_of} {_difference_verdict(found['new']['auc'])}."
     if headroom is not None:
         text += f" It recovers {format_share(headroom)} of the headroom."
     return text
 
 
-def _cohort_verdict(cohort: str, differences: MetricIntervals) -> str:
-    found = differences[cohort]["auc"]
-    return f"{cohort} users {format_difference(found)}, {classify_difference(found)}"
+def _difference_verdict(found: Interval | None) -> str:
+    return f"{format_difference(found)}, {classify_difference(found)}"
 
 
 def claim_verdict(lower: str, higher: str, difference: Interval | None) -> str:
@@ -177,6 +182,8 @@ def _caption(content: TableContent) -> str:
     """Says which rows the metrics are of, and what the intervals mean."""
     rows = ", ".join(
         f"{counts['rows']:,} rows of {counts['users']:,} {cohort} users"
+        if content.cohorts_of == "users"
+        else f"{counts['rows']:,} rows of {cohort} items, of {counts['users']:,} users"
         for cohort, counts in content.test.items()
     )
     several = f"Means over {content.num_seeds} seeds"

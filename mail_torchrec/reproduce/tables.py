@@ -1,4 +1,4 @@
-"""Makes Tables 2 and 3 of finished runs: methods by new and old users, gains over their base."""
+"""Makes tables of finished runs: methods by new and old users or items, gains over their base."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,13 +39,20 @@ Bootstrapped = Mapping[str, BootstrappedMetrics]
 
 @dataclass(frozen=True)
 class TableSettings:
-    """The title, reference and claims of a table of the paper."""
+    """The title, reference, claims and cohorts of a table."""
 
     title: str
     reference: str | None = None
     """The method that RI is relative to; None: each one's base."""
     claims: tuple[tuple[str, str], ...] = ()
     """Claims of the paper: pairs of methods, the second one better for new users."""
+    of_items: bool = False
+    """Its cohorts are the rows of new and of old items, in place of users."""
+
+    @property
+    def cohorts_of(self) -> str:
+        """Name of what the cohorts are of."""
+        return "items" if self.of_items else "users"
 
 
 TABLES = {
@@ -59,6 +66,7 @@ TABLES = {
             ("MAIL-Dual", "MAIL-BaseDNN"),
         ),
     ),
+    "items": TableSettings("New items: what can stand in for their ids", of_items=True),
 }
 
 
@@ -72,7 +80,7 @@ def make_table(
     """Makes a table of finished runs; its plot is written into ``out``.
 
     Args:
-        name: ``table2`` or ``table3``.
+        name: ``table2``, ``table3`` or ``items``.
         jobs: trainings of all methods, the same seeds of each.
         out: a folder.
         dataset: the paper's dataset (public, industrial) whose own metrics are shown too; None
@@ -84,7 +92,8 @@ def make_table(
     """
     content = _table_content(TABLES[name], jobs, num_resamples)
     results = [MethodResult(row.name, row.run_dirs, row.metrics) for row in content.rows]
-    draw_comparison(results, out / f"{name}.png", over=content.over)
+    of = content.cohorts_of
+    draw_comparison(results, out / f"{name}.png", over=content.over, cohorts_of=of)
     text = format_table(content)
     paper = paper_metrics(name, dataset) if dataset else None
     if dataset and paper:
@@ -92,7 +101,7 @@ def make_table(
         text += compare_with_paper(dataset, paper, content.rows, reference)
     verdicts = [row.verdict for row in content.rows if row.verdict]
     verdicts += [claim.verdict for claim in content.claims]
-    caption = f"AUC of new and of old users, mean and 95 % interval over {content.over}."
+    caption = f"AUC of new and of old {of}, mean and 95 % interval over {content.over}."
     plots = {f"{name}.png": f"{content.title}. {caption}"}
     record = {
         "table": name,
@@ -113,7 +122,7 @@ def _table_content(
     files = {
         method: [job.run_dir.predictions for job in seeds] for method, seeds in by_method.items()
     }
-    bootstrapped = bootstrap_files(files, num_resamples)
+    bootstrapped = bootstrap_files(files, num_resamples, of_items=settings.of_items)
     rows = [
         _method_row(method, [str(job.path) for job in seeds], bootstrapped, settings)
         for method, seeds in by_method.items()
@@ -124,15 +133,18 @@ def _table_content(
         if {lower, higher} <= bootstrapped.keys()
     ]
     num_seeds = len(next(iter(by_method.values())))
-    test = _count_test_rows(jobs[0])
-    return TableContent(settings.title, rows, claims, test, num_seeds, num_resamples)
+    test = _count_test_rows(jobs[0], settings.of_items)
+    return TableContent(
+        settings.title, rows, claims, test, num_seeds, num_resamples, settings.cohorts_of
+    )
 
 
-def _count_test_rows(job: TrainingJob) -> dict[str, dict[str, int]]:
+def _count_test_rows(job: TrainingJob, of_items: bool) -> dict[str, dict[str, int]]:
     """Reads the numbers of test rows and users of each cohort."""
     metrics = json.loads(job.run_dir.metrics.read_text())
+    suffix = "_items" if of_items else ""
     return {
-        cohort: {name: int(metrics[cohort][name]) for name in ("rows", "users")}
+        cohort: {name: int(metrics[f"{cohort}{suffix}"][name]) for name in ("rows", "users")}
         for cohort in COHORTS
     }
 
@@ -160,7 +172,9 @@ def _method_row(
         if control in bootstrapped
     }
     headroom = _headroom(name, bootstrapped)
-    verdict = method_verdict(name, method.base, differences, controls, headroom)
+    verdict = method_verdict(
+        name, method.base, differences, controls, headroom, settings.cohorts_of
+    )
     return MethodRow(
         name, method.base, run_dirs, metrics, relative, differences, controls, headroom, verdict
     )

@@ -14,6 +14,7 @@ from mail_torchrec.towers.attribute_crosses import AttributeCrossesSettings
 from tests.support.small_rows import config_tree
 
 _SWITCHES = ("mixture", "ranking loss", "flag + dropout", "contrastive")
+USER_METHODS = {name: method for name, method in METHODS.items() if not method.is_for_items}
 _REMEDIES = {"CVAR": "cvar", "MWUF": "mwuf"}
 
 
@@ -36,13 +37,13 @@ def test_table_2_begins_with_the_papers_methods_in_its_order() -> None:
 
 
 def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its_own() -> None:
-    for method in METHODS.values():
+    for method in USER_METHODS.values():
         assert (
             method.tower in TABLE_2
             and method.oracle in TABLE_2
             and method.base in (None, method.tower)
         )
-    assert [name for name in METHODS if METHODS[name].base is None] == [
+    assert [name for name in USER_METHODS if METHODS[name].base is None] == [
         "Emblr",
         "BaseDNN",
         "DMR",
@@ -51,13 +52,13 @@ def test_every_method_has_its_base_and_its_oracle_in_table_2_and_a_folder_of_its
         "Wide&Deep",
     ]
     towers = ("BaseDNN", "DIN")
-    assert set(METHODS) - set(TABLE_2) - set(TABLE_3) == {
+    assert set(USER_METHODS) - set(TABLE_2) - set(TABLE_3) == {
         *(f"{tower} + {name}" for tower in towers for name in _REMEDIES),
         *(f"MAIL-{tower} + {name}" for tower in towers for name in _SWITCHES),
         *("BaseDNN + crosses + DropoutNet", "MAIL-BaseDNN + crosses tuned"),
         *("BaseDNN + own tower", "BaseDNN + crosses + own tower", "DMR + own tower"),
     }
-    assert len({method.file_name.lower() for method in METHODS.values()}) == len(METHODS)
+    assert len({method.file_name.lower() for method in USER_METHODS.values()}) == len(USER_METHODS)
     assert (
         METHODS["MAIL-Wide&Deep"].file_name == "MAIL-Wide-Deep"
         and METHODS["BaseDNN + mean fill"].file_name == "BaseDNN-mean-fill"
@@ -111,7 +112,7 @@ def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps
     tree = yaml.safe_load(path.read_text())
     tree["model"] |= {"zero_shot": None, "baseline": {"name": "llae", "rank": 3}}
     path.write_text(yaml.safe_dump(tree))
-    fills = {name: "mean_fill" for name in METHODS if name.endswith(" + mean fill")}
+    fills = {name: "mean_fill" for name in USER_METHODS if name.endswith(" + mean fill")}
     assert "BaseDNN + mean fill" in fills
     remedies = {
         f"{t} + {title}": _REMEDIES[title] for title in _REMEDIES for t in ("BaseDNN", "DIN")
@@ -121,7 +122,7 @@ def test_baselines_stand_in_the_zero_shot_towers_place_and_no_other_method_keeps
         model = resolved(name, path)["model"]
         assert (model["baseline"]["name"], model["zero_shot"]) == (baseline, None)
         assert model["baseline"].get("rank") in (None, 8)
-    for method in set(METHODS) - set(baselines):
+    for method in set(USER_METHODS) - set(baselines):
         assert resolved(method, path)["model"]["baseline"] is None, method
 
 
@@ -230,9 +231,9 @@ def test_titles_of_towers_are_names_of_their_own() -> None:
 def test_products_are_those_of_methods_that_name_them_with_the_configurations_options(
     path: Path,
 ) -> None:
-    crossed = {name for name in METHODS if name.endswith("+ crosses") or "+ crosses " in name}
+    crossed = {name for name in USER_METHODS if name.endswith("+ crosses") or "+ crosses " in name}
     assert {"BaseDNN + crosses", "MAIL-BaseDNN + crosses", "DIN + crosses oracle"} < crossed
-    for name in METHODS:
+    for name in USER_METHODS:
         own = "model.attribute_crosses={rank: 7}"
         found = resolve_config(METHODS[name], path, (own,), 1).model.attribute_crosses
         assert (found and found.rank) == (7 if name in crossed else None), name

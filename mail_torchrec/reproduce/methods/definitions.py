@@ -1,5 +1,6 @@
 """Defines every method: the paper's, newer ones, oracles, and switches beyond the paper."""
 
+from mail_torchrec.reproduce.methods.item_methods import ITEM_METHODS
 from mail_torchrec.reproduce.methods.method import CROSSES, NO_REMEDY, TOWERS, Method
 
 _MAIL = ("model.zero_shot.variant=full", "model.baseline=null")
@@ -90,7 +91,8 @@ _ABLATIONS = [_variant("none"), _variant("single"), _variant("dual")]
 
 METHODS = {
     method.name: method
-    for method in [*_PAPER, *_NEW, *_ORACLES, *_ABLATIONS, *_CROSSED, *_REMEDIES, *_SWITCHED]
+    for group in (_PAPER, _NEW, _ORACLES, _ABLATIONS, _CROSSED, _REMEDIES, _SWITCHED, ITEM_METHODS)
+    for method in group
 }
 """Every method by name."""
 TABLE_2 = [method.name for method in [*_PAPER, *_NEW, *_ORACLES]]

@@ -15,6 +15,8 @@ CROSSES = " + crosses"
 TOWERS |= {f"{title}{CROSSES}": TOWERS[title] for title in ("BaseDNN", "DMR", "DIN")}
 """Name in the configuration of each ranking tower, by its title in tables. One with products of
 attributes and items is a tower by itself: a remedy should gain over it as well."""
+CONFIGURED = "configured model"
+"""Base of the methods for new items, which stand on whatever model the configuration has."""
 
 # A plain tower has no cold-start method, whatever the user's configuration says: those belong to
 # the MAIL methods.
@@ -35,7 +37,8 @@ class Method:
 
     name: str
     tower: str
-    """Title of its ranking tower: the plain tower is its base, the oracle its upper bound."""
+    """Title of its ranking tower, or :data:`CONFIGURED`: without a remedy it is the base, with the
+    hidden values given back the oracle, the upper bound."""
     overrides: tuple[str, ...] = NO_REMEDY
     """Overrides of the configuration, beside the tower."""
     preset: str | None = None
@@ -49,13 +52,18 @@ class Method:
         return None if self.name == self.tower else self.tower
 
     @property
+    def is_for_items(self) -> bool:
+        """True where it is for new items: the configured model with something for their ids."""
+        return self.tower == CONFIGURED
+
+    @property
     def has_crosses(self) -> bool:
         """True where its tower reads products of attributes and items."""
         return CROSSES in self.name
 
     @property
     def is_oracle(self) -> bool:
-        """True where it shows the hidden behaviours, of which there must be some."""
+        """True where it shows what is hidden, of which there must be some."""
         return self.name == self.oracle
 
     @property
@@ -65,7 +73,7 @@ class Method:
 
     @property
     def oracle(self) -> str:
-        """Name of the same tower with the hidden behaviours given back."""
+        """Name of the same tower with what is hidden given back."""
         return f"{self.tower} oracle"
 
     @property

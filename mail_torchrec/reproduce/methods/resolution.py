@@ -8,10 +8,9 @@ from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.reproduce.methods.method import TOWERS, Method
 
 # Keys that the methods set themselves.
-_METHOD_KEYS = (
-    "name",
-    "train.seed",
-    "train.save_predictions",
+_EVERY_METHODS_KEYS = ("name", "train.seed", "train.save_predictions")
+_ITEM_METHODS_KEYS = ("model.virtual_items", "data.cold_start.items.oracle")
+_USER_METHODS_KEYS = (
     "model.tower",
     "model.zero_shot.variant",
     "model.baseline",
@@ -33,13 +32,14 @@ def resolve_config(
         f"name={json.dumps(method.name)}",
         f"train.seed={seed}",
         "train.save_predictions=true",
-        *_tower(TOWERS[method.tower], config),
-        *_crosses(method, config),
+        *([] if method.is_for_items else _tower(TOWERS[method.tower], config)),
+        *([] if method.is_for_items else _crosses(method, config)),
         *(_user_id(config.schema_) if method.user_id else []),
         *method.overrides,
         *(preset_overrides(method.preset) if method.preset else []),
     ]
-    for key in _METHOD_KEYS:
+    own_keys = _ITEM_METHODS_KEYS if method.is_for_items else _USER_METHODS_KEYS
+    for key in (*_EVERY_METHODS_KEYS, *own_keys):
         if any(override.partition("=")[0] == key for override in overrides):
             raise ValueError(
                 f"'{key}' is what the methods themselves set; leave it out (--method and "
