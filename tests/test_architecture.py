@@ -53,7 +53,7 @@ LAYERS = [
         "daily",
         "known_ids",
     },
-    {"publishing", "planning/measured", "reproduce/curves", "diagnose"},
+    {"publishing", "planning/measured", "reproduce/curves", "reproduce/coldrec", "diagnose"},
     {"abtest", "vectors", "serve", "triton", "prepare/events"},
     {"cli"},
     {"__main__"},

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument(
-    "what", type=click.Choice(["table2", "table3", "figures", "warmup", "all", "curve", "items"])
+    "what",
+    type=click.Choice(
+        ["table2", "table3", "figures", "warmup", "all", "curve", "items", "coldrec"]
+    ),
 )
 @CONFIG
 @click.option(
@@ -80,6 +83,11 @@ if TYPE_CHECKING:
         "given several times. All rows are the last point."
     ),
 )
+@click.option(
+    "--users",
+    type=click.IntRange(1),
+    help="Of coldrec: test users, drawn at random, for whom all items are ranked.  [default: 500]",
+)
 @OVERRIDES
 def reproduce(
     what: str,
@@ -92,6 +100,7 @@ def reproduce(
     paper: str | None,
     shares: tuple[float, ...],
     rows: tuple[int, ...],
+    users: int | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Train methods over several seeds, compare them as the paper does, and write one report.
@@ -109,6 +118,8 @@ def reproduce(
              number of training rows (--rows), with the controls of every method
     items    new items: what mean fill, generated vectors and published methods recover of
              what withheld ids are worth (data.cold_start.items)
+    coldrec  the same by the split and metrics of ColdRec: all items ranked for each of
+             --users users
 
     A finished run is kept, also for another section with the same --out: an interrupted command
     goes on where it stopped. OUT/report.html is one file with all sections made so far.
@@ -119,27 +130,41 @@ def reproduce(
       --method BaseDNN --method MAIL-BaseDNN
     """  # noqa: D301
     from mail_torchrec.reproduce.command import ReproduceOptions
-    from mail_torchrec.reproduce.command import reproduce as run
 
     options = ReproduceOptions(
         what, config_path, out, seeds, jobs, threads, chosen, overrides, paper
     )
-    if paper and what == "items":
-        raise click.UsageError(
-            "--paper is not of items, which the paper does not have; leave it out"
-        )
-    if what != "curve":
-        if shares or rows:
-            raise click.UsageError("--share and --rows are of curve; leave them out")
+    given = {"--paper": paper, "--share": shares, "--rows": rows, "--users": users}
+    _check_sections_options(what, [option for option, value in given.items() if value])
+    if what == "curve":
+        click.echo(_curve(options, shares, rows))
+    elif what == "coldrec":
+        from mail_torchrec.reproduce.coldrec.command import reproduce_coldrec
+
+        command = _reproduce_command(options, ["--users", str(users)] if users else [])
+        click.echo(reproduce_coldrec(options, users or 500, command))
+    else:
+        from mail_torchrec.reproduce.command import reproduce as run
+
         click.echo(run(options, _reproduce_command(options)))
-        return
+
+
+_SECTIONS_OPTIONS = {"curve": ["--share", "--rows"], "items": [], "coldrec": ["--users"]}
+
+
+def _check_sections_options(what: str, given: Sequence[str]) -> None:
+    """Refuses options of other sections; those that are not listed have the paper's metrics."""
+    allowed = _SECTIONS_OPTIONS.get(what, ["--paper"])
+    if others := [option for option in given if option not in allowed]:
+        raise click.UsageError(f"{what} does not have {' and '.join(others)}; leave it out")
+
+
+def _curve(options: "ReproduceOptions", shares: tuple[float, ...], rows: tuple[int, ...]) -> str:
     from mail_torchrec.reproduce.curves.command import CurveOptions, reproduce_curve
 
-    if paper:
-        raise click.UsageError("--paper is not of curve; leave it out")
     points = [("--share", share) for share in shares] + [("--rows", number) for number in rows]
     command = _reproduce_command(options, [str(word) for pair in points for word in pair])
-    click.echo(reproduce_curve(options, CurveOptions(shares, rows), command))
+    return reproduce_curve(options, CurveOptions(shares, rows), command)
 
 
 def _reproduce_command(options: "ReproduceOptions", further: Sequence[str] = ()) -> str:

@@ -11,7 +11,7 @@ from mail_torchrec.utils.run_files import write_file, write_report_file
 
 SECTIONS = ("table2", "table3", "figures", "warmup")
 """Those that ``all`` makes, in the order of the report."""
-FURTHER_SECTIONS = ("curve", "curve-rows", "items")
+FURTHER_SECTIONS = ("curve", "curve-rows", "items", "coldrec")
 """Those of other runs, which follow in the report."""
 
 

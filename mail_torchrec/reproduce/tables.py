@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mail_torchrec.reporting.compared_runs import METRICS
 from mail_torchrec.reporting.comparison import MethodResult, MetricIntervals
@@ -103,16 +104,19 @@ def make_table(
     verdicts += [claim.verdict for claim in content.claims]
     caption = f"AUC of new and of old {of}, mean and 95 % interval over {content.over}."
     plots = {f"{name}.png": f"{content.title}. {caption}"}
-    record = {
+    record = _record(name, content) | {"paper": {dataset: paper} if dataset else None}
+    return ReportSection(name, content.title, text, verdicts, plots, record)
+
+
+def _record(name: str, content: TableContent) -> dict[str, Any]:
+    return {
         "table": name,
         "seeds": content.num_seeds,
-        "resamples": num_resamples,
+        "resamples": content.num_resamples,
         "test": content.test,
         "methods": [asdict(row) for row in content.rows],
         "order": [asdict(claim) for claim in content.claims],
-        "paper": {dataset: paper} if dataset else None,
     }
-    return ReportSection(name, content.title, text, verdicts, plots, record)
 
 
 def _table_content(

@@ -72,7 +72,9 @@ def test_items_has_its_own_methods_and_leaves_the_oracle_out_where_nothing_is_wi
     for nothing in (HIDING, ColdStartSettings(items=HiddenItemSettings(train_share=0.2))):
         assert section_methods("items", [], nothing) == NAMES[:-1]
         assert "data.cold_start.items.test_share=0 hides nothing" in capsys.readouterr().err
-    others = [set(names) for section, names in SECTION_METHODS.items() if section != "items"]
+    assert set(SECTION_METHODS["coldrec"]) == set(NAMES) - {ORACLE}
+    of_items = ("items", "coldrec")
+    others = [set(names) for section, names in SECTION_METHODS.items() if section not in of_items]
     assert not set(NAMES) & set().union(*others)
     with pytest.raises(ValueError, match=r"items has no method \['BaseDNN'\]"):
         section_methods("items", ["BaseDNN"], HIDING)
@@ -119,7 +121,7 @@ def test_without_new_items_or_with_the_papers_metrics_it_says_what_to_do(path: P
     code, output = run(path, *nothing)
     assert code and "nothing says which items are new; withhold the ids of some" in output
     code, output = run(path, "--paper", "public")
-    assert code == 2 and "--paper is not of items" in output
+    assert code == 2 and "items does not have --paper" in output
 
 
 @pytest.mark.usefixtures("preloaded_runs")

@@ -38,6 +38,11 @@ def resolve_config(
         *method.overrides,
         *(preset_overrides(method.preset) if method.preset else []),
     ]
+    _check_own_keys(method, overrides)
+    return load_config(config_path, [*overrides, *chosen])
+
+
+def _check_own_keys(method: Method, overrides: tuple[str, ...]) -> None:
     own_keys = _ITEM_METHODS_KEYS if method.is_for_items else _USER_METHODS_KEYS
     for key in (*_EVERY_METHODS_KEYS, *own_keys):
         if any(override.partition("=")[0] == key for override in overrides):
@@ -45,7 +50,6 @@ def resolve_config(
                 f"'{key}' is what the methods themselves set; leave it out (--method and "
                 "--seeds choose the runs)"
             )
-    return load_config(config_path, [*overrides, *chosen])
 
 
 def _user_id(schema: Schema) -> list[str]:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from mail_torchrec.data.cold_start import ColdStartSettings
 from mail_torchrec.reproduce.methods.definitions import METHODS, TABLE_2, TABLE_3
 from mail_torchrec.reproduce.methods.item_methods import ITEM_METHODS
-from mail_torchrec.reproduce.methods.method import CROSSES
+from mail_torchrec.reproduce.methods.method import CONFIGURED, CROSSES
 from mail_torchrec.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
+_ITEM_METHODS = [method.name for method in ITEM_METHODS]
 _USER_METHODS = [name for name, method in METHODS.items() if not method.is_for_items]
 SECTION_METHODS = {
     "table2": [*TABLE_2, *(name for name in _USER_METHODS if name not in [*TABLE_2, *TABLE_3])],
@@ -21,7 +22,8 @@ SECTION_METHODS = {
         if (METHODS[name].base is None or name.startswith("MAIL-")) and CROSSES not in name
     ],
     "curve": _USER_METHODS,
-    "items": [method.name for method in ITEM_METHODS],
+    "items": _ITEM_METHODS,
+    "coldrec": [name for name in _ITEM_METHODS if not METHODS[name].is_oracle],
 }
 """Methods that each section of the report can show."""
 _DEFAULT_METHODS = {
@@ -38,6 +40,16 @@ _DEFAULT_METHODS = {
         "MAIL-BaseDNN + dropout",
         "BaseDNN + own tower",
         "BaseDNN oracle",
+    ],
+    # Its training rows have no cold item, so that a tower sees virtual vectors by dropout alone.
+    "coldrec": [
+        f"{CONFIGURED}{remedy}"
+        for remedy in (
+            "",
+            " + mean fill + dropout",
+            " + virtual items + dropout",
+            *(f" + {name}" for name in ("CLCRec", "ALDI", "content proxy")),
+        )
     ],
 }
 

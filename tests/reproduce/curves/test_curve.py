@@ -118,7 +118,7 @@ def test_a_curve_says_where_gains_over_the_base_and_over_mean_fill_are_real(
         (["--share", "0.1", "--rows", "50"], "--share and --rows are two curves; give one"),
         (["--rows", "120"], "below the 120 training rows of"),
         (["--share", "1.5"], "1.5 is not in the range 0<=x<=1"),
-        (["--paper", "public"], "--paper is not of curve; leave it out"),
+        (["--paper", "public"], "curve does not have --paper; leave it out"),
         (["--method", "Nobody"], "curve has no method ['Nobody']; it has: Emblr"),
     ],
 )
@@ -134,7 +134,7 @@ def test_what_the_curve_cannot_measure_is_refused_before_any_run(
 def test_points_of_the_curve_are_of_the_curve_alone(config: Path, tmp_path: Path) -> None:
     command = ["reproduce", "table2", "--config", str(config), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(main, [*command, "--share", "0.1"])
-    assert done.exit_code == 2 and "--share and --rows are of curve; leave them out" in done.output
+    assert done.exit_code == 2 and "table2 does not have --share" in done.output
 
 
 def test_a_remedy_is_measured_against_mean_fill_and_a_control_is_not() -> None:

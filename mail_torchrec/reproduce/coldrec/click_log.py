@@ -1,4 +1,4 @@
-"""Impression tables of ColdRec's pairs: clicks, and as many items that their users did not choose.
+"""Clicks of a log, and rows of them: each beside an item that its user did not choose.
 
 Shapes: ``N`` pairs of a user and an item.
 """
@@ -16,7 +16,7 @@ from mail_torchrec.config import Config
 from mail_torchrec.data.items.candidate_item import candidate_item
 from mail_torchrec.data.schema.schema import Group, Schema
 from mail_torchrec.data.source import Source
-from tools.coldrec.split import ColdRecSplit, Ints
+from mail_torchrec.reproduce.coldrec.split import ColdRecSplit, Ints
 
 USER_GROUPS = (Group.GROUP_KEY, Group.ATTRIBUTE, Group.BEHAVIOUR)
 
@@ -38,17 +38,13 @@ class ClickLog:
     @staticmethod
     def read(config: Config) -> "ClickLog":
         """Reads the clicks of the training and test rows of a configuration."""
-        schema, data = config.schema_, config.data
-        train = Source(data.path(data.train), schema)
-        sources = train, Source(data.path(data.test), schema, train.types)
-        table = pa.concat_tables(one.read(group) for one in sources for group in one.row_groups)
-        clicks = table.filter(pc.equal(table[schema.file_column(schema.label)], 1))
+        schema, clicks = config.schema_, _clicks(config)
         tables, indices = [], []
         for key, groups in ((_user(schema), USER_GROUPS), (item_column(schema), (Group.ITEM,))):
             values = clicks[key].combine_chunks().dictionary_encode()
             codes = values.indices.to_numpy(zero_copy_only=False).astype(np.int64)
             _, first = np.unique(codes, return_index=True)
-            columns = [name for name in table.column_names if name in _raw(schema, groups)]
+            columns = [name for name in clicks.column_names if name in _raw(schema, groups)]
             tables.append(clicks.select(columns).take(pa.array(first)).combine_chunks())
             indices.append(codes)
         users_N, items_N = indices
@@ -56,6 +52,11 @@ class ClickLog:
         distinct.sort()
         users, items = tables
         return ClickLog(schema, users, items, users_N[distinct], items_N[distinct])
+
+    def counts(self) -> str:
+        """Returns the numbers of clicks, users and items, in words."""
+        of = f"{len(self.users):,} users and {len(self.items):,} items"
+        return f"{len(self.users_N):,} clicks of {of}"
 
     def without(self, items: Ints) -> "ClickLog":
         """Returns the log with these items taken out of all histories.
@@ -128,6 +129,15 @@ def write_rows(log: ClickLog, split: ColdRecSplit, folder: Path, seed: int) -> N
     log.write(folder / "train" / "rows.parquet", split.train, warm, seed)
     held = np.concatenate([split.warm_validation, split.cold_validation])
     log.write(folder / "test" / "rows.parquet", held, np.unique(log.items_N), seed)
+
+
+def _clicks(config: Config) -> pa.Table:
+    """Reads the clicked rows of the training and test data."""
+    schema, data = config.schema_, config.data
+    train = Source(data.path(data.train), schema)
+    sources = train, Source(data.path(data.test), schema, train.types)
+    table = pa.concat_tables(one.read(group) for one in sources for group in one.row_groups)
+    return table.filter(pc.equal(table[schema.file_column(schema.label)], 1))
 
 
 def unread_columns(schema: Schema) -> Sequence[str]:

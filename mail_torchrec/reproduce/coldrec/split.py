@@ -18,15 +18,15 @@ class ColdRecSplit:
     """Indices of the pairs of each part; each pair is in one of them."""
 
     train: Ints
-    """Pairs of warm items."""
+    """Pairs of warm items [pairs]."""
     warm_validation: Ints
-    """Pairs whose user and item are both in ``train``."""
+    """Pairs whose user and item are both in ``train`` [pairs]."""
     warm_test: Ints
-    """Likewise."""
+    """Likewise [pairs]."""
     cold_validation: Ints
-    """Pairs of half of the cold items."""
+    """Pairs of half of the cold items [pairs]."""
     cold_test: Ints
-    """Pairs of the other half."""
+    """Pairs of the other half [pairs]."""
 
 
 def split_pairs(

@@ -1,5 +1,6 @@
 """ColdRec's split and metrics, against its rules written out with loops."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -10,13 +11,21 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from mail_torchrec.cli import main
 from mail_torchrec.config import load_config
+from mail_torchrec.reproduce.coldrec.click_log import ClickLog
+from mail_torchrec.reproduce.coldrec.click_log import write_rows as write_coldrec_rows
+from mail_torchrec.reproduce.coldrec.held_out import (
+    SETTINGS,
+    HeldOutPairs,
+    bootstrap_rankings,
+    cold_items,
+)
+from mail_torchrec.reproduce.coldrec.ranking_metrics import ranking_metrics
+from mail_torchrec.reproduce.coldrec.split import split_pairs
 from tests.support.small_rows import config_tree, write_rows
-from tools.coldrec.ranking_metrics import ranking_metrics
-from tools.coldrec.rows import ClickLog
-from tools.coldrec.rows import write_rows as write_coldrec_rows
-from tools.coldrec.split import split_pairs
-from tools.coldrec_items import coldrec_metrics, main
+
+BASE = "configured model"
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +97,21 @@ def test_recall_and_ndcg_by_hand(k: int) -> None:
         ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(wanted))))
         ndcgs.append(sum(1 / math.log2(rank + 2) for rank in hits) / ideal)
     found = ranking_metrics(scores, positive, masked, k)
-    assert found["recall"] == pytest.approx(np.mean(recalls))
-    assert found["ndcg"] == pytest.approx(np.mean(ndcgs))
+    has_pair = positive.any(1)
+    assert found["recall"][has_pair] == pytest.approx(recalls)
+    assert found["ndcg"][has_pair] == pytest.approx(ndcgs)
+    assert np.isnan(found["recall"][~has_pair]).all() and np.isnan(found["ndcg"][3])
 
 
-def test_no_positive_item_gives_no_metric() -> None:
-    none = np.zeros((2, 3), bool)
-    assert math.isnan(ranking_metrics(np.zeros((2, 3)), none, none, 2)["recall"])
+def test_means_are_over_users_with_a_pair_and_resamples_draw_users_anew() -> None:
+    values = np.array([0.0, np.nan, 1.0, 0.5, np.nan])
+    seed = {one: {"recall": values, "ndcg": np.full(5, np.nan)} for one in SETTINGS}
+    found = bootstrap_rankings([seed, seed], num_resamples=200)
+    recall = found["cold", "recall"].interval()
+    assert recall is not None and recall.mean == pytest.approx(0.5)
+    assert recall.low is not None and recall.high is not None
+    assert 0 <= recall.low < 0.3 and 0.7 < recall.high <= 1  # of three users
+    assert found["warm", "ndcg"].interval() is None
 
 
 @pytest.fixture
@@ -146,24 +163,54 @@ def test_settings_mask_training_pairs_and_the_other_kind_of_items(config: Path) 
     log = ClickLog.read(load_config(config, []))
     split = split_pairs(log.users_N, log.items_N)
     users = np.arange(len(log.users))
+    pairs = HeldOutPairs.of(log, split, users)
     scores = np.zeros((len(users), len(log.items)), np.float32)
     for part, score in ((split.train, 3), (split.warm_test, 2), (split.cold_test, 1)):
         scores[log.users_N[part], log.items_N[part]] = score
-    found = coldrec_metrics(scores, log, split, users, k=20)
-    assert all(found[setting]["ndcg"] == pytest.approx(1) for setting in found)
-    assert coldrec_metrics(-scores, log, split, users, k=1)["cold"]["ndcg"] < 0.5
+    found = pairs.metrics(scores, k=20)
+    assert all(np.nanmin(found[setting]["ndcg"]) == pytest.approx(1) for setting in found)
+    assert np.nanmean(pairs.metrics(-scores, k=1)["cold"]["ndcg"]) < 0.5
+    cold = cold_items(log, split)
+    assert not pairs.positive_UI["warm"][:, cold].any() and pairs.masked_UI["warm"][:, cold].all()
+
+
+def run(path: Path, *words: str) -> tuple[int, str]:
+    command = ["reproduce", "coldrec", "--config", str(path), "--out", str(path.parent / "out")]
+    result = CliRunner().invoke(main, [*command, "--seeds", "1", *words])
+    return result.exit_code, f"{result.output}{result.exception}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "configured model oracle"), "coldrec has no method"),
+        (("--paper", "public"), "coldrec does not have --paper"),
+        (("--share", "0.1"), "coldrec does not have --share"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(
+    words: tuple[str, ...], message: str, config: Path
+) -> None:
+    code, output = run(config, *words)
+    assert code and message in output
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("preloaded_runs")
 def test_a_tower_ranks_all_items_and_what_is_finished_is_kept(config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = ["--config", str(config), "--out", str(out), "--seeds", "1", "--users", "20"]
-    command += ["--method", "base", "--method", "clcrec", "--k", "5"]
-    first = CliRunner().invoke(main, command, catch_exceptions=False)
-    assert first.exit_code == 0, first.output
-    page = (out / "coldrec_items.md").read_text()
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*/model")}
+    chosen = ["--users", "20", "--method", BASE, "--method", f"{BASE} + CLCRec", "--jobs", "2"]
+    code, output = run(config, *chosen)
+    assert not code, output
+    page = (tmp_path / "out/coldrec.md").read_text()
+    table = json.loads((tmp_path / "out/coldrec.json").read_text())
+    assert "20 of " in page and list(table["means"]) == [BASE, f"{BASE} + CLCRec"]
+    assert f"- {BASE} + CLCRec against {BASE}, recall@20 of cold items: " in page
+    assert table["means"][BASE]["overall_recall"]["mean"] >= 0
+    assert "--users 20" in table["command"]
+    times = {
+        path: path.stat().st_mtime_ns for path in tmp_path.glob("out/coldrec/runs/*/*/exported")
+    }
     assert len(times) == 2
-    CliRunner().invoke(main, command, catch_exceptions=False)
-    assert (out / "coldrec_items.md").read_text() == page
+    code, output = run(config, *chosen)
+    assert not code and (tmp_path / "out/coldrec.md").read_text() == page
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())

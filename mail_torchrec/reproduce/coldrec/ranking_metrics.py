@@ -9,11 +9,13 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
+RANKING_METRICS = ("recall", "ndcg")
+
 
 def ranking_metrics(
     scores_UI: Floats, is_positive_UI: Bools, is_masked_UI: Bools, k: int
-) -> dict[str, float]:
-    """Computes ``recall`` and ``ndcg``, the means over the users with a positive item.
+) -> dict[str, Floats]:
+    """Computes ``recall`` and ``ndcg`` of each user ``[U]``; nan for users without a positive item.
 
     The ideal ranking of NDCG has ``min(k, positives)`` hits; gains are ``1 / log2(rank + 1)``.
 
@@ -23,17 +25,15 @@ def ranking_metrics(
         is_masked_UI: items that are not ranked, those of the user's training pairs among them.
         k: length of the ranking.
     """
-    has_positive_U = is_positive_UI.any(1)
-    if not has_positive_U.any():
-        return {"recall": float("nan"), "ndcg": float("nan")}
-    scores_UI = np.where(is_masked_UI, -np.inf, scores_UI)[has_positive_U]
-    is_positive_UI = (is_positive_UI & ~is_masked_UI)[has_positive_U]
+    is_positive_UI = is_positive_UI & ~is_masked_UI
+    scores_UI = np.where(is_masked_UI, -np.inf, scores_UI)
     top_UK = np.argsort(-scores_UI, axis=1, kind="stable")[:, :k]
     is_hit_UK = np.take_along_axis(is_positive_UI, top_UK, axis=1)
     gains_K = 1 / np.log2(np.arange(top_UK.shape[1]) + 2)
     num_positive_U = is_positive_UI.sum(1)
-    ideal_U = np.cumsum(gains_K)[np.minimum(num_positive_U, len(gains_K)) - 1]
+    num_positive_U = np.where(num_positive_U > 0, num_positive_U, np.nan)
+    best_UK = np.arange(len(gains_K)) < num_positive_U[:, None]  # hits of the ideal ranking
     return {
-        "recall": float((is_hit_UK.sum(1) / num_positive_U).mean()),
-        "ndcg": float(((is_hit_UK * gains_K).sum(1) / ideal_U).mean()),
+        "recall": is_hit_UK.sum(1) / num_positive_U,
+        "ndcg": is_hit_UK @ gains_K / np.where(best_UK.any(1), best_UK @ gains_K, np.nan),
     }

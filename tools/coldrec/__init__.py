@@ -1,1 +1,0 @@
-"""Split and metrics of the benchmark ColdRec, and rows of it for this trainer."""
