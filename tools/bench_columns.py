@@ -34,8 +34,9 @@ from mail_torchrec.planning.estimator import estimate_scenario
 from mail_torchrec.planning.scenarios import Scenario
 from mail_torchrec.reporting.markdown import markdown_table
 from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.cost.dense_cost import batch_bytes, bytes_kept
+from mail_torchrec.train.cost.dense_cost import batch_bytes
 from mail_torchrec.train.cost.memory_usage import memory_usage
+from mail_torchrec.train.cost.step_cost import bytes_kept
 from tools.benchmark.throughput import timed_turn
 from tools.benchmark.trainers import ProjectTrainer, fit_training_encoders
 from tools.benchmark.workload import Variant, Workload

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mail_torchrec.config import Config
 from mail_torchrec.planning.estimate import PlanEstimate
 from mail_torchrec.planning.estimator import estimate_scenario
 from mail_torchrec.planning.report import findings, summary_table, write_report
@@ -21,16 +22,26 @@ def estimate_grid(grid: ScenarioGrid) -> list[PlanEstimate]:
     costs: dict[str, DenseCost] = {}
     for scenario in grid.scenarios():
         config = scenario.config
-        model = config.model_dump_json(include={"model", "schema_"}) + str(config.train.ema)
-        if model not in costs:
-            costs[model] = dense_cost(
-                config, config_feature_tables(config), scenario.num_rows, scenario.vector_dims
+        towers = _settings_of_towers(config)
+        if towers not in costs:
+            costs[towers] = dense_cost(
+                config,
+                config_feature_tables(config),
+                scenario.num_rows,
+                scenario.vector_dims,
+                grid.hardware.device,
             )
-        estimate = estimate_scenario(scenario, costs[model])
+        estimate = estimate_scenario(scenario, costs[towers])
         if not estimate.fits:
             estimate.suggestions = suggest(estimate)
         estimates.append(estimate)
     return estimates
+
+
+def _settings_of_towers(config: Config) -> str:
+    """Returns all settings that the towers' cost may depend on, as text."""
+    text = config.model_dump_json(exclude={"sharding": True, "train": {"batch_size", "tables"}})
+    return f"{text} {config.sharding.averages_in_bfloat16}"
 
 
 def plan(grid: ScenarioGrid, out: Path | None, command: str) -> str:

@@ -1,6 +1,5 @@
 """``mail-torchrec plan --compare``: memory and speed of a finished run beside their estimate."""
 
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -8,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from mail_torchrec.config import load_run_config
 from mail_torchrec.data.encoders import Encoders
+from mail_torchrec.embeddings.communication.replicas import sharding_group
 from mail_torchrec.embeddings.hardware import Hardware, hardware_preset
 from mail_torchrec.embeddings.plan_file import PlanContext, plan_context, read_plan
 from mail_torchrec.embeddings.storage import format_bytes
@@ -50,33 +50,78 @@ def compare_run(
     config = load_run_config(run_dir.path)
     context = plan_context(tree)
     replicas = config.sharding.replicas or 1
-    of_job = replace(
-        context,
-        world_size=context.world_size * replicas,
-        local_world_size=context.local_world_size * replicas,
-    )
-    hardware = _hardware_of(run_dir, of_job, hardware_name, hardware_overrides)
+    hardware = _hardware_of(run_dir, context, replicas, hardware_name, hardware_overrides)
+    world_size = context.world_size * replicas
     encoders = Encoders.load(run_dir.vocabularies, config.schema_)
     sizes = encoders.num_rows, encoders.vector_dims
     config = config.with_dims(encoders.num_rows)
-    scenario = Scenario(config, sizes[0], hardware, of_job.world_size, (), sizes[1])
+    scenario = Scenario(config, sizes[0], hardware, world_size, (), sizes[1])
     return "\n".join(_table(estimate_saved_plan(scenario, tree), *_measured(run_dir)))
 
 
 def _hardware_of(
-    run_dir: RunDir, context: PlanContext, name: str | None, overrides: tuple[str, ...]
+    run_dir: RunDir,
+    context: PlanContext,
+    replicas: int,
+    name: str | None,
+    overrides: tuple[str, ...],
 ) -> Hardware:
     if name is None and context.device == "cuda":
         raise ValueError(
             f"{run_dir.path} ran on CUDA: give its hardware, --hardware h100 for example"
         )
-    of_run = f"local_world_size={context.local_world_size}"
-    hardware = hardware_preset(name or "cpu", (of_run, *overrides))
+    hardware = hardware_preset(name or "cpu", hosts_of_run(context, replicas, overrides))
     if hardware.device != context.device:
         raise ValueError(
             f"{run_dir.path} ran on {context.device}, and --hardware {name} is {hardware.device}"
         )
+    if replicas > 1:
+        check_hosts(context, replicas, hardware)
     return hardware
+
+
+def hosts_of_run(
+    context: PlanContext, replicas: int, overrides: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Puts the ranks of a host, as far as a run's plan tells them, before the overrides.
+
+    Args:
+        context: of the plan, whose ranks are those of one copy of the tables.
+        replicas: copies of the tables.
+        overrides: ``key=value`` of the hardware.
+
+    Raises:
+        ValueError: a host has one rank of each copy, or none of some, and nobody says which.
+    """
+    is_given = any(text.partition("=")[0] == "local_world_size" for text in overrides)
+    if replicas > 1 and context.local_world_size == 1 and not is_given:
+        raise ValueError(
+            f"the ranks of a host should be given: with sharding.replicas={replicas} and at most "
+            "one rank of each copy on a host, the plan does not tell them; add --set "
+            "local_world_size=8, for example"
+        )
+    return f"local_world_size={context.local_world_size * replicas}", *overrides
+
+
+def check_hosts(context: PlanContext, replicas: int, hardware: Hardware) -> None:
+    """Checks that hosts of so many ranks give the copies of the tables that a plan was made for.
+
+    Args:
+        context: of the plan.
+        replicas: copies of the tables.
+        hardware: with the ranks of a host.
+
+    Raises:
+        ValueError: they do not.
+    """
+    of_host, world_size = hardware.local_world_size, context.world_size * replicas
+    group = sharding_group(replicas, world_size, of_host, hardware.device)
+    if group.local_world_size != context.local_world_size:
+        raise ValueError(
+            f"the plan has {context.local_world_size} ranks of each copy on a host, and "
+            f"local_world_size={of_host} with sharding.replicas={replicas} gives "
+            f"{group.local_world_size}; change --set local_world_size"
+        )
 
 
 def _measured(run_dir: RunDir) -> tuple[dict[str, Any], float]:

@@ -17,7 +17,8 @@ from mail_torchrec.embeddings.sharding_plan import build_sharding_plan
 from mail_torchrec.embeddings.storage import MemoryKind, optimizer_state_bytes, weight_bytes
 from mail_torchrec.embeddings.workload import Workload
 from mail_torchrec.planning.scenarios import Scenario
-from mail_torchrec.train.cost.dense_cost import ALIGNMENT, DenseCost
+from mail_torchrec.train.cost.dense_cost import DenseCost
+from mail_torchrec.train.cost.pair_losses import ALIGNMENT
 
 TABLE_PARTS = (
     "table weights",
@@ -35,7 +36,7 @@ class StepTime:
     lookup: float
     """Kernels of the tables, forward and backward."""
     communication: float
-    """Collectives of the tables, of the gradients and of L_d."""
+    """Collectives of the tables, of the gradients, and of rows that ranks compare."""
     dense: float
     """Arithmetic of the towers; by measured rates also their other operators, and what every step
     takes."""
@@ -72,9 +73,8 @@ class PlanEstimate:
     @cached_property
     def dense_memory(self) -> dict[str, float]:
         """Bytes of the towers on every rank, by purpose."""
-        batch_size = self.scenario.config.train.batch_size
         scenario = self.scenario
-        return self.dense_cost.memory(batch_size, scenario.world_size, scenario.hardware.device)
+        return self.dense_cost.memory(scenario.config.train.batch_size, scenario.world_size)
 
     @cached_property
     def table_memory_R(self) -> dict[str, FloatArray]:
@@ -117,11 +117,10 @@ class PlanEstimate:
         link = hardware.intra_gb_s if on_one_host else hardware.inter_gb_s
         # A ring all-reduce sends and receives each gradient twice.
         reduced = 2 * self.dense_cost.gradient_bytes() * (world_size - 1) / world_size
-        aligned = self.dense_cost.alignment_bytes(batch_size, world_size)
-        collectives = (reduced + aligned) / (link * 1e6 * hardware.efficiency)
-        arithmetic = self.dense_cost.flops(batch_size, world_size) / (
-            hardware.tflops * 1e9 * hardware.efficiency
-        )
+        compared = self.dense_cost.pair_bytes(batch_size, world_size)
+        collectives = (reduced + compared) / (link * 1e6 * hardware.efficiency)
+        flops = self.dense_cost.step(batch_size, world_size).flops
+        arithmetic = flops / (hardware.tflops * 1e9 * hardware.efficiency)
         return StepTime(
             float(self.plan.lookup_R.max()),
             float(self.plan.comms_R.max()) + collectives + self._replicas_ms(),
@@ -145,11 +144,13 @@ class PlanEstimate:
         batch_size = self.scenario.config.train.batch_size
         collectives = 0.0
         if world_size > 1:
-            aligned = cost.alignment_bytes(batch_size, world_size)
             collectives = rates.all_reduce.ms(cost.gradient_bytes())
-            collectives += rates.all_to_all.ms(aligned, calls=2 if aligned else 0)
-        products = cost.flops(batch_size, world_size) / (rates.tower_tflops * 1e9)
-        operators = rates.steps.towers_ms(cost.operators, cost.written_bytes(batch_size))
+            compared = [loss.received(batch_size, world_size) for loss in cost.pairs]
+            calls = 2 * sum(map(bool, compared))
+            collectives += rates.all_to_all.ms(sum(compared), calls=calls)
+        step = cost.step(batch_size, world_size)
+        products = step.flops / (rates.tower_tflops * 1e9)
+        operators = rates.steps.towers_ms(cost.operators, step.written_bytes)
         return StepTime(
             float(self.plan.lookup_R.max()),
             float(self.plan.comms_R.max()) + collectives + self._replicas_ms(),
@@ -176,14 +177,22 @@ class PlanEstimate:
     def notes(self) -> list[str]:
         """Remarks on unusual costs of this scenario."""
         num_bytes = self.dense_memory.get(ALIGNMENT, 0.0)
-        if num_bytes <= _NOTABLE_SHARE * self.capacity:
+        alignment, ranks = self.dense_cost.alignment, self.scenario.world_size
+        if alignment is None or num_bytes <= _NOTABLE_SHARE * self.capacity:
             return []
-        in_blocks = self.scenario.hardware.device == "cuda" and not self.dense_cost.contrasts
-        growth = "the rows of all ranks" if in_blocks else "ranks times the square of the batch"
+        of_all = alignment.over_all_ranks and ranks > 1
+        growth = "the square of the batch"
+        if not alignment.cost.per_pair.kept_bytes:
+            growth = "the rows of all ranks" if of_all else "the batch"
+        elif of_all:
+            growth = f"ranks times {growth}"
+        change = "a smaller train.batch_size or model.zero_shot.loss_sample_share helps"
+        if of_all:
+            change = "model.mmd_over_all_ranks=false compares each rank's own rows"
+        rows = "the rows of all ranks" if of_all else "a rank's own rows"
         return [
-            f"L_d over the rows of all ranks takes {num_bytes / 2**30:.1f} GiB of each rank, and "
-            f"grows with {growth}: model.mmd_over_all_ranks=false compares "
-            "each rank's own rows"
+            f"L_d over {rows} takes {num_bytes / 2**30:.1f} GiB of each rank, and grows with "
+            f"{growth}: {change}"
         ]
 
     def plan_text(self) -> str:

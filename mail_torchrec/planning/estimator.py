@@ -132,10 +132,10 @@ class _PlanningInputs:
             hardware,
             group.world_size,
         )
-        dims = scenario.vector_dims
-        self.cost = cost or dense_cost(config, feature_tables, scenario.num_rows, dims)
-        sizes = config.train.batch_size, scenario.world_size
-        dense_memory = self.cost.memory(*sizes, hardware.device)
+        self.cost = cost or dense_cost(
+            config, feature_tables, scenario.num_rows, scenario.vector_dims, hardware.device
+        )
+        dense_memory = self.cost.memory(config.train.batch_size, scenario.world_size)
         self.capacity = table_capacity(hardware, sum(dense_memory.values()))
 
     def candidates(self, *, of_each_kind: bool = False) -> list[CandidatePlan]:

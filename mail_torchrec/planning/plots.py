@@ -16,7 +16,7 @@ from mail_torchrec.embeddings.partitioner import Placement
 from mail_torchrec.embeddings.sharding_options import FloatArray
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.reporting.figure_style import TEXT_COLOUR, plain_text, save_figure, style_axes
-from mail_torchrec.train.cost.dense_cost import ALIGNMENT
+from mail_torchrec.train.cost.pair_losses import ALIGNMENT, ITEM_CONTRAST
 
 _GIB = 2**30
 _STEP_PARTS = ("lookup", "communication", "dense")
@@ -28,6 +28,7 @@ _COLOURS = {
     "towers": "#e0a458",
     "activations": "#c8553d",
     ALIGNMENT: "#8f2d56",
+    ITEM_CONTRAST: "#c38ba1",
     "lookup": "#2f6690",
     "communication": "#81a4cd",
     "dense": "#c8553d",
@@ -81,8 +82,9 @@ def _memory_parts_R(estimate: PlanEstimate) -> dict[str, FloatArray]:
     dense = dict(estimate.dense_memory)
     ones_R = np.ones(estimate.scenario.group.world_size)
     parts_R["activations"] = ones_R * dense.pop("activations") / _GIB
-    if (num_bytes := dense.pop(ALIGNMENT, 0.0)) > 0:
-        parts_R[ALIGNMENT] = ones_R * num_bytes / _GIB
+    for purpose in (ALIGNMENT, ITEM_CONTRAST):
+        if (num_bytes := dense.pop(purpose, 0.0)) > 0:
+            parts_R[purpose] = ones_R * num_bytes / _GIB
     parts_R["towers"] = ones_R * sum(dense.values()) / _GIB
     return parts_R
 

@@ -60,7 +60,7 @@ def _leaves_main_memory(estimate: PlanEstimate) -> bool:
 
 def _changed_cost(cost: DenseCost, config: Config) -> DenseCost:
     """Adapts the towers' cost to a change of ``model.mmd_over_all_ranks``, the only one tried."""
-    return cost if config.model.mmd_over_all_ranks else replace(cost, code_dim=0)
+    return cost if config.model.mmd_over_all_ranks else cost.aligned_within_ranks()
 
 
 def _changed_scenarios(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
@@ -155,7 +155,8 @@ def _more_ranks(estimate: PlanEstimate) -> list[Suggestion]:
         found = _fewest_ranks(estimate, changed)
         if found is not None:
             return [Suggestion(f"--ranks {found.scenario.world_size}{text}", found)]
-        if not estimate.dense_cost.code_dim:
+        alignment = estimate.dense_cost.alignment
+        if alignment is None or not alignment.over_all_ranks:
             break
     return []
 
@@ -164,8 +165,7 @@ def _fewest_ranks(estimate: PlanEstimate, config: Config) -> PlanEstimate | None
     cost, world_size = _changed_cost(estimate.dense_cost, config), estimate.scenario.world_size
     most = min(_MOST_TIMES_RANKS * world_size, _MOST_RANKS)
     while (world_size := 2 * world_size) <= most:
-        device = estimate.scenario.hardware.device
-        dense_memory = cost.memory(config.train.batch_size, world_size, device)
+        dense_memory = cost.memory(config.train.batch_size, world_size)
         if sum(dense_memory.values()) > estimate.capacity:
             return None
         scenario = replace(estimate.scenario, config=config, world_size=world_size)

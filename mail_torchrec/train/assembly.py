@@ -268,10 +268,9 @@ def _dense_bytes(inputs: _AssemblyInputs) -> int:
     """Estimates the GPU memory of the towers; a host reserves room for them anyway."""
     if inputs.device.type == "cpu":
         return 0
-    dims = inputs.encoders.vector_dims
-    cost = dense_cost(inputs.config, inputs.feature_tables, inputs.num_rows, dims)
-    sizes = inputs.config.train.batch_size, world_size()
-    return int(sum(cost.memory(*sizes, inputs.device.type).values()))
+    of_data = inputs.feature_tables, inputs.num_rows, inputs.encoders.vector_dims
+    cost = dense_cost(inputs.config, *of_data, inputs.device.type)
+    return int(sum(cost.memory(inputs.config.train.batch_size, world_size()).values()))
 
 
 def _assemble_unsharded(inputs: _AssemblyInputs) -> AssembledModel:

@@ -1,33 +1,25 @@
 """Plan estimates: memory that adds up, suggestions that help, scenarios that are refused."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
-from torch.utils.flop_counter import FlopCounterMode
 
 from mail_torchrec.cli import main
 from mail_torchrec.config import dump_config, load_config
 from mail_torchrec.data.fitting import fit_encoders
 from mail_torchrec.data.source import Source
 from mail_torchrec.embeddings.constraints import HAS_PREFETCH_STAGES
-from mail_torchrec.losses.contrastive import contrastive_loss
-from mail_torchrec.losses.info_nce import cosine_logits, info_nce, negative_sums
-from mail_torchrec.losses.mmd import mmd
 from mail_torchrec.planning.command import estimate_grid
 from mail_torchrec.planning.estimate import TABLE_PARTS, PlanEstimate
 from mail_torchrec.planning.scenarios import ScenarioGrid, parse_grid
 from mail_torchrec.records.run_record import begin_record
-from mail_torchrec.train.assembly import config_feature_tables
-from mail_torchrec.train.cost.dense_cost import ALIGNMENT, dense_cost
+from mail_torchrec.train.cost.pair_losses import ALIGNMENT
 from tests.support.small_rows import config_tree, write_rows
 
 ROWS = {"age": 5, "city": 100, "hour": 24, "item": 4_000_000, "actions": 9, "tags": 50_000}
@@ -293,97 +285,43 @@ def test_a_run_knows_the_rows_of_its_vocabularies(config: Path, tmp_path: Path, 
         rows_of("schema.tables.item.min_count=3")
 
 
-def test_the_towers_cost_is_what_torch_allocates(config: Path) -> None:
-    settings = load_config(config, [])
-    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
-    one, two = (cost.memory(rows, 1)["activations"] for rows in (64, 128))
-    assert two == pytest.approx(2 * one, rel=0.1) and one > 64 * 6 * 8 * 4
-    assert cost.memory(64, 1)["adam"] == 8 * cost.parameters
-    # A GPU keeps a block of the MMD's kernel matrix at most, and the others' codes.
-    on_gpu = cost.memory(8192, 4, "cuda")[ALIGNMENT]
-    assert 0 < on_gpu - 4 * 2 * 3 * 8192 * 12 <= 4 * 2**25
-    averaged = load_config(config, ["train.ema.decay=0.9"])
-    of_averaged = dense_cost(averaged, config_feature_tables(averaged), ROWS).memory(64, 1)
-    assert of_averaged == cost.memory(64, 1) | {"ema": 4 * cost.parameters}
-
-
-@pytest.mark.parametrize("alignment", ["mmd", "contrastive"])
-def test_the_cost_of_l_d_over_all_ranks_is_what_torch_keeps_and_multiplies(
-    config: Path, alignment: str
-) -> None:
-    """Of own rows against those of 3 more ranks, beside what one rank keeps."""
-    settings = load_config(config, [f"model.zero_shot.alignment={alignment}"])
-    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
-    (more, more_flops), (few, few_flops) = (_aligned(alignment, 64 * ranks) for ranks in (4, 1))
-    assert cost.memory(64, 4)[ALIGNMENT] == pytest.approx(more - few, rel=0.1)
-    assert ALIGNMENT not in cost.memory(64, 1)
-    if alignment == "contrastive":  # of the MMD the backward pass is taken for more than it is
-        flops = cost.flops(64, 4) - cost.flops(64, 1)
-        assert flops == pytest.approx(more_flops - few_flops, rel=0.1)
-    own = load_config(
-        config, ["model.mmd_over_all_ranks=false", f"model.zero_shot.alignment={alignment}"]
-    )
-    of_own = dense_cost(own, config_feature_tables(own), ROWS)
-    assert ALIGNMENT not in of_own.memory(64, 4) and of_own.alignment_bytes(64, 4) == 0
-
-
-def test_the_cost_of_contrasting_items_over_all_ranks_is_what_torch_keeps(config: Path) -> None:
-    items = "model.virtual_items={contrast: {temperature: 0.5}}"
-    settings = load_config(config, ["data.new_items={max_count: 3}", items])
-    cost = dense_cost(settings, config_feature_tables(settings), ROWS)
-    (more, more_flops), (few, few_flops) = (_contrasted(64 * ranks, 16) for ranks in (4, 1))
-    assert cost.item_dim == 16, "the item's vector and that of the output-side table"
-    contrast = cost.memory(64, 4)["item contrast"]
-    assert contrast == pytest.approx(more - few, rel=0.1)
-    assert "item contrast" not in cost.memory(64, 1)
-    without = replace(cost, item_dim=0)
-    assert cost.flops(64, 4) - without.flops(64, 4) == more_flops - few_flops
-
-
 def test_scenarios_that_differ_in_the_schema_have_their_own_towers(config: Path) -> None:
     narrow, wide = estimate_grid(grid(config, vary=("schema.dim=8;32",)))
     assert narrow.dense_memory["weights"] < wide.dense_memory["weights"]
     assert narrow.dense_memory["batches"] == wide.dense_memory["batches"]
 
 
-def _contrasted(num_rows: int, dim: int) -> tuple[int, int]:
-    """The same of so many rows' items, of which this rank has 64."""
-    generated = torch.rand(64, dim, requires_grad=True)
-    anchors, ids = torch.rand(num_rows, dim), torch.arange(num_rows)
-    counted = torch.ones(num_rows, dtype=torch.bool)
-
-    def loss() -> torch.Tensor:
-        logits = cosine_logits(anchors, generated, 0.5)
-        sums = negative_sums(logits, (ids, ids[:64]), (counted, counted[:64]))
-        return info_nce(logits[:64].diagonal(), sums[:64]).sum()
-
-    return _cost_of(loss)
+def test_scenarios_that_differ_in_number_formats_have_their_own_cost(config: Path) -> None:
+    formats = "sharding.communication={dense_gradients: fp32};{dense_gradients: bf16}"
+    exact, rounded = estimate_grid(grid(config, vary=(formats,)))
+    assert 2 * rounded.dense_cost.gradient_bytes() == exact.dense_cost.gradient_bytes() > 0
+    given = {"hardware_name": "cpu", "vary": ("train.precision=float32;bfloat16",)}
+    whole, in_blocks = (
+        found.dense_memory[ALIGNMENT] for found in estimate_grid(grid(config, **given))
+    )
+    # 4 kernels and their distances, of 32 rows with those of 4 ranks.
+    assert 0 < whole - in_blocks - 4 * 8 * 32 * 128 < 4 * 10 * 12 * (32 + 128)
 
 
-def _aligned(alignment: str, num_rows: int) -> tuple[int, int]:
-    """Bytes kept and floating point operations of 64 rows' alignment with so many."""
-    rows, all_rows = torch.rand(64, 12, requires_grad=True), torch.rand(num_rows, 12)
-
-    def loss() -> torch.Tensor:
-        if alignment == "mmd":
-            return mmd(rows, rows * 2, 1.0, all_rows, all_rows * 2)
-        others, weights = all_rows.requires_grad_(), torch.ones(num_rows)
-        return contrastive_loss(rows * 2, others, 1.0, weights).sum()
-
-    return _cost_of(loss)
-
-
-def _cost_of(loss: Callable[[], torch.Tensor]) -> tuple[int, int]:
-    kept: dict[int, int] = {}
-
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        return value
-
-    counter: Any = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        loss().backward()
-    return sum(kept.values()), counter.get_total_flops()
+def test_much_memory_of_l_d_is_noted_with_what_makes_it_less(config: Path) -> None:
+    notes = {}
+    for ranks in ("1", "2"):
+        few_gib = {"hardware_name": "cpu", "hardware_overrides": ("host_gib=32",)}
+        [found] = estimate_grid(grid(config, ranks=ranks, batch_sizes="8192", **few_gib))
+        assert found.dense_memory[ALIGNMENT] == pytest.approx(
+            4 * 8 * 8192**2 * int(ranks), rel=0.01
+        )
+        [notes[ranks]] = found.notes
+    assert notes["1"] == (
+        "L_d over a rank's own rows takes 2.0 GiB of each rank, and grows with the square of the "
+        "batch: a smaller train.batch_size or model.zero_shot.loss_sample_share helps"
+    )
+    assert notes["2"] == (
+        "L_d over the rows of all ranks takes 4.0 GiB of each rank, and grows with ranks times "
+        "the square of the batch: model.mmd_over_all_ranks=false compares each rank's own rows"
+    )
+    [on_gpu] = estimate_grid(grid(config, batch_sizes="8192"))
+    assert on_gpu.notes == []
 
 
 class _Report(HTMLParser):

@@ -94,7 +94,7 @@ def _plans_of(scenario: Scenario, options: MeasureOptions) -> list[MeasuredPlan]
     """
     config = scenario.config
     tables, dims = config_feature_tables(config), scenario.vector_dims
-    cost = dense_cost(config, tables, scenario.num_rows, dims)
+    cost = dense_cost(config, tables, scenario.num_rows, dims, scenario.hardware.device)
     best = estimate_best_plans(scenario, cost, options.best)
     if not best:
         raise ValueError(

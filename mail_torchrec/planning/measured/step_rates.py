@@ -85,7 +85,7 @@ def measure_steps(device: torch.device, hardware: Hardware) -> StepRates:
     points = []
     for shape in SHAPES:
         ms, estimate = _measure(shape, device, hardware)
-        written = estimate.dense_cost.written_bytes(shape.batch_size)
+        written = estimate.dense_cost.step(shape.batch_size, world_size()).written_bytes
         beyond = max(_LEAST_MS, ms - estimate.step_time.total)
         # On one rank all models have two groups, and plans count none.
         groups = len(estimate.plan.groups) if world_size() > 1 else 0

@@ -1,16 +1,16 @@
-"""Memory and arithmetic of the towers, measured on a small batch of random rows.
+"""Memory and arithmetic of the towers, measured on small batches of random rows.
 
 The planner needs them beside the workload of the tables.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mail_torchrec.config import Config
@@ -19,25 +19,17 @@ from mail_torchrec.data.schema.feature_tables import FeatureTables
 from mail_torchrec.distributed.collectives import single_rank
 from mail_torchrec.embeddings.tables import build_tables, table_sizes
 from mail_torchrec.embeddings.workload import Workload, pooling_factors
-from mail_torchrec.losses.mmd import GPU_BLOCK
 from mail_torchrec.model.mail import Mail, Towers
-from mail_torchrec.train.cost.operator_count import OperatorCounter
+from mail_torchrec.train.cost.pair_losses import ALIGNMENT, PairLoss, pair_losses
 from mail_torchrec.train.cost.random_batches import RandomIds, num_negatives, random_batch
+from mail_torchrec.train.cost.step_cost import QuadraticCost, StepCost, measure_cost
 
-ALIGNMENT = "L_d over all ranks"
-"""Purpose of the memory in which L_d compares a rank's rows with those of all ranks."""
 _FLOAT_BYTES = 4
-# Sizes of the two measured batches, whose difference is the cost of a row.
-_ROWS = (4, 12)
 # One is trained on while the next one waits.
 _BATCHES = 2
-# The four kernel matrices of the MMD, each kept twice for the backward pass: squared distances and
-# kernel values.
-_MMD_MATRICES = 8
-# The contrastive loss keeps its similarities, on any device.
-_CONTRAST_MATRICES = 1
-# That of items keeps exponentials, and which pairs are of one item.
-_ITEM_PAIR_BYTES = 5
+# The measured batches have once to four times so many rows; at most, where losses are computed on a
+# share of them.
+_SPACING, _MOST_SPACING = 4, 64
 # Rows of every measured table.
 _NUM_IDS = 3
 
@@ -48,14 +40,10 @@ class DenseCost:
 
     parameters: int
     """Number of trainable values of the towers."""
-    bytes_per_row: float
-    """Bytes kept for the backward pass for each row, embeddings included."""
-    bytes_fixed: float
-    """Bytes kept for the backward pass whatever the batch size."""
-    flops_per_row: float
-    """Floating point operations of a step for each row, forward and backward."""
-    code_dim: int
-    """Width of the codes that L_d compares over all ranks; 0 where it does not."""
+    rows: QuadraticCost
+    """Cost of a step of a rank's rows, embeddings included and losses of pairs left out."""
+    pairs: tuple[PairLoss, ...] = ()
+    """Losses that compare a rank's rows with those of all ranks."""
     batch_per_row: float = 0.0
     """Bytes of a batch's tensors for each row."""
     batch_fixed: float = 0.0
@@ -66,22 +54,26 @@ class DenseCost:
     """Bytes of a gradient's value on its way between ranks."""
     operators: int = 0
     """Operators of a step, forward and backward; views do not count."""
-    written_per_row: float = 0.0
-    """Bytes that the operators of a step write for each row."""
-    written_fixed: float = 0.0
-    """Bytes that the operators of a step write whatever the batch size."""
-    contrasts: bool = False
-    """L_d compares the codes by the contrastive loss, and not by the MMD."""
-    item_dim: int = 0
-    """Width of the vectors that ``model.virtual_items.contrast`` compares over all ranks, or 0."""
 
-    def memory(self, batch_size: int, world_size: int, device: str = "cpu") -> dict[str, float]:
+    @property
+    def alignment(self) -> PairLoss | None:
+        """L_d where it compares rows, None otherwise."""
+        return next((loss for loss in self.pairs if loss.purpose == ALIGNMENT), None)
+
+    def aligned_within_ranks(self) -> "DenseCost":
+        """Returns the cost with ``model.mmd_over_all_ranks=false``."""
+        pairs = (
+            replace(loss, over_all_ranks=False) if loss.purpose == ALIGNMENT else loss
+            for loss in self.pairs
+        )
+        return replace(self, pairs=tuple(pairs))
+
+    def memory(self, batch_size: int, world_size: int) -> dict[str, float]:
         """Estimates bytes by purpose; the tables have to leave their sum free.
 
         Args:
             batch_size: rows of each rank.
             world_size: number of ranks.
-            device: of the ranks, ``cpu`` or ``cuda``, where the MMD keeps no matrix.
         """
         weights = float(_FLOAT_BYTES * self.parameters)
         memory = {"weights": weights, "gradients": weights, "adam": 2 * weights}
@@ -89,39 +81,25 @@ class DenseCost:
             memory["ema"] = weights
         if world_size > 1:
             memory["all-reduce buckets"] = weights
-        memory["activations"] = self.bytes_fixed + self.bytes_per_row * batch_size
+        memory["activations"] = self.rows.at(batch_size).kept_bytes
         memory["batches"] = _BATCHES * (self.batch_fixed + self.batch_per_row * batch_size)
-        others = batch_size * (world_size - 1)
-        if others and self.item_dim:
-            of_others = _FLOAT_BYTES * others * self.item_dim
-            memory["item contrast"] = _ITEM_PAIR_BYTES * batch_size * others + of_others
-        if others and self.code_dim:
-            matrices = _CONTRAST_MATRICES if self.contrasts else _MMD_MATRICES
-            kept = matrices * batch_size * others
-            if device == "cuda" and not self.contrasts:
-                kept = min(GPU_BLOCK, 4 * batch_size * (batch_size + others))
-            memory[ALIGNMENT] = _FLOAT_BYTES * (kept + 2 * others * self.code_dim)
-        return memory
+        return memory | {loss.purpose: loss.memory(batch_size, world_size) for loss in self.pairs}
 
-    def flops(self, batch_size: int, world_size: int) -> float:
-        """Estimates the floating point operations of a step."""
-        matrices = 1 if self.contrasts else 4
-        pairs = batch_size * batch_size * (world_size - 1)
-        aligned = 3 * matrices * 2 * pairs * self.code_dim + 2 * 2 * pairs * self.item_dim
-        return self.flops_per_row * batch_size + aligned
+    def step(self, batch_size: int, world_size: int) -> StepCost:
+        """Estimates what a step keeps, computes and writes on a rank.
 
-    def alignment_bytes(self, batch_size: int, world_size: int) -> float:
-        """Estimates the bytes that a rank receives for L_d over all ranks.
-
-        The MMD gathers two codes of each row; the contrastive loss sums one over ranks, and its
-        gradient, and a ring sends a sum twice.
+        Args:
+            batch_size: rows of each rank.
+            world_size: number of ranks.
         """
-        vectors = 4 if self.contrasts else 2
-        return float(_FLOAT_BYTES * vectors * batch_size * (world_size - 1) * self.code_dim)
+        cost = self.rows.at(batch_size)
+        for loss in self.pairs:
+            cost = cost.plus(loss.at(batch_size, world_size))
+        return cost
 
-    def written_bytes(self, batch_size: int) -> float:
-        """Estimates the bytes that the operators of a step write."""
-        return self.written_fixed + self.written_per_row * batch_size
+    def pair_bytes(self, batch_size: int, world_size: int) -> float:
+        """Estimates the bytes that a rank receives of rows that it compares its own with."""
+        return sum(loss.received(batch_size, world_size) for loss in self.pairs)
 
     def gradient_bytes(self) -> float:
         """Returns the bytes that the ranks all-reduce in a step."""
@@ -156,8 +134,9 @@ def dense_cost(
     feature_tables: FeatureTables,
     num_rows: dict[str, int],
     vector_dims: Mapping[str, int] | None = None,
+    device: str = "cpu",
 ) -> DenseCost:
-    """Measures the towers by steps on random rows of small tables.
+    """Measures the towers by steps on random rows of small tables, on a CPU.
 
     The state of the random generators is left unchanged.
 
@@ -166,61 +145,65 @@ def dense_cost(
         feature_tables: tables by feature key.
         num_rows: table -> rows; tables of that size are not built.
         vector_dims: number of elements of each vector column; None where there is none.
+        device: of the ranks, ``cpu`` or ``cuda``, where the MMD keeps no matrix.
     """
-    dims = vector_dims or {}
+    dims, spacing = vector_dims or {}, _spacing(config)
     with torch.random.fork_rng(devices=[]), single_rank():
         towers = Towers(config.model, config.schema_, feature_tables, num_rows, vector_dims=dims)
-        tables = build_tables(
-            config.schema_,
-            feature_tables,
-            dict.fromkeys(num_rows, _NUM_IDS),
-            torch.device("cpu"),
-        )
-        model = Mail(*tables, towers).train()
         ids = RandomIds(dict.fromkeys(num_rows, _NUM_IDS))
-        batches = [random_batch(config, feature_tables, rows, ids, dims) for rows in _ROWS]
-        first, second = (_measure_step(model, batch) for batch in batches)
-    more_rows = _ROWS[1] - _ROWS[0]
-    bytes_per_row = max(0.0, (second.kept_bytes - first.kept_bytes) / more_rows)
-    written_per_row = (second.written_bytes - first.written_bytes) / more_rows
-    smaller, larger = map(batch_bytes, batches)
-    batch_per_row = (larger - smaller) / more_rows
-    zero_shot = config.model.zero_shot
+        # The first step may do more, once for the run, and a batch keeps what it was asked for.
+        warm_up, *batches = (
+            random_batch(config, feature_tables, times * spacing, ids, dims)
+            for times in (1, 1, 2, 3, 4)
+        )
+        pairs = pair_losses(config, towers, device)
+        few_rows, cpu = dict.fromkeys(num_rows, _NUM_IDS), torch.device("cpu")
+        tables = build_tables(config.schema_, feature_tables, few_rows, cpu)
+        model = Mail(*tables, towers).train()
+        _measure_step(model, warm_up)
+        steps = [_measure_step(model, batch) for batch in batches]
+    costs = [
+        _without_pairs(cost, pairs, len(batch.labels_B))
+        for (cost, _), batch in zip(steps, batches, strict=True)
+    ]
+    batch_per_row = (batch_bytes(batches[1]) - batch_bytes(batches[0])) / spacing
     parameters = (value for value in towers.parameters() if value.requires_grad)
     return DenseCost(
         parameters=sum(parameter.numel() for parameter in parameters),
-        bytes_per_row=bytes_per_row,
-        bytes_fixed=max(0.0, first.kept_bytes - bytes_per_row * _ROWS[0]),
-        flops_per_row=(second.flops - first.flops) / more_rows,
-        code_dim=_compared_code_dim(config),
-        contrasts=zero_shot is not None and zero_shot.aligns_by("contrastive"),
-        item_dim=_contrasted_item_dim(towers),
+        rows=QuadraticCost.through(costs, spacing),
+        pairs=pairs,
         batch_per_row=batch_per_row,
-        batch_fixed=smaller - batch_per_row * _ROWS[0],
+        batch_fixed=batch_bytes(batches[0]) - batch_per_row * spacing,
         has_averages=config.train.ema is not None,
         gradient_value_bytes=2 if config.sharding.averages_in_bfloat16 else _FLOAT_BYTES,
-        operators=first.operators,
-        written_per_row=written_per_row,
-        written_fixed=max(0.0, first.written_bytes - written_per_row * _ROWS[0]),
+        operators=steps[0][1],
     )
 
 
-def _compared_code_dim(config: Config) -> int:
-    """Returns the width of the codes that L_d compares over all ranks, or 0."""
+def _spacing(config: Config) -> int:
+    """Returns a number of rows of whose multiples ``loss_sample_share`` takes equal shares."""
     zero_shot = config.model.zero_shot
-    if zero_shot is None or not config.model.mmd_over_all_ranks:
-        return 0
-    compares_all = zero_shot.aligns_by("mmd") or zero_shot.aligns_by("contrastive")
-    return zero_shot.encoder_dims[-1] if compares_all else 0
+    share = 1.0 if zero_shot is None else zero_shot.loss_sample_share
+
+    def error(rows: int) -> tuple[int, float]:
+        taken = [ceil(share * times * rows) for times in (1, 2, 3, 4)]
+        steps = {more - fewer for fewer, more in pairwise(taken)}
+        return len(steps), abs((taken[-1] - taken[0]) / (3 * rows) - share)
+
+    return min(range(_SPACING, _MOST_SPACING + 1), key=error)
 
 
-def _contrasted_item_dim(towers: Towers) -> int:
-    """Returns the width of the item vectors that are contrasted over all ranks, or 0."""
-    items = towers.virtual_items
-    if items is None or items.settings.contrast is None:
-        return 0
-    width: int = items.layers[-1].out_features
-    return width
+def _measure_step(model: Mail, batch: Batch) -> tuple[StepCost, int]:
+    found = measure_cost(lambda: model(batch)[0], model.parameters())
+    model.zero_grad()  # the next step adds to no gradient
+    return found
+
+
+def _without_pairs(cost: StepCost, pairs: tuple[PairLoss, ...], rows: int) -> StepCost:
+    """Subtracts the losses of pairs from a measured step of one rank."""
+    for loss in pairs:
+        cost = cost.plus(loss.measured.at(*loss.num_rows(rows, 1)), -1)
+    return cost
 
 
 def batch_bytes(batch: Batch) -> int:
@@ -235,52 +218,3 @@ def batch_bytes(batch: Batch) -> int:
 
     map_tensors(batch, note)
     return sum(value.nbytes for value in found)
-
-
-@contextmanager
-def bytes_kept(constant: Iterable[Tensor]) -> Iterator[dict[int, int]]:
-    """Notes what forward passes keep for the backward pass.
-
-    Args:
-        constant: tensors [...] that are there anyway, such as weights, and do not count.
-
-    Yields:
-        Address of a storage -> its bytes.
-    """
-    weights = {value.untyped_storage().data_ptr() for value in constant}
-    kept: dict[int, int] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        yield kept
-
-
-class _MeasuredStep(NamedTuple):
-    """Cost of one step."""
-
-    kept_bytes: float
-    """Bytes kept for the backward pass."""
-    flops: float
-    operators: int
-    written_bytes: float
-
-
-def _measure_step(model: Mail, batch: Batch) -> _MeasuredStep:
-    """Counts the bytes kept for the backward pass, and what the step computes."""
-    counter: Any = FlopCounterMode(display=False)
-    with OperatorCounter() as operators, counter:
-        with bytes_kept(model.parameters()) as kept:
-            loss, _ = model(batch)
-        loss.backward()
-    model.zero_grad()  # the next step adds to no gradient
-    return _MeasuredStep(
-        float(sum(kept.values())),
-        float(counter.get_total_flops()),
-        operators.operators,
-        float(operators.written_bytes),
-    )

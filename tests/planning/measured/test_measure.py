@@ -209,7 +209,8 @@ def test_on_one_rank_a_step_costs_no_group_of_tables_a_wait(
 
     def measured(shape: Any, *_: Any) -> tuple[float, Any]:
         operators = 300 if shape.tower == "din" else 200
-        cost = SimpleNamespace(operators=operators, written_bytes=lambda rows: 2e4 * rows)
+        step = SimpleNamespace(written_bytes=2e4 * shape.batch_size)
+        cost = SimpleNamespace(operators=operators, step=lambda rows, ranks: step)
         parts = {"plan": SimpleNamespace(groups={1: {0}, 2: {0}}), "dense_cost": cost}
         ms = 5.0 + fixed_ms + 8 * operators / 1e3 + 0.25 * 2e4 * shape.batch_size / 1e6
         return ms, SimpleNamespace(step_time=SimpleNamespace(total=5.0), **parts)
