@@ -18,7 +18,7 @@ from mail_torchrec.train.cost.operator_count import OperatorCounter
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step, or a part of one, takes; sums and multiples are taken number by number."""
+    """Cost of a step or of a part of one; sums and multiples are taken number by number."""
 
     kept_bytes: float = 0.0
     """Bytes kept for the backward pass."""
