@@ -124,7 +124,9 @@ def expected_losses(model: Any, batch: Any, order: list[int]) -> dict[str, float
         others = scores_of_others(model, batch, order, virtual=virtual)
         ways[virtual] = own, others
     (t, t_other), (s, s_other) = ways[False], ways[True]
-    paired = weights * labels * warm * warm[order]
+    is_own = ids == ids[order]
+    assert is_own.any()  # a negative that is the row's own item
+    paired = weights * labels * warm * warm[order] * ~is_own
     chosen = [i for i in range(len(order)) if paired[i] > 0]
     trust = np.minimum(np.tanh(4 * batch.item_frequency_B.double().numpy()), np.tanh(4))
 

@@ -130,7 +130,8 @@ def distillation_terms(
 ) -> dict[str, LossTerm]:
     """Builds the aligning losses of ALDI over clicked rows of warm items.
 
-    The negative item of a row is that of another row of this rank, drawn anew each step.
+    The negative item of a row is that of another row of this rank, drawn anew each step; a row that
+    meets its own item does not count.
 
     Args:
         ranker: scores rows.
@@ -148,7 +149,8 @@ def distillation_terms(
     negative_B = ranker.logits(virtual=True, rows_B=rows_B)
     student_B2 = torch.stack([student_B, negative_B], dim=1).float()
     is_warm_B = ~batch.is_cold_item_B
-    weights_B = batch.weights_B * batch.labels_B * is_warm_B * is_warm_B[rows_B]
+    is_other_B = given.ids_B != given.ids_B[rows_B]
+    weights_B = batch.weights_B * batch.labels_B * is_warm_B * is_warm_B[rows_B] * is_other_B
     frequency_B, cap = batch.item_frequency_B, settings.frequency_cap
     if frequency_B is None:
         assert cap is None, "check_virtual_items refuses ids that are not counted"
