@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mail_torchrec.config import preset_overrides
+from mail_torchrec.config import load_config, preset_overrides
 from mail_torchrec.reproduce.methods.definitions import METHODS, TABLE_2, TABLE_3
 from mail_torchrec.reproduce.methods.method import CROSSES, TOWERS, Method
 from mail_torchrec.reproduce.methods.resolution import resolve_config
@@ -221,6 +221,12 @@ def test_a_missing_preset_is_named_with_those_there_are(
     monkeypatch.setattr("mail_torchrec.config._PRESETS", tmp_path)
     with pytest.raises(ValueError, match="no preset 'narrow'; there are: wide"):
         preset_overrides("narrow")
+
+
+def test_the_preset_of_a_tower_of_new_users_own_is_the_method_of_that_name(path: Path) -> None:
+    method = resolve_config(METHODS["DMR + own tower"], path, (), 1)
+    preset = load_config(path, preset_overrides("own_tower"))
+    assert preset.model == method.model and preset.model.zero_shot is None
 
 
 def test_titles_of_towers_are_names_of_their_own() -> None:
