@@ -65,7 +65,7 @@ def draw_comparison(
     panel.set_yticks(range(len(results)), [plain_text(result.title) for result in results])
     panel.set_ylim(len(results) - 0.5, -0.5)
     label = f"{metric.upper()} on the test rows{_over_text(results, over)}"
-    panel.set_xlabel(label, color=TEXT_COLOUR)
+    panel.set_xlabel(label, color=TEXT_COLOUR, loc="right")  # may be wider than the panel
     _add_legend(panel)
     style_axes(panel, axis="x")
     save_figure(figure, out_png)
