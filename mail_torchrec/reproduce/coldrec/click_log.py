@@ -147,9 +147,17 @@ def unread_columns(schema: Schema) -> Sequence[str]:
 
 
 def item_column(schema: Schema) -> str:
-    """Returns the files' column of the item's id."""
+    """Returns the files' column of the item's id.
+
+    Raises:
+        ValueError: the schema has none.
+    """
     item = candidate_item(schema)
-    assert item is not None, "the configuration has an item"
+    if item is None:
+        raise ValueError(
+            "coldrec ranks items, and the schema has no column of group 'item' with one id a row; "
+            "add the column of the item's id"
+        )
     return schema.file_column(item)
 
 

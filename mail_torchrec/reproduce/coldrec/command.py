@@ -25,13 +25,12 @@ from mail_torchrec.utils.progress import progress_bar
 NUM_RESAMPLES = 1000
 RANKING_LENGTH = 20
 """K of recall and NDCG, the benchmark's own."""
+_FEWEST_ITEMS = 10
 
 
 @dataclass(frozen=True)
-class TestPairs:
+class PreparedPairs:
     """Rows that methods are trained on, and the pairs on which their rankings are tested."""
-
-    __test__ = False  # no class of tests
 
     log: ClickLog
     """Cold items are in no history of it."""
@@ -66,15 +65,19 @@ def reproduce_coldrec(options: ReproduceOptions, num_users: int, command: str) -
     return "\n".join([section.text, "  ".join(map(str, paths))])
 
 
-def prepare_pairs(config: Config, folder: Path, num_users: int) -> TestPairs:
+def prepare_pairs(config: Config, folder: Path, num_users: int) -> PreparedPairs:
     """Splits a log's clicks, and writes the rows that methods are trained on.
 
     Args:
         config: whose training and test rows are the log.
         folder: gets ``train`` and ``test``.
         num_users: test users, drawn at random.
+
+    Raises:
+        ValueError: the log has too few clicked items.
     """
     log = ClickLog.read(config)
+    _check_enough(log)
     split = split_pairs(log.users_N, log.items_N)
     cold = cold_items(log, split)
     log = log.without(cold)
@@ -83,11 +86,19 @@ def prepare_pairs(config: Config, folder: Path, num_users: int) -> TestPairs:
     users = np.random.default_rng(1).permutation(tested)[:num_users]
     counts = f"{log.counts()}, {len(cold):,} of them cold; "
     counts += f"{len(users):,} of {len(tested):,} test users"
-    return TestPairs(log, users, HeldOutPairs.of(log, split, users), counts)
+    return PreparedPairs(log, users, HeldOutPairs.of(log, split, users), counts)
+
+
+def _check_enough(log: ClickLog) -> None:
+    if len(log.items) < _FEWEST_ITEMS:
+        raise ValueError(
+            f"data.train and data.test hold {log.counts()}; coldrec divides the clicked items into "
+            f"warm and cold ones for validation and test, and needs at least {_FEWEST_ITEMS}"
+        )
 
 
 def measure_rankings(
-    jobs: Sequence[TrainingJob], pairs: TestPairs
+    jobs: Sequence[TrainingJob], pairs: PreparedPairs
 ) -> Mapping[str, Mapping[tuple[str, str], BootstrappedMetric]]:
     """Ranks all items by each finished run, and bootstraps the metrics of each method."""
     found = {}
@@ -127,7 +138,7 @@ def _exported(job: TrainingJob) -> Path:
 
 def _make_section(
     found: Mapping[str, Mapping[tuple[str, str], BootstrappedMetric]],
-    pairs: TestPairs,
+    pairs: PreparedPairs,
     num_seeds: int,
 ) -> ReportSection:
     base = next(iter(found))

@@ -45,9 +45,9 @@ class HeldOutPairs:
         """
         is_cold_I = np.zeros(len(log.items), np.bool_)
         is_cold_I[cold_items(log, split)] = True
-        trained_UI = _chosen_UI(log, split.train)[users_U]
-        cold_UI, warm_UI = (
-            _chosen_UI(log, part)[users_U] for part in (split.cold_test, split.warm_test)
+        trained_UI, cold_UI, warm_UI = (
+            _chosen_UI(log, part, users_U)
+            for part in (split.train, split.cold_test, split.warm_test)
         )
         return HeldOutPairs(
             {"cold": cold_UI, "warm": warm_UI, "overall": cold_UI | warm_UI},
@@ -73,10 +73,13 @@ class HeldOutPairs:
         }
 
 
-def _chosen_UI(log: ClickLog, clicks_N: Ints) -> Bools:
-    """Marks the items of some clicks, for all users of a log."""
-    is_chosen_UI = np.zeros((len(log.users), len(log.items)), np.bool_)
-    is_chosen_UI[log.users_N[clicks_N], log.items_N[clicks_N]] = True
+def _chosen_UI(log: ClickLog, clicks_N: Ints, users_U: Ints) -> Bools:
+    """Marks the items of some clicks, for some users of a log."""
+    places = np.full(len(log.users), -1)
+    places[users_U] = np.arange(len(users_U))
+    places_N = places[log.users_N[clicks_N]]
+    is_chosen_UI = np.zeros((len(users_U), len(log.items)), np.bool_)
+    is_chosen_UI[places_N[places_N >= 0], log.items_N[clicks_N[places_N >= 0]]] = True
     return is_chosen_UI
 
 

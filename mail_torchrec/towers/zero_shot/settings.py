@@ -67,8 +67,8 @@ class ZeroShotSettings(Settings):
     """Number of virtual behaviours: all positions (full, paper), or as many as a head on the code
     predicts (predicted, released code)."""
     reduction: Reduction = "mean"
-    """Reduction of L_a, L_v and an L_d that is not the MMD: mean over elements, then over warm rows;
-    or the paper's raw sum."""
+    """Reduction of L_a, L_v and an L_d that is not the MMD: mean over elements, then over warm
+    rows; or the paper's raw sum."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Dropout before all layers of encoders and decoders but the last."""
     loss_sample_share: float = Field(default=1.0, gt=0.0, le=1.0)

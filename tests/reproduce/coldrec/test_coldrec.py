@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -164,6 +165,9 @@ def test_settings_mask_training_pairs_and_the_other_kind_of_items(config: Path) 
     split = split_pairs(log.users_N, log.items_N)
     users = np.arange(len(log.users))
     pairs = HeldOutPairs.of(log, split, users)
+    some = np.array([5, 2])
+    of_some = HeldOutPairs.of(log, split, some).positive_UI["overall"]
+    assert np.array_equal(of_some, pairs.positive_UI["overall"][some])
     scores = np.zeros((len(users), len(log.items)), np.float32)
     for part, score in ((split.train, 3), (split.warm_test, 2), (split.cold_test, 1)):
         scores[log.users_N[part], log.items_N[part]] = score
@@ -193,6 +197,14 @@ def test_what_it_does_not_have_is_refused(
 ) -> None:
     code, output = run(config, *words)
     assert code and message in output
+
+
+def test_a_log_with_too_few_items_is_refused(config: Path, tmp_path: Path) -> None:
+    for path in tmp_path.glob("log/*/a.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pc.less(table["item"], 8)), path)
+    code, output = run(config)
+    assert code and "needs at least 10" in output and not list(tmp_path.glob("out/**/seed-*"))
 
 
 @pytest.mark.long
