@@ -61,6 +61,8 @@ def test_a_method_changes_what_stands_in_for_ids_and_nothing_else(name: str, pat
 def test_keys_of_item_methods_are_theirs_and_the_tower_is_the_users(path: Path) -> None:
     with pytest.raises(ValueError, match=r"'model\.virtual_items' is what the methods"):
         resolve_config(METHODS[BASE], path, ("model.virtual_items={}",), 1)
+    with pytest.raises(ValueError, match=r"'model\.virtual_items' is what the methods"):
+        resolve_config(METHODS[BASE], path, ("model.virtual_items.dropout=0.9",), 1)
     override = "model.tower=base_dnn", "model.tower_options={}"
     assert resolve_config(METHODS[BASE], path, override, 1).model.tower == "base_dnn"
 

@@ -45,7 +45,8 @@ def resolve_config(
 def _check_own_keys(method: Method, overrides: tuple[str, ...]) -> None:
     own_keys = _ITEM_METHODS_KEYS if method.is_for_items else _USER_METHODS_KEYS
     for key in (*_EVERY_METHODS_KEYS, *own_keys):
-        if any(override.partition("=")[0] == key for override in overrides):
+        # A key below one of these would be lost, for a method sets the whole section.
+        if any(f"{override.partition('=')[0]}.".startswith(f"{key}.") for override in overrides):
             raise ValueError(
                 f"'{key}' is what the methods themselves set; leave it out (--method and "
                 "--seeds choose the runs)"
